@@ -1,0 +1,1 @@
+//! The command line. The only place, with `main`, that names a concrete backend.

@@ -1,0 +1,13 @@
+//! From a folder of person images (or the synthetic generator) to batches of views.
+
+pub mod augment;
+pub mod batch;
+pub mod decode;
+pub mod loader;
+pub mod market;
+pub mod prepare;
+pub mod rng;
+pub mod scene;
+pub mod source;
+pub mod synth;
+pub mod views;

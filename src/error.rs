@@ -1,0 +1,69 @@
+//! The one error type of the crate. Every variant says what was wrong, where, and what to do about it.
+
+use std::path::{Path, PathBuf};
+
+/// `Result` with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong, grouped by who can mend it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A command line that cannot be carried out.
+    #[error("{0}")]
+    Usage(String),
+    /// A configuration key that is unknown, ill-typed or out of range.
+    #[error("config key `{key}`: {message}")]
+    Config { key: String, message: String },
+    /// The operating system refused something.
+    #[error("{}: cannot {action}: {source}", path.display())]
+    Io {
+        path: PathBuf,
+        action: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file whose contents cannot be used.
+    #[error("{}: {message}", path.display())]
+    File { path: PathBuf, message: String },
+    /// A layer whose operands do not fit together; `node` is the layer's path, such as `encoder.blocks.3.attn`.
+    #[error("{node}: {op}: {message}")]
+    Shape {
+        node: String,
+        op: &'static str,
+        message: String,
+    },
+    /// A compiler pass broke an invariant of the graph or the plan: a defect of this program, not of its input.
+    #[error("internal error after {pass}: {message}; please report it")]
+    Invariant { pass: &'static str, message: String },
+    /// A device or a library that is missing or refuses.
+    #[error("device {device}: {message}")]
+    Device { device: String, message: String },
+    /// Training cannot go on (collapse, non-finite values in a row).
+    #[error("training stopped: {0}")]
+    Training(String),
+}
+
+impl Error {
+    pub fn usage(message: impl Into<String>) -> Self {
+        Error::Usage(message.into())
+    }
+    pub fn config(key: impl Into<String>, message: impl Into<String>) -> Self {
+        Error::Config { key: key.into(), message: message.into() }
+    }
+    /// `action` completes "cannot ...": `"read"`, `"create the folder"`.
+    pub fn io(path: impl AsRef<Path>, action: &'static str, source: std::io::Error) -> Self {
+        Error::Io { path: path.as_ref().to_owned(), action, source }
+    }
+    pub fn file(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
+        Error::File { path: path.as_ref().to_owned(), message: message.into() }
+    }
+    pub fn shape(node: impl Into<String>, op: &'static str, message: impl Into<String>) -> Self {
+        Error::Shape { node: node.into(), op, message: message.into() }
+    }
+    pub fn invariant(pass: &'static str, message: impl Into<String>) -> Self {
+        Error::Invariant { pass, message: message.into() }
+    }
+    pub fn device(device: impl Into<String>, message: impl Into<String>) -> Self {
+        Error::Device { device: device.into(), message: message.into() }
+    }
+}

@@ -1,0 +1,20 @@
+//! saip-engine: pretrains lightweight human-centric vision models with SAIP (Scale-Aware Image Pretraining).
+//!
+//! The layers, each using only those above it: [`error`], [`tensor`], [`ir`], [`plan`], [`backend`], ([`cpu`]),
+//! [`nn`], [`saip`], [`data`], [`eval`], [`train`], [`report`], [`cli`].
+
+pub mod backend;
+pub mod cli;
+pub mod cpu;
+pub mod data;
+pub mod error;
+pub mod eval;
+pub mod ir;
+pub mod nn;
+pub mod plan;
+pub mod report;
+pub mod saip;
+pub mod tensor;
+pub mod train;
+
+pub use error::{Error, Result};

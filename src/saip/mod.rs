@@ -1,0 +1,3 @@
+//! The SAIP training step: its configuration, the graph of one step, schedules.
+
+pub mod config;
