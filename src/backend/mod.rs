@@ -1,1 +1,75 @@
+//! What the engine asks of a device: hold the regions, compile plans, run them, move data in and out.
 
+mod null;
+
+pub use null::NullBackend;
+
+use crate::error::Result;
+use crate::ir::{Op, Region};
+use crate::plan::Plan;
+use crate::tensor::{DType, Shape};
+
+/// Host data on its way into a region; a backend converts between float types.
+#[derive(Clone, Copy, Debug)]
+pub enum HostSlice<'a> {
+    F32(&'a [f32]),
+    F64(&'a [f64]),
+    I32(&'a [i32]),
+}
+
+impl HostSlice<'_> {
+    pub fn len(&self) -> usize {
+        match self {
+            HostSlice::F32(x) => x.len(),
+            HostSlice::F64(x) => x.len(),
+            HostSlice::I32(x) => x.len(),
+        }
+    }
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Where host data from a region goes.
+#[derive(Debug)]
+pub enum HostSliceMut<'a> {
+    F32(&'a mut [f32]),
+    F64(&'a mut [f64]),
+    I32(&'a mut [i32]),
+}
+
+/// Shape and type of an operand, for sizing workspaces.
+#[derive(Clone, Copy, Debug)]
+pub struct OperandType<'a> {
+    pub shape: &'a Shape,
+    pub dtype: DType,
+}
+
+/// A compiled plan, owned by the backend that made it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ProgramId(pub usize);
+
+/// A device that holds the regions and executes plans. All programs of one backend share its regions and one arena.
+pub trait Backend: Send {
+    /// Short name with the device, such as `cpu (2 threads, f32)`.
+    fn name(&self) -> String;
+
+    /// The element type in which this backend computes.
+    fn dtype(&self) -> DType;
+
+    /// Scratch bytes that an op needs while it runs; the planner reserves them in the arena.
+    fn workspace(&self, op: &Op, inputs: &[OperandType<'_>], outputs: &[OperandType<'_>]) -> usize;
+
+    /// Allocates what the plan needs beyond what is there (contents of regions are kept) and prepares every launch, so
+    /// that [`Backend::run`] allocates nothing.
+    fn compile(&mut self, plan: Plan) -> Result<ProgramId>;
+
+    /// Copies into a region; `offset` in elements.
+    fn write(&mut self, region: Region, offset: usize, data: HostSlice<'_>) -> Result<()>;
+
+    /// Copies out of a region; `offset` in elements.
+    fn read(&self, region: Region, offset: usize, data: HostSliceMut<'_>) -> Result<()>;
+
+    /// Runs a program to its end.
+    fn run(&mut self, program: ProgramId) -> Result<()>;
+}

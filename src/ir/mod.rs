@@ -1,1 +1,18 @@
+//! The graph of one step: typed nodes, shape inference, reverse-mode autodiff as a graph-to-graph pass, verification
+//! and a stable text dump.
 
+mod autodiff;
+mod dump;
+mod graph;
+mod infer;
+mod op;
+mod verify;
+
+pub use autodiff::differentiate;
+pub use dump::dump;
+pub use graph::{Binding, Graph, Node, NodeId, Region, Value, ValueId};
+pub use op::{
+    AttentionLayout, ConvGeometry, Epilogue, Op, OpKind, ParamSegment, RowRun, Scalar, SegmentRun, Segments,
+    TokenLayout, TokenView,
+};
+pub use verify::verify;

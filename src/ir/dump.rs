@@ -1,0 +1,5 @@
+use super::graph::Graph;
+/// Stable text form.
+pub fn dump(_graph: &Graph) -> String {
+    todo!()
+}
