@@ -155,3 +155,136 @@ pub fn tokens_into(at: &InstanceBox, side: usize, out: &mut [f32]) {
         *value = 1.0;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use image::Rgb;
+
+    use super::*;
+    use crate::data::rng::{Purpose, stream};
+
+    fn rng(i: u64) -> StreamRng {
+        stream(1, 0, i, Purpose::Scene)
+    }
+
+    fn flat(w: u32, h: u32, colour: [u8; 3]) -> RgbImage {
+        RgbImage::from_pixel(w, h, Rgb(colour))
+    }
+
+    #[test]
+    fn instances_stay_inside_and_apart() {
+        let cfg = AugmentConfig::default();
+        // Persons, squares, wide pictures and mixtures: the fallback has to serve those that rarely fit by chance.
+        let shapes =
+            [[(128, 256), (80, 160)], [(64, 64), (64, 64)], [(300, 100), (300, 100)], [(16, 400), (400, 16)]];
+        for sizes in shapes {
+            for side in [32, 64, 224] {
+                for i in 0..300 {
+                    let [a, b] = place(&cfg, sizes, side, &mut rng(i));
+                    assert_eq!(a.overlap(&b), 0, "{sizes:?} {side}: {a:?} {b:?}");
+                    for at in [a, b] {
+                        assert!(
+                            at.width > 0 && at.height > 0 && at.right() <= side && at.bottom() <= side,
+                            "{at:?}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn sizes_follow_the_config_and_keep_the_aspect() {
+        let cfg = AugmentConfig::default();
+        let mut heights = Vec::new();
+        for i in 0..500 {
+            for at in place(&cfg, [(128, 256), (80, 160)], 224, &mut rng(i)) {
+                assert!(at.width.abs_diff(at.height / 2) <= 1, "{at:?}");
+                heights.push(at.height);
+            }
+        }
+        assert!(heights.iter().all(|h| (78..=168).contains(h)));
+        assert!(heights.iter().any(|&h| h < 95) && heights.iter().any(|&h| h > 150));
+    }
+
+    #[test]
+    fn side_by_side_shrinks_only_when_needed() {
+        let boxes = side_by_side([[100, 50], [80, 40]], 100);
+        assert_eq!(boxes[0], InstanceBox { left: 0, top: 0, width: 50, height: 100 });
+        assert_eq!(boxes[1], InstanceBox { left: 60, top: 10, width: 40, height: 80 });
+        let boxes = side_by_side([[60, 100], [60, 100]], 100);
+        assert_eq!(boxes.map(|b| [b.width, b.height]), [[50, 30]; 2]);
+        assert_eq!(boxes[0].overlap(&boxes[1]), 0);
+    }
+
+    #[test]
+    fn tokens_are_those_mostly_inside() {
+        let mut seen_partial = false;
+        for i in 0..200 {
+            let at = place(&AugmentConfig::default(), [(128, 256), (80, 160)], 224, &mut rng(i))[0];
+            let mut got = vec![7.0; 14 * 14];
+            tokens_into(&at, 224, &mut got);
+            for (cell, value) in got.iter().enumerate() {
+                let (ty, tx) = (cell / 14, cell % 14);
+                let inside = (0..256usize).filter(|p| {
+                    let (y, x) = (ty * 16 + p / 16, tx * 16 + p % 16);
+                    (at.left..at.right()).contains(&x) && (at.top..at.bottom()).contains(&y)
+                });
+                let inside = inside.count();
+                seen_partial |= inside > 0 && inside < 128;
+                assert_eq!(
+                    *value,
+                    if inside >= 128 { 1.0 } else { 0.0 },
+                    "token {cell} of {at:?}: {inside} pixels"
+                );
+            }
+        }
+        assert!(seen_partial);
+    }
+
+    #[test]
+    fn a_tiny_instance_still_has_its_token() {
+        let mut got = vec![0.0; 16];
+        tokens_into(&InstanceBox { left: 30, top: 45, width: 5, height: 4 }, 64, &mut got);
+        // Columns 30..35 lie mostly in token column 2 (32..48), rows 45..49 mostly in token row 2 (32..48).
+        let want: Vec<f32> = (0..16).map(|i| if i == 10 { 1.0 } else { 0.0 }).collect();
+        assert_eq!(got, want);
+    }
+
+    #[test]
+    fn pasted_pixels_are_where_the_boxes_say() {
+        // Photometric changes off: colours then tell background and instances apart.
+        let cfg = AugmentConfig { color_jitter: 0.0, grayscale: 0.0, blur: [0.0; 3], ..Default::default() };
+        let (red, green) = (flat(128, 256, [200, 0, 0]), flat(80, 160, [0, 200, 0]));
+        for i in 0..20 {
+            let behind = flat(90, 70, [0, 0, 200]);
+            let scene =
+                compose(&cfg, &mut Augmenter::new(), &behind, [&red, &green], 224, &mut rng(i)).unwrap();
+            assert_eq!(scene.picture.dimensions(), (224, 224));
+            for (x, y, px) in scene.picture.enumerate_pixels() {
+                let (x, y) = (x as usize, y as usize);
+                let inside =
+                    |b: &InstanceBox| (b.left..b.right()).contains(&x) && (b.top..b.bottom()).contains(&y);
+                for (c, b) in scene.boxes.iter().enumerate() {
+                    assert_eq!(px.0[c] > 0, inside(b), "channel {c} at {x},{y} of {b:?}");
+                }
+                let core = |b: &InstanceBox| {
+                    let ramp = 12;
+                    x >= b.left + ramp && x + ramp < b.right() && y >= b.top + ramp && y + ramp < b.bottom()
+                };
+                if core(&scene.boxes[0]) {
+                    assert_eq!(px.0, [200, 0, 0], "the middle is opaque");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn edges_are_blended() {
+        let mut scene = flat(64, 64, [0, 0, 0]);
+        let at = InstanceBox { left: 10, top: 10, width: 30, height: 40 };
+        paste(&mut scene, &flat(30, 40, [240, 240, 240]), at, 0.1);
+        let row: Vec<u8> = (9..16).map(|x| scene.get_pixel(x, 30).0[0]).collect();
+        assert_eq!(row, [0, 60, 120, 180, 240, 240, 240]);
+    }
+}

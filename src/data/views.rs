@@ -194,3 +194,134 @@ pub fn random_positions(n: usize, count: usize, rng: &mut StreamRng) -> Vec<i32>
     all.sort_unstable();
     all
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use image::Rgb;
+
+    use super::*;
+    use crate::data::augment::Resampler;
+    use crate::saip::config::{CsmConfig, CsrConfig, CssConfig, EncoderConfig};
+
+    /// A step configuration with the given sizes; decoders and encoders do not matter to the data.
+    pub(crate) fn step(global: [usize; 2], local: [usize; 2], locals: usize, scene: usize) -> StepConfig {
+        StepConfig {
+            batch: 2,
+            global_size: global,
+            local_size: local,
+            locals,
+            rescaled_size: local,
+            masked_size: global,
+            scene_size: scene,
+            mask_ratio: 0.75,
+            student_temp: 0.1,
+            teacher_temp: 0.04,
+            center_momentum: 0.9,
+            momentum: 0.996,
+            lr: 1e-3,
+            weight_decay: 0.05,
+            adam_eps: 1e-8,
+            clip_norm: None,
+            loss_weights: [1.0; 3],
+            csm: CsmConfig { hidden: 8, bottleneck: 8, prototypes: 8 },
+            csr: CsrConfig { dim: 8, depth: 1, heads: 1 },
+            css: CssConfig { dim: 8, depth: 1, heads: 1, convs: 1 },
+            encoder: EncoderConfig::Vit { img_size: global, embed_dim: 8, depth: 1, num_heads: 1, tap: 0 },
+            expert_encoder: None,
+        }
+    }
+
+    #[test]
+    fn sizes_are_scaled_and_rounded_to_patches() {
+        let full = step([256, 128], [128, 64], 6, 224);
+        let at = step_config_at(&full, 1.25);
+        assert_eq!((at.rescaled_size, at.masked_size), ([160, 80], [320, 160]));
+        assert_eq!(scaled_size([128, 64], 0.75), [96, 48]);
+        assert_eq!(scaled_size([32, 16], 0.3), [16, 16], "never below one patch");
+        assert_eq!(ViewGeometry::of(&at).visible, 50);
+    }
+
+    #[test]
+    fn buckets_are_evenly_spaced_and_merge_when_equal() {
+        assert_eq!(scale_buckets(SCALE_RANGE, 4), [0.75, 1.0, 1.25, 1.5]);
+        assert_eq!(scale_buckets([0.5, 1.5], 1), [1.0]);
+        assert!(scale_buckets(SCALE_RANGE, 0).is_empty());
+        let full = step([256, 128], [128, 64], 6, 224);
+        let planner =
+            ViewPlanner::new(&full, &scale_buckets(SCALE_RANGE, 4), AugmentConfig::default()).unwrap();
+        assert_eq!(planner.geometries().len(), 4);
+        let close = ViewPlanner::new(&full, &[1.0, 1.001, 1.5], AugmentConfig::default()).unwrap();
+        assert_eq!(close.geometries().len(), 2);
+        let own = ViewPlanner::new(&full, &[], AugmentConfig::default()).unwrap();
+        assert_eq!(own.geometries(), [ViewGeometry::of(&full)]);
+    }
+
+    #[test]
+    fn every_step_draws_its_scale_from_seed_and_step_alone() {
+        let (full, scales) = (step([256, 128], [128, 64], 6, 224), scale_buckets(SCALE_RANGE, 4));
+        let planner = ViewPlanner::new(&full, &scales, AugmentConfig::default()).unwrap();
+        let mut counts = [0; 4];
+        for s in 0..400 {
+            assert_eq!(planner.geometry(3, s), &step_geometry(&full, &scales, 3, s));
+            counts[planner.bucket(3, s)] += 1;
+        }
+        assert!(counts.iter().all(|c| (65..140).contains(c)), "{counts:?}");
+        assert!((0..50).any(|s| planner.bucket(3, s) != planner.bucket(4, s)));
+    }
+
+    #[test]
+    fn unusable_sizes_are_named() {
+        let new = |cfg: StepConfig, scales: &[f64]| ViewPlanner::new(&cfg, scales, AugmentConfig::default());
+        let message = |cfg, scales| new(cfg, scales).unwrap_err().to_string();
+        assert!(message(step([250, 128], [128, 64], 6, 224), &[]).contains("global_size"));
+        assert!(message(step([256, 128], [128, 64], 6, 16), &[]).contains("scene_size"));
+        assert!(message(step([256, 128], [128, 64], 6, 224), &[f64::NAN]).contains("scales"));
+        let mut all_hidden = step([32, 16], [16, 16], 1, 64);
+        all_hidden.mask_ratio = 0.9;
+        assert!(message(all_hidden, &[]).contains("mask_ratio"));
+    }
+
+    #[test]
+    fn visible_positions_are_a_uniform_ascending_subset() {
+        let mut counts = vec![0; 40];
+        for i in 0..2000 {
+            let keep = random_positions(40, 10, &mut stream(0, 0, i, Purpose::Mask));
+            assert_eq!(keep.len(), 10);
+            assert!(keep.windows(2).all(|w| w[0] < w[1]) && keep[0] >= 0 && keep[9] < 40);
+            keep.iter().for_each(|&k| counts[k as usize] += 1);
+        }
+        // Expected 500 each; the standard deviation is 19.
+        assert!(counts.iter().all(|c| (400..600).contains(c)), "{counts:?}");
+    }
+
+    #[test]
+    fn views_are_what_the_reference_says() {
+        let cfg = step([64, 32], [32, 16], 3, 64);
+        let planner = ViewPlanner::new(&cfg, &[1.25], AugmentConfig::default()).unwrap();
+        let g = planner.geometry(0, 0).clone();
+        let person = RgbImage::from_fn(50, 100, |x, y| Rgb([(5 * x) as u8, (2 * y) as u8, (x * y) as u8]));
+        let behind = RgbImage::from_pixel(50, 100, Rgb([10, 20, 30]));
+        let key = SampleKey { seed: 0, epoch: 1, sample: 2 };
+        let render =
+            |key| planner.render(&mut Augmenter::new(), &g, key, &person, |_| Ok(behind.clone())).unwrap();
+        let v = render(key);
+        assert_eq!(v.local.len(), 3);
+        assert!(v.local.iter().all(|p| p.dimensions() == (16, 32)));
+        assert_eq!(v.keep.len(), g.visible);
+        let fit = |p: &RgbImage, size| Resampler::default().fit(p, size).unwrap();
+        assert_eq!(v.rescaled[1], fit(&v.global[0], g.rescaled_size), "the whole anchor at small size");
+        assert_eq!(v.masked, fit(&v.global[1], g.masked_size), "the pixels of global view 1");
+        assert_ne!(v.global[0], v.global[1]);
+        // The middle of each box holds the anchor's and the rescaled crop's own pixels.
+        for (source, at) in [&v.global[0], &v.rescaled[0]].into_iter().zip(v.scene.boxes) {
+            let want = fit(source, [at.height, at.width]);
+            let (x, y) = (at.width as u32 / 2, at.height as u32 / 2);
+            let got = v.scene.picture.get_pixel(at.left as u32 + x, at.top as u32 + y);
+            assert_eq!(got, want.get_pixel(x, y));
+        }
+        let again = render(key);
+        assert_eq!((v.global, v.local, v.keep), (again.global, again.local, again.keep));
+        assert_ne!(render(SampleKey { sample: 3, ..key }).masked, again.masked);
+        assert_ne!(render(SampleKey { epoch: 2, ..key }).masked, again.masked);
+    }
+}

@@ -6,6 +6,8 @@ pub mod blur;
 pub mod color;
 pub mod crop;
 pub mod normalize;
+#[cfg(test)]
+mod tests;
 
 use image::RgbImage;
 use rand::RngExt;

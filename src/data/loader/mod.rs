@@ -3,6 +3,8 @@
 
 mod assemble;
 mod order;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
