@@ -106,7 +106,9 @@ impl FolderSource {
         // Component-wise order is the same on every platform and does not depend on the directory's own order.
         files.sort_unstable();
         if files.is_empty() {
-            let message = format!("no images in this folder or its subfolders; accepted formats: {ACCEPTED}");
+            let trouble = notes.first().map(|n| format!(" ({n})")).unwrap_or_default();
+            let message =
+                format!("no images in this folder or its subfolders{trouble}; accepted formats: {ACCEPTED}");
             return Err(Error::file(root, message));
         }
         Ok(FolderSource { root: root.to_owned(), files, notes })

@@ -1,3 +1,4 @@
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use image::{Rgb, RgbImage};
@@ -12,11 +13,13 @@ struct Made {
     count: usize,
     bad: Vec<usize>,
     panics: Option<usize>,
+    /// Successful loads, in order.
+    log: Mutex<Vec<usize>>,
 }
 
 impl Made {
     fn new(count: usize) -> Self {
-        Made { count, bad: Vec::new(), panics: None }
+        Made { count, bad: Vec::new(), panics: None, log: Mutex::default() }
     }
 }
 
@@ -32,6 +35,7 @@ impl ImageSource for Made {
         if self.bad.contains(&i) {
             return Err(Error::file(self.name(i), "broken on purpose"));
         }
+        self.log.lock().unwrap().push(i);
         let i = i as u32;
         Ok(RgbImage::from_fn(20, 40, |x, y| Rgb([x * 9 + i * 31, y * 5 + i * 7, x * y + i].map(|v| v as u8))))
     }
@@ -214,4 +218,62 @@ fn memory_is_recycled() {
     let at = b.global.as_ptr();
     l.recycle(b);
     assert_eq!(l.next().unwrap().global.as_ptr(), at);
+}
+
+#[test]
+fn epochs_show_a_picture_with_other_views() {
+    let mut l = loader(Made::new(4), config(4, 0));
+    let batches = take(&mut l, 2);
+    for (slot, name) in batches[0].names.iter().enumerate() {
+        let again = batches[1].names.iter().position(|n| n == name).unwrap();
+        let view = |b: &Batch, slot: usize| b.global[slot * 3 * 64 * 32..][..3 * 64 * 32].to_vec();
+        assert_ne!(view(&batches[0], slot), view(&batches[1], again), "{name}");
+    }
+}
+
+#[test]
+fn the_background_is_another_picture() {
+    let mut counts = [0; 5];
+    for i in 0..1000 {
+        counts[another(3, 5, &mut crate::data::rng::stream(0, 0, i, crate::data::rng::Purpose::Scene))] += 1;
+    }
+    assert_eq!(counts[3], 0);
+    assert!([0, 1, 2, 4].iter().all(|&i| (200..300).contains(&counts[i])), "{counts:?}");
+    // With picture 1 broken, picture 2 replaces it, even where picture 2 is the person: then the next one is taken.
+    let source = Arc::new(Made { bad: vec![1], ..Made::new(3) });
+    let mut l = Loader::new(source.clone(), config(3, 0), planner()).unwrap();
+    take(&mut l, 20);
+    drop(l);
+    let log = source.log.lock().unwrap();
+    // A sample loads the person, then the background; once more when the first choice was the person again.
+    let (mut at, mut samples) = (0, 0);
+    while at < log.len() {
+        let retried = log[at] == log[at + 1];
+        let background = log[at + 1 + usize::from(retried)];
+        assert_ne!(log[at], background);
+        at += 2 + usize::from(retried);
+        samples += 1;
+    }
+    assert_eq!(samples, 60);
+}
+
+#[test]
+fn a_folder_with_bad_files_trains_the_same_for_any_worker_count() {
+    use crate::data::decode::tests::{encode, sample};
+    use crate::data::source::open_source;
+    let dir = tempfile::tempdir().unwrap();
+    let jpeg = encode(sample(20, 40), image::ImageFormat::Jpeg);
+    let files: [(&str, &[u8]); 5] =
+        [("a.jpg", &jpeg), ("b.jpg", &jpeg[..60]), ("c.png", &jpeg), ("d.jpg", b""), ("e", &jpeg)];
+    for (name, bytes) in files {
+        std::fs::write(dir.path().join(name), bytes).unwrap();
+    }
+    let run = |workers| {
+        let source: Arc<dyn ImageSource> = Arc::from(open_source(dir.path()).unwrap());
+        let mut l = Loader::new(source, config(5, workers), planner()).unwrap();
+        (take(&mut l, 3), l.skipped())
+    };
+    let (want, skipped) = run(0);
+    assert_eq!(skipped.iter().map(|s| s.0.as_str()).collect::<Vec<_>>(), ["b.jpg", "d.jpg"]);
+    assert_eq!(run(2), (want, skipped));
 }
