@@ -115,7 +115,7 @@ pub fn run(args: &PrepareArgs) -> Result<()> {
 /// The table of counts.
 fn summary(report: &PrepareReport) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header(["annotations", "count"]);
+    table.load_style(presets::UTF8_FULL_CONDENSED).set_header(["annotations", "count"]);
     table.add_row(["cut out".to_owned(), report.crops.to_string()]);
     for (skip, count) in &report.skipped {
         table.add_row([format!("skipped: {}", skip.reason()), count.to_string()]);

@@ -36,7 +36,10 @@ pub fn place(bbox: [f64; 4], size: [u32; 2], options: &PrepareOptions) -> Result
     if left >= right || top >= bottom {
         return Err(Skip::OutsideImage);
     }
-    let clipped = [left, top, right - left, bottom - top];
+    // What is not clipped stays as stated, to the last digit.
+    let inner_width = if left == x && right == x + width { width } else { right - left };
+    let inner_height = if top == y && bottom == y + height { height } else { bottom - top };
+    let clipped = [left, top, inner_width, inner_height];
     if clipped[2] < f64::from(options.min_width) || clipped[3] < f64::from(options.min_height) {
         return Err(Skip::TooSmall);
     }
