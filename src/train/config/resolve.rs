@@ -253,7 +253,8 @@ fn apply_table(tree: &mut Table, layer: &Table, prefix: &str, kind: &str, origin
                 apply_table(below, inner, &full, kind, origin)?;
             }
         } else {
-            let key = schema::find(kind, &full).ok_or_else(|| unknown(&full, kind, origin))?;
+            let key = schema::find(kind, &full)
+                .ok_or_else(|| unknown(&first_leaf(full.clone(), value), kind, origin))?;
             apply_key(tree, name, key, value, origin)?;
         }
     }
@@ -299,6 +300,14 @@ fn ill_typed(key: &str, expected: &str, value: &Value, origin: &str) -> Error {
         Value::Datetime(d) => format!("the date {d}"),
     };
     Error::config(key, format!("expected {expected}, {origin} gives {given}"))
+}
+
+/// The first key below an unknown section says more about what was meant than the section does.
+fn first_leaf(full: String, value: &Value) -> String {
+    match value.as_table().and_then(|table| table.iter().next()) {
+        Some((name, below)) => first_leaf(format!("{full}.{name}"), below),
+        None => full,
+    }
 }
 
 fn unknown(full: &str, kind: &str, origin: &str) -> Error {
