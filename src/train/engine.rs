@@ -11,7 +11,6 @@ use crate::saip::config::StepConfig;
 use crate::saip::{IoSlot, StepGraph, StepOptions, StepPoint, build_step, scalar_block};
 use rand::RngExt;
 
-
 /// How the steps of a run are built.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EngineOptions {
@@ -87,7 +86,11 @@ impl Engine {
     ///
     /// # Errors
     /// Those of building, planning and compiling.
-    pub fn new(mut backend: Box<dyn Backend>, configs: &[StepConfig], options: EngineOptions) -> Result<Self> {
+    pub fn new(
+        mut backend: Box<dyn Backend>,
+        configs: &[StepConfig],
+        options: EngineOptions,
+    ) -> Result<Self> {
         let opts = StepOptions {
             dtype: backend.dtype(),
             micro_steps: options.micro_steps,
@@ -96,7 +99,8 @@ impl Engine {
         let (mut buckets, mut plans, mut update) = (Vec::new(), Vec::new(), None);
         let mut layout = None;
         for cfg in configs {
-            let StepGraph { graph, update: tail, student, expert, inputs, outputs, state } = build_step(cfg, &opts)?;
+            let StepGraph { graph, update: tail, student, expert, inputs, outputs, state } =
+                build_step(cfg, &opts)?;
             let planned = compile_plan(graph, options.recompute, &*backend)?;
             plans.push(planned.clone());
             let program = backend.compile(planned)?;
@@ -107,7 +111,8 @@ impl Engine {
             buckets.push(Bucket { cfg: cfg.clone(), program, inputs, outputs });
             layout = Some((student, expert, state));
         }
-        let (student, expert, state) = layout.ok_or_else(|| Error::usage("a run needs at least one view geometry"))?;
+        let (student, expert, state) =
+            layout.ok_or_else(|| Error::usage("a run needs at least one view geometry"))?;
         Ok(Engine { backend, options, buckets, update, student, expert, state, plans })
     }
 
@@ -146,7 +151,10 @@ impl Engine {
     /// # Errors
     /// When the batch does not have the bucket's sizes, or the backend fails.
     pub fn micro_step(&mut self, bucket: usize, batch: &Batch, point: &StepPoint) -> Result<Losses> {
-        let b = self.buckets.get(bucket).ok_or_else(|| Error::usage(format!("there is no view geometry {bucket}")))?;
+        let b = self
+            .buckets
+            .get(bucket)
+            .ok_or_else(|| Error::usage(format!("there is no view geometry {bucket}")))?;
         for slot in &b.inputs {
             let backend = &mut *self.backend;
             match slot.name.as_str() {
@@ -214,14 +222,24 @@ impl Engine {
             let mut values = vec![0.0; registry.len()];
             self.backend.read(region, 0, HostSliceMut::F32(&mut values))?;
             for p in registry {
-                state.tensors.push((format!("{prefix}{}", p.name), p.shape.clone(), state.buffers.len(), p.offset));
+                state.tensors.push((
+                    format!("{prefix}{}", p.name),
+                    p.shape.clone(),
+                    state.buffers.len(),
+                    p.offset,
+                ));
             }
             state.buffers.push(values);
         }
         for slot in &self.state {
             let mut values = vec![0.0; slot.shape.count()];
             self.backend.read(slot.region, slot.offset, HostSliceMut::F32(&mut values))?;
-            state.tensors.push((format!("state.{}", slot.name), slot.shape.dims().to_vec(), state.buffers.len(), 0));
+            state.tensors.push((
+                format!("state.{}", slot.name),
+                slot.shape.dims().to_vec(),
+                state.buffers.len(),
+                0,
+            ));
             state.buffers.push(values);
         }
         Ok(state)
@@ -232,7 +250,8 @@ impl Engine {
         let registry = self.registry(region);
         let mut values = vec![0.0; registry.len()];
         self.backend.read(region, 0, HostSliceMut::F64(&mut values))?;
-        let named = |p: &ParamSpec| (p.name.clone(), p.shape.clone(), values[p.offset..p.offset + p.len].to_vec());
+        let named =
+            |p: &ParamSpec| (p.name.clone(), p.shape.clone(), values[p.offset..p.offset + p.len].to_vec());
         Ok(registry.iter().map(named).collect())
     }
 
@@ -250,7 +269,9 @@ impl Engine {
     pub fn expected_state(&self) -> Vec<(String, Vec<usize>)> {
         let mut all = Vec::new();
         for (prefix, region) in Self::STATE_REGIONS {
-            all.extend(self.registry(region).iter().map(|p| (format!("{prefix}{}", p.name), p.shape.clone())));
+            all.extend(
+                self.registry(region).iter().map(|p| (format!("{prefix}{}", p.name), p.shape.clone())),
+            );
         }
         all.extend(self.state.iter().map(|s| (format!("state.{}", s.name), s.shape.dims().to_vec())));
         all
@@ -354,8 +375,9 @@ fn drop_path_factors(options: &EngineOptions, point: &StepPoint, shape: &[usize]
     for branch in 0..branches {
         let p = options.drop_path * (branch / 2) as f64 / (blocks.max(2) - 1) as f64;
         let mut rng = stream(options.seed, micro, branch as u64, Purpose::DropPath);
-        factors.extend((0..segments).map(|_| if rng.random::<f64>() < p { 0.0 } else { (1.0 / (1.0 - p)) as f32 }));
+        factors.extend(
+            (0..segments).map(|_| if rng.random::<f64>() < p { 0.0 } else { (1.0 / (1.0 - p)) as f32 }),
+        );
     }
     factors
 }
-

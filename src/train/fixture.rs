@@ -70,7 +70,10 @@ impl Fixture {
         SafeTensors::deserialize(&bytes).map_err(broken)?;
         let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
         let config = metadata.metadata().as_ref().and_then(|m| m.get("config")).ok_or_else(|| {
-            Error::file(&path, "carries no `config` in its metadata: write it with the reference's `write` command")
+            Error::file(
+                &path,
+                "carries no `config` in its metadata: write it with the reference's `write` command",
+            )
         })?;
         let config: StepConfig = serde_json::from_str(config)
             .map_err(|e| Error::file(&path, format!("the `config` in its metadata cannot be used: {e}")))?;
@@ -85,10 +88,16 @@ impl Fixture {
         SafeTensors::deserialize(&self.bytes).map_err(|e| Error::file(&self.path, e.to_string()))
     }
 
-    fn tensor<'a>(&self, all: &SafeTensors<'a>, name: &str, shape: &[usize], dtype: Dtype) -> Result<TensorView<'a>> {
-        let found = all
-            .tensor(name)
-            .map_err(|_| Error::file(&self.path, format!("tensor `{name}` is missing, expected {dtype:?} {shape:?}")))?;
+    fn tensor<'a>(
+        &self,
+        all: &SafeTensors<'a>,
+        name: &str,
+        shape: &[usize],
+        dtype: Dtype,
+    ) -> Result<TensorView<'a>> {
+        let found = all.tensor(name).map_err(|_| {
+            Error::file(&self.path, format!("tensor `{name}` is missing, expected {dtype:?} {shape:?}"))
+        })?;
         if found.shape() != shape || found.dtype() != dtype {
             return Err(Error::file(
                 &self.path,
@@ -124,7 +133,12 @@ impl Fixture {
             .map(|b| i64::from_le_bytes(*b))
             .map(|i| usize::try_from(i).ok().filter(|i| *i < patches).map(|i| i as i32))
             .collect::<Option<Vec<i32>>>()
-            .ok_or_else(|| Error::file(&self.path, format!("`view.keep` leaves the {patches} patches of the masked view")))?;
+            .ok_or_else(|| {
+                Error::file(
+                    &self.path,
+                    format!("`view.keep` leaves the {patches} patches of the masked view"),
+                )
+            })?;
         if keep.chunks_exact(geometry.visible.max(1)).any(|k| k.windows(2).any(|w| w[0] >= w[1])) {
             return Err(Error::file(&self.path, "`view.keep` must ascend within each image"));
         }
@@ -164,7 +178,9 @@ impl Fixture {
         for (name, value) in losses.parts {
             results.insert(format!("loss.{name}"), (vec![], vec![value]));
         }
-        for (prefix, region) in [("grad.", Region::Grads), ("after.student.", Region::Params), ("after.expert.", Region::Expert)] {
+        for (prefix, region) in
+            [("grad.", Region::Grads), ("after.student.", Region::Params), ("after.expert.", Region::Expert)]
+        {
             for (name, shape, values) in engine.read_region(region)? {
                 results.insert(format!("{prefix}{name}"), (shape, values));
             }
@@ -215,7 +231,10 @@ impl Fixture {
                     Some((_, a)) if a.len() == b.len() => norm(a.iter().zip(b).map(|(a, b)| a - b)) / scale,
                     _ => f64::INFINITY,
                 };
-                Deviation { name: (*name).to_owned(), error: if error.is_finite() { error } else { f64::INFINITY } }
+                Deviation {
+                    name: (*name).to_owned(),
+                    error: if error.is_finite() { error } else { f64::INFINITY },
+                }
             })
             .collect();
         deviations.sort_by(|a, b| b.error.total_cmp(&a.error).then_with(|| a.name.cmp(&b.name)));
@@ -229,14 +248,17 @@ impl Fixture {
 pub fn dump(results: &Results, path: &Path) -> Result<()> {
     let bytes: Vec<(&String, &Vec<usize>, Vec<u8>)> = results
         .iter()
-        .map(|(name, (shape, values))| (name, shape, values.iter().flat_map(|v| (*v as f32).to_le_bytes()).collect()))
+        .map(|(name, (shape, values))| {
+            (name, shape, values.iter().flat_map(|v| (*v as f32).to_le_bytes()).collect())
+        })
         .collect();
     let views = bytes
         .iter()
         .map(|(name, shape, data)| Ok((name.as_str(), TensorView::new(Dtype::F32, (*shape).clone(), data)?)))
         .collect::<std::result::Result<Vec<_>, safetensors::SafeTensorError>>()
         .map_err(|e| Error::file(path, format!("cannot be laid out: {e}")))?;
-    let file = safetensors::serialize(views, None).map_err(|e| Error::file(path, format!("cannot be laid out: {e}")))?;
+    let file = safetensors::serialize(views, None)
+        .map_err(|e| Error::file(path, format!("cannot be laid out: {e}")))?;
     super::atomic::write(path, &file)
 }
 
