@@ -262,10 +262,8 @@ impl StepBuilder<'_> {
                 }
                 Some(id) => id,
                 None => {
-                    let id = graph.push1(path, Op::Fill { shape: p.shape.clone(), value: 0.0 }, &[])?;
-                    // Without operands there is nothing to infer the type from.
-                    graph.values[id.index()].dtype = self.types.master;
-                    id
+                    let fill = Op::Fill { shape: p.shape.clone(), value: 0.0, dtype: self.types.master };
+                    graph.push1(path, fill, &[])?
                 }
             };
             if graph.shape(value).count() != p.len {
