@@ -189,6 +189,7 @@ fn unknown_keys_name_the_nearest_and_their_file() {
         ("csr.convs", "css.convs"),
         ("encoder.embed_dims", "encoder.embed_dim"),
         ("opt", "optim"),
+        ("css.weigt", "css.weight"),
     ] {
         let e = refused(&[&format!("{given}=1")]);
         assert!(e.contains(&format!("`{given}`")) && e.contains(&format!("did you mean `{near}`?")), "{e}");
