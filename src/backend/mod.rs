@@ -60,6 +60,9 @@ pub trait Backend: Send {
     /// Scratch bytes that an op needs while it runs; the planner reserves them in the arena.
     fn workspace(&self, op: &Op, inputs: &[OperandType<'_>], outputs: &[OperandType<'_>]) -> usize;
 
+    /// Inputs whose memory the op may reuse for its first output when they are not needed afterwards.
+    fn in_place(&self, op: &Op) -> &'static [usize];
+
     /// Allocates what the plan needs beyond what is there (contents of regions are kept) and prepares every launch, so
     /// that [`Backend::run`] allocates nothing.
     fn compile(&mut self, plan: Plan) -> Result<ProgramId>;

@@ -6,6 +6,79 @@
 use super::real::Real;
 use crate::ir::Op;
 use crate::tensor::{DType, Shape};
+use std::ops::Range;
+
+/// Cache lines, so that every buffer is aligned for any vector load.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// Zeroed memory that owns its bytes; addresses handed out stay valid until it is grown or dropped.
+pub(super) struct Memory {
+    /// From `Box::into_raw`, so that operands' addresses and the slices below share one provenance.
+    lines: *mut [Line],
+}
+
+// SAFETY: Memory owns its allocation; access follows Rust's borrows of it, and `Io`'s contract for operands.
+unsafe impl Send for Memory {}
+// SAFETY: as above: `&Memory` only reads.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    pub fn zeroed(bytes: usize) -> Self {
+        let lines = bytemuck::zeroed_vec::<Line>(bytes.div_ceil(size_of::<Line>()));
+        Memory { lines: Box::into_raw(lines.into_boxed_slice()) }
+    }
+
+    /// Length in bytes, a multiple of a cache line.
+    pub fn len(&self) -> usize {
+        self.lines.len() * size_of::<Line>()
+    }
+
+    fn lines(&self) -> &[Line] {
+        // SAFETY: the pointer is a live box, and `&self` forbids writers: operands are written only under `&mut`.
+        unsafe { &*self.lines }
+    }
+
+    fn lines_mut(&mut self) -> &mut [Line] {
+        // SAFETY: the pointer is a live box, exclusively borrowed through `self`.
+        unsafe { &mut *self.lines }
+    }
+
+    /// Enlarges to at least `bytes`, keeping the contents.
+    pub fn grow(&mut self, bytes: usize) {
+        let mut larger = Memory::zeroed(bytes);
+        larger.lines_mut()[..self.lines.len()].copy_from_slice(self.lines());
+        *self = larger;
+    }
+
+    pub fn fill(&mut self, byte: u8) {
+        self.lines_mut().fill(Line([byte; 64]));
+    }
+
+    /// Typed view of a range of bytes, which must be aligned for `E` and inside.
+    pub fn slice<E: bytemuck::AnyBitPattern>(&self, range: Range<usize>) -> &[E] {
+        bytemuck::cast_slice(&bytemuck::cast_slice::<Line, u8>(self.lines())[range])
+    }
+
+    pub fn slice_mut<E: bytemuck::Pod>(&mut self, range: Range<usize>) -> &mut [E] {
+        bytemuck::cast_slice_mut(&mut bytemuck::cast_slice_mut::<Line, u8>(self.lines_mut())[range])
+    }
+
+    /// The address of an operand; None when it is misaligned or leaves the memory.
+    pub fn arg(&self, offset: usize, bytes: usize, shape: Shape, dtype: DType) -> Option<Arg> {
+        let inside = offset.checked_add(bytes)? <= self.len();
+        let aligned = offset.is_multiple_of(dtype.bytes());
+        (inside && aligned).then(|| Arg { ptr: self.lines.cast::<u8>().wrapping_add(offset), shape, dtype })
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: the pointer came from `Box::into_raw` and is given back once.
+        drop(unsafe { Box::from_raw(self.lines) });
+    }
+}
 
 /// Where one operand lives, resolved when the program is compiled.
 #[derive(Clone, Debug)]
@@ -13,6 +86,13 @@ pub struct Arg {
     pub(super) ptr: *mut u8,
     pub shape: Shape,
     pub dtype: DType,
+}
+
+impl Arg {
+    /// An operand of no elements.
+    pub(super) fn empty(dtype: DType) -> Self {
+        Arg { ptr: std::ptr::without_provenance_mut(64), shape: Shape::from([0]), dtype }
+    }
 }
 
 // SAFETY: an Arg is an address into memory owned by the backend; it is dereferenced only while the backend is
@@ -34,7 +114,7 @@ pub struct Io<'a, T> {
     op: &'a Op,
     inputs: &'a [Arg],
     outputs: &'a [Arg],
-    workspace: (*mut u8, usize),
+    workspace: &'a Arg,
     taken: u64,
     _type: std::marker::PhantomData<T>,
 }
@@ -43,13 +123,8 @@ impl<'a, T: Real> Io<'a, T> {
     /// # Safety
     /// Every argument must point to live memory of its shape and type, aligned for it, that nothing else accesses while
     /// the result or slices from it live; inputs and outputs overlap only where an output has exactly the address and
-    /// length of an input; `workspace` (address, bytes) overlaps none of them.
-    pub unsafe fn new(
-        op: &'a Op,
-        inputs: &'a [Arg],
-        outputs: &'a [Arg],
-        workspace: (*mut u8, usize),
-    ) -> Self {
+    /// length of an input; `workspace` overlaps none of them.
+    pub unsafe fn new(op: &'a Op, inputs: &'a [Arg], outputs: &'a [Arg], workspace: &'a Arg) -> Self {
         Io { op, inputs, outputs, workspace, taken: 0, _type: std::marker::PhantomData }
     }
 
@@ -115,12 +190,8 @@ impl<'a, T: Real> Io<'a, T> {
     pub fn workspace(&mut self) -> &'a mut [T] {
         assert!(self.taken & (1 << 63) == 0, "{}: workspace taken twice", self.op.name());
         self.taken |= 1 << 63;
-        let (ptr, bytes) = self.workspace;
-        if bytes == 0 {
-            return &mut [];
-        }
-        // SAFETY: `new` promises exclusive, live memory of `bytes` bytes, aligned to at least 64 bytes by the planner; any
-        // bit pattern is a valid float.
-        unsafe { std::slice::from_raw_parts_mut(ptr.cast(), bytes / size_of::<T>()) }
+        // SAFETY: `new` promises exclusive, live memory of this size, aligned to at least 64 bytes by the planner; any bit
+        // pattern is a valid float, and the mask above hands it out once.
+        unsafe { std::slice::from_raw_parts_mut(self.workspace.ptr.cast(), self.workspace.shape.count()) }
     }
 }

@@ -19,11 +19,13 @@ pub trait Real:
     + std::ops::AddAssign
     + std::ops::SubAssign
     + std::ops::MulAssign
-    + 'static
+    + bytemuck::Pod
 {
     const DTYPE: DType;
     const ZERO: Self;
     const ONE: Self;
+    fn from_f32(x: f32) -> Self;
+    fn to_f32(self) -> f32;
     fn from_f64(x: f64) -> Self;
     fn to_f64(self) -> f64;
 }
@@ -32,6 +34,14 @@ impl Real for f32 {
     const DTYPE: DType = DType::F32;
     const ZERO: f32 = 0.0;
     const ONE: f32 = 1.0;
+    #[inline(always)]
+    fn from_f32(x: f32) -> f32 {
+        x
+    }
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
     #[inline(always)]
     fn from_f64(x: f64) -> f32 {
         x as f32
@@ -46,6 +56,14 @@ impl Real for f64 {
     const DTYPE: DType = DType::F64;
     const ZERO: f64 = 0.0;
     const ONE: f64 = 1.0;
+    #[inline(always)]
+    fn from_f32(x: f32) -> f64 {
+        f64::from(x)
+    }
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self as f32
+    }
     #[inline(always)]
     fn from_f64(x: f64) -> f64 {
         x

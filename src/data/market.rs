@@ -1,1 +1,242 @@
+//! Labelled person images with Market-1501's layout and file names.
 
+use std::path::{Path, PathBuf};
+
+use walkdir::WalkDir;
+
+use crate::error::{Error, Result};
+
+/// One labelled image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Labelled {
+    pub path: PathBuf,
+    /// Who is on it; 0 for a distractor, which is nobody's match.
+    pub identity: i64,
+    pub camera: i64,
+}
+
+/// What retrieval is measured on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RetrievalSet {
+    pub query: Vec<Labelled>,
+    pub gallery: Vec<Labelled>,
+}
+
+const QUERY: &str = "query";
+const GALLERY: &str = "bounding_box_test";
+const TRAIN: &str = "bounding_box_train";
+const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff", "gif"];
+const EXPECTED: &str = "expected Market-1501's layout (the folders `query` and `bounding_box_test`), or one folder of \
+                        images named <identity>_c<camera>..., such as 0002_c1s1_000451_03.jpg";
+
+impl RetrievalSet {
+    /// Reads the labels of a folder: Market-1501's folders in it or one level below, or else one flat folder, whose
+    /// images are both query and gallery (the metrics hide each query's own camera, so no image finds itself).
+    ///
+    /// Identity -1 (junk) is dropped everywhere; identity 0 (distractors) stays in the gallery and is never a query.
+    /// Both lists are in the order of their file names.
+    ///
+    /// # Errors
+    /// A folder that cannot be read, has another layout, holds an image with another name, or no query or gallery.
+    pub fn open(path: &Path) -> Result<Self> {
+        let meta = std::fs::metadata(path).map_err(|e| Error::io(path, "read the folder", e))?;
+        if !meta.is_dir() {
+            return Err(Error::file(path, format!("is no folder; {EXPECTED}")));
+        }
+        let (mut query, gallery) = match root_of(path)? {
+            Some(root) => (read_folder(&root.join(QUERY))?, read_folder(&root.join(GALLERY))?),
+            None => {
+                let images = read_folder(path)?;
+                (images.clone(), images)
+            }
+        };
+        query.retain(|image| image.identity != 0);
+        for (what, list) in [("query", &query), ("gallery", &gallery)] {
+            if list.is_empty() {
+                return Err(Error::file(path, format!("has no {what} image of a known person; {EXPECTED}")));
+            }
+        }
+        Ok(RetrievalSet { query, gallery })
+    }
+}
+
+/// The training images (`bounding_box_train`) of a folder with Market-1501's layout, or all of a flat folder's.
+///
+/// # Errors
+/// As [`RetrievalSet::open`].
+pub fn training_images(path: &Path) -> Result<Vec<Labelled>> {
+    match root_of(path)? {
+        Some(root) => read_folder(&root.join(TRAIN)),
+        None => read_folder(path),
+    }
+}
+
+/// Where Market-1501's folders are: in `path`, or in its only such sub-folder; `None` where `path` has no such folder.
+fn root_of(path: &Path) -> Result<Option<PathBuf>> {
+    let has = |root: &Path, name: &str| root.join(name).is_dir();
+    let parts = [QUERY, GALLERY];
+    let mut roots = vec![path.to_owned()];
+    for entry in std::fs::read_dir(path).map_err(|e| Error::io(path, "read the folder", e))? {
+        let entry = entry.map_err(|e| Error::io(path, "read the folder", e))?.path();
+        // The archive unpacks into a folder of its own: Market-1501-v15.09.15.
+        if entry.is_dir() {
+            roots.push(entry);
+        }
+    }
+    roots.retain(|root| parts.iter().any(|part| has(root, part)));
+    roots.sort();
+    let root = match roots.as_slice() {
+        [] => return Ok(None),
+        [first, ..] if first == path => first,
+        [only] => only,
+        [first, second, ..] => {
+            return Err(Error::file(
+                path,
+                format!("holds several sets: {} and {}; name one of them", first.display(), second.display()),
+            ));
+        }
+    };
+    match parts.iter().find(|part| !has(root, part)) {
+        Some(missing) => Err(Error::file(root, format!("has no folder `{missing}`; {EXPECTED}"))),
+        None => Ok(Some(root.clone())),
+    }
+}
+
+/// All labelled images directly in `folder`, junk left out, by file name.
+fn read_folder(folder: &Path) -> Result<Vec<Labelled>> {
+    let mut images = Vec::new();
+    for entry in WalkDir::new(folder).min_depth(1).max_depth(1).sort_by_file_name() {
+        let entry = entry.map_err(|e| Error::io(folder, "read the folder", e.into()))?;
+        let path = entry.path();
+        // Market-1501 ships Thumbs.db files; only what is called an image must be labelled.
+        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+        if !path.is_file() || !EXTENSIONS.iter().any(|e| e.eq_ignore_ascii_case(extension)) {
+            continue;
+        }
+        let name = entry.file_name().to_string_lossy();
+        let (identity, camera) = parse_name(&name).ok_or_else(|| {
+            Error::file(
+                path,
+                format!("its name does not say who is on it and which camera took it; {EXPECTED}"),
+            )
+        })?;
+        if identity != -1 {
+            images.push(Labelled { path: path.to_owned(), identity, camera });
+        }
+    }
+    if images.is_empty() {
+        return Err(Error::file(folder, format!("holds no labelled image; {EXPECTED}")));
+    }
+    Ok(images)
+}
+
+/// The first match of `([-\d]+)_c(\d+)` in `name`: identity and camera. (Market-1501's own pattern takes one digit
+/// for the camera; its six cameras read the same, and sets with ten and more keep theirs apart.)
+pub fn parse_name(name: &str) -> Option<(i64, i64)> {
+    let bytes = name.as_bytes();
+    let is_label = |b: &u8| b.is_ascii_digit() || *b == b'-';
+    let mut start = 0;
+    while start < bytes.len() {
+        let length = bytes[start..].iter().take_while(|b| is_label(b)).count();
+        let end = start + length;
+        if length > 0 && bytes[end..].starts_with(b"_c") {
+            let digits = bytes[end + 2..].iter().take_while(|b| b.is_ascii_digit()).count();
+            if digits > 0 {
+                // Both ends lie next to ASCII characters, so they are character boundaries.
+                let identity = name.get(start..end)?.parse().ok()?;
+                return Some((identity, name.get(end + 2..end + 2 + digits)?.parse().ok()?));
+            }
+        }
+        start = end.max(start + 1);
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use tempfile::TempDir;
+
+    fn folder(files: &[&str]) -> TempDir {
+        let dir = TempDir::new().unwrap();
+        for file in files {
+            let path = dir.path().join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        }
+        dir
+    }
+
+    fn labels(list: &[Labelled]) -> Vec<(i64, i64)> {
+        list.iter().map(|l| (l.identity, l.camera)).collect()
+    }
+
+    #[test]
+    fn names_are_read_as_the_pattern_says() {
+        for (name, want) in [
+            ("0002_c1s1_000451_03.jpg", Some((2, 1))),
+            ("-1_c3s2_000551_02.jpg", Some((-1, 3))),
+            ("0000_c6s3_077467_04.jpg", Some((0, 6))),
+            ("0005_c2_f0046985.jpg", Some((5, 2))),
+            ("12_c15.png", Some((12, 15))),
+            ("set9_0007_c2.jpg", Some((7, 2))),
+            ("3_cx_4_c5.jpg", Some((4, 5))),
+            ("ü7_c1é.jpg", Some((7, 1))),
+            ("0002_s1.jpg", None),
+            ("_c1.jpg", None),
+            ("--_c1.jpg", None),
+            ("99999999999999999999_c1.jpg", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_name(name), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn market_layout_is_found_here_or_one_level_below() {
+        let files = [
+            "query/0002_c1s1_000451_03.jpg",
+            "query/0001_c2s1_000451_03.jpg",
+            "query/Thumbs.db",
+            "bounding_box_test/-1_c1s1_000401_03.jpg",
+            "bounding_box_test/0000_c1s1_000151_01.jpg",
+            "bounding_box_test/0002_c3s1_000551_01.JPG",
+            "bounding_box_train/0900_c3s1_000551_01.jpg",
+        ];
+        let direct = folder(&files);
+        let nested =
+            folder(&files.map(|f| format!("Market-1501-v15.09.15/{f}")).each_ref().map(|f| f.as_str()));
+        for dir in [&direct, &nested] {
+            let set = RetrievalSet::open(dir.path()).unwrap();
+            assert_eq!(labels(&set.query), [(1, 2), (2, 1)]);
+            assert_eq!(labels(&set.gallery), [(0, 1), (2, 3)]);
+            assert!(set.gallery.iter().all(|l| l.path.is_file()));
+            assert_eq!(labels(&training_images(dir.path()).unwrap()), [(900, 3)]);
+        }
+    }
+
+    #[test]
+    fn a_flat_folder_is_both_query_and_gallery() {
+        let dir = folder(&["1_c1.png", "1_c2.png", "0_c1.png", "-1_c1.png", "notes.txt"]);
+        let set = RetrievalSet::open(dir.path()).unwrap();
+        assert_eq!(labels(&set.query), [(1, 1), (1, 2)]);
+        assert_eq!(labels(&set.gallery), [(0, 1), (1, 1), (1, 2)]);
+    }
+
+    #[test]
+    fn what_is_no_such_folder_is_explained() {
+        let says = |files: &[&str], below: &str, what: &str| {
+            let dir = folder(files);
+            let error = RetrievalSet::open(&dir.path().join(below)).unwrap_err().to_string();
+            assert!(error.contains(what) && error.contains(dir.path().to_str().unwrap()), "{error}");
+        };
+        says(&[], "", "Market-1501");
+        says(&[], "absent", "absent");
+        says(&["1_c1.jpg"], "1_c1.jpg", "no folder");
+        says(&["query/1_c1.jpg"], "", "no folder `bounding_box_test`");
+        says(&["a/query/1_c1.jpg", "b/query/1_c1.jpg"], "", "several sets");
+        says(&["1_c1.jpg", "holiday.jpg"], "", "holiday.jpg");
+        says(&["0_c1.jpg"], "", "no query");
+    }
+}

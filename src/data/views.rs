@@ -1,1 +1,327 @@
+//! One picture to all its views, and the sizes of the views at each step's scale.
 
+use image::RgbImage;
+use rand::RngExt;
+
+use crate::data::augment::{AugmentConfig, Augmenter};
+use crate::data::batch::ViewGeometry;
+use crate::data::rng::{Purpose, StreamRng, stream};
+use crate::data::scene::{Scene, compose};
+use crate::error::{Error, Result};
+use crate::saip::config::{PATCH, StepConfig};
+
+/// Range of the scale that is drawn per step.
+pub const SCALE_RANGE: [f64; 2] = [0.75, 1.5];
+
+/// `count` scales evenly spaced over `range`, both ends included (the middle when `count` is 1). Each bucket is one
+/// compiled step, so there should be few.
+pub fn scale_buckets([low, high]: [f64; 2], count: usize) -> Vec<f64> {
+    match count {
+        0 => Vec::new(),
+        1 => vec![0.5 * (low + high)],
+        _ => (0..count).map(|i| low + (high - low) * i as f64 / (count - 1) as f64).collect(),
+    }
+}
+
+/// `size * scale`, each side rounded to the nearest multiple of the patch edge, at least one patch.
+pub fn scaled_size(size: [usize; 2], scale: f64) -> [usize; 2] {
+    let patch = PATCH as f64;
+    size.map(|s| ((s as f64 * scale / patch).round() as usize).max(1) * PATCH)
+}
+
+/// `cfg` with the sizes of the rescaled and the masked view at `scale`.
+pub fn step_config_at(cfg: &StepConfig, scale: f64) -> StepConfig {
+    StepConfig {
+        rescaled_size: scaled_size(cfg.local_size, scale),
+        masked_size: scaled_size(cfg.global_size, scale),
+        ..cfg.clone()
+    }
+}
+
+/// The view sizes of step `step`: its scale is one of `scales`, drawn by the run's seed and the step alone.
+pub fn step_geometry(cfg: &StepConfig, scales: &[f64], seed: u64, step: u64) -> ViewGeometry {
+    match draw_scale(scales.len(), seed, step) {
+        Some(i) => ViewGeometry::of(&step_config_at(cfg, scales[i])),
+        None => ViewGeometry::of(cfg),
+    }
+}
+
+fn draw_scale(count: usize, seed: u64, step: u64) -> Option<usize> {
+    (count > 0).then(|| stream(seed, 0, step, Purpose::Scale).random_range(0..count as u64) as usize)
+}
+
+/// Identifies one picture's random numbers: the run's seed, the epoch, and the picture's number within it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SampleKey {
+    pub seed: u64,
+    pub epoch: u64,
+    pub sample: u64,
+}
+
+impl SampleKey {
+    pub fn stream(&self, purpose: Purpose) -> StreamRng {
+        stream(self.seed, self.epoch, self.sample, purpose)
+    }
+}
+
+/// All views of one picture, as 8-bit pictures before normalisation.
+#[derive(Clone, Debug)]
+pub struct SampleViews {
+    /// View 0 is the anchor.
+    pub global: [RgbImage; 2],
+    pub local: Vec<RgbImage>,
+    /// View 0 is a local crop of its own (the picture pasted as instance 1), view 1 the whole anchor view.
+    pub rescaled: [RgbImage; 2],
+    /// Global view 1 at the step's scale.
+    pub masked: RgbImage,
+    /// Row-major positions of the visible patches of `masked`, ascending.
+    pub keep: Vec<i32>,
+    pub scene: Scene,
+}
+
+/// Plans the views of a run: which geometries occur, which one a step has, how a picture becomes its views.
+#[derive(Clone, Debug)]
+pub struct ViewPlanner {
+    augment: AugmentConfig,
+    geometries: Vec<ViewGeometry>,
+    /// For each scale its geometry: scales that round to the same sizes share one and keep their joint probability.
+    bucket_of_scale: Vec<usize>,
+}
+
+impl ViewPlanner {
+    /// Plans for `step`'s sizes with one of `scales` per step; with no scales, `step`'s own rescaled and masked sizes
+    /// are used at every step. Fails on sizes that are not positive multiples of the patch edge, on a scene of fewer
+    /// than 2x2 tokens, on scales out of (0, 8], and on a mask ratio that leaves no visible or no hidden patch.
+    pub fn new(step: &StepConfig, scales: &[f64], augment: AugmentConfig) -> Result<Self> {
+        augment.validate()?;
+        let (mut geometries, mut bucket_of_scale) = (Vec::new(), Vec::new());
+        for &scale in scales {
+            if !(scale > 0.0 && scale <= 8.0) {
+                return Err(Error::config("scales", format!("{scale} is not within (0, 8]")));
+            }
+            let geometry = ViewGeometry::of(&step_config_at(step, scale));
+            let known = geometries.iter().position(|g| *g == geometry);
+            bucket_of_scale.push(known.unwrap_or(geometries.len()));
+            if known.is_none() {
+                geometries.push(geometry);
+            }
+        }
+        if geometries.is_empty() {
+            geometries.push(ViewGeometry::of(step));
+        }
+        geometries.iter().try_for_each(check_geometry)?;
+        Ok(ViewPlanner { augment, geometries, bucket_of_scale })
+    }
+
+    /// The distinct geometries: one compiled step each.
+    pub fn geometries(&self) -> &[ViewGeometry] {
+        &self.geometries
+    }
+
+    pub fn augment(&self) -> &AugmentConfig {
+        &self.augment
+    }
+
+    /// Index into [`Self::geometries`] of step `step`.
+    pub fn bucket(&self, seed: u64, step: u64) -> usize {
+        draw_scale(self.bucket_of_scale.len(), seed, step).map_or(0, |i| self.bucket_of_scale[i])
+    }
+
+    /// The geometry of step `step`; equals [`step_geometry`] for the same scales.
+    pub fn geometry(&self, seed: u64, step: u64) -> &ViewGeometry {
+        &self.geometries[self.bucket(seed, step)]
+    }
+
+    /// All views of `picture`. `background` provides the scene's background; it gets the scene's stream to choose with.
+    pub fn render(
+        &self,
+        augmenter: &mut Augmenter,
+        geometry: &ViewGeometry,
+        key: SampleKey,
+        picture: &RgbImage,
+        background: impl FnOnce(&mut StreamRng) -> Result<RgbImage>,
+    ) -> Result<SampleViews> {
+        let (cfg, g) = (&self.augment, geometry);
+        let rng = &mut key.stream(Purpose::Views);
+        let anchor = augmenter.view(cfg, cfg.anchor(), picture, g.global_size, rng)?;
+        let second = augmenter.view(cfg, cfg.second(), picture, g.global_size, rng)?;
+        let local = (0..g.locals).map(|_| augmenter.view(cfg, cfg.local(), picture, g.local_size, rng));
+        let local = local.collect::<Result<Vec<_>>>()?;
+        let part = augmenter.view(cfg, cfg.rescaled(), picture, g.rescaled_size, rng)?;
+        let whole = augmenter.resampler.fit(&anchor, g.rescaled_size)?;
+        let masked = augmenter.resampler.fit(&second, g.masked_size)?;
+        let keep = random_positions(g.masked_tokens(), g.visible, &mut key.stream(Purpose::Mask));
+        let mut scene_rng = key.stream(Purpose::Scene);
+        let behind = background(&mut scene_rng)?;
+        let scene = compose(cfg, augmenter, &behind, [&anchor, &part], g.scene_size, &mut scene_rng)?;
+        Ok(SampleViews { global: [anchor, second], local, rescaled: [part, whole], masked, keep, scene })
+    }
+}
+
+fn check_geometry(g: &ViewGeometry) -> Result<()> {
+    let sizes = [
+        ("global_size", g.global_size),
+        ("local_size", g.local_size),
+        ("rescaled_size", g.rescaled_size),
+        ("masked_size", g.masked_size),
+        ("scene_size", [g.scene_size; 2]),
+    ];
+    for (key, size) in sizes {
+        if size.iter().any(|&s| s == 0 || s % PATCH != 0 || s > 4096) {
+            let message = format!("{size:?} must be positive multiples of {PATCH} pixels, at most 4096");
+            return Err(Error::config(key, message));
+        }
+    }
+    if g.scene_size < 2 * PATCH {
+        return Err(Error::config("scene_size", format!("{} is too small for two persons", g.scene_size)));
+    }
+    if g.visible == 0 || g.visible >= g.masked_tokens() {
+        let message =
+            format!("leaves {} of {} patches visible; some must be, not all", g.visible, g.masked_tokens());
+        return Err(Error::config("mask_ratio", message));
+    }
+    Ok(())
+}
+
+/// `count` of `0..n`, uniform without replacement, ascending.
+pub fn random_positions(n: usize, count: usize, rng: &mut StreamRng) -> Vec<i32> {
+    let mut all: Vec<i32> = (0..n as i32).collect();
+    let count = count.min(n);
+    for i in 0..count {
+        all.swap(i, rng.random_range(i as u64..n as u64) as usize);
+    }
+    all.truncate(count);
+    all.sort_unstable();
+    all
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use image::Rgb;
+
+    use super::*;
+    use crate::data::augment::Resampler;
+    use crate::saip::config::{CsmConfig, CsrConfig, CssConfig, EncoderConfig};
+
+    /// A step configuration with the given sizes; decoders and encoders do not matter to the data.
+    pub(crate) fn step(global: [usize; 2], local: [usize; 2], locals: usize, scene: usize) -> StepConfig {
+        StepConfig {
+            batch: 2,
+            global_size: global,
+            local_size: local,
+            locals,
+            rescaled_size: local,
+            masked_size: global,
+            scene_size: scene,
+            mask_ratio: 0.75,
+            student_temp: 0.1,
+            teacher_temp: 0.04,
+            center_momentum: 0.9,
+            momentum: 0.996,
+            lr: 1e-3,
+            weight_decay: 0.05,
+            adam_eps: 1e-8,
+            clip_norm: None,
+            loss_weights: [1.0; 3],
+            csm: CsmConfig { hidden: 8, bottleneck: 8, prototypes: 8 },
+            csr: CsrConfig { dim: 8, depth: 1, heads: 1 },
+            css: CssConfig { dim: 8, depth: 1, heads: 1, convs: 1 },
+            encoder: EncoderConfig::Vit { img_size: global, embed_dim: 8, depth: 1, num_heads: 1, tap: 0 },
+            expert_encoder: None,
+        }
+    }
+
+    #[test]
+    fn sizes_are_scaled_and_rounded_to_patches() {
+        let full = step([256, 128], [128, 64], 6, 224);
+        let at = step_config_at(&full, 1.25);
+        assert_eq!((at.rescaled_size, at.masked_size), ([160, 80], [320, 160]));
+        assert_eq!(scaled_size([128, 64], 0.75), [96, 48]);
+        assert_eq!(scaled_size([32, 16], 0.3), [16, 16], "never below one patch");
+        assert_eq!(ViewGeometry::of(&at).visible, 50);
+    }
+
+    #[test]
+    fn buckets_are_evenly_spaced_and_merge_when_equal() {
+        assert_eq!(scale_buckets(SCALE_RANGE, 4), [0.75, 1.0, 1.25, 1.5]);
+        assert_eq!(scale_buckets([0.5, 1.5], 1), [1.0]);
+        assert!(scale_buckets(SCALE_RANGE, 0).is_empty());
+        let full = step([256, 128], [128, 64], 6, 224);
+        let planner =
+            ViewPlanner::new(&full, &scale_buckets(SCALE_RANGE, 4), AugmentConfig::default()).unwrap();
+        assert_eq!(planner.geometries().len(), 4);
+        let close = ViewPlanner::new(&full, &[1.0, 1.001, 1.5], AugmentConfig::default()).unwrap();
+        assert_eq!(close.geometries().len(), 2);
+        let own = ViewPlanner::new(&full, &[], AugmentConfig::default()).unwrap();
+        assert_eq!(own.geometries(), [ViewGeometry::of(&full)]);
+    }
+
+    #[test]
+    fn every_step_draws_its_scale_from_seed_and_step_alone() {
+        let (full, scales) = (step([256, 128], [128, 64], 6, 224), scale_buckets(SCALE_RANGE, 4));
+        let planner = ViewPlanner::new(&full, &scales, AugmentConfig::default()).unwrap();
+        let mut counts = [0; 4];
+        for s in 0..400 {
+            assert_eq!(planner.geometry(3, s), &step_geometry(&full, &scales, 3, s));
+            counts[planner.bucket(3, s)] += 1;
+        }
+        assert!(counts.iter().all(|c| (65..140).contains(c)), "{counts:?}");
+        assert!((0..50).any(|s| planner.bucket(3, s) != planner.bucket(4, s)));
+    }
+
+    #[test]
+    fn unusable_sizes_are_named() {
+        let new = |cfg: StepConfig, scales: &[f64]| ViewPlanner::new(&cfg, scales, AugmentConfig::default());
+        let message = |cfg, scales| new(cfg, scales).unwrap_err().to_string();
+        assert!(message(step([250, 128], [128, 64], 6, 224), &[]).contains("global_size"));
+        assert!(message(step([256, 128], [128, 64], 6, 16), &[]).contains("scene_size"));
+        assert!(message(step([256, 128], [128, 64], 6, 224), &[f64::NAN]).contains("scales"));
+        let mut all_hidden = step([32, 16], [16, 16], 1, 64);
+        all_hidden.mask_ratio = 0.9;
+        assert!(message(all_hidden, &[]).contains("mask_ratio"));
+    }
+
+    #[test]
+    fn visible_positions_are_a_uniform_ascending_subset() {
+        let mut counts = vec![0; 40];
+        for i in 0..2000 {
+            let keep = random_positions(40, 10, &mut stream(0, 0, i, Purpose::Mask));
+            assert_eq!(keep.len(), 10);
+            assert!(keep.windows(2).all(|w| w[0] < w[1]) && keep[0] >= 0 && keep[9] < 40);
+            keep.iter().for_each(|&k| counts[k as usize] += 1);
+        }
+        // Expected 500 each; the standard deviation is 19.
+        assert!(counts.iter().all(|c| (400..600).contains(c)), "{counts:?}");
+    }
+
+    #[test]
+    fn views_are_what_the_reference_says() {
+        let cfg = step([64, 32], [32, 16], 3, 64);
+        let planner = ViewPlanner::new(&cfg, &[1.25], AugmentConfig::default()).unwrap();
+        let g = planner.geometry(0, 0).clone();
+        let person = RgbImage::from_fn(50, 100, |x, y| Rgb([(5 * x) as u8, (2 * y) as u8, (x * y) as u8]));
+        let behind = RgbImage::from_pixel(50, 100, Rgb([10, 20, 30]));
+        let key = SampleKey { seed: 0, epoch: 1, sample: 2 };
+        let render =
+            |key| planner.render(&mut Augmenter::new(), &g, key, &person, |_| Ok(behind.clone())).unwrap();
+        let v = render(key);
+        assert_eq!(v.local.len(), 3);
+        assert!(v.local.iter().all(|p| p.dimensions() == (16, 32)));
+        assert_eq!(v.keep.len(), g.visible);
+        let fit = |p: &RgbImage, size| Resampler::default().fit(p, size).unwrap();
+        assert_eq!(v.rescaled[1], fit(&v.global[0], g.rescaled_size), "the whole anchor at small size");
+        assert_eq!(v.masked, fit(&v.global[1], g.masked_size), "the pixels of global view 1");
+        assert_ne!(v.global[0], v.global[1]);
+        // The middle of each box holds the anchor's and the rescaled crop's own pixels.
+        for (source, at) in [&v.global[0], &v.rescaled[0]].into_iter().zip(v.scene.boxes) {
+            let want = fit(source, [at.height, at.width]);
+            let (x, y) = (at.width as u32 / 2, at.height as u32 / 2);
+            let got = v.scene.picture.get_pixel(at.left as u32 + x, at.top as u32 + y);
+            assert_eq!(got, want.get_pixel(x, y));
+        }
+        let again = render(key);
+        assert_eq!((v.global, v.local, v.keep), (again.global, again.local, again.keep));
+        assert_ne!(render(SampleKey { sample: 3, ..key }).masked, again.masked);
+        assert_ne!(render(SampleKey { epoch: 2, ..key }).masked, again.masked);
+    }
+}

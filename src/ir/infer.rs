@@ -134,7 +134,7 @@ fn float_type(cx: &Cx<'_>, op: &Op) -> Result<DType> {
     }
     match (found, op) {
         (Some(t), _) => Ok(t),
-        (None, Op::Fill { .. }) => Ok(DType::F32),
+        (None, Op::Fill { dtype, .. }) => Ok(*dtype),
         (None, _) => cx.err("needs a floating-point operand".into()),
     }
 }

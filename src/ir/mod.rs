@@ -15,4 +15,5 @@ pub use op::{
     AttentionLayout, ConvGeometry, Epilogue, Op, OpKind, ParamSegment, RowRun, Scalar, SegmentRun, Segments,
     TokenLayout, TokenView,
 };
+pub(crate) use verify::region_order;
 pub use verify::verify;

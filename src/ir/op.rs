@@ -4,6 +4,8 @@
 //! `S` segments of it, `B` images, `n` tokens of an image, `k` kept tokens of an image, `K` prototypes, `V` views.
 //! Every op overwrites its outputs; none accumulates unless its name says so.
 
+use crate::tensor::DType;
+
 /// A number that changes from step to step: its place in the scalar block, a vector written like an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(usize)]
@@ -254,7 +256,8 @@ ops! {
     ResizePositions { prefix: usize, from: [usize; 2], to: [usize; 2] } => "resize_positions";
     /// `dy: [h' * w', D]` -> `[prefix + h * w, D]`; prefix rows are 0.
     ResizePositionsBackward { prefix: usize, from: [usize; 2], to: [usize; 2] } => "resize_positions_backward";
-    /// `x: [M, K]`, `w: [N, K..]`, `b: [N]`, (`r: [M, N]` with a residual) -> `y: [M, N]` (and the value before GELU).
+    /// `x: [M, K]`, `w: [N, K..]`, `b: [N]`, (`r: [M, N]` with a residual) -> `y: [M, N]` (and the value before GELU; it is
+    /// not stored, its memory empty, when nothing reads it).
     Linear { epilogue: Epilogue } => "linear";
     /// `dy: [M, N]`, `w: [N, K..]`, (`pre: [M, K]`) -> `dx: [M, K] = dy w`, with `gelu` times `gelu'(pre)`.
     LinearBackwardInput { gelu: bool } => "linear_backward_input";
@@ -269,7 +272,7 @@ ops! {
     /// `x: [1]` -> `x * factor`.
     Scale { factor: f64 } => "scale";
     /// No input -> a value of shape `shape`, every element `value`.
-    Fill { shape: Vec<usize>, value: f64 } => "fill";
+    Fill { shape: Vec<usize>, value: f64, dtype: DType } => "fill";
     /// `x: [T, D]`, `factors: [S]` -> every row times its segment's factor (stochastic depth); `segments` lists
     /// `(count, rows)`.
     ScaleSegments { segments: Vec<(usize, usize)> } => "scale_segments";
@@ -300,7 +303,8 @@ ops! {
     AddPositions => "add_positions";
     /// `dy: [B * n, D]` -> `[n, D]`: the sum over images.
     SumImages { tokens: usize } => "sum_images";
-    /// `x: [B * h * w, C]`, `w: [O, C, k, k]`, `b: [O]` -> `y: [B * h * w, O]` (and the value before GELU).
+    /// `x: [B * h * w, C]`, `w: [O, C, k, k]`, `b: [O]` -> `y: [B * h * w, O]` (and the value before
+    /// GELU; it is not stored, its memory empty, when nothing reads it).
     Conv2d { geometry: ConvGeometry, epilogue: Epilogue } => "conv2d";
     /// `dy: [B * h * w, O]`, `w: [O, C, k, k]`, (`pre: [B * h * w, C]`) -> `dx`, with `gelu` times `gelu'(pre)`.
     Conv2dBackwardInput { geometry: ConvGeometry, gelu: bool } => "conv2d_backward_input";

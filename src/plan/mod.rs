@@ -1,3 +1,12 @@
 //! From a graph to a plan: fusion, schedule, liveness, arena offsets.
-#[derive(Clone, Debug)]
-pub struct Plan {}
+
+mod arena;
+mod fuse;
+mod layout;
+mod recompute;
+mod schedule;
+
+pub use arena::{Interval, lower_bound, place};
+pub use fuse::{eliminate_dead, fuse};
+pub use layout::{Buffer, Plan, RegionSize, Slot, Space, Step, plan};
+pub use recompute::recompute;

@@ -1,0 +1,304 @@
+//! Cuts person crops out of pictures with COCO-style annotations.
+//!
+//! Boxes refer to the pixels as stored in most tools' files, but some tools annotate what a viewer shows, which obeys
+//! the EXIF orientation. The size that the annotations state for a picture tells which of the two holds, wherever it
+//! can be told ([`Orientation::Auto`]); a picture whose size fits neither is skipped, since its boxes would cut out
+//! something else.
+
+mod coco;
+mod crop;
+mod json;
+mod lookup;
+mod output;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::PathBuf;
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use coco::{Annotation, CocoFile, ImageRecord};
+use lookup::Lookup;
+use output::{Entry, OutputFolder};
+
+/// In which frame the boxes of a picture with an EXIF orientation are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Orientation {
+    /// Upright where the stated size fits the upright picture only, else as stored.
+    #[default]
+    Auto,
+    /// As stored in the file: the EXIF orientation is ignored.
+    Stored,
+    /// As a viewer shows it: the EXIF orientation is applied before cutting.
+    Upright,
+}
+
+/// What to cut, from where to where.
+#[derive(Clone, Debug, Serialize)]
+pub struct PrepareOptions {
+    /// The COCO-style JSON file.
+    pub annotations: PathBuf,
+    /// The folder with the pictures.
+    pub images: PathBuf,
+    /// The folder to write; absent, empty, or written by an earlier run.
+    #[serde(skip)]
+    pub out: PathBuf,
+    /// The category to cut out.
+    pub category: String,
+    /// Added on each side of the clipped box, as a fraction of its width (left, right) and height (top, bottom).
+    pub margin: f64,
+    /// Smallest height of the clipped box, in pixels.
+    pub min_height: u32,
+    /// Smallest width of the clipped box, in pixels.
+    pub min_width: u32,
+    /// Fewest labelled keypoints.
+    pub min_keypoints: u32,
+    /// Crops with a longer side than this are shrunk to it, in pixels.
+    pub limit_side: Option<u32>,
+    /// JPEG quality, 1 to 100.
+    pub quality: u8,
+    pub orientation: Orientation,
+}
+
+impl Default for PrepareOptions {
+    fn default() -> Self {
+        PrepareOptions {
+            annotations: PathBuf::new(),
+            images: PathBuf::new(),
+            out: PathBuf::new(),
+            category: "person".to_owned(),
+            margin: 0.1,
+            min_height: 32,
+            min_width: 16,
+            min_keypoints: 0,
+            limit_side: None,
+            quality: 95,
+            orientation: Orientation::Auto,
+        }
+    }
+}
+
+/// Why an annotation gave no crop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Skip {
+    OtherCategory,
+    Crowd,
+    Ignored,
+    NoBox,
+    EmptyBox,
+    OutsideImage,
+    TooSmall,
+    TooFewKeypoints,
+    ImageNotListed,
+    ImageMissing,
+    ImageAmbiguous,
+    ImageUnreadable,
+    SizeMismatch,
+}
+
+impl Skip {
+    pub fn reason(self) -> &'static str {
+        match self {
+            Skip::OtherCategory => "other category",
+            Skip::Crowd => "marked as a crowd",
+            Skip::Ignored => "marked to be ignored",
+            Skip::NoBox => "no box of four finite numbers",
+            Skip::EmptyBox => "box without area",
+            Skip::OutsideImage => "box outside the image",
+            Skip::TooSmall => "box too small",
+            Skip::TooFewKeypoints => "too few keypoints",
+            Skip::ImageNotListed => "image not listed",
+            Skip::ImageMissing => "image file missing",
+            Skip::ImageAmbiguous => "several image files of that name",
+            Skip::ImageUnreadable => "image file unreadable",
+            Skip::SizeMismatch => "image of another size",
+        }
+    }
+}
+
+/// What a run did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PrepareReport {
+    /// Entries of the file's `images` and `annotations`.
+    pub images: usize,
+    pub annotations: usize,
+    /// Crops written.
+    pub crops: usize,
+    pub skipped: BTreeMap<Skip, usize>,
+    /// The first few messages about files that could not be used.
+    pub examples: Vec<String>,
+}
+
+/// Pictures decoded before their crops are listed: bounds what is held between two appends.
+const CHUNK: usize = 256;
+const EXAMPLES: usize = 5;
+
+/// Cuts the crops. `progress` is called with (pictures done, pictures in all), from one thread at a time.
+///
+/// Writes `images/<image stem>_<annotation id>.jpg`, `manifest.jsonl`, `skipped.csv` and `prepare.json` (the options)
+/// under `out`. All of it appears at the end of a successful run; until then `out` keeps what it held. A run that
+/// finds no crop leaves `out` as it was and returns a report with `crops == 0`. The files do not depend on the number
+/// of threads; each thread holds one decoded picture at a time.
+///
+/// # Errors
+/// Options out of range, an unusable annotation file or folder, an `out` that holds other things or cannot be written.
+pub fn prepare(options: &PrepareOptions, progress: &mut dyn FnMut(usize, usize)) -> Result<PrepareReport> {
+    options.check()?;
+    let mut output = OutputFolder::begin(&options.out)?;
+    let file = coco::read(&options.annotations, &options.category)?;
+    let lookup = Lookup::new(&options.images, &options.out)?;
+    let mut report = PrepareReport {
+        images: file.images.len(),
+        annotations: file.annotations.len(),
+        ..Default::default()
+    };
+
+    let jobs = plan(&file, options, &mut |annotation, skip| {
+        *report.skipped.entry(skip).or_default() += 1;
+        output.skip(&annotation.id, &annotation.image_id, skip, "")
+    })?;
+    progress(0, jobs.len());
+    for (index, chunk) in jobs.chunks(CHUNK).enumerate() {
+        let done: Vec<Vec<Outcome>> =
+            chunk.par_iter().map(|job| cut(job, options, &lookup, &output)).collect::<Result<_>>()?;
+        for outcome in done.into_iter().flatten() {
+            match outcome {
+                Outcome::Crop(entry) => {
+                    report.crops += 1;
+                    output.list(&entry)?;
+                }
+                Outcome::Skipped(annotation, skip, detail) => {
+                    *report.skipped.entry(skip).or_default() += 1;
+                    output.skip(&annotation.id, &annotation.image_id, skip, &detail)?;
+                    if !detail.is_empty()
+                        && report.examples.len() < EXAMPLES
+                        && !report.examples.contains(&detail)
+                    {
+                        report.examples.push(detail);
+                    }
+                }
+            }
+        }
+        progress((index * CHUNK + chunk.len()).min(jobs.len()), jobs.len());
+    }
+    if report.crops > 0 {
+        output.finish(options)?;
+    }
+    Ok(report)
+}
+
+impl PrepareOptions {
+    fn check(&self) -> Result<()> {
+        if !(0.0..=10.0).contains(&self.margin) {
+            return Err(Error::usage(format!(
+                "--margin {}: expected a fraction of the box between 0 and 10",
+                self.margin
+            )));
+        }
+        if !(1..=100).contains(&self.quality) {
+            return Err(Error::usage(format!("--quality {}: expected 1 to 100", self.quality)));
+        }
+        if self.limit_side == Some(0) {
+            return Err(Error::usage("--limit-side 0: expected at least 1 pixel; leave it out for no limit"));
+        }
+        Ok(())
+    }
+}
+
+/// One picture and what to cut out of it.
+struct Job<'a> {
+    image: &'a ImageRecord,
+    /// With the name of the file to write.
+    annotations: Vec<(&'a Annotation, String)>,
+}
+
+enum Outcome<'a> {
+    Crop(Entry<'a>),
+    Skipped(&'a Annotation, Skip, String),
+}
+
+/// Groups the usable annotations by picture, both in document order, and hands the others to `skip`.
+fn plan<'a>(
+    file: &'a CocoFile,
+    options: &PrepareOptions,
+    skip: &mut dyn FnMut(&Annotation, Skip) -> Result<()>,
+) -> Result<Vec<Job<'a>>> {
+    let index: HashMap<&str, usize> =
+        file.images.iter().enumerate().map(|(i, r)| (r.id.as_str(), i)).collect();
+    let mut jobs: Vec<Job> = file.images.iter().map(|image| Job { image, annotations: Vec::new() }).collect();
+    let mut names = HashSet::new();
+    for annotation in &file.annotations {
+        let image = index.get(annotation.image_id.as_str()).copied();
+        let reason = match annotation {
+            a if !a.wanted => Some(Skip::OtherCategory),
+            a if a.crowd => Some(Skip::Crowd),
+            a if a.ignore => Some(Skip::Ignored),
+            a if a.bbox.is_none() => Some(Skip::NoBox),
+            a if a.bbox.is_some_and(|[_, _, w, h]| w <= 0.0 || h <= 0.0) => Some(Skip::EmptyBox),
+            a if a.keypoints < options.min_keypoints => Some(Skip::TooFewKeypoints),
+            _ if image.is_none() => Some(Skip::ImageNotListed),
+            _ => None,
+        };
+        match (reason, image) {
+            (None, Some(image)) => {
+                let name = output::crop_name(&file.images[image].file_name, &annotation.id, &mut names);
+                jobs[image].annotations.push((annotation, name));
+            }
+            (reason, _) => skip(annotation, reason.unwrap_or(Skip::ImageNotListed))?,
+        }
+    }
+    jobs.retain(|job| !job.annotations.is_empty());
+    Ok(jobs)
+}
+
+/// Decodes one picture and writes its crops. Errors only where writing fails, which would fail for all pictures.
+fn cut<'a>(
+    job: &Job<'a>,
+    options: &PrepareOptions,
+    lookup: &Lookup,
+    output: &OutputFolder,
+) -> Result<Vec<Outcome<'a>>> {
+    let none = |skip: Skip, detail: String| {
+        job.annotations.iter().map(|(a, _)| Outcome::Skipped(a, skip, detail.clone())).collect()
+    };
+    let path = match lookup.find(&job.image.file_name) {
+        Ok(path) => path,
+        Err((skip, detail)) => return Ok(none(skip, detail)),
+    };
+    let picture = match crop::open(&path, job.image.size, options.orientation) {
+        Ok(picture) => picture,
+        Err((skip, detail)) => return Ok(none(skip, detail)),
+    };
+    let size = [picture.width(), picture.height()];
+    let mut outcomes = Vec::with_capacity(job.annotations.len());
+    for (annotation, name) in &job.annotations {
+        // `plan` let only annotations with a box through.
+        let placed = annotation.bbox.ok_or(Skip::NoBox).and_then(|b| crop::place(b, size, options));
+        let (bbox, rect) = match placed {
+            Ok(placed) => placed,
+            Err(skip) => {
+                outcomes.push(Outcome::Skipped(annotation, skip, String::new()));
+                continue;
+            }
+        };
+        let (bytes, [width, height]) = crop::encode(&picture, rect, options.limit_side, options.quality)
+            .map_err(|e| {
+                Error::file(&path, format!("annotation {}: cannot encode the crop: {e}", annotation.id))
+            })?;
+        output.write_crop(name, &bytes)?;
+        outcomes.push(Outcome::Crop(Entry {
+            file: format!("images/{name}"),
+            source: &job.image.file_name,
+            image_id: &annotation.image_id,
+            annotation_id: &annotation.id,
+            bbox,
+            crop: [rect.x, rect.y, rect.width, rect.height],
+            width,
+            height,
+            keypoints: annotation.keypoints,
+        }));
+    }
+    Ok(outcomes)
+}

@@ -1,0 +1,131 @@
+//! What an encoder is to the rest of the model, whatever its kind.
+
+use super::layers::Net;
+use super::params::ParamRegistry;
+use super::vit::{DropPath, Vit};
+use crate::error::{Error, Result};
+use crate::ir::ValueId;
+use crate::saip::config::{EncoderConfig, PATCH};
+
+/// Widths of an encoder's outputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EncoderDims {
+    /// Image token.
+    pub image: usize,
+    /// Patch tokens.
+    pub tap: usize,
+}
+
+/// The images of one view.
+#[derive(Clone, Copy, Debug)]
+pub struct View {
+    /// `[count, 3, H, W]`
+    pub image: ValueId,
+    pub count: usize,
+    /// `[H, W]` in pixels.
+    pub size: [usize; 2],
+    /// Whether image tokens are wanted. Views that want one come before those that do not.
+    pub image_token: bool,
+    /// Positions of the visible patches `[count, k]`, with their number `k`: the others are not encoded. At most one
+    /// view of a stream is masked.
+    pub keep: Option<(ValueId, usize)>,
+}
+
+impl View {
+    /// Patches along height and width.
+    pub fn grid(&self) -> [usize; 2] {
+        self.size.map(|s| s / PATCH)
+    }
+
+    /// Patch tokens that are encoded, per image.
+    pub fn tokens(&self) -> usize {
+        let [h, w] = self.grid();
+        self.keep.map_or(h * w, |(_, k)| k)
+    }
+}
+
+/// Patch tokens wanted as one value: of each named view (by index, ascending) those of its first `images` images.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TapGroup {
+    pub parts: Vec<TapPart>,
+}
+
+/// One view's share of a [`TapGroup`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TapPart {
+    pub view: usize,
+    pub images: usize,
+}
+
+impl TapGroup {
+    /// `parts` are `(view, images)`.
+    pub fn new(parts: impl IntoIterator<Item = (usize, usize)>) -> Self {
+        TapGroup { parts: parts.into_iter().map(|(view, images)| TapPart { view, images }).collect() }
+    }
+}
+
+/// What an encoder gives.
+#[derive(Clone, Debug, Default)]
+pub struct Tokens {
+    /// `[images, D]`: the image tokens of all views that want them, in stream order.
+    pub image: Option<ValueId>,
+    /// `[rows, T]` per tap group.
+    pub taps: Vec<ValueId>,
+    /// The last block's packed queries, keys and values `[rows, 3D]` over the views that want image tokens.
+    pub last_qkv: Option<ValueId>,
+}
+
+/// An encoder: its parameters and its graph.
+#[derive(Clone, Debug)]
+pub struct Encoder {
+    vit: Vit,
+}
+
+impl Encoder {
+    /// # Errors
+    /// [`Error::Config`] when `config` is no valid encoder; `key` is its place in the configuration.
+    pub fn new(config: &EncoderConfig, key: &str) -> Result<Self> {
+        match *config {
+            EncoderConfig::Vit { img_size, embed_dim, depth, num_heads, tap } => {
+                Ok(Encoder { vit: Vit::new(img_size, embed_dim, depth, num_heads, tap, key)? })
+            }
+            EncoderConfig::TinyVit { .. } => Err(unsupported(key, "tinyvit")),
+            EncoderConfig::StarNet { .. } => Err(unsupported(key, "starnet")),
+        }
+    }
+
+    pub fn dims(&self) -> EncoderDims {
+        EncoderDims { image: self.vit.dim(), tap: self.vit.dim() }
+    }
+
+    /// Residual branches that stochastic depth can drop: two per block.
+    pub fn residual_branches(&self) -> usize {
+        2 * self.vit.depth()
+    }
+
+    /// Appends the parameters, named `encoder.*`.
+    pub fn register(&self, reg: &mut ParamRegistry) -> Result<()> {
+        self.vit.register(reg)
+    }
+
+    /// Encodes all views; `drop_path` switches stochastic depth on.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when views and images do not fit.
+    pub fn build(
+        &self,
+        net: &mut Net<'_, '_>,
+        views: &[View],
+        taps: &[TapGroup],
+        drop_path: Option<DropPath>,
+    ) -> Result<Tokens> {
+        self.vit.build(net, views, taps, drop_path)
+    }
+}
+
+fn unsupported(key: &str, kind: &str) -> Error {
+    Error::config(
+        format!("{key}.kind"),
+        format!("encoders of kind `{kind}` are not supported yet; choose `vit`"),
+    )
+}

@@ -1,0 +1,169 @@
+//! Layers over the graph: each takes the path of its parameters and the value it reads.
+
+use std::collections::HashMap;
+
+use super::params::ParamRegistry;
+use crate::error::{Error, Result};
+use crate::ir::{AttentionLayout, Binding, Epilogue, Graph, Op, Region, RowRun, Segments, ValueId};
+use crate::tensor::{DType, Shape};
+
+/// Epsilon of every layer normalisation.
+const NORM_EPS: f64 = 1e-6;
+
+/// The parameters of a registry as values of a graph, made when first asked for.
+#[derive(Debug)]
+pub struct Weights<'r> {
+    registry: &'r ParamRegistry,
+    region: Region,
+    dtype: DType,
+    values: HashMap<String, ValueId>,
+}
+
+impl<'r> Weights<'r> {
+    /// `dtype` is the type in which the region holds its elements.
+    pub fn new(registry: &'r ParamRegistry, region: Region, dtype: DType) -> Self {
+        Weights { registry, region, dtype, values: HashMap::new() }
+    }
+
+    /// The parameter `name`.
+    ///
+    /// # Errors
+    /// [`Error::Invariant`] when the registry has no such parameter.
+    pub fn value(&mut self, graph: &mut Graph, name: &str) -> Result<ValueId> {
+        if let Some(&id) = self.values.get(name) {
+            return Ok(id);
+        }
+        let spec = self.registry.get(name).ok_or_else(|| {
+            Error::invariant("model building", format!("the parameter `{name}` is not registered"))
+        })?;
+        let id = graph.source(
+            format!("{}{name}", self.label()),
+            Shape::new(spec.shape.clone()),
+            self.dtype,
+            Binding { region: self.region, offset: spec.offset },
+        );
+        self.values.insert(name.to_owned(), id);
+        Ok(id)
+    }
+
+    /// The parameter `name` if the graph reads it.
+    pub fn used(&self, name: &str) -> Option<ValueId> {
+        self.values.get(name).copied()
+    }
+
+    /// What node paths and value names start with.
+    fn label(&self) -> &'static str {
+        if self.region == Region::Expert { "expert." } else { "" }
+    }
+}
+
+/// A graph under construction together with the parameters that its layers read.
+#[derive(Debug)]
+pub struct Net<'a, 'r> {
+    pub graph: &'a mut Graph,
+    pub weights: &'a mut Weights<'r>,
+}
+
+impl<'r> Net<'_, 'r> {
+    /// The layers built inside `body` form one block for recomputation.
+    pub fn block<R>(&mut self, body: impl FnOnce(&mut Net<'_, 'r>) -> Result<R>) -> Result<R> {
+        let weights = &mut *self.weights;
+        self.graph.in_block(|graph| body(&mut Net { graph, weights }))
+    }
+
+    /// The parameter `name` as a value.
+    pub fn param(&mut self, name: &str) -> Result<ValueId> {
+        self.weights.value(self.graph, name)
+    }
+
+    /// First output of `op`.
+    pub fn push(&mut self, path: &str, op: Op, inputs: &[ValueId]) -> Result<ValueId> {
+        self.graph.push1(format!("{}{path}", self.weights.label()), op, inputs)
+    }
+
+    /// All outputs of `op`.
+    pub fn push_all(&mut self, path: &str, op: Op, inputs: &[ValueId]) -> Result<Vec<ValueId>> {
+        self.graph.push(format!("{}{path}", self.weights.label()), op, inputs)
+    }
+
+    /// `x: [M, K]` -> `[M, N]` with `{path}.weight: [N, K..]` and `{path}.bias: [N]`.
+    pub fn linear(&mut self, path: &str, x: ValueId) -> Result<ValueId> {
+        let (w, b) = (self.param(&format!("{path}.weight"))?, self.param(&format!("{path}.bias"))?);
+        self.push(path, Op::Linear { epilogue: Epilogue::None }, &[x, w, b])
+    }
+
+    /// `x: [M, D]` -> `[M, D]`, each row normalised.
+    pub fn layer_norm(&mut self, path: &str, x: ValueId) -> Result<ValueId> {
+        let (w, b) = (self.param(&format!("{path}.weight"))?, self.param(&format!("{path}.bias"))?);
+        self.push(path, Op::LayerNorm { eps: NORM_EPS }, &[x, w, b])
+    }
+
+    pub fn gelu(&mut self, path: &str, x: ValueId) -> Result<ValueId> {
+        self.push(path, Op::Gelu, &[x])
+    }
+
+    /// `{path}.fc2(gelu({path}.fc1(x)))`.
+    pub fn mlp(&mut self, path: &str, x: ValueId) -> Result<ValueId> {
+        let h = self.linear(&format!("{path}.fc1"), x)?;
+        let h = self.gelu(&format!("{path}.act"), h)?;
+        self.linear(&format!("{path}.fc2"), h)
+    }
+
+    /// `x + y`, the stream first.
+    pub fn residual(&mut self, path: &str, x: ValueId, y: ValueId) -> Result<ValueId> {
+        self.push(path, Op::Add, &[x, y])
+    }
+
+    /// The rows of `runs`.
+    pub fn select(&mut self, path: &str, x: ValueId, runs: Vec<RowRun>) -> Result<ValueId> {
+        self.push(path, Op::SelectRows { runs }, &[x])
+    }
+
+    /// Attention of the queries `x` (already normalised) over `ctx`, with the projections `q`, `kv` and `proj` of
+    /// `path`.
+    pub fn attention(
+        &mut self,
+        path: &str,
+        x: ValueId,
+        ctx: ValueId,
+        heads: usize,
+        segments: Segments,
+    ) -> Result<ValueId> {
+        let q = self.linear(&format!("{path}.q"), x)?;
+        let kv = self.linear(&format!("{path}.kv"), ctx)?;
+        let op = Op::Attention { heads, layout: AttentionLayout::Separate, segments };
+        let o = self.push(path, op, &[q, kv])?;
+        self.linear(&format!("{path}.proj"), o)
+    }
+}
+
+/// Rows `start .. start + len`.
+pub(super) fn range(start: usize, len: usize) -> RowRun {
+    RowRun { start, len, stride: len, count: 1 }
+}
+
+/// The first row of every segment of a stream whose segments are `lengths` (`(count, rows)`).
+pub(super) fn first_rows(lengths: impl IntoIterator<Item = (usize, usize)>) -> Vec<RowRun> {
+    let mut start = 0;
+    lengths
+        .into_iter()
+        .map(|(count, len)| {
+            let run = RowRun { start, len: 1, stride: len, count };
+            start += count * len;
+            run
+        })
+        .collect()
+}
+
+/// Parameters of an [`Net::attention`].
+pub(super) fn register_attention(reg: &mut ParamRegistry, path: &str, dim: usize) -> Result<()> {
+    reg.linear(&format!("{path}.q"), dim, dim)?;
+    reg.linear(&format!("{path}.kv"), 2 * dim, dim)?;
+    reg.linear(&format!("{path}.proj"), dim, dim)
+}
+
+/// Parameters of an [`Net::mlp`] of ratio 4.
+pub(super) fn register_mlp(reg: &mut ParamRegistry, path: &str, dim: usize) -> Result<()> {
+    reg.linear(&format!("{path}.fc1"), 4 * dim, dim)?;
+    reg.linear(&format!("{path}.fc2"), dim, 4 * dim)
+}

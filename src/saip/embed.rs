@@ -1,0 +1,78 @@
+//! Inference: the encoder alone, in evaluation mode.
+
+use super::config::EncoderConfig;
+use super::io::{IoSlot, Slots, Types};
+use super::views::grid;
+use crate::error::{Error, Result};
+use crate::ir::{Graph, Region};
+use crate::nn::{Encoder, Net, ParamRegistry, TapGroup, View, Weights};
+use crate::tensor::DType;
+
+/// How an [`EmbedGraph`] is built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EmbedOptions {
+    pub dtype: DType,
+    /// Whose parameters: [`Region::Params`] (the student) or [`Region::Expert`].
+    pub region: Region,
+    /// Images per run.
+    pub batch: usize,
+    /// `[height, width]` of the images in pixels.
+    pub size: [usize; 2],
+    /// Whether the patch tokens of the tap are wanted, too.
+    pub patch_tokens: bool,
+}
+
+/// Images to features.
+#[derive(Clone, Debug)]
+pub struct EmbedGraph {
+    pub graph: Graph,
+    /// `images: [B, 3, H, W]`, normalised pixels.
+    pub inputs: Vec<IoSlot>,
+    /// `image: [B, D]`, and `patch: [B, N, T]` if asked for.
+    pub outputs: Vec<IoSlot>,
+}
+
+/// Builds the encoder of `config`, whose parameters are found in `registry`.
+///
+/// # Errors
+/// [`Error::Config`] for an invalid encoder, [`Error::Usage`] for impossible options.
+pub fn build_embed(
+    config: &EncoderConfig,
+    registry: &ParamRegistry,
+    opts: &EmbedOptions,
+) -> Result<EmbedGraph> {
+    let encoder = Encoder::new(config, "encoder")?;
+    if !opts.dtype.is_float() || !matches!(opts.region, Region::Params | Region::Expert) {
+        return Err(Error::usage(format!(
+            "features cannot be computed in {} from {}",
+            opts.dtype,
+            opts.region.name()
+        )));
+    }
+    let patch = crate::saip::config::PATCH;
+    let [h, w] = opts.size;
+    if opts.batch == 0 || h == 0 || w == 0 || h % patch != 0 || w % patch != 0 {
+        return Err(Error::usage(format!(
+            "features need at least one image with height and width multiples of {patch}, got {} of {h}x{w}",
+            opts.batch
+        )));
+    }
+    let types = Types::of(opts.dtype);
+    let (mut inputs, mut outputs, mut graph) = (Slots::default(), Slots::default(), Graph::new());
+    let shape = [opts.batch, 3, h, w];
+    let at = inputs.add("images", Region::Inputs, shape);
+    let image = graph.source("images", shape, types.compute, at);
+    let view = View { image, count: opts.batch, size: opts.size, image_token: true, keep: None };
+    let taps = if opts.patch_tokens { vec![TapGroup::new([(0, opts.batch)])] } else { Vec::new() };
+    let mut weights = Weights::new(registry, opts.region, types.master);
+    let mut net = Net { graph: &mut graph, weights: &mut weights };
+    let tokens = encoder.build(&mut net, &[view], &taps, None)?;
+    if let Some(id) = tokens.image {
+        outputs.output(&mut graph, "image", id);
+    }
+    if let Some(&id) = tokens.taps.first() {
+        let n = grid(opts.size).iter().product();
+        outputs.output_shaped(&mut graph, "patch", id, [opts.batch, n, encoder.dims().tap]);
+    }
+    Ok(EmbedGraph { graph, inputs: inputs.list, outputs: outputs.list })
+}

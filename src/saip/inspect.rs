@@ -1,0 +1,75 @@
+//! What a report shows of a batch: reconstructions, search maps, attention of the class token.
+
+use super::config::StepConfig;
+use super::io::{IoSlot, Slots, Types};
+use super::model::{Model, PatchTokens, reconstruct, search};
+use super::views::{ViewSlots, ViewValues, grid, patch_counts};
+use crate::error::{Error, Result};
+use crate::ir::{Graph, Region};
+use crate::nn::{Net, ParamRegistry, Weights};
+use crate::tensor::DType;
+
+/// The forward pass of a step in evaluation mode, with what pictures are made of as outputs. Parameters lie where the
+/// step of the same configuration has them.
+#[derive(Clone, Debug)]
+pub struct InspectGraph {
+    pub graph: Graph,
+    pub student: ParamRegistry,
+    pub expert: ParamRegistry,
+    /// Named as the step's inputs; absent where nothing reads them.
+    pub inputs: Vec<IoSlot>,
+    /// `reconstruction: [B, hidden, 768]` (pixels of the hidden patches, normalised per patch, values ordered (row,
+    /// column, channel)), `search: [2, B, m]` (logits), `image: [B, D]` (the anchors' image tokens) and
+    /// `qkv: [B, 1 + N, 3D]` (the last block's queries, keys and values over the anchors). Those of an objective that is
+    /// switched off are absent.
+    pub outputs: Vec<IoSlot>,
+}
+
+/// # Errors
+/// [`Error::Config`] naming a key that is out of range, [`Error::Usage`] for a type that is no float.
+pub fn build_inspect(cfg: &StepConfig, dtype: DType) -> Result<InspectGraph> {
+    if !dtype.is_float() {
+        return Err(Error::usage(format!("pictures cannot be computed in {dtype}; choose bf16, f32 or f64")));
+    }
+    let model = Model::new(cfg)?;
+    let types = Types::of(dtype);
+    let (student, expert) = (model.student_registry()?, model.expert_registry()?);
+    let (mut inputs, mut outputs, mut graph) = (Slots::default(), Slots::default(), Graph::new());
+    // Without CSM the streams hold what the pixel-level decoders read, and no other view is asked for.
+    let model = Model { csm: None, ..model };
+    let slots = ViewSlots::declare(cfg, &model, &mut inputs);
+    let mut views = ViewValues::read(&mut graph, cfg, &model, &slots, types, false);
+    views.student[0].image_token = true;
+
+    let mut weights = Weights::new(&expert, Region::Expert, types.master);
+    let mut net = Net { graph: &mut graph, weights: &mut weights };
+    let expert_tokens = if views.expert.is_empty() {
+        Default::default()
+    } else {
+        model.expert.build(&mut net, &views.expert, &views.expert_taps, None)?
+    };
+    let mut weights = Weights::new(&student, Region::Params, types.master);
+    let mut net = Net { graph: &mut graph, weights: &mut weights };
+    let tokens = model.student.build(&mut net, &views.student, &views.student_taps, None)?;
+    let patches = PatchTokens::new(&views, &tokens, &expert_tokens);
+    let b = cfg.batch;
+    if let Some(masked) = &views.masked {
+        let id = reconstruct(&mut net, cfg, &model, masked, &patches)?;
+        let shape = [b, patch_counts(cfg).1, net.graph.shape(id).as_matrix().1];
+        outputs.output_shaped(net.graph, "reconstruction", id, shape);
+    }
+    if views.boxes.is_some() {
+        let id = search(&mut net, cfg, &model, &patches)?;
+        let m = net.graph.shape(id).as_matrix().1;
+        outputs.output_shaped(net.graph, "search", id, [2, b, m]);
+    }
+    if let Some(id) = tokens.image {
+        outputs.output(&mut graph, "image", id);
+    }
+    if let Some(id) = tokens.last_qkv {
+        let n: usize = grid(cfg.global_size).iter().product();
+        let width = graph.shape(id).as_matrix().1;
+        outputs.output_shaped(&mut graph, "qkv", id, [b, 1 + n, width]);
+    }
+    Ok(InspectGraph { graph, student, expert, inputs: inputs.list, outputs: outputs.list })
+}

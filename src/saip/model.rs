@@ -1,0 +1,191 @@
+//! The student, the expert, and what the objectives compute from their tokens.
+
+use super::config::StepConfig;
+use super::views::{self, MaskedView, ViewValues, grid};
+use crate::error::{Error, Result};
+use crate::ir::{ParamSegment, ValueId};
+use crate::nn::{
+    CsmDecoder, CsrDecoder, CsrInputs, CssDecoder, CssInstances, Encoder, Net, ParamRegistry, Tokens,
+};
+
+/// The modules of one configuration. An objective of weight 0 has no decoder.
+#[derive(Clone, Debug)]
+pub struct Model {
+    pub student: Encoder,
+    pub expert: Encoder,
+    /// Whether the expert's encoder is a frozen pretrained model instead of the student's moving average. Then a linear
+    /// adapter lifts the student's image token to the expert's width.
+    pub frozen: bool,
+    pub csm: Option<CsmDecoder>,
+    pub csr: Option<CsrDecoder>,
+    pub css: Option<CssDecoder>,
+}
+
+impl Model {
+    /// # Errors
+    /// [`Error::Config`] naming the key that is out of range.
+    pub fn new(cfg: &StepConfig) -> Result<Self> {
+        views::check(cfg)?;
+        if cfg.loss_weights.iter().any(|w| !w.is_finite() || *w < 0.0) || cfg.loss_weights == [0.0; 3] {
+            return Err(Error::config(
+                "loss_weights",
+                format!("must be finite, not negative, and not all 0, got {:?}", cfg.loss_weights),
+            ));
+        }
+        let student = Encoder::new(&cfg.encoder, "encoder")?;
+        let (expert, frozen) = match &cfg.expert_encoder {
+            Some(config) => (Encoder::new(config, "expert_encoder")?, true),
+            None => (student.clone(), false),
+        };
+        let [csm, csr, css] = cfg.loss_weights.map(|w| w > 0.0);
+        let (own, other) = (student.dims(), expert.dims());
+        Ok(Model {
+            csm: csm.then(|| CsmDecoder::new(other.image, &cfg.csm)).transpose()?,
+            csr: csr
+                .then(|| CsrDecoder::new(own.tap, other.tap, grid(cfg.global_size), &cfg.csr))
+                .transpose()?,
+            css: css.then(|| CssDecoder::new(own.tap, other.tap, &cfg.css)).transpose()?,
+            student,
+            expert,
+            frozen,
+        })
+    }
+
+    /// The student's parameters. Those that the expert averages come first, in the expert's order: the moving average
+    /// reads one range.
+    pub fn student_registry(&self) -> Result<ParamRegistry> {
+        let mut reg = ParamRegistry::new();
+        if let Some(csm) = &self.csm {
+            csm.register(&mut reg)?;
+        }
+        self.student.register(&mut reg)?;
+        if self.csm.is_some() && self.frozen {
+            reg.linear("adapter", self.expert.dims().image, self.student.dims().image)?;
+        }
+        if let Some(csr) = &self.csr {
+            csr.register(&mut reg)?;
+        }
+        if let Some(css) = &self.css {
+            css.register(&mut reg)?;
+        }
+        Ok(reg)
+    }
+
+    /// The expert's parameters.
+    pub fn expert_registry(&self) -> Result<ParamRegistry> {
+        let mut reg = ParamRegistry::new();
+        if let Some(csm) = &self.csm {
+            csm.register(&mut reg)?;
+        }
+        self.expert.register(&mut reg)?;
+        Ok(reg)
+    }
+
+    /// Whether the expert's parameter `name` is the moving average of the student's.
+    pub fn averages(&self, name: &str) -> bool {
+        !(self.frozen && name.starts_with("encoder."))
+    }
+
+    /// The student's parameters as the optimizer sees them.
+    pub fn segments(&self, student: &ParamRegistry, expert: &ParamRegistry) -> Vec<ParamSegment> {
+        student
+            .iter()
+            .map(|p| ParamSegment {
+                start: p.offset,
+                len: p.len,
+                decay: p.decay,
+                expert: expert.get(&p.name).filter(|e| self.averages(&e.name)).map(|e| e.offset),
+            })
+            .collect()
+    }
+
+    /// CSM's inputs from the student: unit vectors `[views * B, bottleneck]` and prototypes `[K, bottleneck]`.
+    pub(super) fn student_projection(
+        &self,
+        net: &mut Net<'_, '_>,
+        csm: &CsmDecoder,
+        image: ValueId,
+    ) -> Result<(ValueId, ValueId)> {
+        let x = if self.frozen { net.linear("adapter", image)? } else { image };
+        Ok((csm.embed(net, x)?, csm.prototypes(net)?))
+    }
+}
+
+/// Patch tokens that the pixel-level decoders read.
+#[derive(Clone, Debug)]
+pub(super) struct PatchTokens {
+    /// Of the anchors, then of the pasted instances if CSS is on, `[B * N (+ B * n), T]`; from the student.
+    pub student: Option<ValueId>,
+    /// Of the scene, from the expert.
+    pub scene: Option<ValueId>,
+    /// Of the masked image's visible patches, from the expert.
+    pub visible: Option<ValueId>,
+}
+
+impl PatchTokens {
+    pub fn new(views: &ViewValues, student: &Tokens, expert: &Tokens) -> Self {
+        let mut taps = expert.taps.iter().copied();
+        PatchTokens {
+            student: student.taps.first().copied(),
+            scene: views.boxes.and_then(|_| taps.next()),
+            visible: views.masked.and_then(|_| taps.next()),
+        }
+    }
+}
+
+/// The pixels that CSR predicts for the hidden patches, `[B * hidden, 768]`.
+pub(super) fn reconstruct(
+    net: &mut Net<'_, '_>,
+    cfg: &StepConfig,
+    model: &Model,
+    masked: &MaskedView,
+    patches: &PatchTokens,
+) -> Result<ValueId> {
+    let csr = present(model.csr.as_ref(), "csr")?;
+    let anchor_grid = grid(cfg.global_size);
+    let mut anchor = present(patches.student, "csr: anchor tokens")?;
+    if model.css.is_some() {
+        let len = cfg.batch * anchor_grid[0] * anchor_grid[1];
+        let run = crate::ir::RowRun { start: 0, len, stride: len, count: 1 };
+        anchor = net.select("csr.anchor", anchor, vec![run])?;
+    }
+    csr.build(
+        net,
+        &CsrInputs {
+            batch: cfg.batch,
+            anchor,
+            anchor_grid,
+            visible: present(patches.visible, "csr: visible tokens")?,
+            keep: masked.keep,
+            hidden: masked.hidden,
+            hidden_tokens: views::patch_counts(cfg).1,
+            masked_grid: grid(cfg.masked_size),
+        },
+    )
+}
+
+/// CSS's logits `[2 * B, m]`.
+pub(super) fn search(
+    net: &mut Net<'_, '_>,
+    cfg: &StepConfig,
+    model: &Model,
+    patches: &PatchTokens,
+) -> Result<ValueId> {
+    let css = present(model.css.as_ref(), "css")?;
+    let tokens = [cfg.global_size, cfg.rescaled_size].map(|s| grid(s).iter().product());
+    css.build(
+        net,
+        &CssInstances {
+            batch: cfg.batch,
+            patches: present(patches.student, "css: instance tokens")?,
+            tokens,
+            scene: present(patches.scene, "css: scene tokens")?,
+            grid: grid([cfg.scene_size; 2]),
+        },
+    )
+}
+
+/// What the model's own structure promises to be there.
+pub(super) fn present<T>(value: Option<T>, what: &str) -> Result<T> {
+    value.ok_or_else(|| Error::invariant("model building", format!("{what}: not built")))
+}

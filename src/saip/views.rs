@@ -1,0 +1,175 @@
+//! The views of a step as inputs of the graph, and as token streams of the two encoders.
+
+use super::config::{PATCH, StepConfig};
+use super::io::{Slots, Types};
+use super::model::Model;
+use crate::error::{Error, Result};
+use crate::ir::{Binding, Graph, Region, ValueId};
+use crate::nn::{TapGroup, View};
+use crate::tensor::DType;
+
+/// Checks what the views' sizes must fulfil.
+pub(super) fn check(cfg: &StepConfig) -> Result<()> {
+    if cfg.batch == 0 {
+        return Err(Error::config("batch", "must be at least 1"));
+    }
+    let square = [cfg.scene_size; 2];
+    for (key, size) in [
+        ("global_size", cfg.global_size),
+        ("local_size", cfg.local_size),
+        ("rescaled_size", cfg.rescaled_size),
+        ("masked_size", cfg.masked_size),
+        ("scene_size", square),
+    ] {
+        if size.iter().any(|s| *s == 0 || s % PATCH != 0) {
+            let message = format!("height and width must be positive multiples of {PATCH}, got {size:?}");
+            return Err(Error::config(key, message));
+        }
+    }
+    let (visible, tokens) = (cfg.visible_patches(), grid(cfg.masked_size).iter().product::<usize>());
+    if visible == 0 || visible >= tokens {
+        return Err(Error::config(
+            "mask_ratio",
+            format!(
+                "{} leaves {visible} of {tokens} patches visible; at least one must be visible and one hidden",
+                cfg.mask_ratio
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// Patches along height and width.
+pub(super) fn grid(size: [usize; 2]) -> [usize; 2] {
+    size.map(|s| s / PATCH)
+}
+
+/// Places of the views that the switched-on objectives read, under the reference's names.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ViewSlots {
+    global: Binding,
+    local: Option<Binding>,
+    rescaled: Option<Binding>,
+    masked: Option<(Binding, Binding, Binding)>,
+    scene: Option<(Binding, Binding)>,
+}
+
+impl ViewSlots {
+    pub fn declare(cfg: &StepConfig, model: &Model, slots: &mut Slots) -> Self {
+        let b = cfg.batch;
+        let image = |views: usize, [h, w]: [usize; 2]| vec![views, b, 3, h, w];
+        let csm = model.csm.is_some();
+        let mut input = |name: &str, shape: Vec<usize>| slots.add(name, Region::Inputs, &shape[..]);
+        let global = input("global", image(2, cfg.global_size));
+        let local = (csm && cfg.locals > 0).then(|| input("local", image(cfg.locals, cfg.local_size)));
+        let rescaled = (csm || model.css.is_some()).then(|| input("rescaled", image(2, cfg.rescaled_size)));
+        let [gh, gw] = grid([cfg.scene_size; 2]);
+        let scene = model.css.is_some().then(|| {
+            let image = input("scene", vec![b, 3, cfg.scene_size, cfg.scene_size]);
+            (image, input("boxes", vec![2, b, gh, gw]))
+        });
+        let masked_image = model.csr.is_some().then(|| {
+            let [h, w] = cfg.masked_size;
+            input("masked", vec![b, 3, h, w])
+        });
+        let masked = masked_image.map(|image| {
+            let (visible, hidden) = patch_counts(cfg);
+            let keep = slots.add("keep", Region::Indices, [b, visible]);
+            (image, keep, slots.add("hidden", Region::Indices, [b, hidden]))
+        });
+        ViewSlots { global, local, rescaled, masked, scene }
+    }
+}
+
+/// Visible and hidden patches of a masked image.
+pub(super) fn patch_counts(cfg: &StepConfig) -> (usize, usize) {
+    let visible = cfg.visible_patches();
+    (visible, grid(cfg.masked_size).iter().product::<usize>() - visible)
+}
+
+/// The masked image as the graph reads it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct MaskedView {
+    /// `[B, 3, H', W']`
+    pub image: ValueId,
+    /// `[B, k]`
+    pub keep: ValueId,
+    /// `[B, n - k]`
+    pub hidden: ValueId,
+}
+
+/// Which views make up which stream.
+#[derive(Clone, Debug)]
+pub(super) struct ViewValues {
+    /// The student's stream and the patch tokens wanted from it: anchors, then the pasted instances if CSS reads them.
+    pub student: Vec<View>,
+    pub student_taps: Vec<TapGroup>,
+    /// The expert's stream: global views if CSM reads them, then the scene, then the masked image.
+    pub expert: Vec<View>,
+    pub expert_taps: Vec<TapGroup>,
+    pub masked: Option<MaskedView>,
+    /// The boxes `[2, B, S/P, S/P]` of the multi-person image.
+    pub boxes: Option<ValueId>,
+}
+
+impl ViewValues {
+    /// `image_tokens` says whether the student's image tokens are wanted of all its views. Where they are not, only the
+    /// views whose patch tokens are read enter the stream: the first of the two global and rescaled views.
+    pub fn read(
+        graph: &mut Graph,
+        cfg: &StepConfig,
+        model: &Model,
+        slots: &ViewSlots,
+        types: Types,
+        image_tokens: bool,
+    ) -> Self {
+        let b = cfg.batch;
+        let mut image = |name: &str, at: Binding, count: usize, size: [usize; 2]| {
+            graph.source(name, [count, 3, size[0], size[1]], types.compute, at)
+        };
+        let view = |image, count, size, image_token| View { image, count, size, image_token, keep: None };
+        let views = if image_tokens { 2 } else { 1 };
+        let global = image("global", slots.global, views * b, cfg.global_size);
+        let mut student = vec![view(global, views * b, cfg.global_size, image_tokens)];
+        if let Some(at) = slots.local.filter(|_| image_tokens) {
+            let n = cfg.locals * b;
+            student.push(view(image("local", at, n, cfg.local_size), n, cfg.local_size, true));
+        }
+        if let Some(at) = slots.rescaled.filter(|_| image_tokens || model.css.is_some()) {
+            let value = image("rescaled", at, views * b, cfg.rescaled_size);
+            student.push(view(value, views * b, cfg.rescaled_size, image_tokens));
+        }
+        let mut parts = vec![(0, b)];
+        if model.css.is_some() {
+            parts.push((student.len() - 1, b));
+        }
+        let reads_patches = model.csr.is_some() || model.css.is_some();
+        let student_taps = if reads_patches { vec![TapGroup::new(parts)] } else { Vec::new() };
+
+        let (mut expert, mut expert_taps) = (Vec::new(), Vec::new());
+        if image_tokens {
+            expert.push(view(global, 2 * b, cfg.global_size, true));
+        }
+        let size = [cfg.scene_size; 2];
+        if let Some((at, _)) = slots.scene {
+            let value = image("scene", at, b, size);
+            expert_taps.push(TapGroup::new([(expert.len(), b)]));
+            expert.push(view(value, b, size, false));
+        }
+        let masked_image = slots.masked.map(|(at, ..)| image("masked", at, b, cfg.masked_size));
+        let (visible, hidden) = patch_counts(cfg);
+        let masked = slots.masked.zip(masked_image).map(|((_, keep, rest), image)| MaskedView {
+            image,
+            keep: graph.source("keep", [b, visible], DType::I32, keep),
+            hidden: graph.source("hidden", [b, hidden], DType::I32, rest),
+        });
+        if let Some(m) = masked {
+            expert_taps.push(TapGroup::new([(expert.len(), b)]));
+            let view = view(m.image, b, cfg.masked_size, false);
+            expert.push(View { keep: Some((m.keep, visible)), ..view });
+        }
+        let [gh, gw] = grid(size);
+        let boxes = slots.scene.map(|(_, at)| graph.source("boxes", [2, b, gh, gw], types.compute, at));
+        ViewValues { student, student_taps, expert, expert_taps, masked, boxes }
+    }
+}

@@ -1,0 +1,426 @@
+//! The graph of a step: parameter names against the reference, no dead work, the expected amount of work, errors.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::Instant;
+
+use saip_engine::ir::{Graph, Node, Op, Region, verify};
+use saip_engine::nn::{ParamRegistry, initialise};
+use saip_engine::saip::config::StepConfig;
+use saip_engine::saip::{
+    EmbedOptions, Model, StepGraph, StepOptions, StepPoint, build_embed, build_inspect, build_step,
+    scalar_block,
+};
+use saip_engine::tensor::DType;
+
+const FIXTURE: &[u8] = include_bytes!("fixtures/vit-micro.safetensors");
+
+const VIT_TINY: &str = r#"{"batch": 256, "global_size": [256, 128], "local_size": [128, 64], "locals": 6,
+    "rescaled_size": [160, 80], "masked_size": [320, 160], "scene_size": 224, "mask_ratio": 0.75,
+    "student_temp": 0.1, "teacher_temp": 0.04, "center_momentum": 0.9, "momentum": 0.996, "lr": 0.001,
+    "weight_decay": 0.05, "adam_eps": 1e-8, "clip_norm": null, "loss_weights": [1.0, 1.0, 1.0],
+    "csm": {"hidden": 2048, "bottleneck": 256, "prototypes": 65536}, "csr": {"dim": 512, "depth": 6, "heads": 16},
+    "css": {"dim": 512, "depth": 2, "heads": 4, "convs": 4},
+    "encoder": {"kind": "vit", "img_size": [256, 128], "embed_dim": 192, "depth": 12, "num_heads": 3, "tap": 6}}"#;
+
+fn vit_tiny() -> StepConfig {
+    serde_json::from_str(VIT_TINY).unwrap()
+}
+
+/// The configuration and the shapes of all tensors of the fixture.
+fn fixture() -> (StepConfig, BTreeMap<String, Vec<usize>>) {
+    let (_, meta) = safetensors::SafeTensors::read_metadata(FIXTURE).unwrap();
+    let config = meta.metadata().as_ref().unwrap()["config"].clone();
+    let shapes = meta.tensors().into_iter().map(|(n, t)| (n, t.shape.clone())).collect();
+    (serde_json::from_str(&config).unwrap(), shapes)
+}
+
+fn micro() -> StepConfig {
+    fixture().0
+}
+
+fn build(cfg: &StepConfig) -> StepGraph {
+    let step = build_step(cfg, &StepOptions { dtype: DType::F64, ..Default::default() }).unwrap();
+    verify(&step.graph, "build").unwrap();
+    step
+}
+
+#[test]
+fn parameters_are_those_of_the_reference() {
+    let (cfg, tensors) = fixture();
+    let step = build(&cfg);
+    for (prefix, registry) in [("student.", &step.student), ("expert.", &step.expert)] {
+        let wanted: BTreeMap<&str, &Vec<usize>> =
+            tensors.iter().filter_map(|(n, s)| Some((n.strip_prefix(prefix)?, s))).collect();
+        let have: BTreeMap<&str, &Vec<usize>> =
+            registry.iter().map(|p| (p.name.as_str(), &p.shape)).collect();
+        assert_eq!(have, wanted);
+    }
+}
+
+#[test]
+fn inputs_are_those_of_the_reference() {
+    let (cfg, tensors) = fixture();
+    let step = build(&cfg);
+    let wanted: BTreeMap<&str, &[usize]> =
+        tensors.iter().filter_map(|(n, s)| Some((n.strip_prefix("view.")?, &s[..]))).collect();
+    let have: BTreeMap<&str, &[usize]> = step
+        .inputs
+        .iter()
+        .filter(|s| !["hidden", "scalars"].contains(&s.name.as_str()))
+        .map(|s| (s.name.as_str(), s.shape.dims()))
+        .collect();
+    assert_eq!(have, wanted);
+    assert_eq!(step.input("hidden").unwrap().shape.dims(), [2, 12]);
+    assert_eq!(step.state[0].shape.dims(), tensors["state.center"]);
+    let names: Vec<_> = step.outputs.iter().map(|s| s.name.as_str()).collect();
+    assert_eq!(names, ["csm", "statistics", "csr", "css", "total", "health"]);
+}
+
+#[test]
+fn inputs_do_not_overlap() {
+    let cfg = vit_tiny();
+    let step =
+        build_step(&cfg, &StepOptions { drop_path: 0.1, micro_steps: 2, ..Default::default() }).unwrap();
+    let slots: Vec<_> = step.inputs.iter().chain(&step.outputs).chain(&step.state).collect();
+    for (i, a) in slots.iter().enumerate() {
+        for b in &slots[..i] {
+            let apart = a.offset + a.shape.count() <= b.offset || b.offset + b.shape.count() <= a.offset;
+            assert!(a.region != b.region || apart, "{} and {}", a.name, b.name);
+        }
+    }
+}
+
+#[test]
+fn the_encoder_has_as_many_parameters_as_timms() {
+    let step = build(&vit_tiny());
+    let count = |prefix: &str| -> usize {
+        step.student.iter().filter(|p| p.name.starts_with(prefix)).map(|p| p.len).sum()
+    };
+    // vit_tiny_patch16_224 without head: 5,524,416 with 197 positions; 129 rows at 256x128.
+    assert_eq!(count("encoder.vit."), 5_524_416 - (197 - 129) * 192);
+    let tensors = step.student.iter().filter(|p| p.name.starts_with("encoder.vit.")).count();
+    assert_eq!(tensors, 2 + 2 + 12 * 12 + 2, "cls_token, pos_embed, patch_embed, blocks, norm");
+}
+
+#[test]
+fn the_moving_average_is_one_range() {
+    let step = build(&vit_tiny());
+    let segments = step.graph.nodes.iter().find_map(|n| match &n.op {
+        Op::AdamW { segments } => Some(segments),
+        _ => None,
+    });
+    let segments = segments.expect("the step ends with AdamW");
+    let averaged: Vec<_> = segments.iter().filter(|s| s.expert.is_some()).collect();
+    assert_eq!(averaged.len(), step.expert.iter().count());
+    assert!(averaged.iter().all(|s| s.expert == Some(s.start)));
+    assert!(segments.iter().skip(averaged.len()).all(|s| s.expert.is_none()));
+    let decayed = |name: &str| {
+        segments.iter().find(|s| s.start == step.student.get(name).unwrap().offset).unwrap().decay
+    };
+    assert!(decayed("csm.prototypes") && decayed("encoder.vit.blocks.0.attn.qkv.weight"));
+    assert!(!decayed("encoder.vit.pos_embed") && !decayed("csr.mask_token") && !decayed("csr.pred.bias"));
+}
+
+/// Nodes none of whose outputs is read or lives in a region.
+fn dead(graph: &Graph) -> Vec<&str> {
+    let uses = graph.use_counts();
+    let needed =
+        |n: &&Node| n.outputs.iter().any(|o| uses[o.index()] > 0 || graph.value(*o).binding.is_some());
+    graph.nodes.iter().filter(|n| !needed(n)).map(|n| n.path.as_str()).collect()
+}
+
+#[test]
+fn the_full_step_is_built_at_once_and_without_dead_work() {
+    let start = Instant::now();
+    let step = build(&vit_tiny());
+    assert!(start.elapsed().as_secs_f64() < 1.0, "{:?}", start.elapsed());
+    assert_eq!(dead(&step.graph), [""; 0]);
+}
+
+#[test]
+fn every_gradient_has_its_place() {
+    let step = build(&micro());
+    let bound: HashSet<(usize, usize)> = step
+        .graph
+        .values
+        .iter()
+        .filter(|v| v.producer.is_some())
+        .filter_map(|v| v.binding.filter(|b| b.region == Region::Grads).map(|b| (b.offset, v.shape.count())))
+        .collect();
+    let wanted: HashSet<_> = step.student.iter().map(|p| (p.offset, p.len)).collect();
+    assert_eq!(bound, wanted);
+    // All parameters of the reference step receive a gradient: none is filled with zeros.
+    let fills = step.graph.nodes.iter().filter(|n| matches!(n.op, Op::Fill { .. }));
+    assert_eq!(fills.map(|n| n.path.as_str()).collect::<Vec<_>>(), ["seed"]);
+}
+
+fn rows(graph: &Graph, path: &str) -> Option<usize> {
+    let node = graph.nodes.iter().find(|n| n.path == path)?;
+    Some(graph.shape(node.outputs[0]).as_matrix().0)
+}
+
+#[test]
+fn only_what_is_read_is_computed() {
+    let cfg = vit_tiny();
+    let (b, g) = (cfg.batch, &build(&cfg).graph);
+    let at = |path: &str| rows(g, path);
+    // The expert's scene (196 tokens) and visible patches (50) leave the stream behind the tap.
+    assert_eq!(at("expert.encoder.vit.blocks.6.mlp.fc2"), Some(b * (2 * 129 + 197 + 51)));
+    assert_eq!(at("expert.encoder.vit.blocks.7.norm1"), Some(2 * b * 129));
+    assert_eq!(at("expert.encoder.vit.blocks.11.attn.proj"), Some(2 * b));
+    // The last block goes on with the class rows.
+    assert_eq!(at("encoder.vit.blocks.11.attn.qkv"), Some(b * (2 * 129 + 6 * 33 + 2 * 51)));
+    assert_eq!(at("encoder.vit.blocks.11.mlp.fc1"), Some(10 * b));
+    // The tap's normalisation sees the anchors and the pasted instances only.
+    assert_eq!(at("encoder.tap_norm"), Some(b * (128 + 50)));
+    // Reconstruction goes on with the hidden patches; the search goes on with the query tokens.
+    assert_eq!(at("csr.blocks.4.mlp.fc1"), Some(b * 200));
+    assert_eq!(at("csr.blocks.5.attn_self.kv"), Some(b * 200));
+    assert_eq!(at("csr.blocks.5.attn_self.q"), Some(b * 150));
+    assert_eq!(at("csr.pred"), Some(b * 150));
+    assert_eq!(at("css.blocks.1.attn_self.kv"), Some(b * (129 + 51)));
+    assert_eq!(at("css.blocks.1.mlp.fc1"), Some(2 * b));
+    // The scene's features are computed once for both instances.
+    assert_eq!(at("css.convs.3"), Some(b * 196));
+    assert_eq!(at("css.cross.attn_cross.kv"), Some(b * 196));
+}
+
+/// Floating-point operations of a node's matrix products.
+fn flops(g: &Graph, n: &Node) -> usize {
+    let shape = |i: usize| g.shape(n.inputs[i]);
+    let mac = match &n.op {
+        Op::Linear { .. } => shape(0).as_matrix().0 * shape(1).count(),
+        Op::LinearBackwardInput { .. } => shape(0).as_matrix().0 * shape(1).count(),
+        Op::LinearBackwardWeight { weight } => shape(0).as_matrix().0 * weight.iter().product::<usize>(),
+        Op::Conv2d { geometry, .. } | Op::Conv2dBackwardInput { geometry, .. } => {
+            geometry.rows() * shape(1).count()
+        }
+        Op::Conv2dBackwardWeight { geometry } => geometry.rows() * g.shape(n.outputs[0]).count(),
+        Op::Attention { segments, .. } => 2 * segments.pairs() * g.shape(n.outputs[0]).as_matrix().1,
+        Op::AttentionBackward { segments, .. } => 4 * segments.pairs() * shape(0).as_matrix().1,
+        Op::DynamicConv { tokens } => shape(0).count() * tokens,
+        Op::DynamicConvBackward { tokens } => 2 * shape(1).count() * tokens,
+        // Logits of both sides, the expert's mean prototype; backward the logits again, dz and dw.
+        Op::PrototypeCrossEntropy { .. } => {
+            (shape(0).as_matrix().0 + 2 * shape(2).as_matrix().0) * shape(1).count()
+        }
+        Op::PrototypeCrossEntropyBackward { .. } => {
+            (3 * shape(1).as_matrix().0 + 2 * shape(3).as_matrix().0) * shape(2).count()
+        }
+        _ => 0,
+    };
+    2 * mac
+}
+
+#[test]
+fn the_work_is_as_estimated() {
+    let cfg = vit_tiny();
+    let step = build(&cfg);
+    let gflop = |wanted: &dyn Fn(&str) -> bool| -> f64 {
+        let nodes = step.graph.nodes.iter().filter(|n| wanted(&n.path));
+        nodes.map(|n| flops(&step.graph, n)).sum::<usize>() as f64 / 1e9 / cfg.batch as f64
+    };
+    // Multiplications per sample of the decoders' blocks, by hand; E = 512.
+    let e2 = 512.0 * 512.0;
+    let block = |q: f64, own: f64, ctx: f64| {
+        e2 * (10.0 * q + 2.0 * own) + 1024.0 * q * own + e2 * (2.0 * q + 2.0 * ctx) + 1024.0 * q * ctx
+    };
+    let csr = 5.0 * block(200.0, 200.0, 128.0) + block(150.0, 200.0, 128.0) + 150.0 * 512.0 * 768.0;
+    let css = e2 * 12.0 * 180.0 + e2 * 2.0 * 180.0 + 3.0 * 196.0 * 9.0 * e2 + e2 * 2.0 * 196.0;
+    // GFLOP per sample; forward and backward are three times the forward pass. What is left out by hand (embeddings,
+    // the search's attention) lies within the tolerance.
+    for (part, estimate, tolerance) in [
+        ("encoder.", 18.1, 0.02),
+        ("expert.encoder.", 4.6, 0.05),
+        ("csm", 1.9, 0.05),
+        ("csr.", 6e-9 * csr, 0.01),
+        ("css.", 6e-9 * css, 0.05),
+    ] {
+        let have = gflop(&|path| path.starts_with(part) || (part == "csm" && path.starts_with("expert.csm")));
+        assert!((have / estimate - 1.0).abs() < tolerance, "{part} {have:.2} instead of {estimate:.2} GFLOP");
+    }
+}
+
+fn names(step: &StepGraph) -> Vec<&str> {
+    step.inputs.iter().map(|s| s.name.as_str()).collect()
+}
+
+#[test]
+fn an_objective_of_weight_0_is_left_out() {
+    let all = ["csm", "csr", "css"];
+    for mask in 1..8usize {
+        let mut cfg = micro();
+        cfg.loss_weights = [0, 1, 2].map(|i| if mask >> i & 1 == 1 { 0.5 } else { 0.0 });
+        let step = build(&cfg);
+        assert_eq!(dead(&step.graph), [""; 0], "{:?}", cfg.loss_weights);
+        for (i, name) in all.iter().enumerate() {
+            let on = mask >> i & 1 == 1;
+            assert_eq!(step.output(name).is_some(), on);
+            assert_eq!(step.student.iter().any(|p| p.name.starts_with(name)), on);
+        }
+        let inputs = names(&step);
+        for (input, bits) in [("local", 1), ("masked", 2), ("keep", 2), ("scene", 4), ("rescaled", 5)] {
+            assert_eq!(inputs.contains(&input), mask & bits != 0, "{input} with {:?}", cfg.loss_weights);
+        }
+        // Without image tokens the encoder ends at the tap, and the parameters behind it do not move.
+        let behind = step.graph.nodes.iter().any(|n| n.path.starts_with("encoder.vit.blocks.2"));
+        assert_eq!(behind, mask & 1 == 1);
+        assert_eq!(step.state.is_empty(), mask & 1 == 0);
+    }
+}
+
+#[test]
+fn accumulation_splits_the_step() {
+    let opts = StepOptions { micro_steps: 4, ..Default::default() };
+    let step = build_step(&micro(), &opts).unwrap();
+    let update = step.update.as_ref().unwrap();
+    verify(&step.graph, "build").unwrap();
+    verify(update, "build").unwrap();
+    assert_eq!((dead(&step.graph), dead(update)), (vec![], vec![]));
+    let kinds = |g: &Graph| g.nodes.iter().map(|n| n.op.name()).collect::<Vec<_>>();
+    assert_eq!(kinds(&step.graph).iter().filter(|k| **k == "accumulate_grads").count(), 2);
+    assert!(!kinds(&step.graph).contains(&"adamw"));
+    assert_eq!(kinds(update), ["l2_normalize", "grad_health", "adamw", "center_update"]);
+    assert_eq!(step.state[1].name, "center_rows");
+}
+
+#[test]
+fn stochastic_depth_scales_every_branch_but_the_first_blocks() {
+    let step = build_step(&micro(), &StepOptions { drop_path: 0.2, ..Default::default() }).unwrap();
+    verify(&step.graph, "build").unwrap();
+    // 4 global, 6 local, 4 rescaled images; 3 blocks.
+    assert_eq!(step.input("drop_path").unwrap().shape.dims(), [6, 14]);
+    let scaled = |backward: bool| {
+        let of =
+            |n: &&Node| matches!(n.op, Op::ScaleSegments { .. }) && n.path.ends_with("/grad") == backward;
+        step.graph.nodes.iter().filter(of).count()
+    };
+    assert_eq!((scaled(false), scaled(true)), (4, 4));
+    assert!(!step.graph.nodes.iter().any(|n| n.path.starts_with("expert.") && n.path.contains("drop_path")));
+}
+
+#[test]
+fn a_frozen_expert_has_its_own_encoder_and_an_adapter() {
+    let mut cfg = micro();
+    cfg.expert_encoder = serde_json::from_str(
+        r#"{"kind": "vit", "img_size": [64, 32], "embed_dim": 20, "depth": 2, "num_heads": 2, "tap": 0}"#,
+    )
+    .unwrap();
+    let step = build(&cfg);
+    assert_eq!(dead(&step.graph), [""; 0]);
+    let shape = |r: &ParamRegistry, name: &str| r.get(name).map(|p| p.shape.clone());
+    assert_eq!(shape(&step.student, "adapter.weight"), Some(vec![20, 12]));
+    assert_eq!(shape(&step.student, "csr.embed_masked.weight"), Some(vec![16, 20]));
+    assert_eq!(shape(&step.expert, "encoder.vit.pos_embed"), Some(vec![1, 9, 20]));
+    let model = Model::new(&cfg).unwrap();
+    let followers = model.segments(&step.student, &step.expert).iter().filter(|s| s.expert.is_some()).count();
+    assert_eq!(followers, 7, "the image-level decoder alone");
+}
+
+#[test]
+fn features_and_pictures() {
+    let cfg = micro();
+    let step = build(&cfg);
+    for (region, registry) in [(Region::Params, &step.student), (Region::Expert, &step.expert)] {
+        let opts = EmbedOptions { dtype: DType::F32, region, batch: 5, size: [48, 32], patch_tokens: true };
+        let embed = build_embed(&cfg.encoder, registry, &opts).unwrap();
+        verify(&embed.graph, "build").unwrap();
+        assert_eq!(dead(&embed.graph), [""; 0]);
+        let shapes: Vec<_> = embed.outputs.iter().map(|s| (s.name.as_str(), s.shape.dims())).collect();
+        assert_eq!(shapes, [("image", &[5, 12][..]), ("patch", &[5, 6, 12])]);
+        let opts = EmbedOptions { size: [40, 32], ..opts };
+        assert!(
+            build_embed(&cfg.encoder, registry, &opts).unwrap_err().to_string().contains("multiples of 16")
+        );
+    }
+    let inspect = build_inspect(&cfg, DType::F32).unwrap();
+    verify(&inspect.graph, "build").unwrap();
+    assert_eq!(dead(&inspect.graph), [""; 0]);
+    assert_eq!(inspect.student, step.student);
+    let shapes: Vec<_> = inspect.outputs.iter().map(|s| (s.name.as_str(), s.shape.dims())).collect();
+    assert_eq!(
+        shapes,
+        [
+            ("reconstruction", &[2, 12, 768][..]),
+            ("search", &[2, 2, 16]),
+            ("image", &[2, 12]),
+            ("qkv", &[2, 9, 36])
+        ]
+    );
+}
+
+#[test]
+fn initial_values_are_finite_and_follow_timm() {
+    let step = build(&micro());
+    let values = initialise(&step.student, 3).unwrap();
+    assert!(values.iter().all(|v| v.is_finite()));
+    let of = |name: &str| step.student.get(name).map(|p| &values[p.offset..p.offset + p.len]).unwrap();
+    assert!(of("encoder.vit.blocks.1.attn.qkv.bias").iter().all(|v| *v == 0.0));
+    assert!(of("encoder.vit.norm.weight").iter().all(|v| *v == 1.0));
+    let largest = |name: &str| of(name).iter().fold(0.0f32, |a, v| a.max(v.abs()));
+    let bound = 1.0 / 768f32.sqrt();
+    assert!(largest("encoder.vit.patch_embed.proj.weight") <= bound);
+    assert!(largest("encoder.vit.patch_embed.proj.weight") > 0.95 * bound);
+    assert!(largest("encoder.vit.cls_token") < 1e-5);
+    assert!(largest("csr.pred.bias") > 0.2 && largest("csr.pred.bias") <= 0.25);
+}
+
+#[test]
+fn the_scalar_block_follows_the_step() {
+    let cfg = micro();
+    let at = StepPoint { micro_step: 1, micro_steps: 4, ..StepPoint::constant(&cfg, 2) };
+    let block = scalar_block(&cfg, &at);
+    let wanted =
+        [1e-3, 0.05, 0.9, 0.95, 1e-2, 1.0 - 0.81, 1.0 - 0.9025, 0.0, 0.996, 0.1, 0.04, 0.9, 1.0, 0.25];
+    for (have, wanted) in block.iter().zip(wanted) {
+        assert!((have - wanted).abs() < 1e-15, "{block:?}");
+    }
+}
+
+#[test]
+fn bad_configurations_name_the_key() {
+    let cases: [(&str, fn(&mut StepConfig)); 9] = [
+        ("batch", |c| c.batch = 0),
+        ("local_size", |c| c.local_size = [32, 20]),
+        ("scene_size", |c| c.scene_size = 0),
+        ("mask_ratio", |c| c.mask_ratio = 0.99),
+        ("loss_weights", |c| c.loss_weights = [0.0; 3]),
+        ("loss_weights", |c| c.loss_weights[1] = f64::NAN),
+        ("csr.heads", |c| c.csr.heads = 3),
+        ("css.convs", |c| c.css.convs = 0),
+        ("csm.prototypes", |c| c.csm.prototypes = 0),
+    ];
+    for (key, break_it) in cases {
+        let mut cfg = micro();
+        break_it(&mut cfg);
+        let e = build_step(&cfg, &StepOptions::default()).unwrap_err().to_string();
+        assert!(e.contains(&format!("`{key}`")), "{key}: {e}");
+    }
+    for (key, encoder) in [
+        (
+            "encoder.tap",
+            r#"{"kind": "vit", "img_size": [64, 32], "embed_dim": 12, "depth": 3, "num_heads": 3, "tap": 3}"#,
+        ),
+        (
+            "encoder.num_heads",
+            r#"{"kind": "vit", "img_size": [64, 32], "embed_dim": 12, "depth": 3, "num_heads": 5, "tap": 1}"#,
+        ),
+        (
+            "encoder.img_size",
+            r#"{"kind": "vit", "img_size": [60, 32], "embed_dim": 12, "depth": 3, "num_heads": 3, "tap": 1}"#,
+        ),
+        ("encoder.kind", r#"{"kind": "starnet", "base_dim": 32, "depths": [2, 2, 8, 4], "mlp_ratio": 4}"#),
+    ] {
+        let mut cfg = micro();
+        cfg.encoder = serde_json::from_str(encoder).unwrap();
+        let e = build_step(&cfg, &StepOptions::default()).unwrap_err().to_string();
+        assert!(e.contains(&format!("`{key}`")), "{key}: {e}");
+    }
+    for opts in [
+        StepOptions { dtype: DType::I32, ..Default::default() },
+        StepOptions { micro_steps: 0, ..Default::default() },
+        StepOptions { drop_path: 1.0, ..Default::default() },
+    ] {
+        assert!(build_step(&micro(), &opts).is_err());
+    }
+}
