@@ -59,12 +59,7 @@ const DIRECTIONS: usize = 4;
 /// Central differences of `f` at `at` in the inputs `wrt`, by the five-point stencil.
 ///
 /// A small tensor is probed at every coordinate, a large one at a sample and along random directions through all of it.
-pub fn probes(
-    name: &str,
-    at: &[Input],
-    wrt: &[usize],
-    mut f: impl FnMut(&[Input]) -> f64,
-) -> Vec<Probe> {
+pub fn probes(name: &str, at: &[Input], wrt: &[usize], mut f: impl FnMut(&[Input]) -> f64) -> Vec<Probe> {
     let mut rng = Gen::new(name);
     let mut x = at.to_vec();
     let mut out = Vec::new();

@@ -7,8 +7,7 @@ mod layout;
 mod losses;
 mod optim;
 
-pub use dense::{gelu, log_sum_exp};
-pub use layout::bicubic;
+use dense::gelu;
 
 use super::tensor::{Input, Tensor};
 use saip_engine::ir::Op;
@@ -38,7 +37,7 @@ pub fn forward(op: &Op, x: &[Input]) -> Vec<Tensor> {
         Op::Gelu => vec![x[0].float().map(gelu)],
         Op::Add => vec![dense::add(x[0].float(), x[1].float())],
         Op::Scale { factor } => vec![x[0].float().map(|v| v * factor)],
-        Op::Fill { shape, value } => vec![Tensor::from_fn(shape.clone(), |_| *value)],
+        Op::Fill { shape, value, .. } => vec![Tensor::from_fn(shape.clone(), |_| *value)],
         Op::LayerNorm { eps } => dense::layer_norm(x, *eps),
         Op::Attention { heads, layout, segments } => dense::attention(x, *heads, *layout, segments),
         Op::DynamicConv { tokens } => vec![dense::dynamic_conv(x[0].float(), x[1].float(), *tokens)],

@@ -60,7 +60,8 @@ impl Camera {
             pitch: dice.range(0.03, 0.42),
             distance: dice.range(5.0, 12.0),
             heading: dice.range(-PI, PI),
-            light: v3(azimuth.sin() * elevation.cos(), elevation.sin(), azimuth.cos() * elevation.cos()).unit(),
+            light: v3(azimuth.sin() * elevation.cos(), elevation.sin(), azimuth.cos() * elevation.cos())
+                .unit(),
             occlusion: dice.range(0.08, 0.30),
             sun: dice.range(0.3, 1.0),
             film,

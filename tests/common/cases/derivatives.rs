@@ -24,7 +24,6 @@ fn dy(d: &Derivative) -> Input {
     d.cotangents[0].clone().into()
 }
 
-
 pub fn embed_tokens() -> Vec<Case> {
     token_layouts()
         .into_iter()
@@ -129,7 +128,8 @@ pub fn layer_norm() -> Vec<Case> {
             let mut derivative = derivative(&mut g, c.op, at.clone(), &[0, 1, 2]);
             let [x, gamma, _] = <[Input; 3]>::try_from(at).expect("three operands");
             // Statistics in full precision: the backward op receives what the forward op computed.
-            let mut inputs = vec![dy(&derivative), x, gamma, stats[1].clone().into(), stats[2].clone().into()];
+            let mut inputs =
+                vec![dy(&derivative), x, gamma, stats[1].clone().into(), stats[2].clone().into()];
             if residual {
                 let r = g.normal(inputs[0].shape());
                 derivative.plus = Some(r.float().clone());
@@ -148,7 +148,9 @@ pub fn attention() -> Vec<Case> {
             let mut g = Gen::new(&format!("attention_backward/{}", c.name));
             let (y, operands) = (forward(&c.op, &c.inputs), c.inputs.clone());
             let wrt: Vec<usize> = (0..operands.len()).collect();
-            let Op::Attention { heads, layout, segments } = c.op.clone() else { unreachable!("an attention case") };
+            let Op::Attention { heads, layout, segments } = c.op.clone() else {
+                unreachable!("an attention case")
+            };
             let derivative = derivative(&mut g, c.op, c.inputs, &wrt);
             let mut inputs = vec![dy(&derivative), y[0].clone().into(), y[1].clone().into()];
             inputs.extend(operands);
@@ -209,7 +211,8 @@ pub fn conv2d_weight() -> Vec<Case> {
         .map(|(name, geometry, at)| {
             let mut g = Gen::new(&name);
             let x = at[0].clone();
-            let derivative = derivative(&mut g, Op::Conv2d { geometry, epilogue: Epilogue::None }, at, &[1, 2]);
+            let derivative =
+                derivative(&mut g, Op::Conv2d { geometry, epilogue: Epilogue::None }, at, &[1, 2]);
             case(name, Op::Conv2dBackwardWeight { geometry }, vec![dy(&derivative), x], derivative)
         })
         .collect()

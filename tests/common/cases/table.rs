@@ -6,6 +6,7 @@ use saip_engine::ir::{
     AttentionLayout, ConvGeometry, Epilogue, Op, OpKind, ParamSegment, RowRun, Scalar, SegmentRun, Segments,
     TokenLayout, TokenView,
 };
+use saip_engine::tensor::DType;
 
 /// Every case of `kind`, at least one.
 pub fn cases(kind: OpKind) -> Vec<Case> {
@@ -160,16 +161,8 @@ fn resize_positions() -> Vec<Case> {
 }
 
 /// (M, K, N).
-pub(super) const MATRICES: [(usize, usize, usize); 8] = [
-    (1, 1, 1),
-    (1, 5, 3),
-    (7, 3, 4),
-    (3, 16, 1),
-    (33, 17, 9),
-    (5, 64, 12),
-    (130, 20, 33),
-    (16, 48, 96),
-];
+pub(super) const MATRICES: [(usize, usize, usize); 8] =
+    [(1, 1, 1), (1, 5, 3), (7, 3, 4), (3, 16, 1), (33, 17, 9), (5, 64, 12), (130, 20, 33), (16, 48, 96)];
 
 const EPILOGUES: [Epilogue; 3] = [Epilogue::None, Epilogue::Gelu, Epilogue::Residual];
 
@@ -222,7 +215,9 @@ fn scale() -> Vec<Case> {
 fn fill() -> Vec<Case> {
     [(vec![1], 1.0), (vec![3, 5], 0.0), (vec![2, 3, 17], -0.25)]
         .into_iter()
-        .map(|(shape, value)| case(format!("{shape:?} {value}"), Op::Fill { shape, value }, |_| vec![]))
+        .map(|(shape, value)| {
+            case(format!("{shape:?} {value}"), Op::Fill { shape, value, dtype: DType::F64 }, |_| vec![])
+        })
         .collect()
 }
 
@@ -373,7 +368,9 @@ fn add_positions() -> Vec<Case> {
     TOKENS
         .into_iter()
         .map(|(b, n, _, d)| {
-            case(format!("{b}x{n} D {d}"), Op::AddPositions, |g| vec![g.normal(&[b * n, d]), g.normal(&[n, d])])
+            case(format!("{b}x{n} D {d}"), Op::AddPositions, |g| {
+                vec![g.normal(&[b * n, d]), g.normal(&[n, d])]
+            })
         })
         .collect()
 }
@@ -613,7 +610,11 @@ fn adamw() -> Vec<Case> {
             Tensor::zeros([9]).into(),
             Tensor::zeros([9]).into(),
             g.normal(&[1]),
-            scalars(&[(Scalar::BiasCorrection1, 0.1), (Scalar::BiasCorrection2, 0.05), (Scalar::AdamEps, 1e-8)]),
+            scalars(&[
+                (Scalar::BiasCorrection1, 0.1),
+                (Scalar::BiasCorrection2, 0.05),
+                (Scalar::AdamEps, 1e-8),
+            ]),
             health(1.0, 1.0, 1.0),
         ]
     }));

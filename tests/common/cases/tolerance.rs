@@ -71,9 +71,8 @@ fn absolute(x: &[Input]) -> Vec<Input> {
 /// Per output, the magnitude that roundoff is relative to.
 fn magnitudes(op: &Op, x: &[Input], outputs: &[Tensor]) -> Vec<Tensor> {
     // Of the largest element of each output, at least `floor`.
-    let largest = |floor: f64| -> Vec<Tensor> {
-        outputs.iter().map(|o| o.map(|_| o.max_abs().max(floor))).collect()
-    };
+    let largest =
+        |floor: f64| -> Vec<Tensor> { outputs.iter().map(|o| o.map(|_| o.max_abs().max(floor))).collect() };
     let temperature = |i: usize, s: Scalar| x[i].float().data[s as usize];
     match op {
         // Values are moved, not computed.

@@ -126,9 +126,8 @@ pub fn attention(x: &[Input], heads: usize, layout: AttentionLayout, segments: &
                 let source = if layout == AttentionLayout::Packed { key + i } else { query + i };
                 let scores: Vec<f64> = (0..keys)
                     .map(|j| {
-                        let dot: f64 = (h * width..(h + 1) * width)
-                            .map(|c| at(q, source, c) * at(k, key + j, c))
-                            .sum();
+                        let dot: f64 =
+                            (h * width..(h + 1) * width).map(|c| at(q, source, c) * at(k, key + j, c)).sum();
                         dot / (width as f64).sqrt()
                     })
                     .collect();

@@ -27,8 +27,7 @@ fn logits(x: &Tensor, w: &Tensor, center: Option<&Tensor>, temperature: f64) -> 
 /// Inputs `z, w, zt, wt, center, scalars` -> `loss, lse, lse_t`.
 pub fn prototype_cross_entropy(x: &[Input], batch: usize) -> Vec<Tensor> {
     let student = logits(x[0].float(), x[1].float(), None, scalar(&x[5], Scalar::StudentTemp));
-    let expert =
-        logits(x[2].float(), x[3].float(), Some(x[4].float()), scalar(&x[5], Scalar::TeacherTemp));
+    let expert = logits(x[2].float(), x[3].float(), Some(x[4].float()), scalar(&x[5], Scalar::TeacherTemp));
     let lse = Tensor::from_fn([student.rows()], |r| log_sum_exp(student.row(r)));
     let lse_t = Tensor::from_fn([expert.rows()], |r| log_sum_exp(expert.row(r)));
     let views = student.rows() / batch;
@@ -58,8 +57,7 @@ pub fn expert_statistics(x: &[Input]) -> Tensor {
     let scores = logits(x[0].float(), x[1].float(), Some(x[2].float()), scalar(&x[3], Scalar::TeacherTemp));
     let (rows, k) = (scores.rows(), scores.cols());
     let q = Tensor::from_fn([rows, k], |i| (scores.data[i] - x[4].float().data[i / k]).exp());
-    let mean: Vec<f64> =
-        (0..k).map(|c| (0..rows).map(|r| q.row(r)[c]).sum::<f64>() / rows as f64).collect();
+    let mean: Vec<f64> = (0..k).map(|c| (0..rows).map(|r| q.row(r)[c]).sum::<f64>() / rows as f64).collect();
     let each = (0..rows).map(|r| entropy(q.row(r))).sum::<f64>() / rows as f64;
     let f = x[5].float();
     let d = f.cols();
@@ -78,8 +76,7 @@ pub fn center_update(x: &[Input]) -> Tensor {
     if x[4].float().data[2] == 0.0 {
         return center.clone();
     }
-    let (scores, m) =
-        (logits(x[1].float(), x[2].float(), None, 1.0), scalar(&x[3], Scalar::CenterMomentum));
+    let (scores, m) = (logits(x[1].float(), x[2].float(), None, 1.0), scalar(&x[3], Scalar::CenterMomentum));
     let (rows, k) = (scores.rows(), scores.cols());
     Tensor::from_fn(center.shape.clone(), |c| {
         let mean = scores.data.iter().skip(c).step_by(k).sum::<f64>() / rows as f64;
