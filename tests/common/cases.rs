@@ -39,6 +39,8 @@ pub struct Derivative {
     pub wrt: Vec<usize>,
     /// Added to the op's first output.
     pub plus: Option<Tensor>,
+    /// Size of the op's largest partial derivatives, before they cancel.
+    pub slope: f64,
 }
 
 impl Derivative {
@@ -53,7 +55,7 @@ impl Derivative {
 
     /// Natural size of a derivative, for gradients that are 0 but for rounding.
     pub fn magnitude(&self) -> f64 {
-        self.cotangents.iter().fold(0.0, |m, c| m.max(c.max_abs()))
+        self.slope * self.cotangents.iter().fold(0.0f64, |m, c| m.max(c.max_abs()))
     }
 }
 

@@ -5,7 +5,7 @@ use super::table::{CONVS, GRIDS, MATRICES, cases, token_layouts, token_operands}
 use super::{Case, Derivative, Expected};
 use crate::common::reference::forward;
 use crate::common::tensor::{Gen, Input, Tensor};
-use saip_engine::ir::{ConvGeometry, Epilogue, Op, OpKind};
+use saip_engine::ir::{ConvGeometry, Epilogue, Op, OpKind, Scalar};
 
 /// Builds a case of backward op `op` with operands `inputs` from the derivative it stands for.
 fn case(name: impl Into<String>, op: Op, inputs: Vec<Input>, derivative: Derivative) -> Case {
@@ -16,7 +16,14 @@ fn case(name: impl Into<String>, op: Op, inputs: Vec<Input>, derivative: Derivat
 fn derivative(g: &mut Gen, op: Op, at: Vec<Input>, wrt: &[usize]) -> Derivative {
     let shape = forward(&op, &at)[0].shape.clone();
     let cotangents = vec![g.normal(&shape).float().clone()];
-    Derivative { forward: Box::new(move |x| forward(&op, x)), at, cotangents, wrt: wrt.to_vec(), plus: None }
+    Derivative {
+        forward: Box::new(move |x| forward(&op, x)),
+        at,
+        cotangents,
+        wrt: wrt.to_vec(),
+        plus: None,
+        slope: 1.0,
+    }
 }
 
 /// The cotangent as an operand.
@@ -254,7 +261,9 @@ pub fn prototype_cross_entropy() -> Vec<Case> {
             let mut g = Gen::new(&format!("prototype_cross_entropy_backward/{}", c.name));
             let Op::PrototypeCrossEntropy { batch } = c.op else { unreachable!("a cross-entropy case") };
             let (y, operands) = (forward(&c.op, &c.inputs), c.inputs.clone());
-            let derivative = derivative(&mut g, c.op, c.inputs, &[0, 1]);
+            let mut derivative = derivative(&mut g, c.op, c.inputs, &[0, 1]);
+            // Probabilities that cancel, over the temperature.
+            derivative.slope = 1.0 / operands[5].float().data[Scalar::StudentTemp as usize];
             let mut inputs = vec![dy(&derivative)];
             inputs.extend(operands);
             inputs.extend([y[1].clone().into(), y[2].clone().into()]);
