@@ -12,3 +12,7 @@ pub mod presets;
 pub mod progress;
 pub mod signals;
 pub mod tensorboard;
+pub mod probe;
+pub mod run;
+pub mod sources;
+pub mod summary;

@@ -12,7 +12,6 @@ use super::signals::Interrupt;
 use super::tensorboard::EventWriter;
 use super::{sources, summary};
 use crate::backend::Backend;
-use crate::data::augment::AugmentConfig;
 use crate::data::loader::{Loader, LoaderConfig};
 use crate::data::views::{ViewPlanner, scale_buckets};
 use crate::error::{Error, Result};
@@ -117,14 +116,9 @@ pub fn train(
 
 /// Geometry of the views at every scale, and the step's configuration of each.
 fn planner(cfg: &TrainConfig) -> Result<(ViewPlanner, Vec<StepConfig>)> {
-    let augment: AugmentConfig = cfg
-        .augment
-        .clone()
-        .try_into()
-        .map_err(|e: toml::de::Error| Error::config("augment", e.message().to_owned()))?;
     let scales = scale_buckets(cfg.views.scale, cfg.views.scale_buckets);
     let base = cfg.step_config(cfg.views.local_size, cfg.views.global_size);
-    let planner = ViewPlanner::new(&base, &scales, augment)?;
+    let planner = ViewPlanner::new(&base, &scales, cfg.augmentation()?)?;
     let configs = planner
         .geometries()
         .iter()
@@ -270,7 +264,7 @@ impl Run<'_> {
         self.images += images as u64;
         let lr = self.schedule.lr_at(self.step);
         self.step += 1;
-        if let Verdict::Skipped { in_a_row } = self.guard.observe(self.step, health.finite, &names)? {
+        if let Verdict::Skip { in_a_row } = self.guard.observe(self.step, health.finite, &names)? {
             self.progress.println(&format!(
                 "step {} skipped: loss or gradient is not finite ({in_a_row} in a row); its images are listed in {}",
                 self.step,
