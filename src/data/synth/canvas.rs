@@ -18,9 +18,6 @@ impl Rgb {
     pub fn mix(self, to: Rgb, t: f32) -> Rgb {
         Rgb(self.0 + (to.0 - self.0) * t, self.1 + (to.1 - self.1) * t, self.2 + (to.2 - self.2) * t)
     }
-    pub fn luma(self) -> f32 {
-        0.299 * self.0 + 0.587 * self.1 + 0.114 * self.2
-    }
     pub fn alpha(self, alpha: f32) -> Color {
         let channel = |v: f32| v.clamp(0.0, 1.0);
         Color::from_rgba(channel(self.0), channel(self.1), channel(self.2), channel(alpha)).unwrap_or(Color::BLACK)

@@ -32,6 +32,7 @@ enum Layer {
     Arm(usize),
     Thigh(usize),
     BackHair,
+    Hat,
     Backpack,
     ShoulderBag,
 }
@@ -46,8 +47,8 @@ const TRUNK: [(f32, [f32; 2], [f32; 2], f32); 10] = [
     (0.58, [0.091, 0.079], [0.062, 0.057], 0.004),
     (0.76, [0.100, 0.086], [0.066, 0.070], 0.004),
     (0.89, [0.106, 0.093], [0.058, 0.056], 0.000),
-    (0.955, [0.100, 0.088], [0.047, 0.044], -0.004),
-    (1.01, [0.062, 0.054], [0.038, 0.034], -0.004),
+    (0.955, [0.095, 0.082], [0.047, 0.044], -0.004),
+    (1.005, [0.060, 0.052], [0.039, 0.035], -0.004),
     (1.06, [0.037, 0.032], [0.036, 0.031], -0.002),
 ];
 
@@ -77,6 +78,8 @@ impl Figure<'_> {
         if matches!(a.hair, Hair::Bob | Hair::Long | Hair::Ponytail | Hair::Bun) {
             layers.push((-0.25 * facing + 0.01, Layer::BackHair));
         }
+        // Over hair that falls behind, under an arm raised before the face.
+        layers.push(((-0.25 * facing).max(0.0) + 0.011, Layer::Hat));
         if a.backpack {
             layers.push((-0.22 * facing - 0.005, Layer::Backpack));
         }
@@ -102,6 +105,7 @@ impl Figure<'_> {
             Layer::Arm(side) => self.arm(side),
             Layer::Thigh(side) => self.leg(side),
             Layer::BackHair => self.back_hair(),
+            Layer::Hat => self.hat(),
             Layer::Backpack => self.backpack(),
             Layer::ShoulderBag => self.shoulder_bag(),
         }
@@ -561,7 +565,9 @@ impl Figure<'_> {
     }
 
     /// The shadow on the ground: soft, away from the light.
-    pub fn shadow(&mut self) {
+    ///
+    /// `sun` from 0 (overcast) to 1 sets how dark it is.
+    pub fn shadow(&mut self, sun: f32) {
         let b = self.bones;
         let light = self.view.light;
         let px = self.view.scale;
@@ -569,7 +575,7 @@ impl Figure<'_> {
         let apart = (self.view.see(b.ankle[0]).at.x - self.view.see(b.ankle[1]).at.x).abs();
         for (rx, ry, alpha) in [(0.62, 0.11, 0.10), (0.42, 0.075, 0.16), (0.26, 0.05, 0.22)] {
             let shift = v2(-light.x * rx * 0.7 * px, -0.01 * px);
-            self.canvas.ellipse(feet + shift, rx * 0.7 * px + 0.5 * apart, ry * px, BLACK, alpha, None);
+            self.canvas.ellipse(feet + shift, rx * 0.7 * px + 0.5 * apart, ry * px, BLACK, alpha * (0.45 + 0.75 * sun), None);
         }
         // Contact shadows right under the soles.
         for side in 0..2 {

@@ -137,7 +137,6 @@ impl Figure<'_> {
         self.skin_ball(&skull, skin);
         if !self.near {
             self.hair_cap();
-            self.hat();
             return;
         }
         if a.beard {
@@ -156,7 +155,6 @@ impl Figure<'_> {
         }
         self.locks();
         self.eyewear(&skull);
-        self.hat();
     }
 
     /// 1 when the face looks at the camera.
@@ -340,11 +338,13 @@ impl Figure<'_> {
                 };
                 let l = who.hair_length;
                 let rings = [
-                    ring(self, -0.02 * h, 0.25, 0.20),
-                    ring(self, 0.3 * l, 0.40, 0.31),
-                    ring(self, 0.65 * l, 0.43, 0.27),
-                    ring(self, 0.85 * l, 0.40, 0.22),
-                    ring(self, l, 0.30, 0.17),
+                    ring(self, -0.04 * h, 0.10, 0.10),
+                    ring(self, -0.02 * h, 0.26, 0.22),
+                    ring(self, 0.06 * h, 0.37, 0.31),
+                    ring(self, 0.4 * l, 0.38, 0.29),
+                    ring(self, 0.68 * l, 0.40, 0.25),
+                    ring(self, 0.87 * l, 0.35, 0.20),
+                    ring(self, l, 0.22, 0.12),
                 ];
                 self.draw_loft(&rings, &Fabric::plain(who.hair.shade(0.92)), tag);
                 for angle in [-0.9f32, -0.45, 0.0, 0.5, 0.95] {
@@ -436,7 +436,7 @@ impl Figure<'_> {
         }
     }
 
-    fn hat(&mut self) {
+    pub fn hat(&mut self) {
         let who = self.who;
         let tag = Tag(Part::Hat, Segment::Head);
         let grow = match who.attributes.hair {

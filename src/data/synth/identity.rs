@@ -476,7 +476,7 @@ fn dress(dice: &mut Dice, attributes: Attributes, body: Body) -> Identity {
         hair_volume: 1.06 + 0.05 * dice.unit() + if a.hair == Hair::Curly { 0.13 } else { 0.0 },
         hair_length: match a.hair {
             Hair::Bob => dice.range(0.26, 0.33),
-            Hair::Long => dice.range(0.40, 0.64),
+            Hair::Long => dice.range(0.40, 0.58),
             Hair::Ponytail => dice.range(0.30, 0.50),
             _ => 0.0,
         },

@@ -9,6 +9,7 @@ mod camera;
 mod canvas;
 mod carried;
 mod dice;
+pub mod export;
 mod figure;
 mod film;
 mod geometry;

@@ -275,6 +275,7 @@ pub struct Skeleton {
     pub hip: [V3; 2],
     pub knee: [V3; 2],
     pub ankle: [V3; 2],
+    pub shank_turn: [Rotation; 2],
     pub heel: [V3; 2],
     pub toe: [V3; 2],
 }
@@ -311,6 +312,7 @@ impl Skeleton {
             hip: [pelvis; 2],
             knee: [pelvis; 2],
             ankle: [pelvis; 2],
+            shank_turn: [pelvis_turn; 2],
             heel: [pelvis; 2],
             toe: [pelvis; 2],
         };
@@ -327,7 +329,7 @@ impl Skeleton {
         // The shoulder blade lifts the joint when the arm goes up.
         let lift = 0.035 * body.height * (arm.flex.max(arm.abduct) - 1.0).clamp(0.0, 1.0);
         self.shoulder[side] = self.neck
-            + self.trunk_turn.apply(v3(out * body.shoulder, -0.020 * body.height + lift, -0.004 * body.height));
+            + self.trunk_turn.apply(v3(out * body.shoulder, -0.034 * body.height + lift, -0.004 * body.height));
         let upper = self
             .trunk_turn
             .after(&Rotation::z(out * arm.abduct))
@@ -349,6 +351,7 @@ impl Skeleton {
         let shank = thigh.after(&Rotation::x(leg.knee));
         self.knee[side] = self.hip[side] + thigh.apply(v3(0.0, -body.thigh, 0.0));
         self.ankle[side] = self.knee[side] + shank.apply(v3(0.0, -body.shank, 0.0));
+        self.shank_turn[side] = shank;
         // A swinging foot follows the shank in part; a planted one lies flat.
         let follow = (leg.knee - leg.flex).max(0.0) * 0.75;
         let foot = Rotation::y(out * leg.toe_out).after(&Rotation::x(leg.foot + follow));

@@ -70,7 +70,7 @@ impl Render<'_> {
         self.passers_by(&mut canvas, &view, &mut dice);
         let mut figure =
             Figure { who: &who, pose: &pose, bones: &bones, view: &view, canvas: &mut canvas, near: true };
-        figure.shadow();
+        figure.shadow(self.camera.sun);
         if pose.action == Action::Sit {
             figure.seat();
         }
@@ -123,7 +123,7 @@ impl Render<'_> {
             other.origin = v2(0.5 * self.size.0 as f32 + away, view.origin.y + 0.9 * view.scale * (1.0 - far) - rise);
             let mut figure =
                 Figure { who: &who, pose: &pose, bones: &bones, view: &other, canvas: &mut *canvas, near: false };
-            figure.shadow();
+            figure.shadow(self.camera.sun);
             figure.draw();
         }
     }

@@ -14,6 +14,9 @@ fn contact_sheet() {
         image::imageops::replace(&mut sheet, &img, (i as u32 % cols * 130) as i64, (i as u32 / cols * 258) as i64);
     }
     sheet.save("/tmp/synth_sheet.png").unwrap();
+    let zoomed = image::imageops::crop_imm(&sheet, 0, 0, 780, 516).to_image();
+    let zoomed = image::imageops::resize(&zoomed, 1560, 1032, image::imageops::FilterType::Triangle);
+    zoomed.save("/tmp/synth_zoom.png").unwrap();
     let start = std::time::Instant::now();
     for i in 0..200 { world.image(i); }
     println!("{:?} an image", start.elapsed() / 200);
