@@ -27,11 +27,7 @@ pub enum Error {
     File { path: PathBuf, message: String },
     /// A layer whose operands do not fit together; `node` is the layer's path, such as `encoder.blocks.3.attn`.
     #[error("{node}: {op}: {message}")]
-    Shape {
-        node: String,
-        op: &'static str,
-        message: String,
-    },
+    Shape { node: String, op: &'static str, message: String },
     /// A compiler pass broke an invariant of the graph or the plan: a defect of this program, not of its input.
     #[error("internal error after {pass}: {message}; please report it")]
     Invariant { pass: &'static str, message: String },

@@ -73,7 +73,8 @@ pub fn run(args: &SynthArgs) -> Result<()> {
     export.validate()?;
     let total = (export.config.identities * export.config.images_per_identity) as u64;
     let bar = if std::io::stderr().is_terminal() { ProgressBar::new(total) } else { ProgressBar::hidden() };
-    if let Ok(style) = ProgressStyle::with_template("drawing persons {wide_bar} {pos}/{len} {per_sec} {eta}") {
+    if let Ok(style) = ProgressStyle::with_template("drawing persons {wide_bar} {pos}/{len} {per_sec} {eta}")
+    {
         bar.set_style(style);
     }
     let summary = export.write(&args.out, || bar.inc(1))?;
@@ -88,4 +89,46 @@ pub fn run(args: &SynthArgs) -> Result<()> {
         export.config.cameras
     );
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        synth: SynthArgs,
+    }
+
+    fn args(line: &str) -> Result<SynthArgs, clap::Error> {
+        Cli::try_parse_from(std::iter::once("synth").chain(line.split_whitespace())).map(|cli| cli.synth)
+    }
+
+    #[test]
+    fn writes_a_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("persons");
+        let line = format!(
+            "--out {} --identities 2 --images-per-identity 4 --cameras 3 --size 64x32 --seed 9",
+            out.display()
+        );
+        run(&args(&line).unwrap()).unwrap();
+        assert_eq!(std::fs::read_dir(out.join("bounding_box_train")).unwrap().count(), 4);
+        assert_eq!(std::fs::read_dir(out.join("query")).unwrap().count(), 2);
+        assert!(out.join("annotations.json").exists() && out.join("attributes.csv").exists());
+    }
+
+    #[test]
+    fn refuses_what_cannot_be() {
+        for size in ["256", "axb", "256x", "-1x5"] {
+            let error = args(&format!("--out x --size={size}")).unwrap_err().to_string();
+            assert!(error.contains("height x width"), "{error}");
+        }
+        for line in ["--out x --size 9999x128", "--out x --cameras 12", "--out x --queries-per-identity 7"] {
+            assert!(run(&args(line).unwrap()).is_err(), "{line}");
+        }
+        assert!(!std::path::Path::new("x").exists());
+    }
 }

@@ -3,8 +3,8 @@
 use super::geometry::{V2, V3, v2, v3};
 use super::labels::{Part, Segment};
 use tiny_skia::{
-    Color, FillRule, GradientStop, LinearGradient, Paint, Path, PathBuilder, Pixmap, Point, Shader, SpreadMode,
-    Stroke, Transform,
+    Color, FillRule, GradientStop, LinearGradient, Paint, Path, PathBuilder, Pixmap, Point, Shader,
+    SpreadMode, Stroke, Transform,
 };
 
 /// A colour, each channel in `0..=1`, without transparency.
@@ -20,7 +20,8 @@ impl Rgb {
     }
     pub fn alpha(self, alpha: f32) -> Color {
         let channel = |v: f32| v.clamp(0.0, 1.0);
-        Color::from_rgba(channel(self.0), channel(self.1), channel(self.2), channel(alpha)).unwrap_or(Color::BLACK)
+        Color::from_rgba(channel(self.0), channel(self.1), channel(self.2), channel(alpha))
+            .unwrap_or(Color::BLACK)
     }
 }
 
@@ -82,14 +83,20 @@ pub struct Canvas {
 }
 
 impl Canvas {
-    pub fn new(picture: Pixmap, with_labels: bool, light: V3) -> Self {
-        let labels = if with_labels { Pixmap::new(picture.width(), picture.height()) } else { None };
-        Canvas { picture, labels, light }
+    pub fn new(picture: Pixmap, light: V3) -> Self {
+        Canvas { picture, labels: None, light }
+    }
+
+    /// From here on, tagged shapes are recorded in the label map; what was drawn before is background.
+    pub fn start_labels(&mut self) {
+        self.labels = Pixmap::new(self.picture.width(), self.picture.height());
     }
 
     /// The label map: (part, segment) codes of each pixel, row by row. Empty when labels were not asked for.
     pub fn label_codes(&self) -> Vec<(u8, u8)> {
-        self.labels.as_ref().map_or_else(Vec::new, |map| map.pixels().iter().map(|p| (p.red(), p.green())).collect())
+        self.labels
+            .as_ref()
+            .map_or_else(Vec::new, |map| map.pixels().iter().map(|p| (p.red(), p.green())).collect())
     }
 
     pub fn fill_with(&mut self, path: &Path, shader: Shader<'_>, tag: Option<Tag>) {
@@ -231,8 +238,14 @@ impl Canvas {
         }
         let along = (frame.to - frame.from).unit();
         let k = period / side;
-        let place =
-            Transform::from_row(along.y * k, -along.x * k, along.x * k, along.y * k, frame.from.x, frame.from.y);
+        let place = Transform::from_row(
+            along.y * k,
+            -along.x * k,
+            along.x * k,
+            along.y * k,
+            frame.from.x,
+            frame.from.y,
+        );
         let shader = tiny_skia::Pattern::new(
             tile.as_ref(),
             SpreadMode::Repeat,
@@ -271,7 +284,8 @@ pub fn open_path(points: &[V2]) -> Option<Path> {
 /// A closed outline: a smooth curve down `left`, then a smooth curve along `right`.
 pub fn outline(left: &[V2], right: &[V2]) -> Option<Path> {
     let (first, next) = (left.first()?, right.first()?);
-    let mut builder = PathBuilder::with_capacity(left.len() + right.len() + 2, 3 * (left.len() + right.len()) + 2);
+    let mut builder =
+        PathBuilder::with_capacity(left.len() + right.len() + 2, 3 * (left.len() + right.len()) + 2);
     builder.move_to(first.x, first.y);
     curve(&mut builder, left);
     builder.line_to(next.x, next.y);

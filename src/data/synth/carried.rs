@@ -40,7 +40,8 @@ impl Figure<'_> {
             self.canvas.fill(&path, color.shade(0.8), 1.0, None);
             self.canvas.stroke(&path, color.shade(0.5), 0.8, 0.010 * px, None);
         }
-        let zip: Vec<(V2, bool)> = [-1.2f32, -0.6, 0.0, 0.6, 1.2].iter().map(|a| self.surface(&rings[1], PI + a)).collect();
+        let zip: Vec<(V2, bool)> =
+            [-1.2f32, -0.6, 0.0, 0.6, 1.2].iter().map(|a| self.surface(&rings[1], PI + a)).collect();
         if zip.iter().all(|p| p.1) {
             let line: Vec<V2> = zip.iter().map(|p| p.0).collect();
             self.canvas.line(&line, color.shade(0.45), 0.8, 0.012 * px, None);
@@ -53,13 +54,15 @@ impl Figure<'_> {
         let out = if who.carry_side == 0 { 1.0f32 } else { -1.0 };
         let turn = self.bones.pelvis_turn;
         let hip = self.trunk_ring(0.05, self.upper_pad()).side.length();
-        let at = |f: &Self, level: f32| f.spine(level) + turn.apply(v3(out * (hip + 0.024 * h), 0.0, 0.02 * h));
+        let at =
+            |f: &Self, level: f32| f.spine(level) + turn.apply(v3(out * (hip + 0.024 * h), 0.0, 0.02 * h));
         let ring = |f: &Self, level: f32, wide: f32| Ring {
             center: at(f, level),
             side: turn.apply(v3(0.024 * h * wide, 0.0, 0.0)),
             front: turn.apply(v3(0.0, 0.0, 0.072 * h * wide)),
         };
-        let rings = [ring(self, 0.14, 0.92), ring(self, 0.08, 1.0), ring(self, -0.20, 1.0), ring(self, -0.24, 0.9)];
+        let rings =
+            [ring(self, 0.14, 0.92), ring(self, 0.08, 1.0), ring(self, -0.20, 1.0), ring(self, -0.24, 0.9)];
         self.draw_loft(&rings, &Fabric::plain(who.bag), BAG);
         let flap = [ring(self, 0.14, 0.95), ring(self, -0.02, 1.03)];
         let facing = PI * 0.5 * out;
@@ -122,7 +125,12 @@ impl Figure<'_> {
         let tip = hand + self.bones.pelvis_turn.apply(v3(0.0, -0.36 * h, 0.10 * h));
         let grip = hand + v3(0.0, 0.04 * h, -0.01 * h);
         let fabric = Fabric::plain(self.who.bag);
-        self.limb(&[(grip, 0.008 * h), (hand, 0.008 * h)], (Cap::Round, Cap::Flat), &Fabric::plain(BLACK.shade(5.0)), BAG);
+        self.limb(
+            &[(grip, 0.008 * h), (hand, 0.008 * h)],
+            (Cap::Round, Cap::Flat),
+            &Fabric::plain(BLACK.shade(5.0)),
+            BAG,
+        );
         let beads = [(hand.lerp(tip, 0.08), 0.018 * h), (hand.lerp(tip, 0.4), 0.020 * h), (tip, 0.006 * h)];
         self.limb(&beads, (Cap::Round, Cap::Round), &fabric, BAG);
     }

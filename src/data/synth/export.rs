@@ -217,7 +217,8 @@ impl Export {
         let file = format!("{}/{name}", split.folder());
         let path = out.join(&file);
         let (width, height) = person.image.dimensions();
-        let failed = |path: &Path, e: image::ImageError| Error::file(path, format!("cannot encode the picture: {e}"));
+        let failed =
+            |path: &Path, e: image::ImageError| Error::file(path, format!("cannot encode the picture: {e}"));
         let mut bytes = Vec::new();
         image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY)
             .write_image(&person.image, width, height, image::ExtendedColorType::Rgb8)
@@ -353,7 +354,10 @@ fn claim(out: &Path, export: &Export) -> Result<()> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             let mut inside = fs::read_dir(out).map_err(|e| Error::io(out, "list the folder", e))?;
             if inside.next().is_some() {
-                return Err(Error::file(out, "is not empty and was not written by this command; give a new folder"));
+                return Err(Error::file(
+                    out,
+                    "is not empty and was not written by this command; give a new folder",
+                ));
             }
             let text = serde_json::to_vec_pretty(export)
                 .map_err(|e| Error::file(&marker, format!("cannot encode the configuration: {e}")))?;
@@ -379,5 +383,97 @@ fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
         Ok(_) => Ok(()),
         Err(e) if e.error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
         Err(e) => Err(Error::io(path, "write", e.error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn small() -> Export {
+        let config = SynthConfig {
+            seed: 5,
+            identities: 3,
+            images_per_identity: 4,
+            cameras: 2,
+            height: 96,
+            width: 48,
+            ..Default::default()
+        };
+        Export { config, queries_per_identity: 2 }
+    }
+
+    #[test]
+    fn folder_has_market_layout_and_coco_round_trips() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("world");
+        let summary = small().write(&out, || ()).unwrap();
+        assert_eq!(summary, Summary { train: 8, query: 2, gallery: 2 });
+        let list = |folder: &str| {
+            let entries = fs::read_dir(out.join(folder)).unwrap();
+            let mut names: Vec<String> =
+                entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(list("query"), ["0003_c1s1_000001_00.jpg", "0003_c2s1_000000_00.jpg"]);
+        assert_eq!(list("bounding_box_test"), ["0003_c1s1_000003_00.jpg", "0003_c2s1_000002_00.jpg"]);
+        assert_eq!(list("bounding_box_train").len(), 8);
+        assert_eq!(list("parts").len(), 12);
+
+        let text = fs::read(out.join("annotations.json")).unwrap();
+        let coco: Coco = serde_json::from_slice(&text).unwrap();
+        assert_eq!(serde_json::to_vec(&coco).unwrap(), text);
+        assert_eq!((coco.images.len(), coco.annotations.len()), (12, 12));
+        let world = SynthPersons::new(small().config).unwrap();
+        for (index, (image, note)) in coco.images.iter().zip(&coco.annotations).enumerate() {
+            let decoded = image::open(out.join(&image.file_name)).unwrap().to_rgb8();
+            assert_eq!(decoded.dimensions(), (image.width, image.height));
+            let person = world.person(index);
+            assert_eq!((note.image_id, note.keypoints.len()), (image.id, 51));
+            assert_eq!(note.keypoints[15], person.keypoints[5].x);
+            let png = Path::new(&image.file_name).with_extension("png");
+            let parts = image::open(out.join("parts").join(png.file_name().unwrap())).unwrap().to_luma8();
+            assert_eq!(parts.as_raw(), person.part_mask.as_raw());
+        }
+        let mut table = csv::Reader::from_path(out.join("attributes.csv")).unwrap();
+        assert_eq!(table.records().count(), 12);
+    }
+
+    #[test]
+    fn nothing_foreign_is_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let export = small();
+        let file = dir.path().join("keep.txt");
+        fs::write(&file, "mine").unwrap();
+        let error = export.write(dir.path(), || ()).unwrap_err().to_string();
+        assert!(error.contains("not empty"), "{error}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        // A file where a folder should be.
+        assert!(export.write(&file.join("out"), || ()).is_err());
+
+        let out = dir.path().join("out");
+        export.write(&out, || ()).unwrap();
+        let mark = out.join("query/0003_c2s1_000000_00.jpg");
+        fs::write(&mark, "changed").unwrap();
+        let lost = out.join("query/0003_c1s1_000001_00.jpg");
+        fs::remove_file(&lost).unwrap();
+        export.write(&out, || ()).unwrap();
+        assert_eq!(fs::read(&mark).unwrap(), b"changed", "an existing file was overwritten");
+        assert!(lost.exists(), "a missing file was not completed");
+        let mut other = small();
+        other.config.seed = 6;
+        let error = other.write(&out, || ()).unwrap_err().to_string();
+        assert!(error.contains("another configuration"), "{error}");
+    }
+
+    #[test]
+    fn a_benchmark_needs_test_identities_and_a_gallery() {
+        let mut export = small();
+        export.config.identities = 1;
+        assert!(export.validate().is_err());
+        let mut export = small();
+        export.queries_per_identity = 4;
+        assert!(export.validate().unwrap_err().to_string().contains("gallery"));
     }
 }

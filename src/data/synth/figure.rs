@@ -67,7 +67,8 @@ impl Figure<'_> {
             let depth = |p: V3| self.view.see(p).depth;
             let b = self.bones;
             let trunk = depth(b.waist.lerp(b.neck, 0.6));
-            let arm = 0.25 * depth(b.shoulder[side]) + 0.4 * depth(b.elbow[side]) + 0.35 * depth(b.wrist[side]);
+            let arm =
+                0.25 * depth(b.shoulder[side]) + 0.4 * depth(b.elbow[side]) + 0.35 * depth(b.wrist[side]);
             layers.push((arm - trunk + 0.02, Layer::Arm(side)));
             // The thigh of somebody who sits facing the camera covers the trunk.
             let thigh = depth(b.knee[side]) - depth(b.hip[side]);
@@ -230,8 +231,7 @@ impl Figure<'_> {
     /// camera; one that does not is moved to the silhouette.
     pub fn surface(&self, ring: &Ring, angle: f32) -> (V2, bool) {
         let (side, front) = (self.view.turn(ring.side), self.view.turn(ring.front));
-        let towards =
-            (side.z / side.dot(side).max(1e-9)).atan2(front.z / front.dot(front).max(1e-9));
+        let towards = (side.z / side.dot(side).max(1e-9)).atan2(front.z / front.dot(front).max(1e-9));
         let mut off = (angle - towards + PI).rem_euclid(2.0 * PI) - PI;
         let visible = off.abs() < FRAC_PI_2;
         off = off.clamp(-FRAC_PI_2, FRAC_PI_2);
@@ -293,7 +293,8 @@ impl Figure<'_> {
         self.leg(1 - far);
         if skirt {
             let flare = h * (0.006 + 0.035 * who.looseness);
-            let mut rings: Vec<Ring> = [0.40, 0.2, 0.0].iter().map(|l| self.trunk_ring(*l, 0.005 * h)).collect();
+            let mut rings: Vec<Ring> =
+                [0.40, 0.2, 0.0].iter().map(|l| self.trunk_ring(*l, 0.005 * h)).collect();
             for step in 1..=4 {
                 let t = step as f32 / 4.0;
                 rings.push(self.leg_ring(who.lower_hem * t, flare * t + 0.008 * h));
@@ -329,7 +330,8 @@ impl Figure<'_> {
         let part = self.upper_part();
         let inner_pad = 0.004 * self.height();
         if self.outer() {
-            let rings = [1.03, 0.98, 0.9, 0.76, 0.58, WAIST, 0.18, 0.0].map(|l| self.trunk_ring(l, inner_pad));
+            let rings =
+                [1.03, 0.98, 0.9, 0.76, 0.58, WAIST, 0.18, 0.0].map(|l| self.trunk_ring(l, inner_pad));
             self.draw_loft(&rings, &who.inner, Tag(Part::UpperClothes, Segment::Torso));
         }
         let rings = self.upper_rings(pad);
@@ -381,10 +383,11 @@ impl Figure<'_> {
         let body = &self.who.body;
         let radius = h * (0.033 - 0.005 * body.feminine) * (0.6 + 0.4 * body.girth);
         let bottom = self.view.see(self.spine(0.95));
-        let top = self.view.see(self.bones.head - self.bones.head_turn.apply(v3(0.0, 0.12 * body.head, 0.1 * body.head)));
+        let top = self
+            .view
+            .see(self.bones.head - self.bones.head_turn.apply(v3(0.0, 0.12 * body.head, 0.1 * body.head)));
         let points = [(top.at, radius * top.scale), (bottom.at, 1.15 * radius * bottom.scale)];
-        let frame =
-            Frame { from: top.at, to: bottom.at, half_width: radius * top.scale, scale: top.scale };
+        let frame = Frame { from: top.at, to: bottom.at, half_width: radius * top.scale, scale: top.scale };
         if let Some(path) = tube(&points, Cap::Flat, Cap::Round) {
             let tag = Tag(Part::Face, Segment::Torso);
             self.canvas.cloth(&path, &frame, &Fabric::plain(self.who.skin.shade(0.86)), tag);
@@ -402,7 +405,8 @@ impl Figure<'_> {
             self.canvas.fill(&path, self.who.skin.shade(0.93), 1.0, Some(Tag(Part::Face, Segment::Torso)));
         }
         if let Some(first) = rings.first() {
-            let rim: Vec<V2> = [-1.2f32, -0.6, 0.0, 0.6, 1.2].iter().map(|a| self.surface(first, a + PI).0).collect();
+            let rim: Vec<V2> =
+                [-1.2f32, -0.6, 0.0, 0.6, 1.2].iter().map(|a| self.surface(first, a + PI).0).collect();
             if self.facing() < 0.0 {
                 self.canvas.line(&rim, self.who.upper.color.shade(0.6), 0.7, 0.014 * self.view.scale, None);
             }
@@ -435,7 +439,12 @@ impl Figure<'_> {
             if rings.len() > shown + 1 {
                 if let Some(path) = self.patch(&rings[shown - 1..], |i| gap(i + shown - 1)) {
                     let part = if who.attributes.lower == Lower::Skirt { Part::Skirt } else { Part::Pants };
-                    self.canvas.fill(&path, who.lower.color.shade(0.85), 1.0, Some(Tag(part, Segment::Torso)));
+                    self.canvas.fill(
+                        &path,
+                        who.lower.color.shade(0.85),
+                        1.0,
+                        Some(Tag(part, Segment::Torso)),
+                    );
                 }
             }
         } else {
@@ -445,7 +454,14 @@ impl Figure<'_> {
                 self.canvas.line(&line, color.shade(0.4), 0.9, 0.012 * px, None);
                 if self.near && who.attributes.upper == Upper::Coat {
                     for p in &line[2..] {
-                        self.canvas.ellipse(*p + v2(0.02 * px, 0.0), 0.010 * px, 0.010 * px, color.shade(0.3), 1.0, None);
+                        self.canvas.ellipse(
+                            *p + v2(0.02 * px, 0.0),
+                            0.010 * px,
+                            0.010 * px,
+                            color.shade(0.3),
+                            1.0,
+                            None,
+                        );
                     }
                 }
             }
@@ -484,7 +500,8 @@ impl Figure<'_> {
                 self.canvas.ellipse(middle(a, b), width.min(radius), radius, who.logo, 1.0, tag);
             }
             2 => {
-                if let Some(path) = self.patch(&rings, |i| if i == 0 { (-0.06, 0.06) } else { (-half, half) }) {
+                if let Some(path) = self.patch(&rings, |i| if i == 0 { (-0.06, 0.06) } else { (-half, half) })
+                {
                     self.canvas.fill(&path, who.logo, 1.0, tag);
                 }
             }
@@ -506,9 +523,13 @@ impl Figure<'_> {
         }
         let color = self.who.upper.color;
         let px = self.view.scale;
-        for (level, angle, drop) in
-            [(0.44f32, 0.75f32, 0.05f32), (0.30, -0.8, -0.06), (0.86, 0.95, 0.10), (0.86, -0.95, 0.10), (0.2, 0.3, 0.04)]
-        {
+        for (level, angle, drop) in [
+            (0.44f32, 0.75f32, 0.05f32),
+            (0.30, -0.8, -0.06),
+            (0.86, 0.95, 0.10),
+            (0.86, -0.95, 0.10),
+            (0.2, 0.3, 0.04),
+        ] {
             for turned in [angle, angle + PI] {
                 let at = |t: f32| self.surface(&self.trunk_ring(level - drop * t, pad), turned - 0.45 * t);
                 let points = [at(0.0), at(0.5), at(1.0)];
@@ -556,7 +577,8 @@ impl Figure<'_> {
         let color = self.who.scarf;
         let tag = Tag(Part::Scarf, Segment::Torso);
         let pad = 0.025;
-        let rings = [1.10, 1.04, 0.99, 0.96].map(|level| self.trunk_ring(level, if level < 0.98 { 0.0 } else { pad }));
+        let rings = [1.10, 1.04, 0.99, 0.96]
+            .map(|level| self.trunk_ring(level, if level < 0.98 { 0.0 } else { pad }));
         self.draw_loft(&rings, &Fabric::plain(color), tag);
         let tail = [0.98, 0.85, 0.70, 0.60].map(|level| self.trunk_ring(level, self.upper_pad() + 0.01));
         if let Some(path) = self.patch(&tail, |_| (0.05, 0.42)) {
@@ -571,11 +593,21 @@ impl Figure<'_> {
         let b = self.bones;
         let light = self.view.light;
         let px = self.view.scale;
-        let feet = middle(self.view.see(middle3(b.heel[0], b.toe[0])).at, self.view.see(middle3(b.heel[1], b.toe[1])).at);
+        let feet = middle(
+            self.view.see(middle3(b.heel[0], b.toe[0])).at,
+            self.view.see(middle3(b.heel[1], b.toe[1])).at,
+        );
         let apart = (self.view.see(b.ankle[0]).at.x - self.view.see(b.ankle[1]).at.x).abs();
         for (rx, ry, alpha) in [(0.62, 0.11, 0.10), (0.42, 0.075, 0.16), (0.26, 0.05, 0.22)] {
             let shift = v2(-light.x * rx * 0.7 * px, -0.01 * px);
-            self.canvas.ellipse(feet + shift, rx * 0.7 * px + 0.5 * apart, ry * px, BLACK, alpha * (0.45 + 0.75 * sun), None);
+            self.canvas.ellipse(
+                feet + shift,
+                rx * 0.7 * px + 0.5 * apart,
+                ry * px,
+                BLACK,
+                alpha * (0.45 + 0.75 * sun),
+                None,
+            );
         }
         // Contact shadows right under the soles.
         for side in 0..2 {

@@ -79,7 +79,9 @@ pub fn blur(rgb: &mut [u8], width: usize, height: usize, weight: f32) {
     }
     let middle = 256 - 2 * side;
     let stride = width * 3;
-    let mix = |a: u8, b: u8, c: u8| ((u32::from(a) * side + u32::from(b) * middle + u32::from(c) * side + 128) >> 8) as u8;
+    let mix = |a: u8, b: u8, c: u8| {
+        ((u32::from(a) * side + u32::from(b) * middle + u32::from(c) * side + 128) >> 8) as u8
+    };
     let mut line = vec![0u8; stride];
     for row in rgb.chunks_exact_mut(stride) {
         line.copy_from_slice(row);

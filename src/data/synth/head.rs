@@ -188,7 +188,8 @@ impl Figure<'_> {
         let skin = who.skin;
         let child = who.attributes.age == AgeGroup::Child;
         let eye_size = if child { 1.25 } else { 1.0 };
-        let up = (self.view.see(self.head_point(v3(0.0, 0.5, 0.0))).at - self.view.see(self.bones.head).at).unit();
+        let up =
+            (self.view.see(self.head_point(v3(0.0, 0.5, 0.0))).at - self.view.see(self.bones.head).at).unit();
         let across = up.perp();
         let brow = who.hair.mix(BLACK, 0.25);
         let lash = if who.body.feminine > 0.5 { 0.95 } else { 0.6 };
@@ -200,7 +201,14 @@ impl Figure<'_> {
             }
             let at = self.view.see(self.head_point(*eye)).at;
             let rx = 0.070 * size * eye_size * turned.sqrt();
-            self.canvas.ellipse(at - up * (0.01 * size), rx * 1.25, 0.052 * size, skin.shade(0.72), 0.55, None);
+            self.canvas.ellipse(
+                at - up * (0.01 * size),
+                rx * 1.25,
+                0.052 * size,
+                skin.shade(0.72),
+                0.55,
+                None,
+            );
             self.canvas.ellipse(at, rx * 0.95, 0.032 * size * eye_size, Rgb(0.93, 0.92, 0.90), 0.9, None);
             let iris = 0.032 * size * eye_size;
             self.canvas.ellipse(at, iris * turned.sqrt(), iris, Rgb(0.13, 0.10, 0.08), 1.0, None);
@@ -208,7 +216,13 @@ impl Figure<'_> {
             self.canvas.line(&lid, BLACK, lash, 0.020 * size, None);
             let lift = at + up * (0.105 * size);
             let arch = [lift - across * (1.25 * rx), lift + up * (0.025 * size), lift + across * (1.25 * rx)];
-            self.canvas.line(&arch, brow, 0.9, if who.body.feminine > 0.5 { 0.024 } else { 0.036 } * size, None);
+            self.canvas.line(
+                &arch,
+                brow,
+                0.9,
+                if who.body.feminine > 0.5 { 0.024 } else { 0.036 } * size,
+                None,
+            );
         }
         // Nose: in profile a bump beyond the silhouette, from the front a shaded side and nostrils.
         let turned = self.turned_to_camera(v3(0.0, 0.0, 1.0));
@@ -223,7 +237,13 @@ impl Figure<'_> {
         }
         let dark = v2(-self.canvas.light.x, 0.0).unit() * (0.035 * size);
         self.canvas.line(&[bridge + dark, tip + dark], skin.shade(0.72), 0.45, 0.035 * size, None);
-        self.canvas.line(&[tip - across * (0.045 * size), base, tip + across * (0.045 * size)], skin.shade(0.6), 0.7, 0.026 * size, None);
+        self.canvas.line(
+            &[tip - across * (0.045 * size), base, tip + across * (0.045 * size)],
+            skin.shade(0.6),
+            0.7,
+            0.026 * size,
+            None,
+        );
         if turned > 0.05 {
             let mouth = see(self, v3(0.0, -0.285, 0.375));
             let half = 0.105 * size * turned.max(0.25);
@@ -261,7 +281,14 @@ impl Figure<'_> {
             }
             let at = self.view.see(self.head_point(*ear)).at;
             let rx = (0.025 + 0.055 * turned.abs()) * size;
-            self.canvas.ellipse(at, rx, 0.105 * size, self.who.skin.shade(0.88), 1.0, Some(Tag(Part::Face, Segment::Head)));
+            self.canvas.ellipse(
+                at,
+                rx,
+                0.105 * size,
+                self.who.skin.shade(0.88),
+                1.0,
+                Some(Tag(Part::Face, Segment::Head)),
+            );
             self.canvas.ellipse(at, rx * 0.5, 0.06 * size, self.who.skin.shade(0.66), 0.7, None);
         }
     }
@@ -289,7 +316,14 @@ impl Figure<'_> {
             for rim in [circle(pole, cut + 0.1), circle(pole, 0.55)] {
                 for s in rim.iter().step_by(2).filter(|s| ball.visible(**s)) {
                     let radius = 0.10 * who.body.head * ball.scale;
-                    self.canvas.ellipse(ball.point(*s), radius, radius, who.hair.shade(1.0 + 0.15 * s.x), 1.0, Some(tag));
+                    self.canvas.ellipse(
+                        ball.point(*s),
+                        radius,
+                        radius,
+                        who.hair.shade(1.0 + 0.15 * s.x),
+                        1.0,
+                        Some(tag),
+                    );
                 }
             }
         }
@@ -300,13 +334,17 @@ impl Figure<'_> {
         if !self.near {
             return;
         }
-        let width = 0.05 * self.who.body.head * ball.scale;
+        let width = 0.08 * self.who.body.head * ball.scale;
         for (i, cut) in [0.35f32, 0.62, 0.85].iter().enumerate() {
             let rim = circle(pole, *cut);
             let shown: Vec<V2> = run(&rim, |s| ball.visible(s)).iter().map(|s| ball.point(*s)).collect();
             if let Some(path) = open_path(&shown) {
-                let color = if i == 1 { self.who.hair.shade(1.6).mix(Rgb(1.0, 1.0, 1.0), 0.10) } else { self.who.hair.shade(0.7) };
-                self.canvas.stroke(&path, color, 0.35, width, None);
+                let color = if i == 1 {
+                    self.who.hair.shade(1.6).mix(Rgb(1.0, 1.0, 1.0), 0.10)
+                } else {
+                    self.who.hair.shade(0.7)
+                };
+                self.canvas.stroke(&path, color, 0.16, width, None);
             }
         }
     }
@@ -314,8 +352,22 @@ impl Figure<'_> {
     fn bun(&mut self) {
         let at = self.view.see(self.head_point(v3(0.0, 0.42, -0.40)));
         let radius = 0.19 * self.who.body.head * at.scale;
-        self.canvas.ellipse(at.at, radius, radius, self.who.hair.shade(0.85), 1.0, Some(Tag(Part::Hair, Segment::Head)));
-        self.canvas.ellipse(at.at - v2(0.3, 0.3) * radius, radius * 0.5, radius * 0.4, self.who.hair.shade(1.35), 0.5, None);
+        self.canvas.ellipse(
+            at.at,
+            radius,
+            radius,
+            self.who.hair.shade(0.85),
+            1.0,
+            Some(Tag(Part::Hair, Segment::Head)),
+        );
+        self.canvas.ellipse(
+            at.at - v2(0.3, 0.3) * radius,
+            radius * 0.5,
+            radius * 0.4,
+            self.who.hair.shade(1.35),
+            0.5,
+            None,
+        );
     }
 
     /// Hair that hangs behind: drawn before the trunk from the front, after the head from behind.
@@ -338,13 +390,13 @@ impl Figure<'_> {
                 };
                 let l = who.hair_length;
                 let rings = [
-                    ring(self, -0.04 * h, 0.10, 0.10),
-                    ring(self, -0.02 * h, 0.26, 0.22),
-                    ring(self, 0.06 * h, 0.37, 0.31),
-                    ring(self, 0.4 * l, 0.38, 0.29),
-                    ring(self, 0.68 * l, 0.40, 0.25),
-                    ring(self, 0.87 * l, 0.35, 0.20),
-                    ring(self, l, 0.22, 0.12),
+                    ring(self, -0.014 * h, 0.12, 0.10),
+                    ring(self, 0.002 * h, 0.25, 0.21),
+                    ring(self, 0.03 * h, 0.34, 0.29),
+                    ring(self, 0.45 * l, 0.355, 0.27),
+                    ring(self, 0.7 * l, 0.36, 0.23),
+                    ring(self, 0.88 * l, 0.31, 0.19),
+                    ring(self, l, 0.17, 0.11),
                 ];
                 self.draw_loft(&rings, &Fabric::plain(who.hair.shade(0.92)), tag);
                 for angle in [-0.9f32, -0.45, 0.0, 0.5, 0.95] {
@@ -379,7 +431,8 @@ impl Figure<'_> {
             return;
         }
         let size = who.body.head;
-        let length = if who.attributes.hair == Hair::Bob { who.hair_length } else { who.hair_length.min(0.42) };
+        let length =
+            if who.attributes.hair == Hair::Bob { who.hair_length } else { who.hair_length.min(0.42) };
         for out in [-1.0f32, 1.0] {
             if self.turned_to_camera(v3(out, 0.0, 0.25)) < -0.45 {
                 continue;
@@ -393,7 +446,12 @@ impl Figure<'_> {
                 (side.lerp(end, 0.55), 0.12 * size),
                 (end, 0.05 * size),
             ];
-            self.limb(&beads, (Cap::Round, Cap::Round), &Fabric::plain(who.hair), Tag(Part::Hair, Segment::Head));
+            self.limb(
+                &beads,
+                (Cap::Round, Cap::Round),
+                &Fabric::plain(who.hair),
+                Tag(Part::Hair, Segment::Head),
+            );
         }
     }
 
@@ -421,7 +479,14 @@ impl Figure<'_> {
             let (rx, ry) = (0.115 * size * turned.max(0.3), 0.080 * size);
             if sun {
                 self.canvas.ellipse(at, rx, ry, BLACK, 0.95, tag);
-                self.canvas.ellipse(at - v2(0.3 * rx, 0.35 * ry), rx * 0.3, ry * 0.25, Rgb(0.6, 0.65, 0.7), 0.6, None);
+                self.canvas.ellipse(
+                    at - v2(0.3 * rx, 0.35 * ry),
+                    rx * 0.3,
+                    ry * 0.25,
+                    Rgb(0.6, 0.65, 0.7),
+                    0.6,
+                    None,
+                );
             } else if let Some(path) = tiny_skia::Rect::from_ltrb(at.x - rx, at.y - ry, at.x + rx, at.y + ry)
                 .and_then(tiny_skia::PathBuilder::from_oval)
             {
@@ -462,7 +527,14 @@ impl Figure<'_> {
             let points: Vec<V2> = (0..24)
                 .map(|i| {
                     let (s, c) = (2.0 * PI * i as f32 / 24.0).sin_cos();
-                    self.view.see(ring.center + ring.side * s + ring.front * c + v3(0.0, -0.06 * size * c.abs(), 0.0)).at
+                    self.view
+                        .see(
+                            ring.center
+                                + ring.side * s
+                                + ring.front * c
+                                + v3(0.0, -0.06 * size * c.abs(), 0.0),
+                        )
+                        .at
                 })
                 .collect();
             if let Some(path) = polygon(&points) {
@@ -476,10 +548,16 @@ impl Figure<'_> {
         if let Some(path) = ball.cap(pole, cut) {
             let radius = ball.axes[0].length() * ball.scale;
             let light = v2(self.canvas.light.x, -self.canvas.light.y).unit();
-            let frame = Frame { from: ball.at - light.perp() * radius, to: ball.at + light.perp() * radius, half_width: radius, scale: ball.scale };
+            let frame = Frame {
+                from: ball.at - light.perp() * radius,
+                to: ball.at + light.perp() * radius,
+                half_width: radius,
+                scale: ball.scale,
+            };
             self.canvas.cloth(&path, &frame, &Fabric::plain(who.hat), tag);
         }
-        let rim: Vec<V2> = run(&circle(pole, cut + 0.08), |s| ball.visible(s)).iter().map(|s| ball.point(*s)).collect();
+        let rim: Vec<V2> =
+            run(&circle(pole, cut + 0.08), |s| ball.visible(s)).iter().map(|s| ball.point(*s)).collect();
         if let Some(path) = open_path(&rim) {
             let width = if who.attributes.hat == Hat::Cap { 0.05 } else { 0.14 };
             self.canvas.stroke(&path, who.hat.shade(0.68), 0.9, width * size * ball.scale, None);
@@ -498,18 +576,67 @@ impl Figure<'_> {
             v3(-0.36, 0.225, 0.20),
         ];
         let outer: Vec<V2> = edge.iter().map(|p| self.view.see(self.head_point(*p)).at).collect();
-        let inner: Vec<V2> =
-            [v3(-0.25, 0.27, 0.30), v3(0.0, 0.28, 0.38), v3(0.25, 0.27, 0.30)].iter().map(|p| self.view.see(self.head_point(*p)).at).collect();
+        let inner: Vec<V2> = [v3(-0.25, 0.27, 0.30), v3(0.0, 0.28, 0.38), v3(0.25, 0.27, 0.30)]
+            .iter()
+            .map(|p| self.view.see(self.head_point(*p)).at)
+            .collect();
         if let Some(path) = super::canvas::outline(&outer, &inner) {
             self.canvas.fill(&path, self.who.hat.shade(0.62), 1.0, Some(tag));
-            self.canvas.stroke(&path, self.who.hat.shade(0.62), 1.0, 0.05 * self.who.body.head * ball.scale, Some(tag));
+            self.canvas.stroke(
+                &path,
+                self.who.hat.shade(0.62),
+                1.0,
+                0.05 * self.who.body.head * ball.scale,
+                Some(tag),
+            );
         }
         // The brim's shadow on the forehead.
-        let shadow: Vec<(V2, f32)> = outer.iter().map(|p| (*p + v2(0.0, 0.045 * self.who.body.head * ball.scale), 0.6)).collect();
+        let shadow: Vec<(V2, f32)> =
+            outer.iter().map(|p| (*p + v2(0.0, 0.045 * self.who.body.head * ball.scale), 0.6)).collect();
         if self.near && self.head_facing() > 0.3 {
             if let Some(path) = tube(&shadow[1..4], Cap::Round, Cap::Round) {
                 self.canvas.fill(&path, BLACK, 0.35, None);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn area(path: Option<Path>) -> f32 {
+        let Some(path) = path else { return 0.0 };
+        let points = path.points();
+        let next = points.iter().cycle().skip(1);
+        0.5 * points.iter().zip(next).map(|(p, q)| p.x * q.y - p.y * q.x).sum::<f32>().abs()
+    }
+
+    #[test]
+    fn a_cap_and_its_complement_make_the_disk() {
+        let mut compared = 0;
+        for step in 0..60 {
+            let angle = step as f32 * 0.37;
+            let viewer = v3(angle.cos(), (1.7 * angle).sin(), angle.sin()).unit();
+            let side = viewer.cross(v3(0.3, 0.9, 0.1)).unit();
+            let axes = [side, viewer.cross(side), viewer];
+            // Columns of the rotation that turns `viewer` to the camera.
+            let column = |f: fn(V3) -> f32| v3(f(axes[0]), -f(axes[1]), f(axes[2]));
+            let ball = Ball {
+                center: v3(0.0, 0.0, 0.0),
+                at: v2(0.0, 0.0),
+                scale: 100.0,
+                axes: [column(|v| v.x), column(|v| v.y), column(|v| v.z)],
+                viewer,
+            };
+            let (pole, cut) = (v3(0.0, 0.75, -0.66).unit(), -0.05);
+            let (one, other) = (ball.cap(pole, cut), ball.cap(-pole, -cut));
+            let disk = area(ball.disk());
+            assert!((disk - 31416.0).abs() < 500.0, "{disk}");
+            let sum = area(one) + area(other);
+            assert!((sum - disk).abs() < 0.06 * disk, "step {step}: {sum} of {disk}");
+            compared += 1;
+        }
+        assert_eq!(compared, 60);
     }
 }

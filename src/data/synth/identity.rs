@@ -324,7 +324,13 @@ fn draw_body(dice: &mut Dice, figure: Figure, age: AgeGroup) -> Body {
     }
 }
 
-fn draw_attributes(dice: &mut Dice, figure: Figure, age: AgeGroup, body: &Body, outfit: &Outfit) -> Attributes {
+fn draw_attributes(
+    dice: &mut Dice,
+    figure: Figure,
+    age: AgeGroup,
+    body: &Body,
+    outfit: &Outfit,
+) -> Attributes {
     let feminine = figure == Figure::Feminine;
     let f = if feminine { 1.0 } else { 0.0 };
     let m = 1.0 - f;
@@ -399,8 +405,17 @@ fn draw_attributes(dice: &mut Dice, figure: Figure, age: AgeGroup, body: &Body, 
         hair,
         hair_color,
         beard: !feminine && grown > 0.0 && dice.chance(0.27),
-        hat: dice.pick(&[(Hat::None, 16.0), (Hat::Cap, 2.2), (Hat::Beanie, 1.2 * w), (Hat::SunHat, 0.4 + 0.5 * f)]),
-        eyewear: dice.pick(&[(Eyewear::None, 14.0), (Eyewear::Glasses, 3.0 + 2.0 * old), (Eyewear::Sunglasses, 1.5)]),
+        hat: dice.pick(&[
+            (Hat::None, 16.0),
+            (Hat::Cap, 2.2),
+            (Hat::Beanie, 1.2 * w),
+            (Hat::SunHat, 0.4 + 0.5 * f),
+        ]),
+        eyewear: dice.pick(&[
+            (Eyewear::None, 14.0),
+            (Eyewear::Glasses, 3.0 + 2.0 * old),
+            (Eyewear::Sunglasses, 1.5),
+        ]),
         upper,
         upper_color: outfit.upper,
         upper_print,
@@ -458,13 +473,21 @@ fn dress(dice: &mut Dice, attributes: Attributes, body: Body) -> Identity {
     };
     let upper = Fabric { color, second, weave, period: dice.range(0.055, 0.12) };
     let inner_weave = if dice.chance(0.2) { Weave::Across } else { Weave::Plain };
-    let inner = Fabric { color: second, second: second.mix(Rgb(1.0, 1.0, 1.0), 0.5), weave: inner_weave, period: 0.07 };
+    let inner = Fabric {
+        color: second,
+        second: second.mix(Rgb(1.0, 1.0, 1.0), 0.5),
+        weave: inner_weave,
+        period: 0.07,
+    };
     let lower_color = if a.lower == Lower::Dress { color } else { tint(dice, a.lower_color) };
     let lower = match a.lower {
         Lower::Dress => Fabric { color: lower_color, ..upper },
-        Lower::Skirt if dice.chance(0.3) => {
-            Fabric { color: lower_color, second: lower_color.mix(Rgb(1.0, 1.0, 1.0), 0.55), weave: Weave::Check, period: 0.1 }
-        }
+        Lower::Skirt if dice.chance(0.3) => Fabric {
+            color: lower_color,
+            second: lower_color.mix(Rgb(1.0, 1.0, 1.0), 0.55),
+            weave: Weave::Check,
+            period: 0.1,
+        },
         _ => Fabric::plain(lower_color),
     };
     let shoe = tint(dice, a.shoe_color);
@@ -476,7 +499,7 @@ fn dress(dice: &mut Dice, attributes: Attributes, body: Body) -> Identity {
         hair_volume: 1.06 + 0.05 * dice.unit() + if a.hair == Hair::Curly { 0.13 } else { 0.0 },
         hair_length: match a.hair {
             Hair::Bob => dice.range(0.26, 0.33),
-            Hair::Long => dice.range(0.40, 0.58),
+            Hair::Long => dice.range(0.34, 0.50),
             Hair::Ponytail => dice.range(0.30, 0.50),
             _ => 0.0,
         },
@@ -506,7 +529,9 @@ fn dress(dice: &mut Dice, attributes: Attributes, body: Body) -> Identity {
         },
         lower_hem: match a.lower {
             Lower::Shorts => dice.range(0.26, 0.50),
-            Lower::Skirt | Lower::Dress => dice.pick(&[(0.34, 3.0), (0.50, 4.0), (0.80, 1.5)]) + dice.range(-0.06, 0.06),
+            Lower::Skirt | Lower::Dress => {
+                dice.pick(&[(0.34, 3.0), (0.50, 4.0), (0.80, 1.5)]) + dice.range(-0.06, 0.06)
+            }
             Lower::Trousers => 1.0,
         },
         carry_side: dice.index(2),

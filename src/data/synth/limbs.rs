@@ -23,7 +23,14 @@ impl Figure<'_> {
     }
 
     /// Two bones of a limb that meet in a joint: both rims first, so that none is drawn across the joint.
-    fn jointed(&mut self, upper: &[Bead], lower: &[Bead], ends: (Cap, Cap), fabric: &Fabric, tags: (Tag, Tag)) {
+    fn jointed(
+        &mut self,
+        upper: &[Bead],
+        lower: &[Bead],
+        ends: (Cap, Cap),
+        fabric: &Fabric,
+        tags: (Tag, Tag),
+    ) {
         if self.near {
             for (beads, caps) in [(upper, (ends.0, Cap::Round)), (lower, (Cap::Round, ends.1))] {
                 if let Some(path) = tube(&self.project(beads), caps.0, caps.1) {
@@ -127,7 +134,12 @@ impl Figure<'_> {
         let part = Part::leg(side);
         let trousers = a.lower == Lower::Trousers;
         if !trousers {
-            let thigh = [(hip, r(0.050)), (hip.lerp(knee, 0.45), r(0.047)), (hip.lerp(knee, 0.8), r(0.036)), (knee, r(0.0315))];
+            let thigh = [
+                (hip, r(0.050)),
+                (hip.lerp(knee, 0.45), r(0.047)),
+                (hip.lerp(knee, 0.8), r(0.036)),
+                (knee, r(0.0315)),
+            ];
             let calf = b.shank_turn[side].apply(v3(0.0, 0.0, -0.008 * h));
             let shank = [
                 (knee, r(0.0305)),
@@ -149,10 +161,15 @@ impl Figure<'_> {
             Lower::Trousers => {
                 let tag = |segment| Tag(Part::Pants, segment);
                 let at_knee = r(0.034) + pad;
-                let thigh = [(hip, r(0.049) + 0.3 * pad), (hip.lerp(knee, 0.5), r(0.045) + 0.8 * pad), (knee, at_knee)];
+                let thigh = [
+                    (hip, r(0.049) + 0.3 * pad),
+                    (hip.lerp(knee, 0.5), r(0.045) + 0.8 * pad),
+                    (knee, at_knee),
+                ];
                 let end = ankle + (ankle - knee) * 0.045;
                 let hem = (at_knee * who.flare).max(r(0.024));
-                let shank = [(knee, at_knee), (knee.lerp(ankle, 0.35), 0.5 * (at_knee + r(0.034) + pad)), (end, hem)];
+                let shank =
+                    [(knee, at_knee), (knee.lerp(ankle, 0.35), 0.5 * (at_knee + r(0.034) + pad)), (end, hem)];
                 let tags = (tag(thigh_tag), tag(shank_tag));
                 self.jointed(&thigh, &shank, (Cap::Round, Cap::Flat), &who.lower, tags);
                 self.crease(knee, hip, r(0.03), who.lower.color);
@@ -160,7 +177,11 @@ impl Figure<'_> {
             }
             Lower::Shorts => {
                 let end = if who.lower_hem < 0.5 { hip.lerp(knee, 2.0 * who.lower_hem) } else { knee };
-                let thigh = [(hip, r(0.051) + 0.3 * pad), (hip.lerp(end, 0.5), r(0.049) + pad), (end, r(0.044) + 1.5 * pad)];
+                let thigh = [
+                    (hip, r(0.051) + 0.3 * pad),
+                    (hip.lerp(end, 0.5), r(0.049) + pad),
+                    (end, r(0.044) + 1.5 * pad),
+                ];
                 self.limb(&thigh, (Cap::Round, Cap::Flat), &who.lower, Tag(Part::Pants, thigh_tag));
             }
             Lower::Skirt | Lower::Dress => {}
@@ -168,7 +189,12 @@ impl Figure<'_> {
         if a.shoes == Shoes::Boots {
             let top = knee.lerp(ankle, 0.55);
             let shaft = [(top, r(0.033) + 0.4 * pad), (knee.lerp(ankle, 0.85), r(0.028)), (ankle, r(0.026))];
-            self.limb(&shaft, (Cap::Flat, Cap::Round), &Fabric::plain(who.shoe), Tag(Part::shoe(side), shank_tag));
+            self.limb(
+                &shaft,
+                (Cap::Flat, Cap::Round),
+                &Fabric::plain(who.shoe),
+                Tag(Part::shoe(side), shank_tag),
+            );
         }
     }
 
@@ -187,7 +213,12 @@ impl Figure<'_> {
         self.canvas.line(&sole, who.sole, 1.0, 1.35 * radius * self.view.scale, Some(tag));
         let neck = [(ankle, 0.98 * radius), (heel.lerp(ankle, 0.35), 1.05 * radius)];
         self.limb(&neck, (Cap::Flat, Cap::Round), &upper, tag);
-        let foot = [(heel, 0.95 * radius), (instep.lerp(heel.lerp(toe, 0.4), 0.5), 1.02 * radius), (ball, 0.9 * radius), (toe, 0.62 * radius)];
+        let foot = [
+            (heel, 0.95 * radius),
+            (instep.lerp(heel.lerp(toe, 0.4), 0.5), 1.02 * radius),
+            (ball, 0.9 * radius),
+            (toe, 0.62 * radius),
+        ];
         self.limb(&foot, (Cap::Round, Cap::Round), &upper, tag);
         if sandals {
             let (p, q) = (self.view.see(instep).at, self.view.see(ball).at);

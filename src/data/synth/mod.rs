@@ -81,7 +81,11 @@ impl SynthConfig {
     /// Checks all ranges; the error names the key.
     pub fn validate(&self) -> Result<()> {
         let check = |ok: bool, key: &str, value: usize, range: &str| {
-            if ok { Ok(()) } else { Err(Error::config(format!("synth.{key}"), format!("{value} is not in {range}"))) }
+            if ok {
+                Ok(())
+            } else {
+                Err(Error::config(format!("synth.{key}"), format!("{value} is not in {range}")))
+            }
         };
         check((1..=MAX_IDENTITY).contains(&self.identities), "identities", self.identities, "1..=100000000")?;
         check(
@@ -148,7 +152,8 @@ impl SynthPersons {
     /// When the configuration is out of range ([`SynthConfig::validate`]).
     pub fn new(config: SynthConfig) -> Result<Self> {
         config.validate()?;
-        let cameras = (0..config.cameras).into_par_iter().map(|index| Camera::new(config.seed, index)).collect();
+        let cameras =
+            (0..config.cameras).into_par_iter().map(|index| Camera::new(config.seed, index)).collect();
         Ok(SynthPersons { config, cameras })
     }
 

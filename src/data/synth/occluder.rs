@@ -7,6 +7,7 @@ use super::geometry::{View, v2};
 use super::identity::Identity;
 use super::labels::{Part, Segment};
 use super::pose::{Pose, Skeleton};
+use std::f32::consts::PI;
 
 const FRONT: Option<Tag> = Some(Tag(Part::Background, Segment::Occluder));
 
@@ -41,10 +42,20 @@ fn bin(canvas: &mut Canvas, dice: &mut Dice, width: f32, height: f32) {
     let top = height * dice.range(0.66, 0.86);
     let w = width * dice.range(0.35, 0.6);
     let color = any_color(dice).shade(0.7);
-    if let Some(path) = polygon(&[v2(x, top), v2(x + w, top), v2(x + 0.93 * w, height), v2(x + 0.07 * w, height)]) {
+    if let Some(path) =
+        polygon(&[v2(x, top), v2(x + w, top), v2(x + 0.93 * w, height), v2(x + 0.07 * w, height)])
+    {
         canvas.fill(&path, color, 1.0, FRONT);
     }
-    canvas.rect(x - 2.0, top - 0.025 * height, x + w + 2.0, top + 0.01 * height, color.shade(0.65), 1.0, FRONT);
+    canvas.rect(
+        x - 2.0,
+        top - 0.025 * height,
+        x + w + 2.0,
+        top + 0.01 * height,
+        color.shade(0.65),
+        1.0,
+        FRONT,
+    );
     canvas.rect(x + 0.1 * w, top, x + 0.22 * w, height, color.shade(1.25), 0.6, None);
 }
 
@@ -52,13 +63,26 @@ fn car(canvas: &mut Canvas, dice: &mut Dice, width: f32, height: f32) {
     let top = height * dice.range(0.62, 0.80);
     let color = any_color(dice);
     let slope = height * 0.06 * if dice.chance(0.5) { 1.0 } else { -1.0 };
-    let body = [v2(-2.0, top + slope), v2(0.4 * width, top - 0.01 * height), v2(width + 2.0, top - slope), v2(width + 2.0, height + 2.0), v2(-2.0, height + 2.0)];
+    let body = [
+        v2(-2.0, top + slope),
+        v2(0.4 * width, top - 0.01 * height),
+        v2(width + 2.0, top - slope),
+        v2(width + 2.0, height + 2.0),
+        v2(-2.0, height + 2.0),
+    ];
     if let Some(path) = polygon(&body) {
         canvas.fill(&path, color, 1.0, FRONT);
         canvas.stroke(&path, color.shade(1.5), 0.8, 1.5, None);
     }
     canvas.rect(0.0, top + 0.13 * height, width, top + 0.15 * height, color.shade(0.55), 0.8, None);
-    canvas.ellipse(v2(0.8 * width, top + 0.09 * height), 0.09 * width, 0.022 * height, Rgb(0.93, 0.92, 0.85), 0.9, None);
+    canvas.ellipse(
+        v2(0.8 * width, top + 0.09 * height),
+        0.09 * width,
+        0.022 * height,
+        Rgb(0.93, 0.92, 0.85),
+        0.9,
+        None,
+    );
     canvas.ellipse(v2(0.2 * width, height), 0.24 * width, 0.10 * height, BLACK, 1.0, None);
 }
 
@@ -97,14 +121,14 @@ fn person(canvas: &mut Canvas, view: &View, dice: &mut Dice, seed: u64) {
     let pose = Pose::draw(dice, &who);
     let bones = Skeleton::new(&who.body, &pose);
     let width = canvas.picture.width() as f32;
-    let mut other = View::new(dice.range(-3.14, 3.14), 0.1, 0.5 * who.body.height, view.distance, view.light);
+    let mut other = View::new(dice.range(-PI, PI), 0.1, 0.5 * who.body.height, view.distance, view.light);
     other.scale = view.scale * dice.range(1.02, 1.25);
     let edge = if dice.chance(0.5) { dice.range(-0.10, 0.14) } else { dice.range(0.86, 1.10) };
     other.origin = v2(edge * width, view.origin.y + 0.10 * view.scale);
     let blank = tiny_skia::Pixmap::new(canvas.picture.width(), canvas.picture.height());
     let Some(layer) = blank else { return };
     // Drawn apart, then laid over: whatever it covers is occluded, not a second person's labels.
-    let mut apart = Canvas::new(layer, false, canvas.light);
+    let mut apart = Canvas::new(layer, canvas.light);
     Figure { who: &who, pose: &pose, bones: &bones, view: &other, canvas: &mut apart, near: true }.draw();
     canvas.overlay(&apart.picture, FRONT);
 }

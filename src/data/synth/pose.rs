@@ -190,8 +190,13 @@ fn sit(dice: &mut Dice) -> Pose {
     let mut pose = neutral(dice, Action::Sit);
     for side in 0..2 {
         let flex = dice.range(1.38, 1.52);
-        pose.legs[side] =
-            Leg { flex, abduct: dice.range(0.05, 0.22), knee: flex + dice.range(-0.15, 0.2), foot: 0.0, toe_out: 0.15 };
+        pose.legs[side] = Leg {
+            flex,
+            abduct: dice.range(0.05, 0.22),
+            knee: flex + dice.range(-0.15, 0.2),
+            foot: 0.0,
+            toe_out: 0.15,
+        };
         pose.arms[side] = Arm { flex: 0.45, abduct: 0.12, twist: 0.35, elbow: 0.95 };
     }
     pose.lean = dice.range(-0.1, 0.25);
@@ -203,7 +208,8 @@ fn gesture(dice: &mut Dice, pose: &mut Pose, free: usize) {
         0 => pose.arms[free] = Arm { flex: 0.35, abduct: 1.35, twist: -1.4, elbow: 1.5 },
         1 => {
             for arm in &mut pose.arms {
-                *arm = Arm { flex: 0.2, abduct: dice.range(2.3, 2.8), twist: 0.0, elbow: dice.range(0.1, 0.5) };
+                *arm =
+                    Arm { flex: 0.2, abduct: dice.range(2.3, 2.8), twist: 0.0, elbow: dice.range(0.1, 0.5) };
             }
         }
         2 => pose.arms[free] = Arm { flex: 1.45, abduct: dice.range(0.0, 0.5), twist: 0.0, elbow: 0.12 },
@@ -233,7 +239,12 @@ fn carry(dice: &mut Dice, who: &Identity, pose: &mut Pose) {
             pose.phone = None;
         }
     } else if a.handbag && pose.phone != Some(side) {
-        pose.arms[side] = Arm { flex: 0.04 + 0.3 * pose.arms[side].flex.clamp(-0.5, 0.5), abduct: 0.10, twist: 0.0, elbow: 0.12 };
+        pose.arms[side] = Arm {
+            flex: 0.04 + 0.3 * pose.arms[side].flex.clamp(-0.5, 0.5),
+            abduct: 0.10,
+            twist: 0.0,
+            elbow: 0.12,
+        };
     }
 }
 
@@ -241,7 +252,12 @@ fn carry(dice: &mut Dice, who: &Identity, pose: &mut Pose) {
 fn neutral(dice: &mut Dice, action: Action) -> Pose {
     let mut arms = [Arm::default(); 2];
     for arm in &mut arms {
-        *arm = Arm { flex: 0.05 * dice.normal(), abduct: dice.range(0.08, 0.19), twist: 0.25, elbow: dice.range(0.12, 0.4) };
+        *arm = Arm {
+            flex: 0.05 * dice.normal(),
+            abduct: dice.range(0.08, 0.19),
+            twist: 0.25,
+            elbow: dice.range(0.12, 0.4),
+        };
     }
     Pose {
         action,
@@ -286,7 +302,8 @@ pub const WAIST: f32 = 0.36;
 impl Skeleton {
     pub fn new(body: &Body, pose: &Pose) -> Self {
         let pelvis_turn = Rotation::z(0.6 * pose.sway).after(&Rotation::x(0.4 * pose.lean));
-        let trunk_turn = Rotation::y(pose.twist).after(&Rotation::z(-pose.sway)).after(&Rotation::x(pose.lean));
+        let trunk_turn =
+            Rotation::y(pose.twist).after(&Rotation::z(-pose.sway)).after(&Rotation::x(pose.lean));
         let head_turn = trunk_turn
             .after(&Rotation::y(pose.head_yaw))
             .after(&Rotation::x(pose.head_pitch - pose.lean * 0.8));
@@ -329,7 +346,11 @@ impl Skeleton {
         // The shoulder blade lifts the joint when the arm goes up.
         let lift = 0.035 * body.height * (arm.flex.max(arm.abduct) - 1.0).clamp(0.0, 1.0);
         self.shoulder[side] = self.neck
-            + self.trunk_turn.apply(v3(out * body.shoulder, -0.034 * body.height + lift, -0.004 * body.height));
+            + self.trunk_turn.apply(v3(
+                out * body.shoulder,
+                -0.034 * body.height + lift,
+                -0.004 * body.height,
+            ));
         let upper = self
             .trunk_turn
             .after(&Rotation::z(out * arm.abduct))

@@ -1,5 +1,6 @@
 //! From (identity, shot, camera) to a picture with its labels.
 
+use super::BoundingBox;
 use super::camera::Camera;
 use super::canvas::{BLACK, Canvas};
 use super::dice::{Dice, Domain};
@@ -10,7 +11,6 @@ use super::identity::{Attributes, Identity};
 use super::labels::{Keypoint, Segment, showing};
 use super::pose::{Action, Pose, Skeleton};
 use super::scene::SCALE;
-use super::BoundingBox;
 use image::RgbImage;
 use tiny_skia::Pixmap;
 
@@ -66,8 +66,11 @@ impl Render<'_> {
         let column = dice.range(margin, scene.width() - margin);
         let row = scene.ground_row(dice.unit());
         scene.window(&mut pixmap, (feet.x, feet.y), (column, row), zoom);
-        let mut canvas = Canvas::new(pixmap, self.labelled, light);
+        let mut canvas = Canvas::new(pixmap, light);
         self.passers_by(&mut canvas, &view, &mut dice);
+        if self.labelled {
+            canvas.start_labels();
+        }
         let mut figure =
             Figure { who: &who, pose: &pose, bones: &bones, view: &view, canvas: &mut canvas, near: true };
         figure.shadow(self.camera.sun);
@@ -79,7 +82,8 @@ impl Render<'_> {
             super::occluder::draw(&mut canvas, &view, &mut dice, self.seed);
         }
         let labels = canvas.label_codes();
-        let keypoints = if self.labelled { self.keypoints(&bones, &who, &view, &labels) } else { blank.keypoints };
+        let keypoints =
+            if self.labelled { self.keypoints(&bones, &who, &view, &labels) } else { blank.keypoints };
         let film = self.camera.film(&mut dice);
         let image = film.develop(&canvas.picture, &mut dice);
         Shot { image, keypoints, labels, ..blank }
@@ -114,21 +118,36 @@ impl Render<'_> {
             let pose = Pose::draw(dice, &who);
             let bones = Skeleton::new(&who.body, &pose);
             let yaw = self.camera.yaw(dice);
-            let mut other = View::new(yaw, self.camera.pitch, 0.5 * who.body.height, self.camera.distance, view.light);
+            let mut other =
+                View::new(yaw, self.camera.pitch, 0.5 * who.body.height, self.camera.distance, view.light);
             let far = dice.range(0.28, 0.62);
             other.scale = view.scale * far;
-            let away = dice.range(0.20, 0.62) * self.size.0 as f32 * if dice.chance(0.5) { 1.0 } else { -1.0 };
+            let away =
+                dice.range(0.20, 0.62) * self.size.0 as f32 * if dice.chance(0.5) { 1.0 } else { -1.0 };
             // Farther people stand higher in the picture, the more so the higher the camera hangs.
             let rise = (1.0 - far) * (0.25 + 0.9 * self.camera.pitch) * view.scale;
-            other.origin = v2(0.5 * self.size.0 as f32 + away, view.origin.y + 0.9 * view.scale * (1.0 - far) - rise);
-            let mut figure =
-                Figure { who: &who, pose: &pose, bones: &bones, view: &other, canvas: &mut *canvas, near: false };
+            other.origin =
+                v2(0.5 * self.size.0 as f32 + away, view.origin.y + 0.9 * view.scale * (1.0 - far) - rise);
+            let mut figure = Figure {
+                who: &who,
+                pose: &pose,
+                bones: &bones,
+                view: &other,
+                canvas: &mut *canvas,
+                near: false,
+            };
             figure.shadow(self.camera.sun);
             figure.draw();
         }
     }
 
-    fn keypoints(&self, bones: &Skeleton, who: &Identity, view: &View, labels: &[(u8, u8)]) -> [Keypoint; 17] {
+    fn keypoints(
+        &self,
+        bones: &Skeleton,
+        who: &Identity,
+        view: &View,
+        labels: &[(u8, u8)],
+    ) -> [Keypoint; 17] {
         let head = |p: V3| bones.head + bones.head_turn.apply(p * who.body.head);
         let pairs = [bones.shoulder, bones.elbow, bones.wrist, bones.hip, bones.knee, bones.ankle];
         let (width, height) = (self.size.0 as i32, self.size.1 as i32);
@@ -162,11 +181,51 @@ impl Figure<'_> {
         let corner = |x: f32, y: f32, z: f32| self.view.see(v3(x * 0.2 * h, y, hips.z + z * 0.11 * h)).at;
         let color = super::canvas::Rgb(0.42, 0.36, 0.30);
         for (corners, shade) in [
-            ([corner(-1.0, 0.0, -1.0), corner(1.0, 0.0, -1.0), corner(1.0, top, -1.0), corner(-1.0, top, -1.0)], 0.5),
-            ([corner(-1.0, 0.0, -1.0), corner(-1.0, 0.0, 1.0), corner(-1.0, top, 1.0), corner(-1.0, top, -1.0)], 0.6),
-            ([corner(1.0, 0.0, -1.0), corner(1.0, 0.0, 1.0), corner(1.0, top, 1.0), corner(1.0, top, -1.0)], 0.6),
-            ([corner(-1.0, 0.0, 1.0), corner(1.0, 0.0, 1.0), corner(1.0, top, 1.0), corner(-1.0, top, 1.0)], 0.75),
-            ([corner(-1.0, top, -1.0), corner(1.0, top, -1.0), corner(1.0, top, 1.0), corner(-1.0, top, 1.0)], 1.0),
+            (
+                [
+                    corner(-1.0, 0.0, -1.0),
+                    corner(1.0, 0.0, -1.0),
+                    corner(1.0, top, -1.0),
+                    corner(-1.0, top, -1.0),
+                ],
+                0.5,
+            ),
+            (
+                [
+                    corner(-1.0, 0.0, -1.0),
+                    corner(-1.0, 0.0, 1.0),
+                    corner(-1.0, top, 1.0),
+                    corner(-1.0, top, -1.0),
+                ],
+                0.6,
+            ),
+            (
+                [
+                    corner(1.0, 0.0, -1.0),
+                    corner(1.0, 0.0, 1.0),
+                    corner(1.0, top, 1.0),
+                    corner(1.0, top, -1.0),
+                ],
+                0.6,
+            ),
+            (
+                [
+                    corner(-1.0, 0.0, 1.0),
+                    corner(1.0, 0.0, 1.0),
+                    corner(1.0, top, 1.0),
+                    corner(-1.0, top, 1.0),
+                ],
+                0.75,
+            ),
+            (
+                [
+                    corner(-1.0, top, -1.0),
+                    corner(1.0, top, -1.0),
+                    corner(1.0, top, 1.0),
+                    corner(-1.0, top, 1.0),
+                ],
+                1.0,
+            ),
         ] {
             if let Some(path) = super::canvas::polygon(&corners) {
                 self.canvas.fill(&path, color.shade(shade), 1.0, None);

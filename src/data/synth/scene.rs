@@ -30,7 +30,7 @@ impl Scene {
         let Some(pixmap) = Pixmap::new(WIDTH, HEIGHT) else {
             return Scene { pixels: Vec::new(), horizon };
         };
-        let mut painter = Painter { canvas: Canvas::new(pixmap, false, v3(0.0, 0.0, 1.0)), dice, horizon };
+        let mut painter = Painter { canvas: Canvas::new(pixmap, v3(0.0, 0.0, 1.0)), dice, horizon };
         painter.paint(family);
         let passes = painter.dice.index(3);
         let data = painter.canvas.picture.data();
@@ -121,7 +121,8 @@ impl Painter<'_> {
     fn vertical(&mut self, y0: f32, y1: f32, top: Rgb, bottom: Rgb) {
         let stops = vec![GradientStop::new(0.0, top.alpha(1.0)), GradientStop::new(1.0, bottom.alpha(1.0))];
         let path = polygon(&[v2(0.0, y0), v2(WIDTH as f32, y0), v2(WIDTH as f32, y1), v2(0.0, y1)]);
-        if let (Some(path), Some(shader)) = (path, gradient(v2(0.0, y0), v2(0.0, y1), stops, SpreadMode::Pad)) {
+        if let (Some(path), Some(shader)) = (path, gradient(v2(0.0, y0), v2(0.0, y1), stops, SpreadMode::Pad))
+        {
             self.canvas.fill_with(&path, shader, None);
         }
     }
@@ -197,11 +198,21 @@ impl Painter<'_> {
         let color = if self.dice.chance(0.5) { base.mix(Rgb(0.6, 0.6, 0.62), 0.7) } else { base };
         let s = size;
         self.canvas.ellipse(v2(x + 1.0 * s, y + 0.01 * s), 1.05 * s, 0.07 * s, BLACK, 0.45, None);
-        let cabin = [v2(x + 0.42 * s, y - 0.42 * s), v2(x + 0.70 * s, y - 0.72 * s), v2(x + 1.32 * s, y - 0.72 * s), v2(x + 1.66 * s, y - 0.42 * s)];
+        let cabin = [
+            v2(x + 0.42 * s, y - 0.42 * s),
+            v2(x + 0.70 * s, y - 0.72 * s),
+            v2(x + 1.32 * s, y - 0.72 * s),
+            v2(x + 1.66 * s, y - 0.42 * s),
+        ];
         if let Some(path) = polygon(&cabin) {
             self.canvas.fill(&path, color.shade(0.9), 1.0, None);
         }
-        let glass = [v2(x + 0.52 * s, y - 0.43 * s), v2(x + 0.74 * s, y - 0.67 * s), v2(x + 1.28 * s, y - 0.67 * s), v2(x + 1.54 * s, y - 0.43 * s)];
+        let glass = [
+            v2(x + 0.52 * s, y - 0.43 * s),
+            v2(x + 0.74 * s, y - 0.67 * s),
+            v2(x + 1.28 * s, y - 0.67 * s),
+            v2(x + 1.54 * s, y - 0.43 * s),
+        ];
         if let Some(path) = polygon(&glass) {
             self.canvas.fill(&path, Rgb(0.18, 0.22, 0.27), 1.0, None);
         }
@@ -212,18 +223,46 @@ impl Painter<'_> {
         self.canvas.rect(x + 0.05 * s, y - 0.2 * s, x + 1.95 * s, y - 0.1 * s, color.shade(0.65), 1.0, None);
         for wheel in [0.40, 1.58] {
             self.canvas.ellipse(v2(x + wheel * s, y - 0.12 * s), 0.17 * s, 0.17 * s, BLACK, 1.0, None);
-            self.canvas.ellipse(v2(x + wheel * s, y - 0.12 * s), 0.09 * s, 0.09 * s, Rgb(0.6, 0.6, 0.62), 1.0, None);
+            self.canvas.ellipse(
+                v2(x + wheel * s, y - 0.12 * s),
+                0.09 * s,
+                0.09 * s,
+                Rgb(0.6, 0.6, 0.62),
+                1.0,
+                None,
+            );
         }
-        self.canvas.ellipse(v2(x + 0.04 * s, y - 0.34 * s), 0.05 * s, 0.05 * s, Rgb(0.95, 0.9, 0.7), 1.0, None);
-        self.canvas.ellipse(v2(x + 1.96 * s, y - 0.34 * s), 0.04 * s, 0.05 * s, Rgb(0.8, 0.15, 0.1), 1.0, None);
+        self.canvas.ellipse(
+            v2(x + 0.04 * s, y - 0.34 * s),
+            0.05 * s,
+            0.05 * s,
+            Rgb(0.95, 0.9, 0.7),
+            1.0,
+            None,
+        );
+        self.canvas.ellipse(
+            v2(x + 1.96 * s, y - 0.34 * s),
+            0.04 * s,
+            0.05 * s,
+            Rgb(0.8, 0.15, 0.1),
+            1.0,
+            None,
+        );
     }
 
     fn tree(&mut self, x: f32, y: f32, size: f32) {
         let bark = self.tone(Rgb(0.30, 0.22, 0.16), 0.15);
-        self.canvas.line(&[v2(x, y), v2(x + 2.0, y - 0.5 * size), v2(x, y - size)], bark, 1.0, 0.07 * size, None);
+        self.canvas.line(
+            &[v2(x, y), v2(x + 2.0, y - 0.5 * size), v2(x, y - size)],
+            bark,
+            1.0,
+            0.07 * size,
+            None,
+        );
         let leaf = Rgb(self.dice.range(0.15, 0.42), self.dice.range(0.32, 0.5), self.dice.range(0.12, 0.22));
         for _ in 0..26 {
-            let at = v2(x + 0.32 * size * self.dice.normal() * 0.7, y - size * (0.95 + 0.22 * self.dice.normal()));
+            let at =
+                v2(x + 0.32 * size * self.dice.normal() * 0.7, y - size * (0.95 + 0.22 * self.dice.normal()));
             let r = size * self.dice.range(0.07, 0.17);
             let tone = leaf.shade(self.dice.range(0.55, 1.35));
             self.canvas.ellipse(at, r, r * 0.8, tone, 0.9, None);
@@ -255,7 +294,12 @@ impl Painter<'_> {
 
     fn street(&mut self) {
         self.vertical(0.0, self.horizon, Rgb(0.62, 0.72, 0.84), Rgb(0.85, 0.87, 0.88));
-        self.buildings(&[Rgb(0.62, 0.55, 0.47), Rgb(0.50, 0.36, 0.30), Rgb(0.66, 0.64, 0.60), Rgb(0.42, 0.45, 0.50)]);
+        self.buildings(&[
+            Rgb(0.62, 0.55, 0.47),
+            Rgb(0.50, 0.36, 0.30),
+            Rgb(0.66, 0.64, 0.60),
+            Rgb(0.42, 0.45, 0.50),
+        ]);
         let pavement = self.tone(Rgb(0.52, 0.51, 0.50), 0.1);
         self.ground(pavement, 60.0);
         for _ in 0..7 {
@@ -351,7 +395,12 @@ impl Painter<'_> {
     fn bin(&mut self, x: f32, y: f32, size: f32) {
         let base = self.any_color();
         let color = base.mix(Rgb(0.2, 0.3, 0.22), 0.6);
-        if let Some(path) = polygon(&[v2(x, y - size), v2(x + 0.7 * size, y - size), v2(x + 0.62 * size, y), v2(x + 0.08 * size, y)]) {
+        if let Some(path) = polygon(&[
+            v2(x, y - size),
+            v2(x + 0.7 * size, y - size),
+            v2(x + 0.62 * size, y),
+            v2(x + 0.08 * size, y),
+        ]) {
             self.canvas.fill(&path, color, 1.0, None);
         }
         self.box_at(x - 2.0, y - size - 5.0, 0.7 * size + 4.0, 6.0, color.shade(0.7));
@@ -417,7 +466,8 @@ impl Painter<'_> {
         let mut x = -100.0;
         while x < WIDTH as f32 + 100.0 {
             let h = self.horizon + 20.0;
-            if let Some(path) = polygon(&[v2(x, h), v2(x + 5.0, h), v2(x + 52.0, 320.0), v2(x + 42.0, 320.0)]) {
+            if let Some(path) = polygon(&[v2(x, h), v2(x + 5.0, h), v2(x + 52.0, 320.0), v2(x + 42.0, 320.0)])
+            {
                 self.canvas.fill(&path, Rgb(0.82, 0.82, 0.80), 0.9, None);
             }
             x += 150.0;
