@@ -151,8 +151,8 @@ impl Canvas {
         }
     }
 
-    pub fn rect(&mut self, x0: f32, y0: f32, x1: f32, y1: f32, color: Rgb, alpha: f32, tag: Option<Tag>) {
-        if let Some(rect) = tiny_skia::Rect::from_ltrb(x0, y0, x1, y1) {
+    pub fn rect(&mut self, low: V2, high: V2, color: Rgb, alpha: f32, tag: Option<Tag>) {
+        if let Some(rect) = tiny_skia::Rect::from_ltrb(low.x, low.y, high.x, high.y) {
             self.fill(&PathBuilder::from_rect(rect), color, alpha, tag);
         }
     }

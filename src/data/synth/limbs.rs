@@ -63,9 +63,11 @@ impl Figure<'_> {
         let skin = Fabric::plain(who.skin);
         let part = Part::arm(side);
         let (upper_tag, fore_tag) = (Segment::upper_arm(side), Segment::forearm(side));
+        // A little below the joint, so that the sleeve continues the slope of the shoulder.
+        let top = shoulder.lerp(elbow, 0.07);
         let covered = a.long_sleeves;
         if !covered {
-            let upper = [(shoulder, r(0.028)), (shoulder.lerp(elbow, 0.5), r(0.027)), (elbow, r(0.022))];
+            let upper = [(top, r(0.0275)), (shoulder.lerp(elbow, 0.5), r(0.027)), (elbow, r(0.022))];
             let fore = [(elbow, r(0.022)), (elbow.lerp(wrist, 0.3), r(0.0235)), (wrist, r(0.0155))];
             let tags = (Tag(part, upper_tag), Tag(part, fore_tag));
             self.jointed(&upper, &fore, (Cap::Round, Cap::Round), &skin, tags);
@@ -83,7 +85,7 @@ impl Figure<'_> {
         };
         if covered {
             let upper = [
-                (shoulder, r(0.0285) + 0.35 * pad),
+                (top, r(0.0285) + 0.3 * pad),
                 (shoulder.lerp(elbow, 0.5), r(0.028) + pad),
                 (elbow, r(0.023) + 0.9 * pad),
             ];
@@ -98,7 +100,7 @@ impl Figure<'_> {
         } else {
             let end = shoulder.lerp(elbow, 0.36 + 0.3 * who.looseness);
             let upper = [
-                (shoulder, r(0.0285) + 0.35 * pad),
+                (top, r(0.0285) + 0.3 * pad),
                 (shoulder.lerp(end, 0.5), r(0.031) + pad),
                 (end, r(0.0285) + 1.3 * pad),
             ];
