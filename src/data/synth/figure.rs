@@ -335,17 +335,9 @@ impl Figure<'_> {
             self.view.see(middle3(b.heel[1], b.toe[1])).at,
         );
         let apart = (self.view.see(b.ankle[0]).at.x - self.view.see(b.ankle[1]).at.x).abs();
-        for (rx, ry, alpha) in [(0.62, 0.11, 0.10), (0.42, 0.075, 0.16), (0.26, 0.05, 0.22)] {
-            let shift = v2(-light.x * rx * 0.7 * px, -0.01 * px);
-            self.canvas.ellipse(
-                feet + shift,
-                rx * 0.7 * px + 0.5 * apart,
-                ry * px,
-                BLACK,
-                alpha * (0.45 + 0.75 * sun),
-                None,
-            );
-        }
+        let reach = 0.48 * px + 0.6 * apart;
+        let center = feet + v2(-0.25 * light.x * reach, -0.01 * px);
+        self.canvas.glow(center, reach, 0.13 * px + 0.08 * apart, BLACK, 0.25 + 0.35 * sun);
         // Contact shadows right under the soles.
         for side in 0..2 {
             let (heel, toe) = (self.view.see(b.heel[side]).at, self.view.see(b.toe[side]).at);

@@ -176,7 +176,8 @@ impl Figure<'_> {
         let tag = Tag(Part::Hat, Segment::Head);
         let grow = match who.attributes.hair {
             Hair::Bald | Hair::Buzz => 1.08,
-            _ => 1.13,
+            // Over the hair, not inside it.
+            _ => (who.hair_volume + 0.03).max(1.13),
         };
         let ball = self.ball(SKULL, grow);
         let size = who.body.head;
