@@ -420,7 +420,11 @@ fn draw_attributes(
         upper_color: outfit.upper,
         upper_print,
         second_color: outfit.second,
-        long_sleeves: !matches!(upper, Upper::TShirt) && !(upper == Upper::Vest && dice.chance(0.4)),
+        long_sleeves: match upper {
+            Upper::TShirt => false,
+            Upper::Vest => dice.chance(0.6),
+            _ => true,
+        },
         open_front: outer && dice.chance(0.6),
         lower,
         lower_color: if lower == Lower::Dress { outfit.upper } else { outfit.lower },

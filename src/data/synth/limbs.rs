@@ -168,14 +168,18 @@ impl Figure<'_> {
                     (hip.lerp(knee, 0.5), r(0.045) + 0.8 * pad),
                     (knee, at_knee),
                 ];
-                let end = ankle + (ankle - knee) * 0.045;
-                let hem = (at_knee * who.flare).max(r(0.024));
-                let shank =
-                    [(knee, at_knee), (knee.lerp(ankle, 0.35), 0.5 * (at_knee + r(0.034) + pad)), (end, hem)];
+                // Into boots, or over shoes.
+                let booted = a.shoes == Shoes::Boots;
+                let end = if booted { knee.lerp(ankle, 0.64) } else { ankle + (ankle - knee) * 0.045 };
+                let hem = if booted { r(0.031) } else { (at_knee * who.flare).max(r(0.024)) };
+                let calf = 0.5 * (at_knee + r(0.034) + pad);
+                let shank = [(knee, at_knee), (knee.lerp(end, 0.35), calf), (end, hem)];
                 let tags = (tag(thigh_tag), tag(shank_tag));
                 self.jointed(&thigh, &shank, (Cap::Round, Cap::Flat), &who.lower, tags);
                 self.crease(knee, hip, r(0.03), who.lower.color);
-                self.crease(ankle, knee, r(0.022), who.lower.color);
+                if !booted {
+                    self.crease(ankle, knee, r(0.022), who.lower.color);
+                }
             }
             Lower::Shorts => {
                 let end = if who.lower_hem < 0.5 { hip.lerp(knee, 2.0 * who.lower_hem) } else { knee };

@@ -13,6 +13,7 @@ pub mod export;
 mod figure;
 mod film;
 mod geometry;
+mod hair;
 mod head;
 mod identity;
 mod labels;
@@ -21,6 +22,7 @@ mod occluder;
 mod pose;
 mod render;
 mod scene;
+mod trunk;
 
 #[cfg(test)]
 mod tests;

@@ -360,7 +360,7 @@ impl Skeleton {
         self.elbow[side] = self.shoulder[side] + upper.apply(v3(0.0, -body.upper_arm, 0.0));
         self.wrist[side] = self.elbow[side] + fore.apply(v3(0.0, -body.forearm, 0.0));
         let hand = fore.after(&Rotation::x(-0.15));
-        self.hand[side] = self.wrist[side] + hand.apply(v3(0.0, -0.85 * body.hand, 0.0));
+        self.hand[side] = self.wrist[side] + hand.apply(v3(0.0, -0.74 * body.hand, 0.0));
     }
 
     fn place_leg(&mut self, body: &Body, leg: &Leg, side: usize) {
