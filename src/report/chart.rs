@@ -186,7 +186,7 @@ impl Axis {
     fn new(low: f64, high: f64, margin: f64, count: usize, unit: Unit) -> Self {
         let size = low.abs().max(high.abs());
         let span = high - low;
-        let pad = if span > size * 1e-9 {
+        let pad = if span > size * 1e-6 {
             span * margin
         } else if size > 0.0 {
             size * 0.05
@@ -269,11 +269,12 @@ impl Ranged for Axis {
 impl ValueFormatter<f64> for Axis {
     fn format_ext(&self, value: &f64) -> String {
         let v = *value;
+        let size = self.low.abs().max(self.high.abs());
         if v.abs() < self.step * 1e-6 {
             return if self.unit == Unit::Percent { "0%".to_owned() } else { "0".to_owned() };
         }
         if self.log {
-            return number(v, v.abs());
+            return number(v, v.abs(), v.abs());
         }
         match self.unit {
             Unit::Step if v >= 1000.0 => {
@@ -286,20 +287,21 @@ impl ValueFormatter<f64> for Axis {
                 };
                 format!("{digits}{unit}")
             }
-            Unit::Percent => format!("{}%", number(v * 100.0, self.step * 100.0)),
-            Unit::Step | Unit::Number => number(v, self.step),
+            Unit::Percent => format!("{}%", number(v * 100.0, self.step * 100.0, size * 100.0)),
+            Unit::Step | Unit::Number => number(v, self.step, size),
         }
     }
 }
 
-/// `v` with the digits that tell it from its neighbours at distance `step`.
-fn number(v: f64, step: f64) -> String {
+/// `v` with the digits that tell it from its neighbours at distance `step`; scientific where the axis' largest value,
+/// `size`, calls for it.
+fn number(v: f64, step: f64, size: f64) -> String {
     let place = (step.log10() + 1e-9).floor();
-    if v.abs() >= 1e6 || step < 1e-4 {
-        let digits = (v.abs().log10().floor() - place).clamp(0.0, 6.0) as usize;
+    if !(1e-3..1e6).contains(&size) {
+        let digits = (v.abs().log10().floor() - place).clamp(0.0, 7.0) as usize;
         return format!("{v:.digits$e}");
     }
-    let digits = (-place).clamp(0.0, 6.0) as usize;
+    let digits = (-place).clamp(0.0, 7.0) as usize;
     format!("{v:.digits$}")
 }
 

@@ -458,7 +458,9 @@ mod tests {
             assert!(rx + rw <= x + w + 0.02 && ry + rh <= y + h + 0.02, "{r}");
             count += 1;
         }
-        for piece in svg.split('M').skip(1).filter(|p| p.contains('z')) {
+        for piece in
+            svg.split("opacity=\".75\" d=\"M").skip(1).flat_map(|d| d.split('"').next().unwrap().split('M'))
+        {
             let (px, rest) = piece.split_once(' ').unwrap();
             let (py, rest) = rest.split_once('h').unwrap();
             let pw: f64 = rest.split('v').next().unwrap().parse().unwrap();
@@ -470,7 +472,8 @@ mod tests {
 
     #[test]
     fn rectangles_stay_inside_the_frame() {
-        assert_eq!(inside(&picture(200, 4096)), 200);
+        // The thinnest tenth of the buffers is drawn as cells.
+        assert!((170..200).contains(&inside(&picture(200, 4096))));
         assert!(inside(&picture(5000, 4096)) > 500);
         assert!(inside(&picture(300, u64::MAX / 60_000)) > 0);
     }
