@@ -20,6 +20,8 @@ fn crc32c(bytes: &[u8]) -> u32 {
     !crc
 }
 
+// Written out as the format's description has it.
+#[allow(clippy::manual_rotate)]
 fn masked(bytes: &[u8]) -> u32 {
     let crc = crc32c(bytes);
     ((crc >> 15) | (crc << 17)).wrapping_add(0xa282ead8)

@@ -225,6 +225,19 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn ycck_jpegs_are_converted() {
+        // The same coefficients read as YCCK: only the transform byte of the Adobe segment differs.
+        let mut bytes = base64::engine::general_purpose::STANDARD.decode(CMYK).unwrap();
+        let adobe = bytes.windows(5).position(|w| w == b"Adobe").unwrap();
+        bytes[adobe + 11] = 2;
+        let got = decode(&bytes).unwrap();
+        for (x, want) in [(3, [192, 0, 211]), (12, [106, 255, 255])] {
+            let px = got.get_pixel(x, 5).0;
+            assert!(px.iter().zip(want).all(|(a, b)| a.abs_diff(b) <= 4), "{px:?}, Pillow gives {want:?}");
+        }
+    }
+
+    #[test]
     fn exif_orientation_is_applied() {
         use image::imageops::{flip_horizontal, rotate90, rotate180, rotate270};
         let upright = sample(32, 48);

@@ -95,8 +95,8 @@ fn score(distances: &[f64], query: &Features, q: usize, gallery: &Features) -> O
     }
     let mut place = 0;
     let mut precision = 0.0;
-    for i in 0..matches.len() {
-        place += others[i] + 1;
+    for (i, before) in others.iter().take(matches.len()).enumerate() {
+        place += before + 1;
         precision += (i + 1) as f64 / place as f64;
     }
     (!matches.is_empty())

@@ -3,6 +3,9 @@
 use super::config::StepConfig;
 use crate::ir::Scalar;
 
+/// The paper's decay rates.
+pub const BETAS: [f64; 2] = [0.9, 0.95];
+
 /// What changes from step to step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepPoint {
@@ -13,6 +16,8 @@ pub struct StepPoint {
     /// EMA momentum of the expert.
     pub momentum: f64,
     pub teacher_temp: f64,
+    /// AdamW's decay rates of the first and the second moment.
+    pub betas: [f64; 2],
     /// Index of the micro step, from 0.
     pub micro_step: usize,
     /// Micro steps per step, at least 1.
@@ -28,6 +33,7 @@ impl StepPoint {
             weight_decay: cfg.weight_decay,
             momentum: cfg.momentum,
             teacher_temp: cfg.teacher_temp,
+            betas: BETAS,
             micro_step: 0,
             micro_steps: 1,
         }
@@ -36,18 +42,17 @@ impl StepPoint {
 
 /// The values of the scalar block, by [`Scalar`].
 pub fn scalar_block(cfg: &StepConfig, at: &StepPoint) -> [f64; Scalar::COUNT] {
-    const BETA1: f64 = 0.9;
-    const BETA2: f64 = 0.95;
+    let [beta1, beta2] = at.betas;
     let t = at.t.max(1) as f64;
     let mut block = [0.0; Scalar::COUNT];
     let mut set = |scalar: Scalar, value: f64| block[scalar as usize] = value;
     set(Scalar::LearningRate, at.learning_rate);
     set(Scalar::WeightDecay, at.weight_decay);
-    set(Scalar::Beta1, BETA1);
-    set(Scalar::Beta2, BETA2);
+    set(Scalar::Beta1, beta1);
+    set(Scalar::Beta2, beta2);
     set(Scalar::AdamEps, cfg.adam_eps);
-    set(Scalar::BiasCorrection1, 1.0 - BETA1.powf(t));
-    set(Scalar::BiasCorrection2, 1.0 - BETA2.powf(t));
+    set(Scalar::BiasCorrection1, 1.0 - beta1.powf(t));
+    set(Scalar::BiasCorrection2, 1.0 - beta2.powf(t));
     set(Scalar::ClipNorm, cfg.clip_norm.unwrap_or(0.0));
     set(Scalar::ExpertMomentum, at.momentum);
     set(Scalar::StudentTemp, cfg.student_temp);

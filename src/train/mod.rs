@@ -1,1 +1,18 @@
+//! A training run: its configuration, its folder, checkpoints, logs, progress and guards.
+
+pub mod atomic;
+pub mod checkpoint;
+pub mod config;
+pub mod engine;
+pub mod fixture;
+pub mod folder;
+pub mod guard;
+pub mod metrics;
+pub mod presets;
+pub mod progress;
+pub mod signals;
 pub mod tensorboard;
+pub mod probe;
+pub mod run;
+pub mod sources;
+pub mod summary;

@@ -1,0 +1,358 @@
+//! The configuration of a run: preset, then a TOML file, then single keys; checked as a whole before anything starts.
+
+mod resolve;
+mod schema;
+mod validate;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::data::augment::AugmentConfig;
+use crate::error::{Error, Result};
+use crate::saip::config::{CsmConfig, CsrConfig, CssConfig, EncoderConfig, PATCH, StepConfig};
+use crate::saip::schedule::{Schedule, scaled_lr};
+
+/// Everything that decides what a run does. Built by [`TrainConfig::resolve`], which also checks it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    pub encoder: EncoderSection,
+    pub csm: CsmSection,
+    pub csr: CsrSection,
+    pub css: CssSection,
+    pub views: ViewsSection,
+    /// Photometric and geometric augmentation, passed on as it stands.
+    #[serde(default)]
+    pub augment: toml::Table,
+    pub optim: OptimSection,
+    pub data: DataSection,
+    pub run: RunSection,
+}
+
+/// The encoder to train.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EncoderSection {
+    #[serde(flatten)]
+    pub architecture: EncoderConfig,
+    /// Stochastic depth of the last block; earlier blocks have linearly less. 0 switches it off.
+    pub drop_path: f64,
+}
+
+/// Image-level decoder and the weight of its loss.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CsmSection {
+    pub hidden: usize,
+    pub bottleneck: usize,
+    pub prototypes: usize,
+    /// Weight in the total loss; 0 switches the objective off.
+    pub weight: f64,
+}
+
+/// Reconstruction decoder and the weight of its loss.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CsrSection {
+    pub dim: usize,
+    pub depth: usize,
+    pub heads: usize,
+    pub weight: f64,
+}
+
+/// Search decoder and the weight of its loss.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CssSection {
+    pub dim: usize,
+    pub depth: usize,
+    pub heads: usize,
+    pub convs: usize,
+    pub weight: f64,
+}
+
+/// Sizes of the views, `[height, width]` in pixels.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ViewsSection {
+    pub global_size: [usize; 2],
+    pub local_size: [usize; 2],
+    /// Number of plain local views.
+    pub locals: usize,
+    /// Edge of the square multi-person image.
+    pub scene_size: usize,
+    /// Share of the masked view's patches that is hidden.
+    pub mask_ratio: f64,
+    /// Smallest and largest scale of the rescaled views.
+    pub scale: [f64; 2],
+    /// Number of scales between these two, both included; each is one compiled step.
+    pub scale_buckets: usize,
+}
+
+/// Optimizer and schedules.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OptimSection {
+    /// Peak learning rate per 256 images of the effective batch.
+    pub base_lr: f64,
+    pub min_lr: f64,
+    pub weight_decay: f64,
+    /// Weight decay at the end, by cosine; absent: constant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_decay_end: Option<f64>,
+    pub betas: [f64; 2],
+    pub eps: f64,
+    /// Largest norm of the whole gradient; 0 switches clipping off.
+    pub clip_norm: f64,
+    /// Images per micro step.
+    pub batch: usize,
+    /// Images per update, over all micro steps and devices.
+    pub effective_batch: usize,
+    pub epochs: u64,
+    /// Updates of the whole run; overrides `epochs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    pub warmup_epochs: f64,
+    /// Updates of the warm-up; overrides `warmup_epochs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warmup_steps: Option<u64>,
+    pub teacher_temp: f64,
+    pub student_temp: f64,
+    pub center_momentum: f64,
+    /// EMA momentum of the expert at the start; rises to 1 by cosine.
+    pub ema_momentum: f64,
+}
+
+/// Where the images come from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSection {
+    /// Folder of person images; absent: synthetic persons.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// Threads that decode and augment; 0: chosen from the number of cores.
+    pub workers: usize,
+    /// Batches that are prepared ahead.
+    pub prefetch: usize,
+    pub seed: u64,
+    pub synth: SynthSection,
+}
+
+/// The synthetic persons.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SynthSection {
+    pub identities: usize,
+    pub images_per_identity: usize,
+    pub cameras: usize,
+}
+
+/// Logs, checkpoints, probes and guards.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunSection {
+    /// Steps between two lines of `metrics.jsonl`.
+    pub log_every: u64,
+    /// Steps between two checkpoints.
+    pub checkpoint_every: u64,
+    pub keep_checkpoints: usize,
+    /// Steps between two probes of the frozen features; 0: never.
+    pub probe_every: u64,
+    /// Folder of labelled images; absent with synthetic data: held-out synthetic persons.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<PathBuf>,
+    /// Non-finite steps in a row that end the run.
+    pub max_bad_steps: u64,
+    /// Compute threads of the CPU backend; 0: one per core.
+    pub threads: usize,
+    /// Recompute activations in the backward pass: less memory, more time.
+    pub recompute: bool,
+    /// Alarm when the entropy of the mean target distribution falls below this share of its maximum.
+    pub alarm_entropy_low: f64,
+    /// Alarm when the mean entropy of the target distributions rises above this share of ln(prototypes).
+    pub alarm_entropy_high: f64,
+    /// Alarm when the spread of the image features (1 when isotropic, 0 when constant) falls below this.
+    pub alarm_spread: f64,
+    /// Steps in a row before an alarm; 0 switches the alarms off.
+    pub alarm_steps: u64,
+}
+
+/// The scale-dependent sizes of one compiled step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ScaleBucket {
+    pub scale: f64,
+    /// `[height, width]` of the two rescaled local views.
+    pub rescaled_size: [usize; 2],
+    /// `[height, width]` of the masked view.
+    pub masked_size: [usize; 2],
+}
+
+impl ViewsSection {
+    /// The scales, evenly spaced from the smallest to the largest (a single one: their mean), with sizes rounded to
+    /// the nearest multiple of the patch. Scales that give the same sizes are kept apart: each is drawn equally often.
+    pub fn buckets(&self) -> Vec<ScaleBucket> {
+        let [low, high] = self.scale;
+        let n = self.scale_buckets;
+        (0..n)
+            .map(|i| {
+                let at = if n == 1 { 0.5 } else { i as f64 / (n - 1) as f64 };
+                let scale = low + (high - low) * at;
+                let resize = |size: [usize; 2]| size.map(|s| round_to_patch(s as f64 * scale));
+                ScaleBucket {
+                    scale,
+                    rescaled_size: resize(self.local_size),
+                    masked_size: resize(self.global_size),
+                }
+            })
+            .collect()
+    }
+}
+
+/// The nearest multiple of the patch edge, at least one patch.
+fn round_to_patch(pixels: f64) -> usize {
+    ((pixels / PATCH as f64).round() as usize).max(1) * PATCH
+}
+
+impl OptimSection {
+    /// Learning rate at the end of the warm-up: `base_lr` scaled to the effective batch.
+    pub fn peak_lr(&self) -> f64 {
+        scaled_lr(self.base_lr, self.effective_batch)
+    }
+
+    /// Micro steps per update when `world` devices share the work.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the effective batch is no multiple of what all devices take in one micro step.
+    pub fn accumulation(&self, world: usize) -> Result<usize> {
+        let micro = self.batch.checked_mul(world).filter(|m| *m > 0);
+        match micro {
+            Some(micro) if self.effective_batch > 0 && self.effective_batch.is_multiple_of(micro) => {
+                Ok(self.effective_batch / micro)
+            }
+            _ => Err(Error::config(
+                "optim.effective_batch",
+                format!(
+                    "{} is no multiple of {world} x {} images (devices times `optim.batch`): change one of the two",
+                    self.effective_batch, self.batch
+                ),
+            )),
+        }
+    }
+}
+
+impl TrainConfig {
+    /// The step of one shape bucket. Learning rate, weight decay and momentum are those of the end of the warm-up and
+    /// of the start; the loop writes the current ones of [`TrainConfig::schedule`] at every step.
+    pub fn step_config(&self, rescaled_size: [usize; 2], masked_size: [usize; 2]) -> StepConfig {
+        let (views, optim) = (&self.views, &self.optim);
+        StepConfig {
+            batch: optim.batch,
+            global_size: views.global_size,
+            local_size: views.local_size,
+            locals: views.locals,
+            rescaled_size,
+            masked_size,
+            scene_size: views.scene_size,
+            mask_ratio: views.mask_ratio,
+            student_temp: optim.student_temp,
+            teacher_temp: optim.teacher_temp,
+            center_momentum: optim.center_momentum,
+            momentum: optim.ema_momentum,
+            lr: optim.peak_lr(),
+            weight_decay: optim.weight_decay,
+            adam_eps: optim.eps,
+            clip_norm: (optim.clip_norm > 0.0).then_some(optim.clip_norm),
+            loss_weights: [self.csm.weight, self.csr.weight, self.css.weight],
+            csm: CsmConfig {
+                hidden: self.csm.hidden,
+                bottleneck: self.csm.bottleneck,
+                prototypes: self.csm.prototypes,
+            },
+            csr: CsrConfig { dim: self.csr.dim, depth: self.csr.depth, heads: self.csr.heads },
+            css: CssConfig {
+                dim: self.css.dim,
+                depth: self.css.depth,
+                heads: self.css.heads,
+                convs: self.css.convs,
+            },
+            encoder: self.encoder.architecture.clone(),
+            expert_encoder: None,
+        }
+    }
+
+    /// The augmentation that `[augment]` describes; keys that are absent keep their defaults.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for an unknown or ill-typed key, or one out of range.
+    pub fn augmentation(&self) -> Result<AugmentConfig> {
+        let parsed: std::result::Result<AugmentConfig, toml::de::Error> = self.augment.clone().try_into();
+        let augment = parsed.map_err(|e| Error::config("augment", e.message().to_owned()))?;
+        augment.validate()?;
+        Ok(augment)
+    }
+
+    /// Updates per pass over `images` training images; an incomplete last batch is left out.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when there are fewer images than one update needs.
+    pub fn steps_per_epoch(&self, images: usize) -> Result<u64> {
+        let batch = self.optim.effective_batch;
+        match images.checked_div(batch) {
+            Some(steps) if steps > 0 => Ok(steps as u64),
+            _ => Err(Error::config(
+                "optim.effective_batch",
+                format!(
+                    "an update takes {batch} images but there are only {images}: lower it, or add images"
+                ),
+            )),
+        }
+    }
+
+    /// The schedules of a run over `images` training images.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when there are too few images for one update, or the warm-up fills the whole run.
+    pub fn schedule(&self, images: usize) -> Result<Schedule> {
+        let optim = &self.optim;
+        let per_epoch = self.steps_per_epoch(images)?;
+        let steps = match optim.steps {
+            Some(steps) => steps,
+            None => optim.epochs.checked_mul(per_epoch).ok_or_else(|| {
+                Error::config(
+                    "optim.epochs",
+                    format!("{} epochs are more steps than can be counted", optim.epochs),
+                )
+            })?,
+        };
+        let (key, warmup_steps) = match optim.warmup_steps {
+            Some(steps) => ("optim.warmup_steps", steps),
+            None => ("optim.warmup_epochs", (optim.warmup_epochs * per_epoch as f64).round() as u64),
+        };
+        if warmup_steps >= steps {
+            return Err(Error::config(
+                key,
+                format!(
+                    "a warm-up of {warmup_steps} steps leaves nothing of the run's {steps} steps: set \
+                     `optim.warmup_steps` below {steps}, or train longer"
+                ),
+            ));
+        }
+        Ok(Schedule {
+            steps,
+            warmup_steps,
+            peak_lr: optim.peak_lr(),
+            min_lr: optim.min_lr,
+            weight_decay: optim.weight_decay,
+            weight_decay_end: optim.weight_decay_end.unwrap_or(optim.weight_decay),
+            ema_momentum: optim.ema_momentum,
+        })
+    }
+
+    /// Images of the synthetic training set, which is used without `data.path`.
+    pub fn synthetic_images(&self) -> usize {
+        self.data.synth.identities.saturating_mul(self.data.synth.images_per_identity)
+    }
+}
+
+#[cfg(test)]
+mod tests;

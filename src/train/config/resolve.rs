@@ -1,0 +1,375 @@
+//! From texts to a checked [`TrainConfig`], and back.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use toml::{Table, Value};
+
+use super::TrainConfig;
+use super::schema::{self, Key, Kind, NONE, OPEN_SECTION, SECTIONS};
+use crate::error::{Error, Result};
+use crate::train::presets;
+
+/// Configuration files are a few kilobytes; anything far larger is something else.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+impl TrainConfig {
+    /// The preset (by default [`presets::DEFAULT`]), overridden by the TOML file, overridden by `key=value` pairs.
+    /// The values of pairs are TOML, except that strings may go without quotes; `none` unsets an optional key.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for an unknown preset or a pair without `=`, [`Error::File`] and [`Error::Io`] for the file,
+    /// [`Error::Config`] for keys and values; the message names the key, where it stands and the remedy.
+    pub fn resolve(preset: Option<&str>, file: Option<&Path>, sets: &[String]) -> Result<Self> {
+        let preset = presets::find(preset.unwrap_or(presets::DEFAULT))?;
+        let mut tree = Table::new();
+        let origin = format!("preset {}", preset.name);
+        apply(&mut tree, &parse_toml(preset.text, &origin)?, &origin)?;
+        if let Some(path) = file {
+            let origin = path.display().to_string();
+            apply(&mut tree, &read_toml(path)?, &origin)?;
+        }
+        apply(&mut tree, &parse_sets(sets)?, "--set")?;
+        finish(tree)
+    }
+
+    /// Reads a complete configuration, such as the `config.toml` of a run folder.
+    ///
+    /// # Errors
+    /// As [`TrainConfig::resolve`]; a missing key is named.
+    pub fn load(path: &Path) -> Result<Self> {
+        let mut tree = Table::new();
+        apply(&mut tree, &read_toml(path)?, &path.display().to_string())?;
+        finish(tree)
+    }
+
+    /// The whole configuration as TOML, every key with its meaning. Reading it back gives an equal configuration,
+    /// over any preset.
+    pub fn to_toml(&self) -> Result<String> {
+        let tree = self.tree()?;
+        let kind = encoder_kind(&tree);
+        let mut text = String::from("# Configuration of a saip-engine run. Optional keys may be \"none\".\n");
+        for section in SECTIONS {
+            let _ = writeln!(text, "\n[{section}]");
+            if *section == OPEN_SECTION {
+                let open = Table::from_iter([(OPEN_SECTION.to_string(), Value::Table(self.augment.clone()))]);
+                let body = toml::to_string(&open).map_err(|e| Error::config(OPEN_SECTION, e.to_string()))?;
+                // An empty table still prints its header, which stands above already.
+                text.push_str(body.strip_prefix("[augment]\n").unwrap_or(&body));
+                continue;
+            }
+            let lines: Vec<_> = schema::keys(kind)
+                .filter_map(|key| {
+                    let (parent, name) = key.name.rsplit_once('.')?;
+                    let none = Value::String(NONE.into());
+                    (parent == *section)
+                        .then(|| (format!("{name} = {}", get(&tree, key.name).unwrap_or(&none)), key.doc))
+                })
+                .collect();
+            let width = lines.iter().map(|(line, _)| line.len()).max().unwrap_or(0);
+            for (line, doc) in &lines {
+                let _ = writeln!(text, "{line:width$}  # {doc}");
+            }
+        }
+        Ok(text)
+    }
+
+    /// Every key whose value differs, with this configuration's value and the other's.
+    pub fn differences(&self, other: &Self) -> Result<Vec<(String, String, String)>> {
+        let (mine, theirs) = (leaves(&self.tree()?), leaves(&other.tree()?));
+        let missing = |name: &String, all: &[(String, String)]| {
+            all.iter().find(|(n, _)| n == name).map_or(NONE.to_string(), |(_, v)| v.clone())
+        };
+        let added = theirs.iter().filter(|(n, _)| mine.iter().all(|(m, _)| m != n));
+        let names: Vec<_> = mine.iter().chain(added).map(|(n, _)| n.clone()).collect();
+        Ok(names
+            .into_iter()
+            .map(|n| (n.clone(), missing(&n, &mine), missing(&n, &theirs)))
+            .filter(|(_, a, b)| a != b)
+            .collect())
+    }
+
+    /// Checks that a run with configuration `earlier` can be continued with this one: only logging, speed, the length and the place
+    /// of the data may differ.
+    ///
+    /// # Errors
+    /// [`Error::Config`] that names each key that would make the continued run another one.
+    pub fn check_resumable(&self, earlier: &Self) -> Result<()> {
+        let differences = self.differences(earlier)?;
+        let changed: Vec<_> = differences.iter().filter(|(key, ..)| !may_change(key)).collect();
+        let Some((first, ..)) = changed.first() else { return Ok(()) };
+        let list: Vec<_> =
+            changed.iter().map(|(key, new, old)| format!("`{key}` was {old}, now {new}")).collect();
+        Err(Error::config(
+            first.as_str(),
+            format!(
+                "a resumed run must keep the configuration it began with, but {}: leave these as they were, or \
+                 start a new run with another --out",
+                list.join("; ")
+            ),
+        ))
+    }
+
+    /// Eight hexadecimal digits that change with every key that a resumed run must keep.
+    pub fn fingerprint(&self) -> Result<String> {
+        let lines: Vec<_> = leaves(&self.tree()?)
+            .into_iter()
+            .filter(|(key, _)| !may_change(key))
+            .map(|(key, value)| format!("{key}={value}\n"))
+            .collect();
+        Ok(format!("{:08x}", crc32c::crc32c(lines.concat().as_bytes())))
+    }
+
+    fn tree(&self) -> Result<Table> {
+        Table::try_from(self).map_err(|e| Error::config("config", format!("cannot be written as TOML: {e}")))
+    }
+}
+
+/// Keys that decide how a run is watched, where its images lie and how fast it goes, not what it computes.
+fn may_change(key: &str) -> bool {
+    let lengthens = ["optim.steps", "optim.epochs"].contains(&key);
+    lengthens || key.starts_with("run.") || ["data.path", "data.workers", "data.prefetch"].contains(&key)
+}
+
+fn read_toml(path: &Path) -> Result<Table> {
+    let length = fs::metadata(path).map_err(|e| Error::io(path, "read the configuration", e))?.len();
+    if length > MAX_FILE_BYTES {
+        return Err(Error::file(path, format!("{length} bytes are too many for a configuration file")));
+    }
+    let text = fs::read_to_string(path).map_err(|e| Error::io(path, "read the configuration", e))?;
+    parse_toml(&text, &path.display().to_string())
+}
+
+fn parse_toml(text: &str, origin: &str) -> Result<Table> {
+    // The parser's message shows the line with a mark below the place.
+    text.parse::<Table>()
+        .map_err(|e| Error::file(origin, format!("not valid TOML: {}", e.to_string().trim_end())))
+}
+
+/// One table of all `key=value` pairs, later ones winning.
+fn parse_sets(sets: &[String]) -> Result<Table> {
+    let mut tree = Table::new();
+    for set in sets {
+        let Some((name, text)) = set.split_once('=') else {
+            return Err(Error::usage(format!(
+                "--set {set}: expected key=value, such as --set optim.batch=64"
+            )));
+        };
+        let (name, text) = (name.trim(), text.trim());
+        if name.is_empty() || name.split('.').any(|part| part.trim().is_empty()) {
+            return Err(Error::usage(format!("--set {set}: the key is not of the form section.name")));
+        }
+        if !insert(&mut tree, name, set_value(name, text)) {
+            return Err(Error::config(name, "--set gives it both a value and keys below it: keep one"));
+        }
+    }
+    Ok(tree)
+}
+
+/// A TOML value or, when it is none or the key takes text, the string as it stands.
+fn set_value(name: &str, text: &str) -> Value {
+    let unquoted = || Value::String(text.to_string());
+    let value = match text.parse::<Value>() {
+        Ok(value) => value,
+        Err(_) => return unquoted(),
+    };
+    // Only keys below `encoder` depend on the kind, and its text key is the same for all.
+    let is_text = schema::find("", name).is_some_and(|k| k.kind == Kind::Text);
+    if is_text && !value.is_str() { unquoted() } else { value }
+}
+
+/// Puts `value` at the dotted name, merging tables; false when a value stands where a table is needed or vice versa.
+fn insert(tree: &mut Table, name: &str, value: Value) -> bool {
+    match name.split_once('.') {
+        Some((section, rest)) => match tree.entry(section).or_insert_with(|| Value::Table(Table::new())) {
+            Value::Table(inner) => insert(inner, rest, value),
+            _ => false,
+        },
+        None => match (tree.get_mut(name), value) {
+            (Some(Value::Table(old)), Value::Table(new)) => new.into_iter().all(|(k, v)| insert(old, &k, v)),
+            (Some(Value::Table(_)), _) | (Some(_), Value::Table(_)) => false,
+            (_, value) => {
+                tree.insert(name.to_string(), value);
+                true
+            }
+        },
+    }
+}
+
+fn get<'a>(tree: &'a Table, name: &str) -> Option<&'a Value> {
+    match name.split_once('.') {
+        Some((section, rest)) => get(tree.get(section)?.as_table()?, rest),
+        None => tree.get(name),
+    }
+}
+
+fn encoder_kind(tree: &Table) -> &str {
+    get(tree, "encoder.kind").and_then(Value::as_str).unwrap_or("")
+}
+
+/// Lays one layer over the tree, each key checked against the schema.
+fn apply(tree: &mut Table, layer: &Table, origin: &str) -> Result<()> {
+    switch_encoder(tree, layer, origin)?;
+    let kind = encoder_kind(tree).to_string();
+    apply_table(tree, layer, "", &kind, origin)
+}
+
+/// A layer that names another kind of encoder starts from that kind's own values.
+fn switch_encoder(tree: &mut Table, layer: &Table, origin: &str) -> Result<()> {
+    let Some(Value::String(kind)) = get(layer, "encoder.kind") else { return Ok(()) };
+    if kind == encoder_kind(tree) {
+        return Ok(());
+    }
+    let Some(defaults) = schema::encoder_defaults(kind) else {
+        return Err(Error::config(
+            "encoder.kind",
+            format!("`{kind}` in {origin} is no encoder: choose one of {}", schema::ENCODER_KINDS),
+        ));
+    };
+    let mut fresh = Table::try_from(&defaults).map_err(|e| Error::config("encoder", e.to_string()))?;
+    // Follows the global views unless set.
+    fresh.remove("img_size");
+    if let Some(rate) = get(tree, "encoder.drop_path") {
+        fresh.insert("drop_path".into(), rate.clone());
+    }
+    tree.insert("encoder".into(), Value::Table(fresh));
+    Ok(())
+}
+
+fn apply_table(tree: &mut Table, layer: &Table, prefix: &str, kind: &str, origin: &str) -> Result<()> {
+    for (name, value) in layer {
+        let full = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+        if full == OPEN_SECTION || full.starts_with("augment.") {
+            if full == OPEN_SECTION && !value.is_table() {
+                return Err(ill_typed(&full, "a section of keys", value, origin));
+            }
+            overlay(tree, name, value);
+        } else if SECTIONS.contains(&full.as_str()) {
+            let Value::Table(inner) = value else {
+                return Err(ill_typed(&full, "a section of keys", value, origin));
+            };
+            let below = tree.entry(name.as_str()).or_insert_with(|| Value::Table(Table::new()));
+            if let Value::Table(below) = below {
+                apply_table(below, inner, &full, kind, origin)?;
+            }
+        } else {
+            let key = schema::find(kind, &full)
+                .ok_or_else(|| unknown(&first_leaf(full.clone(), value), kind, origin))?;
+            apply_key(tree, name, key, value, origin)?;
+        }
+    }
+    Ok(())
+}
+
+/// Lays a value over the open section: tables merge, anything else replaces.
+fn overlay(tree: &mut Table, name: &str, value: &Value) {
+    match (tree.get_mut(name), value) {
+        (Some(Value::Table(old)), Value::Table(new)) => {
+            for (k, v) in new {
+                overlay(old, k, v);
+            }
+        }
+        _ => {
+            tree.insert(name.to_string(), value.clone());
+        }
+    }
+}
+
+fn apply_key(tree: &mut Table, name: &str, key: &Key, value: &Value, origin: &str) -> Result<()> {
+    // The position table's size follows from the views when absent, so it can be unset although it is always there.
+    let can_unset = key.optional || key.name == "encoder.img_size";
+    if can_unset && value.as_str() == Some(NONE) {
+        tree.remove(name);
+        return Ok(());
+    }
+    let accepted = key.kind.accept(value).ok_or_else(|| {
+        let or_none = if can_unset { " or \"none\"" } else { "" };
+        ill_typed(key.name, &format!("{}{or_none}", key.kind.expected()), value, origin)
+    })?;
+    tree.insert(name.to_string(), accepted);
+    Ok(())
+}
+
+fn ill_typed(key: &str, expected: &str, value: &Value, origin: &str) -> Error {
+    let given = match value {
+        Value::String(s) => format!("the string {s:?}"),
+        Value::Integer(_) | Value::Float(_) => format!("the number {value}"),
+        Value::Boolean(b) => format!("{b}"),
+        Value::Array(_) => format!("the array {value}"),
+        Value::Table(_) => "a section of keys".into(),
+        Value::Datetime(d) => format!("the date {d}"),
+    };
+    Error::config(key, format!("expected {expected}, {origin} gives {given}"))
+}
+
+/// The first key below an unknown section says more about what was meant than the section does.
+fn first_leaf(full: String, value: &Value) -> String {
+    match value.as_table().and_then(|table| table.iter().next()) {
+        Some((name, below)) => first_leaf(format!("{full}.{name}"), below),
+        None => full,
+    }
+}
+
+fn unknown(full: &str, kind: &str, origin: &str) -> Error {
+    let hint = match nearest(full, kind) {
+        Some(near) => format!("; did you mean `{near}`?"),
+        None => String::new(),
+    };
+    let whose = match full.starts_with("encoder.") {
+        true => format!(" for an encoder of kind {kind}"),
+        false => String::new(),
+    };
+    Error::config(full, format!("no such key{whose} ({origin}){hint}"))
+}
+
+/// The known key or section that is closest to `full` in letters: the right name in the wrong section counts as close.
+fn nearest(full: &str, kind: &str) -> Option<&'static str> {
+    let last = |name: &str| name.rsplit('.').next().unwrap_or(name).to_lowercase();
+    let sections = SECTIONS.iter().copied();
+    let score = |known: &str| {
+        let whole = strsim::damerau_levenshtein(&full.to_lowercase(), known);
+        let name = strsim::damerau_levenshtein(&last(full), &last(known));
+        // A moved key costs one letter, so that a misspelt one in its own section still wins.
+        whole.min(name + 1) * 2 + usize::from(whole > name + 1)
+    };
+    schema::keys(kind).map(|k| k.name).chain(sections).min_by_key(|known| score(known))
+}
+
+/// The complete tree as a checked configuration.
+fn finish(mut tree: Table) -> Result<TrainConfig> {
+    let kind = encoder_kind(&tree).to_string();
+    if kind == "vit"
+        && get(&tree, "encoder.img_size").is_none()
+        && let Some(size) = get(&tree, "views.global_size").cloned()
+    {
+        insert(&mut tree, "encoder.img_size", size);
+    }
+    if kind.is_empty() {
+        return Err(Error::config("encoder.kind", format!("is missing: one of {}", schema::ENCODER_KINDS)));
+    }
+    if let Some(missing) = schema::keys(&kind).find(|k| !k.optional && get(&tree, k.name).is_none()) {
+        let message = format!("is missing: {} ({})", missing.kind.expected(), missing.doc);
+        return Err(Error::config(missing.name, message));
+    }
+    let config: TrainConfig =
+        tree.try_into().map_err(|e: toml::de::Error| Error::config("config", e.to_string()))?;
+    config.validate()?;
+    Ok(config)
+}
+
+/// Every value with its dotted name, sorted by name.
+fn leaves(tree: &Table) -> Vec<(String, String)> {
+    fn walk(tree: &Table, prefix: &str, out: &mut Vec<(String, String)>) {
+        for (name, value) in tree {
+            match value {
+                Value::Table(inner) => walk(inner, &format!("{prefix}{name}."), out),
+                _ => out.push((format!("{prefix}{name}"), value.to_string())),
+            }
+        }
+    }
+    let mut out = Vec::new();
+    walk(tree, "", &mut out);
+    out.sort();
+    out
+}

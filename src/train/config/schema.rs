@@ -1,0 +1,221 @@
+//! The table of all keys: type and meaning. Messages, the printed configuration and the checks of user input come from
+//! it; a test holds it against the structs.
+
+use toml::Value;
+
+use crate::saip::config::EncoderConfig;
+
+/// What a key's value must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A whole number, 0 or more.
+    Count,
+    Float,
+    Bool,
+    Text,
+    /// `n` whole numbers.
+    Counts(usize),
+    /// Two numbers.
+    FloatPair,
+}
+
+impl Kind {
+    pub(super) fn expected(self) -> String {
+        match self {
+            Kind::Count => "a whole number, 0 or more".into(),
+            Kind::Float => "a number".into(),
+            Kind::Bool => "true or false".into(),
+            Kind::Text => "a string".into(),
+            Kind::Counts(2) => "two whole numbers such as [256, 128]".into(),
+            Kind::Counts(n) => format!("an array of {n} whole numbers, 0 or more"),
+            Kind::FloatPair => "two numbers such as [0.75, 1.5]".into(),
+        }
+    }
+
+    /// The value in this kind's own TOML type (`1` becomes `1.0` for a number, `1e3` becomes `1000` for a whole one),
+    /// or nothing when it is of another type.
+    pub(super) fn accept(self, value: &Value) -> Option<Value> {
+        // Above 2^53 a float no longer says which whole number it means.
+        const EXACT: f64 = 9_007_199_254_740_992.0;
+        match (self, value) {
+            (Kind::Count, Value::Integer(i)) => (*i >= 0).then_some(Value::Integer(*i)),
+            (Kind::Count, Value::Float(f)) => {
+                (f.fract() == 0.0 && (0.0..=EXACT).contains(f)).then_some(Value::Integer(*f as i64))
+            }
+            (Kind::Float, Value::Integer(i)) => Some(Value::Float(*i as f64)),
+            (Kind::Float, Value::Float(f)) => f.is_finite().then_some(Value::Float(*f)),
+            (Kind::Bool, Value::Boolean(_)) | (Kind::Text, Value::String(_)) => Some(value.clone()),
+            (Kind::Counts(n), Value::Array(a)) if a.len() == n => each(Kind::Count, a),
+            (Kind::FloatPair, Value::Array(a)) if a.len() == 2 => each(Kind::Float, a),
+            _ => None,
+        }
+    }
+}
+
+fn each(kind: Kind, values: &[Value]) -> Option<Value> {
+    values.iter().map(|v| kind.accept(v)).collect::<Option<Vec<_>>>().map(Value::Array)
+}
+
+/// One key.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Key {
+    /// Dotted, such as `optim.base_lr`.
+    pub name: &'static str,
+    pub kind: Kind,
+    /// May be `"none"`.
+    pub optional: bool,
+    pub doc: &'static str,
+}
+
+const fn key(name: &'static str, kind: Kind, doc: &'static str) -> Key {
+    Key { name, kind, optional: false, doc }
+}
+
+const fn optional(name: &'static str, kind: Kind, doc: &'static str) -> Key {
+    Key { name, kind, optional: true, doc }
+}
+
+/// Stands for an absent optional value, because TOML has none of its own.
+pub(super) const NONE: &str = "none";
+
+/// The section that is passed on unchecked.
+pub(super) const OPEN_SECTION: &str = "augment";
+
+/// Sections in the order of printing.
+pub(super) const SECTIONS: &[&str] =
+    &["encoder", "csm", "csr", "css", "views", "augment", "optim", "data", "data.synth", "run"];
+
+/// Kinds of encoder with their own keys and the values these take when a configuration changes the kind.
+pub(super) fn encoder_defaults(kind: &str) -> Option<EncoderConfig> {
+    match kind {
+        "vit" => {
+            Some(EncoderConfig::Vit { img_size: [256, 128], embed_dim: 192, depth: 12, num_heads: 3, tap: 6 })
+        }
+        "tinyvit" => Some(EncoderConfig::TinyVit {
+            embed_dims: [64, 128, 160, 320],
+            depths: [2, 2, 6, 2],
+            num_heads: [2, 4, 5, 10],
+            window_sizes: [7, 7, 14, 7],
+        }),
+        "starnet" => Some(EncoderConfig::StarNet { base_dim: 32, depths: [2, 2, 8, 4], mlp_ratio: 4 }),
+        _ => None,
+    }
+}
+
+/// Names that `encoder.kind` takes.
+pub(super) const ENCODER_KINDS: &str = "vit, tinyvit, starnet";
+
+const VIT: &[Key] = &[
+    key(
+        "encoder.img_size",
+        Kind::Counts(2),
+        "[height, width] of the position table; none: views.global_size",
+    ),
+    key("encoder.embed_dim", Kind::Count, "token width"),
+    key("encoder.depth", Kind::Count, "blocks"),
+    key("encoder.num_heads", Kind::Count, "attention heads; divide embed_dim"),
+    key("encoder.tap", Kind::Count, "block, from 0, whose output gives the patch tokens"),
+];
+const TINYVIT: &[Key] = &[
+    key("encoder.embed_dims", Kind::Counts(4), "width of each stage"),
+    key("encoder.depths", Kind::Counts(4), "blocks of each stage"),
+    key("encoder.num_heads", Kind::Counts(4), "attention heads of each stage; divide its width"),
+    key("encoder.window_sizes", Kind::Counts(4), "attention window of each stage"),
+];
+const STARNET: &[Key] = &[
+    key("encoder.base_dim", Kind::Count, "width of the first stage, doubled by each further one"),
+    key("encoder.depths", Kind::Counts(4), "blocks of each stage"),
+    key("encoder.mlp_ratio", Kind::Count, "expansion of the star branches"),
+];
+
+const ENCODER: &[Key] = &[
+    key("encoder.kind", Kind::Text, "vit, tinyvit or starnet"),
+    key("encoder.drop_path", Kind::Float, "stochastic depth rate of the last block; 0: off"),
+];
+
+const REST: &[Key] = &[
+    key("csm.hidden", Kind::Count, "width of the hidden layers"),
+    key("csm.bottleneck", Kind::Count, "width before the prototypes"),
+    key("csm.prototypes", Kind::Count, "number of prototypes"),
+    key("csm.weight", Kind::Float, "weight of the matching loss; 0: off"),
+    key("csr.dim", Kind::Count, "token width"),
+    key("csr.depth", Kind::Count, "interactive blocks"),
+    key("csr.heads", Kind::Count, "attention heads; divide dim"),
+    key("csr.weight", Kind::Float, "weight of the reconstruction loss; 0: off"),
+    key("css.dim", Kind::Count, "token width"),
+    key("css.depth", Kind::Count, "self-attention blocks"),
+    key("css.heads", Kind::Count, "attention heads; divide dim"),
+    key("css.convs", Kind::Count, "convolutions over the scene"),
+    key("css.weight", Kind::Float, "weight of the search loss; 0: off"),
+    key("views.global_size", Kind::Counts(2), "[height, width] of the two global views, multiples of 16"),
+    key("views.local_size", Kind::Counts(2), "[height, width] of the local views, multiples of 16"),
+    key("views.locals", Kind::Count, "plain local views per image"),
+    key("views.scene_size", Kind::Count, "edge of the multi-person image, a multiple of 16"),
+    key("views.mask_ratio", Kind::Float, "hidden share of the masked view, between 0 and 1"),
+    key("views.scale", Kind::FloatPair, "smallest and largest scale of the rescaled views"),
+    key("views.scale_buckets", Kind::Count, "scales between these two; each is one compiled step"),
+    key("optim.base_lr", Kind::Float, "peak learning rate per 256 images of the effective batch"),
+    key("optim.min_lr", Kind::Float, "learning rate at the end"),
+    key("optim.weight_decay", Kind::Float, "AdamW weight decay"),
+    optional("optim.weight_decay_end", Kind::Float, "weight decay at the end, by cosine; none: constant"),
+    key("optim.betas", Kind::FloatPair, "AdamW moments"),
+    key("optim.eps", Kind::Float, "AdamW epsilon"),
+    key("optim.clip_norm", Kind::Float, "largest norm of the whole gradient; 0: no clipping"),
+    key("optim.batch", Kind::Count, "images per micro step and device"),
+    key("optim.effective_batch", Kind::Count, "images per update, a multiple of batch"),
+    key("optim.epochs", Kind::Count, "passes over the images"),
+    optional("optim.steps", Kind::Count, "updates; none: as many as the epochs have"),
+    key("optim.warmup_epochs", Kind::Float, "linear warm-up"),
+    optional("optim.warmup_steps", Kind::Count, "warm-up in updates; none: warmup_epochs"),
+    key("optim.teacher_temp", Kind::Float, "temperature of the expert's distributions"),
+    key("optim.student_temp", Kind::Float, "temperature of the student's distributions"),
+    key("optim.center_momentum", Kind::Float, "momentum of the center of the expert's logits"),
+    key("optim.ema_momentum", Kind::Float, "momentum of the expert at the start; to 1 by cosine"),
+    optional("data.path", Kind::Text, "folder of person images; none: synthetic persons"),
+    key("data.workers", Kind::Count, "threads that prepare images; 0: chosen from the cores"),
+    key("data.prefetch", Kind::Count, "batches prepared ahead"),
+    key("data.seed", Kind::Count, "seed of everything random"),
+    key("data.synth.identities", Kind::Count, "synthetic persons"),
+    key("data.synth.images_per_identity", Kind::Count, "images of each"),
+    key("data.synth.cameras", Kind::Count, "cameras they are seen by"),
+    key("run.log_every", Kind::Count, "steps between two lines of metrics.jsonl"),
+    key("run.checkpoint_every", Kind::Count, "steps between two checkpoints"),
+    key("run.keep_checkpoints", Kind::Count, "newest checkpoints kept"),
+    key("run.probe_every", Kind::Count, "steps between two probes of the frozen features; 0: never"),
+    optional("run.probe", Kind::Text, "folder of labelled images; none: held-out synthetic persons"),
+    key("run.max_bad_steps", Kind::Count, "non-finite steps in a row that end the run"),
+    key("run.threads", Kind::Count, "compute threads of the CPU backend; 0: one per core"),
+    key("run.recompute", Kind::Bool, "recompute activations in the backward pass to save memory"),
+    key(
+        "run.alarm_entropy_low",
+        Kind::Float,
+        "alarm: entropy of the mean target below this share of its maximum",
+    ),
+    key(
+        "run.alarm_entropy_high",
+        Kind::Float,
+        "alarm: mean entropy of the targets above this share of its maximum",
+    ),
+    key(
+        "run.alarm_spread",
+        Kind::Float,
+        "alarm: spread of the features (1 isotropic, 0 constant) below this",
+    ),
+    key("run.alarm_steps", Kind::Count, "steps in a row before an alarm; 0: no alarms"),
+];
+
+/// All keys of a configuration with that kind of encoder, in the order of printing.
+pub(super) fn keys(encoder_kind: &str) -> impl Iterator<Item = &'static Key> {
+    let own = match encoder_kind {
+        "vit" => VIT,
+        "tinyvit" => TINYVIT,
+        "starnet" => STARNET,
+        _ => &[],
+    };
+    ENCODER.iter().take(1).chain(own).chain(&ENCODER[1..]).chain(REST)
+}
+
+/// The key of that dotted name.
+pub(super) fn find(encoder_kind: &str, name: &str) -> Option<&'static Key> {
+    keys(encoder_kind).find(|k| k.name == name)
+}

@@ -1,0 +1,420 @@
+use std::collections::BTreeSet;
+use std::fs;
+
+use proptest::prelude::*;
+use toml::{Table, Value};
+
+use super::{TrainConfig, schema};
+use crate::saip::config::EncoderConfig;
+use crate::train::presets::PRESETS;
+
+fn demo(sets: &[&str]) -> crate::Result<TrainConfig> {
+    resolve("demo", sets)
+}
+
+fn resolve(preset: &str, sets: &[&str]) -> crate::Result<TrainConfig> {
+    let sets: Vec<_> = sets.iter().map(|s| s.to_string()).collect();
+    TrainConfig::resolve(Some(preset), None, &sets)
+}
+
+fn refused(sets: &[&str]) -> String {
+    demo(sets).expect_err(&format!("{sets:?} must be refused")).to_string()
+}
+
+fn with_file(text: &str, sets: &[&str]) -> crate::Result<TrainConfig> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("my.toml");
+    fs::write(&path, text).unwrap();
+    let sets: Vec<_> = sets.iter().map(|s| s.to_string()).collect();
+    TrainConfig::resolve(Some("demo"), Some(&path), &sets)
+}
+
+#[test]
+fn the_paper_preset_has_the_paper_values() {
+    let c = resolve("saip-vit-tiny", &[]).unwrap();
+    let vit = EncoderConfig::Vit { img_size: [256, 128], embed_dim: 192, depth: 12, num_heads: 3, tap: 6 };
+    assert_eq!(c.encoder.architecture, vit);
+    let s = c.step_config([160, 80], [320, 160]);
+    assert_eq!((s.batch, s.locals, s.scene_size, s.mask_ratio), (256, 6, 224, 0.75));
+    assert_eq!((s.csm.hidden, s.csm.bottleneck, s.csm.prototypes), (2048, 256, 65536));
+    assert_eq!((s.csr.dim, s.csr.depth, s.csr.heads), (512, 6, 16));
+    assert_eq!((s.css.dim, s.css.depth, s.css.heads, s.css.convs), (512, 2, 4, 4));
+    assert_eq!((s.clip_norm, s.lr, s.momentum), (None, 2e-3, 0.996));
+    assert_eq!((s.rescaled_size, s.masked_size), ([160, 80], [320, 160]));
+    // 100 updates an epoch
+    let schedule = c.schedule(2048 * 100 + 7).unwrap();
+    assert_eq!((schedule.steps, schedule.warmup_steps), (30_000, 1000));
+    assert_eq!(c.optim.accumulation(4).unwrap(), 2);
+    assert!(c.optim.accumulation(3).unwrap_err().to_string().contains("3 x 256"));
+    assert!(c.optim.accumulation(0).is_err());
+}
+
+#[test]
+fn the_demo_has_synthetic_persons_and_a_schedule() {
+    let c = demo(&[]).unwrap();
+    assert_eq!(c.data.path, None);
+    let s = c.schedule(c.synthetic_images()).unwrap();
+    assert!(s.warmup_steps < s.steps);
+}
+
+#[test]
+fn the_schema_and_the_structs_have_the_same_keys() {
+    for (kind, extra) in [
+        ("vit", vec![]),
+        ("tinyvit", vec!["encoder.kind=tinyvit"]),
+        ("starnet", vec!["encoder.kind=starnet"]),
+    ] {
+        let mut sets = vec![
+            "optim.steps=100",
+            "optim.warmup_steps=1",
+            "optim.weight_decay_end=0.1",
+            "data.path=x",
+            "run.probe=y",
+        ];
+        sets.extend(extra);
+        let tree = Table::try_from(demo(&sets).unwrap()).unwrap();
+        let mut of_structs = BTreeSet::new();
+        fn walk(prefix: &str, table: &Table, out: &mut BTreeSet<String>) {
+            for (name, value) in table {
+                match value {
+                    Value::Table(t) => walk(&format!("{prefix}{name}."), t, out),
+                    _ => assert!(out.insert(format!("{prefix}{name}"))),
+                }
+            }
+        }
+        walk("", &tree, &mut of_structs);
+        let of_schema: BTreeSet<_> = schema::keys(kind).map(|k| k.name.to_string()).collect();
+        assert_eq!(of_structs, of_schema);
+        for key in schema::keys(kind) {
+            let (section, _) = key.name.rsplit_once('.').unwrap();
+            assert!(schema::SECTIONS.contains(&section), "{}", key.name);
+        }
+    }
+}
+
+#[test]
+fn presets_set_every_key() {
+    for preset in PRESETS {
+        let table: Table = preset.text.parse().unwrap();
+        for key in schema::keys("vit").filter(|k| k.name != "encoder.img_size") {
+            let found =
+                key.name.split('.').try_fold(&Value::Table(table.clone()), |v, part| v.get(part)).is_some();
+            assert!(found, "{} lacks {}", preset.name, key.name);
+        }
+    }
+}
+
+#[test]
+fn a_printed_configuration_reads_back_equal_over_any_preset() {
+    let changes: &[&[&str]] = &[
+        &[],
+        &[
+            "optim.steps=none",
+            "optim.warmup_steps=none",
+            "optim.warmup_epochs=0.5",
+            "data.path=\"a \\\"b\\\" #\"",
+        ],
+        &[
+            "encoder.kind=tinyvit",
+            "augment.flip=0.25",
+            "augment.color.jitter=[0.1, 0.2]",
+            "views.scale_buckets=1",
+        ],
+        &[
+            "encoder.kind=starnet",
+            "encoder.drop_path=0.1",
+            "data.seed=9223372036854775807",
+            "optim.eps=1e-300",
+        ],
+    ];
+    for sets in changes {
+        let config = demo(sets).unwrap();
+        let text = config.to_toml().unwrap();
+        for key in schema::keys("vit").filter(|k| !k.name.starts_with("encoder.")) {
+            let name = key.name.rsplit('.').next().unwrap();
+            assert!(text.contains(&format!("\n{name} = ")), "{name} is missing in\n{text}");
+        }
+        for preset in PRESETS {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("config.toml");
+            fs::write(&path, &text).unwrap();
+            assert_eq!(TrainConfig::resolve(Some(preset.name), Some(&path), &[]).unwrap(), config, "{text}");
+            assert_eq!(TrainConfig::load(&path).unwrap(), config);
+        }
+    }
+}
+
+#[test]
+fn later_layers_win() {
+    let c = with_file(
+        "[optim]\nbatch = 16\nbase_lr = 1\n[csm]\nweight = 0",
+        &["optim.batch = 8", "optim.batch=4"],
+    )
+    .unwrap();
+    assert_eq!((c.optim.batch, c.optim.base_lr, c.csm.weight, c.optim.effective_batch), (4, 1.0, 0.0, 32));
+    let c = demo(&["data.path=/some dir/x", "optim.steps=1e2", "data.synth={identities=99}"]).unwrap();
+    assert_eq!(c.data.path.unwrap().to_str(), Some("/some dir/x"));
+    assert_eq!((c.optim.steps, c.data.synth.identities, c.data.synth.cameras), (Some(100), 99, 4));
+    assert_eq!(demo(&["data.path=2024"]).unwrap().data.path.unwrap().to_str(), Some("2024"));
+    assert_eq!(demo(&["data.path=x", "data.path=none"]).unwrap().data.path, None);
+}
+
+#[test]
+fn the_position_table_follows_the_views_and_a_new_kind_brings_its_values() {
+    let img_size = |c: TrainConfig| match c.encoder.architecture {
+        EncoderConfig::Vit { img_size, .. } => img_size,
+        _ => [0, 0],
+    };
+    assert_eq!(img_size(demo(&["views.global_size=[96, 48]"]).unwrap()), [96, 48]);
+    assert_eq!(img_size(demo(&["encoder.img_size=[256, 128]"]).unwrap()), [256, 128]);
+    let c = demo(&["encoder.base_dim=16", "encoder.kind=starnet"]).unwrap();
+    let star = EncoderConfig::StarNet { base_dim: 16, depths: [2, 2, 8, 4], mlp_ratio: 4 };
+    assert_eq!(c.encoder.architecture, star);
+    let e = refused(&["encoder.kind=starnet", "encoder.embed_dim=16"]);
+    assert!(e.contains("encoder of kind starnet") && e.contains("`encoder.base_dim`"), "{e}");
+    let e = refused(&["encoder.kind=resnet"]);
+    assert!(e.contains("resnet") && e.contains("vit, tinyvit, starnet"), "{e}");
+}
+
+#[test]
+fn unknown_keys_name_the_nearest_and_their_file() {
+    for (given, near) in [
+        ("optim.base_rl", "optim.base_lr"),
+        ("optim.batchsize", "optim.batch"),
+        ("batch", "optim.batch"),
+        ("optim.seed", "data.seed"),
+        ("run.Probe_evry", "run.probe_every"),
+        ("view.locals", "views.locals"),
+        ("data.synth.identites", "data.synth.identities"),
+        ("csr.convs", "css.convs"),
+        ("encoder.embed_dims", "encoder.embed_dim"),
+        ("opt", "optim"),
+        ("css.weigt", "css.weight"),
+    ] {
+        let e = refused(&[&format!("{given}=1")]);
+        assert!(e.contains(&format!("`{given}`")) && e.contains(&format!("did you mean `{near}`?")), "{e}");
+        assert!(e.contains("--set"), "{e}");
+    }
+    let e = with_file("[optim]\nbase_rl = 1", &[]).unwrap_err().to_string();
+    assert!(e.contains("my.toml") && e.contains("`optim.base_lr`"), "{e}");
+}
+
+#[test]
+fn ill_typed_values_name_key_type_and_value() {
+    for (set, expected, given) in [
+        ("optim.batch=many", "a whole number, 0 or more", "\"many\""),
+        ("optim.batch=-1", "a whole number, 0 or more", "the number -1"),
+        ("optim.batch=1.5", "a whole number", "1.5"),
+        ("optim.base_lr=nan", "a number", "nan"),
+        ("optim.base_lr=true", "a number", "true"),
+        ("run.recompute=1", "true or false", "the number 1"),
+        ("views.global_size=256", "two whole numbers", "256"),
+        ("views.global_size=[256, 128, 3]", "two whole numbers", "[256, 128, 3]"),
+        ("views.scale=[\"a\", 1]", "two numbers", "the array"),
+        ("optim.steps=soon", "or \"none\"", "\"soon\""),
+        ("optim=3", "a section of keys", "the number 3"),
+        ("optim.batch.size=3", "a whole number", "a section of keys"),
+        ("data.synth=5", "a section of keys", "5"),
+        ("augment=5", "a section of keys", "5"),
+        ("data.seed=1979-05-27", "a whole number", "the date"),
+        ("optim.batch=none", "a whole number", "\"none\""),
+    ] {
+        let e = refused(&[set]);
+        let key = set.split('=').next().unwrap().replace("optim.batch.size", "optim.batch");
+        assert!(e.contains(&format!("`{key}`")) && e.contains(expected) && e.contains(given), "{set}: {e}");
+    }
+    let e = with_file("[optim]\nbatch = \"x\"", &[]).unwrap_err().to_string();
+    assert!(e.contains("my.toml gives the string \"x\""), "{e}");
+}
+
+#[test]
+fn malformed_input_is_explained() {
+    assert!(refused(&["optim.batch"]).contains("expected key=value"));
+    assert!(refused(&["=3"]).contains("section.name"));
+    assert!(refused(&["optim..batch=3"]).contains("section.name"));
+    assert!(refused(&["optim.batch=3", "optim={epochs=2}", "optim.batch.x=1"]).contains("keep one"));
+    let e = with_file("[optim\nbatch = 3", &[]).unwrap_err().to_string();
+    assert!(e.contains("my.toml") && e.contains("line 1"), "{e}");
+    let e = resolve("saip", &[]).unwrap_err().to_string();
+    assert!(e.contains("demo, saip-vit-tiny"), "{e}");
+    let e = TrainConfig::load(std::path::Path::new("/nowhere/c.toml")).unwrap_err().to_string();
+    assert!(e.contains("/nowhere/c.toml"), "{e}");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("part.toml");
+    fs::write(&path, "[encoder]\nkind = \"vit\"\n").unwrap();
+    let e = TrainConfig::load(&path).unwrap_err().to_string();
+    assert!(e.contains("is missing"), "{e}");
+    fs::write(&path, "").unwrap();
+    assert!(TrainConfig::load(&path).unwrap_err().to_string().contains("`encoder.kind`"));
+    fs::write(&path, vec![b'#'; 2 << 20]).unwrap();
+    assert!(TrainConfig::load(&path).unwrap_err().to_string().contains("too many"));
+    // A value cannot smuggle in another key.
+    assert!(refused(&["optim.batch=1\nepochs=3"]).contains("expected a whole number"));
+}
+
+/// Every range check: what is set, which key is blamed, what the message says.
+#[test]
+fn every_range_check_names_key_and_remedy() {
+    let cases: &[(&[&str], &str, &str)] = &[
+        (&["encoder.drop_path=1"], "encoder.drop_path", "less than 1"),
+        (&["encoder.img_size=[100, 64]"], "encoder.img_size", "use 96 or 112"),
+        (&["encoder.embed_dim=0"], "encoder.embed_dim", "between 1"),
+        (&["encoder.depth=0"], "encoder.depth", "between 1"),
+        (&["encoder.num_heads=5"], "encoder.num_heads", "use one of 1, 2, 3, 4, 6"),
+        (&["encoder.num_heads=0"], "encoder.num_heads", "does not divide"),
+        (&["encoder.tap=4"], "encoder.tap", "use 0 to 3"),
+        (&["encoder.kind=tinyvit", "encoder.num_heads=[3,4,5,10]"], "encoder.num_heads", "does not divide"),
+        (&["encoder.kind=tinyvit", "encoder.embed_dims=[0,4,5,10]"], "encoder.embed_dims", "between 1"),
+        (&["encoder.kind=tinyvit", "encoder.depths=[0,4,5,10]"], "encoder.depths", "between 1"),
+        (&["encoder.kind=tinyvit", "encoder.window_sizes=[0,4,5,10]"], "encoder.window_sizes", "between 1"),
+        (&["encoder.kind=starnet", "encoder.base_dim=0"], "encoder.base_dim", "between 1"),
+        (&["encoder.kind=starnet", "encoder.depths=[1,1,0,1]"], "encoder.depths", "between 1"),
+        (&["encoder.kind=starnet", "encoder.mlp_ratio=0"], "encoder.mlp_ratio", "between 1"),
+        (&["csm.hidden=0"], "csm.hidden", "between 1"),
+        (&["csm.bottleneck=0"], "csm.bottleneck", "between 1"),
+        (&["csm.prototypes=1"], "csm.prototypes", "at least 2"),
+        (&["csm.prototypes=1000000000"], "csm.prototypes", "between 1"),
+        (&["csm.weight=-1"], "csm.weight", "0 or more"),
+        (&["csm.weight=0", "csr.weight=0", "css.weight=0"], "csm.weight", "all three"),
+        (&["csr.dim=0"], "csr.dim", "between 1"),
+        (&["csr.depth=0"], "csr.depth", "between 1"),
+        (&["csr.heads=3"], "csr.heads", "does not divide `csr.dim` = 64"),
+        (&["csr.weight=-1"], "csr.weight", "0 or more"),
+        (&["css.dim=0"], "css.dim", "between 1"),
+        (&["css.depth=0"], "css.depth", "between 1"),
+        (&["css.heads=3"], "css.heads", "does not divide"),
+        (&["css.convs=0"], "css.convs", "between 1"),
+        (&["css.weight=-1"], "css.weight", "0 or more"),
+        (
+            &["encoder.img_size=[128, 64]", "views.global_size=[130, 64]"],
+            "views.global_size",
+            "use 128 or 144",
+        ),
+        (&["views.local_size=[8, 32]"], "views.local_size", "use 16"),
+        (&["views.local_size=[0, 32]"], "views.local_size", "between 16"),
+        (&["views.scene_size=100"], "views.scene_size", "use 96 or 112"),
+        (&["views.scene_size=1000000"], "views.scene_size", "between 16 and 4096"),
+        (&["views.locals=0"], "views.locals", "between 1"),
+        (&["views.mask_ratio=0"], "views.mask_ratio", "between 0 and 1"),
+        (&["views.mask_ratio=1"], "views.mask_ratio", "between 0 and 1"),
+        (&["views.mask_ratio=0.99"], "views.mask_ratio", "leaves 0 of"),
+        (&["views.scale=[1.5, 0.75]"], "views.scale", "smallest and a largest"),
+        (&["views.scale=[0, 1]"], "views.scale", "above 0"),
+        (&["views.scale=[1, 17]"], "views.scale", "at most 16"),
+        (&["views.scale_buckets=0"], "views.scale_buckets", "between 1"),
+        (&["optim.base_lr=0"], "optim.base_lr", "more than 0"),
+        (&["optim.min_lr=-1"], "optim.min_lr", "0 or more"),
+        (&["optim.min_lr=1"], "optim.min_lr", "above the peak"),
+        (&["optim.batch=0"], "optim.batch", "between 1"),
+        (&["optim.effective_batch=0"], "optim.effective_batch", "between 1"),
+        (&["optim.effective_batch=33"], "optim.effective_batch", "use 32 or 64"),
+        (&["optim.weight_decay=-1"], "optim.weight_decay", "0 or more"),
+        (&["optim.weight_decay_end=-1"], "optim.weight_decay_end", "0 or more"),
+        (&["optim.betas=[0.9, 1]"], "optim.betas", "less than 1"),
+        (&["optim.eps=0"], "optim.eps", "more than 0"),
+        (&["optim.clip_norm=-1"], "optim.clip_norm", "0 or more"),
+        (&["optim.epochs=0"], "optim.epochs", "at least 1"),
+        (&["optim.steps=0"], "optim.steps", "at least 1"),
+        (&["optim.warmup_epochs=-1"], "optim.warmup_epochs", "0 or more"),
+        (&["optim.steps=10", "optim.warmup_steps=10"], "optim.warmup_steps", "less than `optim.steps` = 10"),
+        (
+            &["optim.steps=none", "optim.warmup_steps=none", "optim.epochs=10"],
+            "optim.warmup_epochs",
+            "less than",
+        ),
+        (&["optim.teacher_temp=0"], "optim.teacher_temp", "more than 0"),
+        (&["optim.student_temp=0"], "optim.student_temp", "more than 0"),
+        (&["optim.center_momentum=1"], "optim.center_momentum", "less than 1"),
+        (&["optim.ema_momentum=1.1"], "optim.ema_momentum", "between 0 and 1"),
+        (&["data.workers=5000"], "data.workers", "1024"),
+        (&["data.prefetch=0"], "data.prefetch", "between 1"),
+        (&["data.path=\"\""], "data.path", "is empty"),
+        (&["data.synth.identities=0"], "data.synth.identities", "between 1"),
+        (&["data.synth.images_per_identity=0"], "data.synth.images_per_identity", "between 1"),
+        (&["data.synth.cameras=0"], "data.synth.cameras", "between 1"),
+        (&["data.synth.identities=1"], "data.synth.identities", "fewer than one update takes (32)"),
+        (&["run.log_every=0"], "run.log_every", "at least 1"),
+        (&["run.checkpoint_every=0"], "run.checkpoint_every", "at least 1"),
+        (&["run.keep_checkpoints=0"], "run.keep_checkpoints", "at least 1"),
+        (&["run.max_bad_steps=0"], "run.max_bad_steps", "at least 1"),
+        (&["run.threads=5000"], "run.threads", "1024"),
+        (&["run.alarm_entropy_low=2"], "run.alarm_entropy_low", "between 0 and 1"),
+        (&["run.alarm_entropy_high=2"], "run.alarm_entropy_high", "between 0 and 1"),
+        (&["run.alarm_spread=-1"], "run.alarm_spread", "0 or more"),
+    ];
+    for (sets, key, message) in cases {
+        let e = refused(sets);
+        assert!(e.starts_with(&format!("config key `{key}`:")) && e.contains(message), "{sets:?}: {e}");
+    }
+    let mut c = demo(&[]).unwrap();
+    c.data.seed = u64::MAX;
+    assert!(c.validate().unwrap_err().to_string().contains("data.seed"));
+}
+
+#[test]
+fn a_schedule_needs_images_and_steps_after_the_warm_up() {
+    let c = demo(&[]).unwrap();
+    assert!(c.schedule(31).unwrap_err().to_string().contains("only 31"));
+    let c = resolve("saip-vit-tiny", &["optim.steps=100"]).unwrap();
+    let e = c.schedule(204_800).unwrap_err().to_string();
+    assert!(e.contains("1000 steps") && e.contains("`optim.warmup_steps` below 100"), "{e}");
+    let c =
+        demo(&["optim.steps=none", "optim.warmup_steps=3", &format!("optim.epochs={}", i64::MAX)]).unwrap();
+    assert!(c.schedule(1_000_000).unwrap_err().to_string().contains("optim.epochs"));
+}
+
+#[test]
+fn scale_buckets_span_the_range() {
+    let buckets = resolve("saip-vit-tiny", &["views.scale_buckets=4"]).unwrap().views.buckets();
+    let scales: Vec<_> = buckets.iter().map(|b| b.scale).collect();
+    assert_eq!(scales, [0.75, 1.0, 1.25, 1.5]);
+    let sizes: Vec<_> = buckets.iter().map(|b| (b.rescaled_size, b.masked_size)).collect();
+    assert_eq!(sizes[0], ([96, 48], [192, 96]));
+    assert_eq!(sizes[2], ([160, 80], [320, 160]));
+    assert_eq!(sizes[3], ([192, 96], [384, 192]));
+    assert_eq!(resolve("saip-vit-tiny", &["views.scale_buckets=1"]).unwrap().views.buckets()[0].scale, 1.125);
+}
+
+#[test]
+fn only_harmless_keys_may_change_on_resume() {
+    let old = demo(&[]).unwrap();
+    let same = demo(&["run.log_every=7", "data.workers=3", "data.path=elsewhere", "run.threads=1"]).unwrap();
+    same.check_resumable(&old).unwrap();
+    assert_eq!(same.fingerprint().unwrap(), old.fingerprint().unwrap());
+    let other = demo(&["optim.base_lr=1e-3", "optim.weight_decay_end=0.2", "augment.x=1"]).unwrap();
+    let e = other.check_resumable(&old).unwrap_err().to_string();
+    for part in
+        ["`optim.base_lr` was 0.002, now 0.001", "`optim.weight_decay_end` was none, now 0.2", "augment.x"]
+    {
+        assert!(e.contains(part), "{part}: {e}");
+    }
+    assert_ne!(other.fingerprint().unwrap(), old.fingerprint().unwrap());
+    let kind = demo(&["encoder.kind=starnet"]).unwrap();
+    assert!(kind.check_resumable(&old).unwrap_err().to_string().contains("encoder.kind"));
+}
+
+proptest! {
+    /// Numbers keep every bit through text.
+    #[test]
+    fn floats_survive_printing(lr in 1e-12f64..1e3, decay in 0.0f64..10.0, seed in 0u64..=i64::MAX as u64) {
+        let mut c = demo(&[]).unwrap();
+        c.optim.base_lr = lr;
+        c.optim.min_lr = 0.0;
+        c.optim.weight_decay = decay;
+        c.data.seed = seed;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        fs::write(&path, c.to_toml().unwrap()).unwrap();
+        prop_assert_eq!(TrainConfig::load(&path).unwrap(), c);
+    }
+
+    /// No user text panics, and what is accepted is in range.
+    #[test]
+    fn any_value_is_accepted_or_refused_cleanly(index in 0usize..200, value in "[-\\[\\]{}\",.=#0-9a-z \n]{0,12}") {
+        let keys: Vec<_> = schema::keys("vit").collect();
+        let key = keys[index % keys.len()];
+        if let Ok(c) = demo(&[&format!("{}={value}", key.name)]) {
+            c.validate().unwrap();
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! The step on a backend: compiled once per shape bucket, fed with batches, its state read and written.
+
+use crate::backend::{Backend, HostSlice, HostSliceMut, ProgramId};
+use crate::data::batch::Batch;
+use crate::data::rng::{Purpose, stream};
+use crate::error::{Error, Result};
+use crate::ir::Region;
+use crate::nn::{ParamRegistry, ParamSpec, copy_shared, initialise};
+use crate::plan::{Plan, fuse, plan, recompute};
+use crate::saip::config::StepConfig;
+use crate::saip::{IoSlot, StepGraph, StepOptions, StepPoint, build_step, scalar_block};
+use rand::RngExt;
+
+/// How the steps of a run are built.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EngineOptions {
+    pub micro_steps: usize,
+    /// Rate of stochastic depth in the student's last block.
+    pub drop_path: f64,
+    /// Compute activations again in the backward pass instead of keeping them.
+    pub recompute: bool,
+    pub seed: u64,
+}
+
+/// What one micro step has to say. Losses of objectives that are switched off are absent.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Losses {
+    pub total: f64,
+    pub parts: Vec<(&'static str, f64)>,
+    /// Mean entropy of the expert's distributions and entropy of their mean (nats), spread of its features.
+    pub statistics: Option<[f64; 3]>,
+}
+
+/// Name, shape, values.
+pub type NamedTensor = (String, Vec<usize>, Vec<f64>);
+
+/// What the update found.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Health {
+    /// Norm of the whole gradient before clipping.
+    pub grad_norm: f64,
+    pub clip_factor: f64,
+    /// False when loss or gradient was not finite: then nothing was updated.
+    pub finite: bool,
+}
+
+struct Bucket {
+    cfg: StepConfig,
+    program: ProgramId,
+    inputs: Vec<IoSlot>,
+    outputs: Vec<IoSlot>,
+}
+
+/// The training step of one run on one backend.
+pub struct Engine {
+    backend: Box<dyn Backend>,
+    options: EngineOptions,
+    buckets: Vec<Bucket>,
+    /// Gradient health and optimizer, when they are not part of the micro step.
+    update: Option<(ProgramId, Vec<IoSlot>)>,
+    student: ParamRegistry,
+    expert: ParamRegistry,
+    /// State that outlives a step and belongs into checkpoints.
+    state: Vec<IoSlot>,
+    plans: Vec<Plan>,
+}
+
+/// Differentiated and fused graph to plan.
+///
+/// # Errors
+/// Those of planning; they are defects of the program, not of its input.
+pub fn compile_plan(mut graph: crate::ir::Graph, again: bool, backend: &dyn Backend) -> Result<Plan> {
+    crate::ir::verify(&graph, "building the step")?;
+    if again {
+        recompute(&mut graph);
+        crate::ir::verify(&graph, "recomputation")?;
+    }
+    fuse(&mut graph);
+    crate::ir::verify(&graph, "fusion")?;
+    plan(&graph, backend)
+}
+
+impl Engine {
+    /// Compiles the step of each of `configs`, which differ in the sizes of their views only. Parameters are zero until
+    /// [`Engine::initialise`] or [`Engine::load`].
+    ///
+    /// # Errors
+    /// Those of building, planning and compiling.
+    pub fn new(
+        mut backend: Box<dyn Backend>,
+        configs: &[StepConfig],
+        options: EngineOptions,
+    ) -> Result<Self> {
+        let opts = StepOptions {
+            dtype: backend.dtype(),
+            micro_steps: options.micro_steps,
+            drop_path: options.drop_path,
+        };
+        let (mut buckets, mut plans, mut update) = (Vec::new(), Vec::new(), None);
+        let mut layout = None;
+        for cfg in configs {
+            let StepGraph { graph, update: tail, student, expert, inputs, outputs, state } =
+                build_step(cfg, &opts)?;
+            let planned = compile_plan(graph, options.recompute, &*backend)?;
+            plans.push(planned.clone());
+            let program = backend.compile(planned)?;
+            if let (Some(graph), None) = (tail, &update) {
+                let planned = compile_plan(graph, false, &*backend)?;
+                update = Some((backend.compile(planned)?, outputs.clone()));
+            }
+            buckets.push(Bucket { cfg: cfg.clone(), program, inputs, outputs });
+            layout = Some((student, expert, state));
+        }
+        let (student, expert, state) =
+            layout.ok_or_else(|| Error::usage("a run needs at least one view geometry"))?;
+        Ok(Engine { backend, options, buckets, update, student, expert, state, plans })
+    }
+
+    pub fn backend(&mut self) -> &mut dyn Backend {
+        &mut *self.backend
+    }
+    pub fn student(&self) -> &ParamRegistry {
+        &self.student
+    }
+    pub fn expert(&self) -> &ParamRegistry {
+        &self.expert
+    }
+    /// The plan of each bucket.
+    pub fn plans(&self) -> &[Plan] {
+        &self.plans
+    }
+
+    /// Draws initial parameters; the expert starts as a copy of the student, moments and center at 0.
+    pub fn initialise(&mut self) -> Result<()> {
+        let student = initialise(&self.student, self.options.seed)?;
+        let mut expert = initialise(&self.expert, self.options.seed)?;
+        copy_shared((&self.student, &student), (&self.expert, &mut expert), |_| true)?;
+        self.backend.write(Region::Params, 0, HostSlice::F32(&student))?;
+        self.backend.write(Region::Expert, 0, HostSlice::F32(&expert))?;
+        let zero = vec![0.0; student.len()];
+        self.backend.write(Region::Moment1, 0, HostSlice::F32(&zero))?;
+        self.backend.write(Region::Moment2, 0, HostSlice::F32(&zero))?;
+        for slot in &self.state {
+            self.backend.write(slot.region, slot.offset, HostSlice::F32(&vec![0.0; slot.shape.count()]))?;
+        }
+        Ok(())
+    }
+
+    /// Runs one micro step (a whole step without accumulation) of bucket `bucket` on `batch`.
+    ///
+    /// # Errors
+    /// When the batch does not have the bucket's sizes, or the backend fails.
+    pub fn micro_step(&mut self, bucket: usize, batch: &Batch, point: &StepPoint) -> Result<Losses> {
+        let b = self
+            .buckets
+            .get(bucket)
+            .ok_or_else(|| Error::usage(format!("there is no view geometry {bucket}")))?;
+        for slot in &b.inputs {
+            let backend = &mut *self.backend;
+            match slot.name.as_str() {
+                "scalars" => {
+                    let block = scalar_block(&b.cfg, point);
+                    backend.write(slot.region, slot.offset, HostSlice::F64(&block))?;
+                }
+                "drop_path" => {
+                    let factors = drop_path_factors(&self.options, point, slot.shape.dims());
+                    backend.write(slot.region, slot.offset, HostSlice::F32(&factors))?;
+                }
+                "hidden" => {
+                    let hidden = hidden_positions(batch);
+                    write_checked(backend, slot, HostSlice::I32(&hidden))?;
+                }
+                name => write_checked(backend, slot, view(batch, name)?)?,
+            }
+        }
+        self.backend.run(b.program)?;
+        self.losses(bucket)
+    }
+
+    /// The optimizer's part of a step with accumulation; without, only reads what the step left.
+    pub fn update(&mut self, bucket: usize) -> Result<Health> {
+        if let Some((program, _)) = &self.update {
+            self.backend.run(*program)?;
+        }
+        let outputs = match &self.update {
+            Some((_, outputs)) => outputs,
+            None => &self.buckets[bucket].outputs,
+        };
+        let [grad_norm, clip_factor, finite] = read_output::<3>(&*self.backend, outputs, "health")?
+            .ok_or_else(|| Error::invariant("the step", "it reports no health"))?;
+        Ok(Health { grad_norm, clip_factor, finite: finite == 1.0 })
+    }
+
+    fn losses(&self, bucket: usize) -> Result<Losses> {
+        let outputs = &self.buckets[bucket].outputs;
+        let scalar = |name| Ok::<_, Error>(read_output::<1>(&*self.backend, outputs, name)?.map(|[x]| x));
+        let mut parts = Vec::with_capacity(3);
+        for name in ["csm", "csr", "css"] {
+            parts.extend(scalar(name)?.map(|x| (name, x)));
+        }
+        let statistics = read_output::<3>(&*self.backend, outputs, "statistics")?;
+        Ok(Losses { total: scalar("total")?.unwrap_or(0.0), parts, statistics })
+    }
+
+    /// The flat buffers that a checkpoint holds, as `(prefix of names, region)`.
+    const STATE_REGIONS: [(&'static str, Region); 4] = [
+        ("student.", Region::Params),
+        ("expert.", Region::Expert),
+        ("moment1.", Region::Moment1),
+        ("moment2.", Region::Moment2),
+    ];
+
+    fn registry(&self, region: Region) -> &ParamRegistry {
+        if region == Region::Expert { &self.expert } else { &self.student }
+    }
+
+    /// Everything that a resumed run needs, as named tensors.
+    pub fn state(&self) -> Result<EngineState> {
+        let mut state = EngineState::default();
+        for (prefix, region) in Self::STATE_REGIONS {
+            let registry = self.registry(region);
+            let mut values = vec![0.0; registry.len()];
+            self.backend.read(region, 0, HostSliceMut::F32(&mut values))?;
+            for p in registry {
+                state.tensors.push((
+                    format!("{prefix}{}", p.name),
+                    p.shape.clone(),
+                    state.buffers.len(),
+                    p.offset,
+                ));
+            }
+            state.buffers.push(values);
+        }
+        for slot in &self.state {
+            let mut values = vec![0.0; slot.shape.count()];
+            self.backend.read(slot.region, slot.offset, HostSliceMut::F32(&mut values))?;
+            state.tensors.push((
+                format!("state.{}", slot.name),
+                slot.shape.dims().to_vec(),
+                state.buffers.len(),
+                0,
+            ));
+            state.buffers.push(values);
+        }
+        Ok(state)
+    }
+
+    /// Name, shape and values of every parameter-shaped tensor of a region.
+    pub fn read_region(&self, region: Region) -> Result<Vec<NamedTensor>> {
+        let registry = self.registry(region);
+        let mut values = vec![0.0; registry.len()];
+        self.backend.read(region, 0, HostSliceMut::F64(&mut values))?;
+        let named =
+            |p: &ParamSpec| (p.name.clone(), p.shape.clone(), values[p.offset..p.offset + p.len].to_vec());
+        Ok(registry.iter().map(named).collect())
+    }
+
+    /// Name, shape and values of the state besides parameters and moments.
+    pub fn read_state(&self) -> Result<Vec<NamedTensor>> {
+        let read = |slot: &IoSlot| {
+            let mut values = vec![0.0; slot.shape.count()];
+            self.backend.read(slot.region, slot.offset, HostSliceMut::F64(&mut values))?;
+            Ok((slot.name.clone(), slot.shape.dims().to_vec(), values))
+        };
+        self.state.iter().map(read).collect()
+    }
+
+    /// Names and shapes of [`Engine::state`].
+    pub fn expected_state(&self) -> Vec<(String, Vec<usize>)> {
+        let mut all = Vec::new();
+        for (prefix, region) in Self::STATE_REGIONS {
+            all.extend(
+                self.registry(region).iter().map(|p| (format!("{prefix}{}", p.name), p.shape.clone())),
+            );
+        }
+        all.extend(self.state.iter().map(|s| (format!("state.{}", s.name), s.shape.dims().to_vec())));
+        all
+    }
+
+    /// Writes the state back, tensor by tensor, as `read` gives them.
+    pub fn load(&mut self, mut read: impl FnMut(&str, &mut [f32]) -> Result<()>) -> Result<()> {
+        for (prefix, region) in Self::STATE_REGIONS {
+            let registry = self.registry(region);
+            let mut values = vec![0.0; registry.len()];
+            for p in registry {
+                read(&format!("{prefix}{}", p.name), &mut values[p.offset..p.offset + p.len])?;
+            }
+            self.backend.write(region, 0, HostSlice::F32(&values))?;
+        }
+        for slot in &self.state {
+            let mut values = vec![0.0; slot.shape.count()];
+            read(&format!("state.{}", slot.name), &mut values)?;
+            self.backend.write(slot.region, slot.offset, HostSlice::F32(&values))?;
+        }
+        Ok(())
+    }
+
+    /// The largest plan: its arena is the run's.
+    pub fn largest_plan(&self) -> Option<&Plan> {
+        self.plans.iter().max_by_key(|p| p.arena_bytes)
+    }
+}
+
+/// A copy of the state: named tensors over flat buffers.
+#[derive(Clone, Debug, Default)]
+pub struct EngineState {
+    buffers: Vec<Vec<f32>>,
+    /// Name, shape, buffer, first element.
+    tensors: Vec<(String, Vec<usize>, usize, usize)>,
+}
+
+impl EngineState {
+    /// `(name, shape, values)` in a fixed order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &[usize], &[f32])> {
+        self.tensors.iter().map(|(name, shape, buffer, offset)| {
+            let len = shape.iter().product::<usize>();
+            (name.as_str(), shape.as_slice(), &self.buffers[*buffer][*offset..offset + len])
+        })
+    }
+}
+
+/// The values of an output slot as an array; None when the step has no such output.
+pub fn read_output<const N: usize>(
+    backend: &dyn Backend,
+    outputs: &[IoSlot],
+    name: &str,
+) -> Result<Option<[f64; N]>> {
+    let Some(slot) = outputs.iter().find(|s| s.name == name) else { return Ok(None) };
+    let mut values = [0.0; N];
+    backend.read(slot.region, slot.offset, HostSliceMut::F64(&mut values))?;
+    Ok(Some(values))
+}
+
+/// Writes `data` to `slot`, which must be as long.
+pub fn write_checked(backend: &mut dyn Backend, slot: &IoSlot, data: HostSlice<'_>) -> Result<()> {
+    if data.len() != slot.shape.count() {
+        let message = format!("view `{}` must be {}, got {} values", slot.name, slot.shape, data.len());
+        return Err(Error::shape("batch", "write", message));
+    }
+    backend.write(slot.region, slot.offset, data)
+}
+
+/// The view of a batch that an input of the step is named after.
+pub fn view<'a>(batch: &'a Batch, name: &str) -> Result<HostSlice<'a>> {
+    Ok(match name {
+        "global" => HostSlice::F32(&batch.global),
+        "local" => HostSlice::F32(&batch.local),
+        "rescaled" => HostSlice::F32(&batch.rescaled),
+        "masked" => HostSlice::F32(&batch.masked),
+        "scene" => HostSlice::F32(&batch.scene),
+        "boxes" => HostSlice::F32(&batch.boxes),
+        "keep" => HostSlice::I32(&batch.keep),
+        other => return Err(Error::invariant("feeding the step", format!("a batch has no view `{other}`"))),
+    })
+}
+
+/// Row-major positions of the hidden patches, ascending: what `keep` lacks, `[B, n - k]`.
+pub fn hidden_positions(batch: &Batch) -> Vec<i32> {
+    let (n, k) = (batch.geometry.masked_tokens(), batch.geometry.visible);
+    let mut hidden = Vec::with_capacity(batch.keep.len() / k.max(1) * (n - k.min(n)));
+    for keep in batch.keep.chunks_exact(k.max(1)) {
+        let mut kept = keep.iter().copied().peekable();
+        hidden.extend((0..n as i32).filter(|i| kept.next_if_eq(i).is_none()));
+    }
+    hidden
+}
+
+/// `[branches, segments]`: 0 where the branch is skipped, else `1 / (1 - p)`; two branches a block, `p` rising linearly
+/// from 0 in the first block to the full rate in the last (timm's rule).
+fn drop_path_factors(options: &EngineOptions, point: &StepPoint, shape: &[usize]) -> Vec<f32> {
+    let &[branches, segments] = shape else { return Vec::new() };
+    let blocks = (branches / 2).max(1);
+    let micro = point.t * point.micro_steps as u64 + point.micro_step as u64;
+    let mut factors = Vec::with_capacity(branches * segments);
+    for branch in 0..branches {
+        let p = options.drop_path * (branch / 2) as f64 / (blocks.max(2) - 1) as f64;
+        let mut rng = stream(options.seed, micro, branch as u64, Purpose::DropPath);
+        factors.extend(
+            (0..segments).map(|_| if rng.random::<f64>() < p { 0.0 } else { (1.0 / (1.0 - p)) as f32 }),
+        );
+    }
+    factors
+}

@@ -1,0 +1,273 @@
+//! One step against recorded numbers: the fixtures of the reference implementation.
+//!
+//! A fixture is a safetensors file with the configuration in its metadata, inputs under `view.*`, the state before the step
+//! under `student.*`, `expert.*` and `state.*`, and what the step must give under `loss.*`, `grad.*` and `after.*`.
+
+use super::engine::{Engine, EngineOptions};
+use crate::backend::Backend;
+use crate::data::batch::{Batch, ViewGeometry};
+use crate::error::{Error, Result};
+use crate::ir::Region;
+use crate::saip::StepPoint;
+use crate::saip::config::StepConfig;
+use crate::tensor::DType;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Fixtures are megabytes; nothing larger is read into memory.
+const MAX_BYTES: u64 = 1 << 30;
+
+/// With a smaller epsilon the first AdamW step is the sign of the gradient, which rounding to f32 can flip.
+const SMALLEST_COMPARABLE_EPS: f64 = 1e-6;
+
+/// A fixture in memory.
+pub struct Fixture {
+    path: PathBuf,
+    bytes: Vec<u8>,
+    pub config: StepConfig,
+}
+
+/// How far one tensor is from the fixture's.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Deviation {
+    pub name: String,
+    /// `||a - b|| / max(||b||, 1e-2 ||all tensors of its group||)`; the floor is for gradients that are zero but for
+    /// rounding, and does not apply to losses. Infinite when a value is not finite.
+    pub error: f64,
+}
+
+/// The outcome of one fixture.
+#[derive(Clone, Debug, Serialize)]
+pub struct Verdict {
+    pub fixture: String,
+    pub device: String,
+    pub tolerance: f64,
+    pub passed: bool,
+    /// Worst first.
+    pub deviations: Vec<Deviation>,
+    /// Tensors that cannot be compared in this precision, and why.
+    pub left_out: Vec<(String, String)>,
+}
+
+/// What a step gave, under the fixture's names.
+pub type Results = BTreeMap<String, (Vec<usize>, Vec<f64>)>;
+
+impl Fixture {
+    /// Reads and checks a fixture.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::File`], naming the file, the tensor, and what was expected.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref().to_owned();
+        let meta = std::fs::metadata(&path).map_err(|e| Error::io(&path, "read", e))?;
+        if meta.len() > MAX_BYTES {
+            return Err(Error::file(&path, format!("{} bytes are too many for a fixture", meta.len())));
+        }
+        let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, "read", e))?;
+        let broken = |e| Error::file(&path, format!("is no intact safetensors file: {e}"));
+        SafeTensors::deserialize(&bytes).map_err(broken)?;
+        let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
+        let config = metadata.metadata().as_ref().and_then(|m| m.get("config")).ok_or_else(|| {
+            Error::file(
+                &path,
+                "carries no `config` in its metadata: write it with the reference's `write` command",
+            )
+        })?;
+        let config: StepConfig = serde_json::from_str(config)
+            .map_err(|e| Error::file(&path, format!("the `config` in its metadata cannot be used: {e}")))?;
+        Ok(Fixture { path, bytes, config })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn tensors(&self) -> Result<SafeTensors<'_>> {
+        SafeTensors::deserialize(&self.bytes).map_err(|e| Error::file(&self.path, e.to_string()))
+    }
+
+    fn tensor<'a>(
+        &self,
+        all: &SafeTensors<'a>,
+        name: &str,
+        shape: &[usize],
+        dtype: Dtype,
+    ) -> Result<TensorView<'a>> {
+        let found = all.tensor(name).map_err(|_| {
+            Error::file(&self.path, format!("tensor `{name}` is missing, expected {dtype:?} {shape:?}"))
+        })?;
+        if found.shape() != shape || found.dtype() != dtype {
+            return Err(Error::file(
+                &self.path,
+                format!(
+                    "tensor `{name}` is {:?} {:?}, its configuration needs {dtype:?} {shape:?}",
+                    found.dtype(),
+                    found.shape()
+                ),
+            ));
+        }
+        Ok(found)
+    }
+
+    fn f32s(&self, all: &SafeTensors<'_>, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let t = self.tensor(all, name, shape, Dtype::F32)?;
+        Ok(t.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+    }
+
+    /// The recorded views.
+    fn batch(&self) -> Result<Batch> {
+        let (all, c) = (self.tensors()?, &self.config);
+        let geometry = ViewGeometry::of(c);
+        let image = |n: usize, size: [usize; 2]| [n, c.batch, 3, size[0], size[1]];
+        let g = c.scene_size / crate::saip::config::PATCH;
+        let shape = [c.batch, geometry.visible];
+        let keep = self.tensor(&all, "view.keep", &shape, Dtype::I64)?;
+        let patches = geometry.masked_tokens();
+        let keep = keep
+            .data()
+            .as_chunks::<8>()
+            .0
+            .iter()
+            .map(|b| i64::from_le_bytes(*b))
+            .map(|i| usize::try_from(i).ok().filter(|i| *i < patches).map(|i| i as i32))
+            .collect::<Option<Vec<i32>>>()
+            .ok_or_else(|| {
+                Error::file(
+                    &self.path,
+                    format!("`view.keep` leaves the {patches} patches of the masked view"),
+                )
+            })?;
+        if keep.chunks_exact(geometry.visible.max(1)).any(|k| k.windows(2).any(|w| w[0] >= w[1])) {
+            return Err(Error::file(&self.path, "`view.keep` must ascend within each image"));
+        }
+        let [mh, mw] = c.masked_size;
+        Ok(Batch {
+            global: self.f32s(&all, "view.global", &image(2, c.global_size))?,
+            local: self.f32s(&all, "view.local", &image(c.locals, c.local_size))?,
+            rescaled: self.f32s(&all, "view.rescaled", &image(2, c.rescaled_size))?,
+            masked: self.f32s(&all, "view.masked", &[c.batch, 3, mh, mw])?,
+            keep,
+            scene: self.f32s(&all, "view.scene", &[c.batch, 3, c.scene_size, c.scene_size])?,
+            boxes: self.f32s(&all, "view.boxes", &[2, c.batch, g, g])?,
+            names: vec![self.path.display().to_string(); c.batch],
+            geometry,
+        })
+    }
+
+    /// Runs the recorded step on `backend`.
+    pub fn run(&self, backend: Box<dyn Backend>) -> Result<Results> {
+        let options = EngineOptions { micro_steps: 1, drop_path: 0.0, recompute: false, seed: 0 };
+        let mut engine = Engine::new(backend, std::slice::from_ref(&self.config), options)?;
+        let (all, batch) = (self.tensors()?, self.batch()?);
+        let shapes: BTreeMap<String, Vec<usize>> = engine.expected_state().into_iter().collect();
+        engine.load(|name, out| {
+            if name.starts_with("moment") {
+                out.fill(0.0);
+                return Ok(());
+            }
+            let shape = shapes.get(name).map_or(&[][..], Vec::as_slice);
+            out.copy_from_slice(&self.f32s(&all, name, shape)?);
+            Ok(())
+        })?;
+        let losses = engine.micro_step(0, &batch, &StepPoint::constant(&self.config, 1))?;
+        engine.update(0)?;
+        let mut results = Results::new();
+        results.insert("loss.total".into(), (vec![], vec![losses.total]));
+        for (name, value) in losses.parts {
+            results.insert(format!("loss.{name}"), (vec![], vec![value]));
+        }
+        for (prefix, region) in
+            [("grad.", Region::Grads), ("after.student.", Region::Params), ("after.expert.", Region::Expert)]
+        {
+            for (name, shape, values) in engine.read_region(region)? {
+                results.insert(format!("{prefix}{name}"), (shape, values));
+            }
+        }
+        for (name, shape, values) in engine.read_state()? {
+            results.insert(format!("after.state.{name}"), (shape, values));
+        }
+        Ok(results)
+    }
+
+    /// Compares `results` with what the fixture recorded, worst first.
+    pub fn compare(&self, results: &Results, device: &str, dtype: DType, tolerance: f64) -> Result<Verdict> {
+        let all = self.tensors()?;
+        let mut wanted: Vec<&str> = all.names();
+        wanted.retain(|n| ["loss.", "grad.", "after."].iter().any(|p| n.starts_with(p)));
+        wanted.sort_unstable();
+        let mut left_out = Vec::new();
+        if dtype != DType::F64 && self.config.adam_eps < SMALLEST_COMPARABLE_EPS {
+            let why = format!(
+                "AdamW's epsilon is {:e}: its first step is the sign of the gradient, which rounding to {dtype} can flip",
+                self.config.adam_eps
+            );
+            for prefix in ["after.student.", "after.expert."] {
+                left_out.push((format!("{prefix}*"), why.clone()));
+                wanted.retain(|n| !n.starts_with(prefix));
+            }
+        }
+        let mut reference: Vec<(&str, Vec<f64>)> = Vec::with_capacity(wanted.len());
+        for name in wanted {
+            let Ok(tensor) = all.tensor(name) else { continue };
+            if tensor.dtype() == Dtype::F32 {
+                let values = self.f32s(&all, name, tensor.shape())?;
+                reference.push((name, values.into_iter().map(f64::from).collect()));
+            }
+        }
+        let mut groups: BTreeMap<String, f64> = BTreeMap::new();
+        for (name, values) in &reference {
+            *groups.entry(group(name)).or_default() += norm(values.iter().copied()).powi(2);
+        }
+        let mut deviations: Vec<Deviation> = reference
+            .iter()
+            .map(|(name, b)| {
+                let scale = match group(name).as_str() {
+                    "loss" => norm(b.iter().copied()),
+                    g => norm(b.iter().copied()).max(1e-2 * groups[g].sqrt()),
+                };
+                let error = match results.get(*name) {
+                    Some((_, a)) if a.len() == b.len() => norm(a.iter().zip(b).map(|(a, b)| a - b)) / scale,
+                    _ => f64::INFINITY,
+                };
+                Deviation {
+                    name: (*name).to_owned(),
+                    error: if error.is_finite() { error } else { f64::INFINITY },
+                }
+            })
+            .collect();
+        deviations.sort_by(|a, b| b.error.total_cmp(&a.error).then_with(|| a.name.cmp(&b.name)));
+        let passed = !deviations.is_empty() && deviations.iter().all(|d| d.error <= tolerance);
+        let fixture = self.path.display().to_string();
+        Ok(Verdict { fixture, device: device.to_owned(), tolerance, passed, deviations, left_out })
+    }
+}
+
+/// Writes `results` as a safetensors file in f32, which the reference's `compare` command reads.
+pub fn dump(results: &Results, path: &Path) -> Result<()> {
+    let bytes: Vec<(&String, &Vec<usize>, Vec<u8>)> = results
+        .iter()
+        .map(|(name, (shape, values))| {
+            (name, shape, values.iter().flat_map(|v| (*v as f32).to_le_bytes()).collect())
+        })
+        .collect();
+    let views = bytes
+        .iter()
+        .map(|(name, shape, data)| Ok((name.as_str(), TensorView::new(Dtype::F32, (*shape).clone(), data)?)))
+        .collect::<std::result::Result<Vec<_>, safetensors::SafeTensorError>>()
+        .map_err(|e| Error::file(path, format!("cannot be laid out: {e}")))?;
+    let file = safetensors::serialize(views, None)
+        .map_err(|e| Error::file(path, format!("cannot be laid out: {e}")))?;
+    super::atomic::write(path, &file)
+}
+
+/// Tensors whose norms are added up for the floor.
+fn group(name: &str) -> String {
+    let parts = if name.starts_with("after.") { 2 } else { 1 };
+    name.split('.').take(parts).collect::<Vec<_>>().join(".")
+}
+
+fn norm(values: impl Iterator<Item = f64>) -> f64 {
+    values.map(|v| v * v).sum::<f64>().sqrt()
+}

@@ -1,0 +1,209 @@
+//! The folder of one run, held by one process at a time.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{ErrorKind, Read, Write};
+use std::path::{Path, PathBuf};
+
+use super::atomic;
+use super::config::TrainConfig;
+use crate::error::{Error, Result};
+
+const LOCK: &str = ".lock";
+
+/// `config.toml`, `metrics.jsonl`, `skipped_steps.jsonl`, `checkpoints/` and `report.html` in one folder. The folder is
+/// locked until this value is dropped or the process ends, however it ends.
+#[derive(Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+    /// Kept open: the operating system holds the lock as long as the file is.
+    _lock: File,
+    /// What the user should know, such as a file system without locks.
+    pub warnings: Vec<String>,
+}
+
+impl RunFolder {
+    /// A new run: the folder must not exist or be empty. Writes `config.toml`.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a folder with contents or one that another process holds; [`Error::Io`].
+    pub fn create(path: impl Into<PathBuf>, config: &TrainConfig) -> Result<Self> {
+        let path = path.into();
+        refuse_contents(&path)?;
+        fs::create_dir_all(&path).map_err(|e| Error::io(&path, "create the folder", e))?;
+        let folder = Self::lock(path)?;
+        // Again under the lock: another process may have begun a run in between.
+        refuse_contents(&folder.path)?;
+        let checkpoints = folder.checkpoints();
+        fs::create_dir_all(&checkpoints).map_err(|e| Error::io(&checkpoints, "create the folder", e))?;
+        // Last, because it is what makes the folder a run.
+        folder.write_config(config)?;
+        Ok(folder)
+    }
+
+    /// A run to be resumed.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when there is no run, or another process holds it; [`Error::Io`].
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
+        let path = path.into();
+        if !atomic::exists(&path.join("config.toml"))? {
+            return Err(Error::usage(format!(
+                "{}: there is no run to resume (no config.toml): leave out --resume to start one",
+                path.display()
+            )));
+        }
+        Self::lock(path)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The resolved configuration.
+    pub fn config(&self) -> PathBuf {
+        self.path.join("config.toml")
+    }
+
+    /// One JSON object a line: see [`metrics`](super::metrics).
+    pub fn metrics(&self) -> PathBuf {
+        self.path.join("metrics.jsonl")
+    }
+
+    /// The images of steps that were skipped: see [`guard`](super::guard).
+    pub fn skipped_steps(&self) -> PathBuf {
+        self.path.join("skipped_steps.jsonl")
+    }
+
+    /// See [`checkpoint`](super::checkpoint).
+    pub fn checkpoints(&self) -> PathBuf {
+        self.path.join("checkpoints")
+    }
+
+    pub fn report(&self) -> PathBuf {
+        self.path.join("report.html")
+    }
+
+    /// Replaces `config.toml`.
+    pub fn write_config(&self, config: &TrainConfig) -> Result<()> {
+        atomic::write(&self.config(), config.to_toml()?.as_bytes())
+    }
+
+    fn lock(path: PathBuf) -> Result<Self> {
+        let file = path.join(LOCK);
+        let mut lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&file)
+            .map_err(|e| Error::io(&file, "open the lock file", e))?;
+        let mut warnings = Vec::new();
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                // On systems where a locked file cannot be read the holder stays unnamed.
+                let _ = lock.take(256).read_to_string(&mut holder);
+                let holder = if holder.is_empty() { "another process" } else { holder.trim() };
+                return Err(Error::usage(format!(
+                    "{}: in use by {holder}: wait for that run to end, or choose another --out",
+                    path.display()
+                )));
+            }
+            Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => warnings.push(format!(
+                "{}: this file system has no locks: take care that no second run uses the folder",
+                path.display()
+            )),
+            Err(TryLockError::Error(e)) => return Err(Error::io(&file, "lock", e)),
+        }
+        let host = hostname::get().map(|h| h.to_string_lossy().into_owned()).unwrap_or_default();
+        lock.set_len(0)
+            .and_then(|()| writeln!(lock, "process {} on {host}", std::process::id()))
+            .map_err(|e| Error::io(&file, "write", e))?;
+        Ok(RunFolder { path, _lock: lock, warnings })
+    }
+}
+
+/// A folder that a run may begin in: absent, empty, or left by a run that died before it began.
+fn refuse_contents(path: &Path) -> Result<()> {
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(e) if e.kind() == ErrorKind::NotADirectory => {
+            return Err(Error::usage(format!("{}: is a file: --out takes a folder", path.display())));
+        }
+        Err(e) => return Err(Error::io(path, "list the folder", e)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(|e| Error::io(path, "list the folder", e))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let is_ours =
+            name == LOCK || name.starts_with(".tmp-") || (name == "checkpoints" && is_empty(&entry.path()));
+        if !is_ours {
+            return Err(Error::usage(format!(
+                "{}: is not empty (it holds {name}): pass --resume to continue the run in it, or choose another --out",
+                path.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn is_empty(dir: &Path) -> bool {
+    fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn demo() -> TrainConfig {
+        TrainConfig::resolve(None, None, &[]).unwrap()
+    }
+
+    #[test]
+    fn creates_refuses_and_resumes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("runs/a");
+        assert!(RunFolder::open(&path).unwrap_err().to_string().contains("leave out --resume"));
+        let run = RunFolder::create(&path, &demo()).unwrap();
+        assert!(run.warnings.is_empty());
+        assert_eq!(TrainConfig::load(&run.config()).unwrap(), demo());
+        assert!(run.checkpoints().is_dir());
+        drop(run);
+        let before = fs::read(path.join("config.toml")).unwrap();
+        let e = RunFolder::create(&path, &demo()).unwrap_err().to_string();
+        assert!(e.contains("not empty") && e.contains("--resume"), "{e}");
+        assert_eq!(fs::read(path.join("config.toml")).unwrap(), before);
+        RunFolder::open(&path).unwrap();
+    }
+
+    #[test]
+    fn a_second_holder_is_refused_and_a_dead_one_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        let first = RunFolder::create(&path, &demo()).unwrap();
+        let e = RunFolder::open(&path).unwrap_err().to_string();
+        assert!(e.contains(&format!("in use by process {}", std::process::id())), "{e}");
+        drop(first);
+        // What a killed process leaves: the file with its number, but no lock.
+        fs::write(path.join(LOCK), "process 1 on nowhere\n").unwrap();
+        RunFolder::open(&path).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_run_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("thesis.txt"), "x").unwrap();
+        let e = RunFolder::create(dir.path(), &demo()).unwrap_err().to_string();
+        assert!(e.contains("thesis.txt"), "{e}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was added");
+        let e = RunFolder::create(dir.path().join("thesis.txt"), &demo()).unwrap_err().to_string();
+        assert!(e.contains("is a file"), "{e}");
+        // A run that died before its configuration was written
+        let path = dir.path().join("early");
+        fs::create_dir_all(path.join("checkpoints")).unwrap();
+        fs::write(path.join(LOCK), "process 1 on nowhere\n").unwrap();
+        RunFolder::create(&path, &demo()).unwrap();
+    }
+}

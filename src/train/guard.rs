@@ -1,0 +1,391 @@
+//! Watches a run: steps that are not finite, and representations that collapse.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::config::RunSection;
+use crate::error::{Error, Result};
+
+/// Counts skipped steps. A step is skipped when its loss or gradient is not finite; a few are harmless, many in a row
+/// mean that the run is lost.
+#[derive(Debug)]
+pub struct FiniteGuard {
+    log: PathBuf,
+    max_in_a_row: u64,
+    in_a_row: u64,
+    total: u64,
+}
+
+/// What [`FiniteGuard::observe`] saw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Finite,
+    /// The step must not be applied; so many in a row up to now.
+    Skip {
+        in_a_row: u64,
+    },
+}
+
+impl FiniteGuard {
+    /// `log` is `skipped_steps.jsonl`, created with the first skipped step. `total` counts the steps that were skipped
+    /// before a resumed run.
+    pub fn new(log: impl Into<PathBuf>, max_in_a_row: u64, total: u64) -> Self {
+        FiniteGuard { log: log.into(), max_in_a_row: max_in_a_row.max(1), in_a_row: 0, total }
+    }
+
+    /// Steps skipped in the whole run.
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// Notes one step. The images of a skipped one are logged, because a broken image is a likely cause.
+    ///
+    /// # Errors
+    /// [`Error::Training`] after too many skipped steps in a row, [`Error::Io`] when the log cannot be written.
+    pub fn observe(&mut self, step: u64, finite: bool, files: &[String]) -> Result<Verdict> {
+        if finite {
+            self.in_a_row = 0;
+            return Ok(Verdict::Finite);
+        }
+        self.in_a_row += 1;
+        self.total += 1;
+        let line = format!("{}\n", json!({"step": step, "in_a_row": self.in_a_row, "files": files}));
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.log)
+            .and_then(|mut file| file.write_all(line.as_bytes()))
+            .map_err(|e| Error::io(&self.log, "append to", e))?;
+        if self.in_a_row < self.max_in_a_row {
+            return Ok(Verdict::Skip { in_a_row: self.in_a_row });
+        }
+        Err(Error::Training(format!(
+            "{} steps in a row, up to step {step}, had a loss or gradient that is not finite. Their images are listed in \
+             {}. Resume from the last checkpoint in a new run with a lower `optim.base_lr`, a longer warm-up \
+             (`optim.warmup_steps`) or `optim.clip_norm=3`",
+            self.in_a_row,
+            self.log.display()
+        )))
+    }
+}
+
+/// Measurements of the expert on one batch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CollapseStats {
+    /// Mean entropy of a sample's target distribution as a share of ln K: 1 when every one is uniform.
+    pub sample_entropy: f64,
+    /// Entropy of the batch's mean target distribution as a share of the most it can be, ln min(rows, K) when every
+    /// row is sharp: about 0 when all samples choose the same prototype. May exceed 1 when the rows are blurred.
+    pub mean_entropy: f64,
+    /// [`feature_spread`] of the image features.
+    pub spread: f64,
+}
+
+impl CollapseStats {
+    /// Measures `logits` `[rows, K]` of the expert, its `center` `[K]` and temperature, and its image features
+    /// `[rows, D]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the lengths do not fit together.
+    pub fn measure(
+        logits: &[f32],
+        center: &[f32],
+        teacher_temp: f64,
+        features: &[f32],
+        dim: usize,
+    ) -> Result<Self> {
+        let k = center.len();
+        let fits = k > 1 && !logits.is_empty() && logits.len().is_multiple_of(k);
+        if !fits || dim == 0 || features.is_empty() || !features.len().is_multiple_of(dim) {
+            let message = format!(
+                "{} logits over {k} prototypes, {} features of width {dim}: not whole rows",
+                logits.len(),
+                features.len()
+            );
+            return Err(Error::shape("expert", "collapse statistics", message));
+        }
+        let rows = logits.len() / k;
+        let mut mean = vec![0.0f64; k];
+        let mut row = vec![0.0f64; k];
+        let mut sum = 0.0;
+        for values in logits.chunks_exact(k) {
+            sharpened_softmax(values, center, teacher_temp, &mut row);
+            sum += entropy(&row);
+            mean.iter_mut().zip(&row).for_each(|(m, p)| *m += p / rows as f64);
+        }
+        Ok(CollapseStats {
+            sample_entropy: sum / rows as f64 / (k as f64).ln(),
+            mean_entropy: entropy(&mean) / (rows.clamp(2, k) as f64).ln(),
+            spread: feature_spread(features, dim),
+        })
+    }
+}
+
+fn sharpened_softmax(logits: &[f32], center: &[f32], temp: f64, out: &mut [f64]) {
+    for ((o, l), c) in out.iter_mut().zip(logits).zip(center) {
+        *o = (f64::from(*l) - f64::from(*c)) / temp;
+    }
+    let max = out.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    out.iter_mut().for_each(|o| *o = libm::exp(*o - max));
+    let sum: f64 = out.iter().sum();
+    out.iter_mut().for_each(|o| *o /= sum);
+}
+
+/// In nats; 0 ln 0 is 0.
+fn entropy(p: &[f64]) -> f64 {
+    -p.iter().filter(|p| **p > 0.0).map(|p| p * libm::log(*p)).sum::<f64>()
+}
+
+/// Mean over the `dim` channels of the standard deviation over rows of L2-normalised features `[rows, dim]`, times
+/// sqrt(dim): 1 when directions are spread evenly, 0 when all rows point the same way. NaN when a value is.
+pub fn feature_spread(features: &[f32], dim: usize) -> f64 {
+    let rows = features.len().checked_div(dim).unwrap_or(0);
+    if rows == 0 {
+        return 0.0;
+    }
+    let (mut sum, mut square) = (vec![0.0f64; dim], vec![0.0f64; dim]);
+    for row in features.chunks_exact(dim) {
+        let norm = row.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+        // `f64::max` would hide a NaN.
+        let norm = if norm < 1e-12 { 1e-12 } else { norm };
+        for ((s, q), v) in sum.iter_mut().zip(&mut square).zip(row) {
+            let v = f64::from(*v) / norm;
+            *s += v;
+            *q += v * v;
+        }
+    }
+    let n = rows as f64;
+    let variance = |s: f64, q: f64| q / n - (s / n).powi(2);
+    let deviations = sum.iter().zip(&square).map(|(s, q)| {
+        let v = variance(*s, *q);
+        if v < 0.0 { 0.0 } else { v.sqrt() }
+    });
+    deviations.sum::<f64>() / (dim as f64).sqrt()
+}
+
+/// The ways in which self-distillation fails while its loss looks well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Collapse {
+    /// All samples choose the same few prototypes.
+    OnePrototype,
+    /// The targets are uniform: the loss stays at ln K.
+    Uniform,
+    /// The features of all images point the same way.
+    Features,
+}
+
+impl Collapse {
+    fn advice(self) -> &'static str {
+        match self {
+            Collapse::OnePrototype => {
+                "nearly all images choose the same prototype: the centering of the expert is too slow or the \
+                 temperature too sharp. Lower `optim.center_momentum` (0.9), or raise `optim.teacher_temp` slightly"
+            }
+            Collapse::Uniform => {
+                "the expert's targets are uniform, so the matching loss stays near ln(prototypes): lower \
+                 `optim.teacher_temp` (0.04), raise `optim.base_lr` if it is small, or use fewer `csm.prototypes`"
+            }
+            Collapse::Features => {
+                "the features of all images are nearly the same: lower `optim.base_lr`, lengthen the warm-up, raise \
+                 `optim.ema_momentum`, and check that the images differ (no duplicates, decoding works)"
+            }
+        }
+    }
+}
+
+/// Warns when a collapse lasts. Each kind warns once, and again only after it has gone in between.
+#[derive(Clone, Debug)]
+pub struct CollapseAlarm {
+    low: f64,
+    high: f64,
+    spread: f64,
+    steps: u64,
+    /// Observed steps in a row, per kind.
+    lasted: [u64; 3],
+}
+
+impl CollapseAlarm {
+    /// Thresholds and patience of the `alarm_*` keys.
+    pub fn new(run: &RunSection) -> Self {
+        CollapseAlarm {
+            low: run.alarm_entropy_low,
+            high: run.alarm_entropy_high,
+            spread: run.alarm_spread,
+            steps: run.alarm_steps,
+            lasted: [0; 3],
+        }
+    }
+
+    /// Notes the measurements of `step`, the last of `elapsed` steps since the previous measurement. Returns the
+    /// alarms that go off now, each with the sentence for the user.
+    pub fn observe(&mut self, step: u64, elapsed: u64, stats: &CollapseStats) -> Vec<(Collapse, String)> {
+        if self.steps == 0 {
+            return Vec::new();
+        }
+        // Each comparison is false for NaN: steps that are not finite are the other guard's.
+        let signs = [
+            (
+                Collapse::OnePrototype,
+                stats.mean_entropy < self.low,
+                "entropy of the mean target",
+                stats.mean_entropy,
+            ),
+            (
+                Collapse::Uniform,
+                stats.sample_entropy > self.high,
+                "mean entropy of the targets",
+                stats.sample_entropy,
+            ),
+            (Collapse::Features, stats.spread < self.spread, "spread of the features", stats.spread),
+        ];
+        let mut alarms = Vec::new();
+        for ((kind, present, what, value), lasted) in signs.into_iter().zip(&mut self.lasted) {
+            let before = *lasted;
+            *lasted = if present { before.saturating_add(elapsed) } else { 0 };
+            if before < self.steps && *lasted >= self.steps {
+                let advice = kind.advice();
+                let text = format!("step {step}: collapse for {lasted} steps ({what} {value:.4}): {advice}");
+                alarms.push((kind, text));
+            }
+        }
+        alarms
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::config::TrainConfig;
+    use approx::assert_relative_eq;
+
+    #[test]
+    fn bad_steps_are_logged_and_end_the_run_when_in_a_row() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("skipped_steps.jsonl");
+        let mut guard = FiniteGuard::new(&log, 3, 5);
+        let files = ["a \"b\".jpg".to_string(), "c.jpg".to_string()];
+        assert_eq!(guard.observe(0, true, &files).unwrap(), Verdict::Finite);
+        assert!(!log.exists());
+        for step in [1, 2, 4, 5] {
+            if step == 4 {
+                guard.observe(3, true, &files).unwrap();
+            }
+            let in_a_row = if step < 3 { step } else { step - 3 };
+            assert_eq!(guard.observe(step, false, &files).unwrap(), Verdict::Skip { in_a_row });
+        }
+        let e = guard.observe(6, false, &files).unwrap_err();
+        assert!(matches!(e, Error::Training(_)));
+        let e = e.to_string();
+        assert!(
+            e.contains("3 steps in a row") && e.contains("skipped_steps.jsonl") && e.contains("base_lr"),
+            "{e}"
+        );
+        assert_eq!(guard.total(), 10);
+        let text = std::fs::read_to_string(&log).unwrap();
+        let lines: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        assert_eq!(lines.len(), 5);
+        assert_eq!(lines[4], json!({"step": 6, "in_a_row": 3, "files": files}));
+    }
+
+    const K: usize = 8;
+
+    fn stats(choice: impl Fn(usize) -> Option<usize>) -> CollapseStats {
+        let rows = 8;
+        let mut logits = vec![0.0f32; rows * K];
+        for r in 0..rows {
+            if let Some(c) = choice(r) {
+                logits[r * K + c] = 4.0;
+            }
+        }
+        let features: Vec<f32> =
+            (0..rows * 4).map(|i| if i % 4 == (i / 4) % 4 { 3.0 } else { 0.0 }).collect();
+        CollapseStats::measure(&logits, &[0.0; K], 0.04, &features, 4).unwrap()
+    }
+
+    #[test]
+    fn statistics_tell_the_collapses_apart() {
+        let healthy = stats(|r| Some(r % K));
+        assert!(healthy.sample_entropy < 1e-6);
+        assert_relative_eq!(healthy.mean_entropy, 1.0, max_relative = 1e-6);
+        let one = stats(|_| Some(3));
+        assert!(one.sample_entropy < 1e-6 && one.mean_entropy < 1e-6);
+        let uniform = stats(|_| None);
+        assert_relative_eq!(uniform.sample_entropy, 1.0, max_relative = 1e-9);
+        assert_relative_eq!(uniform.mean_entropy, 1.0, max_relative = 1e-9);
+    }
+
+    #[test]
+    fn entropy_has_its_closed_form_and_the_center_is_subtracted() {
+        // p = (3/4, 1/4): logits t ln 3 and 0
+        let t = 0.1;
+        let logits = [(t * 3.0f64.ln()) as f32 + 5.0, -2.0];
+        let s = CollapseStats::measure(&logits, &[5.0, -2.0], t, &[1.0], 1).unwrap();
+        let h = -(0.75f64 * 0.75f64.ln() + 0.25 * 0.25f64.ln()) / 2.0f64.ln();
+        assert_relative_eq!(s.sample_entropy, h, max_relative = 1e-5);
+    }
+
+    #[test]
+    fn spread_is_one_for_isotropic_and_zero_for_constant_features() {
+        // +-e_i: every channel has variance 1/dim
+        let dim = 16;
+        let mut axes = vec![0.0f32; 2 * dim * dim];
+        for i in 0..dim {
+            axes[2 * i * dim + i] = 7.0;
+            axes[(2 * i + 1) * dim + i] = -0.5;
+        }
+        assert_relative_eq!(feature_spread(&axes, dim), 1.0, max_relative = 1e-6);
+        // Different lengths, one direction
+        let same: Vec<f32> = (1..=10).flat_map(|s| [1.0, 2.0, -3.0].map(|v| v * s as f32)).collect();
+        assert!(feature_spread(&same, 3) < 1e-6);
+        assert!(feature_spread(&[1.0, f32::NAN, 0.0, 1.0], 2).is_nan());
+        assert_eq!(feature_spread(&[], 4), 0.0);
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_are_refused() {
+        for (logits, center, features, dim) in
+            [(7, 2, 4, 2), (8, 2, 3, 2), (0, 2, 4, 2), (8, 0, 4, 2), (8, 2, 4, 0)]
+        {
+            let r = CollapseStats::measure(
+                &vec![0.0; logits],
+                &vec![0.0; center],
+                0.04,
+                &vec![0.0; features],
+                dim,
+            );
+            assert!(matches!(r, Err(Error::Shape { .. })), "{logits} {center} {features} {dim}");
+        }
+    }
+
+    #[test]
+    fn alarms_need_patience_and_go_off_once() {
+        let mut run = TrainConfig::resolve(None, None, &[]).unwrap().run;
+        run.alarm_steps = 20;
+        let mut alarm = CollapseAlarm::new(&run);
+        let (healthy, one, uniform) = (stats(|r| Some(r % K)), stats(|_| Some(3)), stats(|_| None));
+        let flat = CollapseStats { spread: 0.0, ..healthy };
+        for (bad, kind, key) in [
+            (one, Collapse::OnePrototype, "optim.center_momentum"),
+            (uniform, Collapse::Uniform, "optim.teacher_temp"),
+            (flat, Collapse::Features, "optim.ema_momentum"),
+        ] {
+            for _ in 0..2 {
+                assert!(alarm.observe(10, 10, &bad).is_empty());
+                let alarms = alarm.observe(20, 10, &bad);
+                assert_eq!(alarms.len(), 1);
+                assert_eq!(alarms[0].0, kind);
+                assert!(alarms[0].1.contains(key) && alarms[0].1.contains("step 20"), "{}", alarms[0].1);
+                assert!(alarm.observe(30, 10, &bad).is_empty(), "only once");
+                assert!(alarm.observe(40, 10, &healthy).is_empty());
+            }
+        }
+        let nan = CollapseStats { sample_entropy: f64::NAN, mean_entropy: f64::NAN, spread: f64::NAN };
+        assert!((0..10).all(|i| alarm.observe(i, 10, &nan).is_empty()));
+        run.alarm_steps = 0;
+        let mut off = CollapseAlarm::new(&run);
+        assert!((0..100).all(|i| off.observe(i, 1, &one).is_empty()));
+    }
+}

@@ -1,0 +1,111 @@
+//! Retrieval with the frozen features of the encoder while it is trained.
+
+use super::engine::{Engine, compile_plan, write_checked};
+use super::sources::ProbeSet;
+use crate::backend::{HostSlice, HostSliceMut, ProgramId};
+use crate::data::loader::eval_image;
+use crate::error::{Error, Result};
+use crate::eval::Features;
+use crate::eval::retrieval::{RetrievalMetrics, nearest, retrieval};
+use crate::ir::Region;
+use crate::saip::config::EncoderConfig;
+use crate::saip::{EmbedOptions, IoSlot, build_embed};
+use rayon::prelude::*;
+
+/// Images whose features are computed at a time.
+const BATCH: usize = 32;
+
+/// The encoder in evaluation mode, compiled beside the training step, and the images it is tried on.
+pub struct Probe {
+    set: ProbeSet,
+    program: ProgramId,
+    images: IoSlot,
+    features: IoSlot,
+    size: [usize; 2],
+}
+
+/// What the frozen features are worth.
+pub struct ProbeResult {
+    pub metrics: RetrievalMetrics,
+    pub query: Features,
+    pub gallery: Features,
+    /// Where each row of `query` and `gallery` is found in the source.
+    pub query_source: Vec<usize>,
+    pub gallery_source: Vec<usize>,
+}
+
+impl Probe {
+    /// Compiles the student's encoder for `size` images on the engine's backend.
+    ///
+    /// # Errors
+    /// Those of building and compiling.
+    pub fn new(engine: &mut Engine, encoder: &EncoderConfig, size: [usize; 2], set: ProbeSet) -> Result<Self> {
+        let opts = EmbedOptions {
+            dtype: engine.backend().dtype(),
+            region: Region::Params,
+            batch: BATCH,
+            size,
+            patch_tokens: false,
+        };
+        let built = build_embed(encoder, engine.student(), &opts)?;
+        let plan = compile_plan(built.graph, false, engine.backend())?;
+        let program = engine.backend().compile(plan)?;
+        let slot = |list: Vec<IoSlot>, name: &str| {
+            list.into_iter().find(|s| s.name == name).ok_or_else(|| Error::invariant("probe", format!("no `{name}`")))
+        };
+        Ok(Probe { set, program, images: slot(built.inputs, "images")?, features: slot(built.outputs, "image")?, size })
+    }
+
+    pub fn set(&self) -> &ProbeSet {
+        &self.set
+    }
+
+    /// Computes the features of all images with the current parameters, and the metrics. Images that cannot be read are
+    /// left out.
+    ///
+    /// # Errors
+    /// When no image can be read, when features are not finite, or the backend fails.
+    pub fn run(&self, engine: &mut Engine) -> Result<ProbeResult> {
+        let (query, query_source) = self.embed(engine, &self.set.query)?;
+        let (gallery, gallery_source) = self.embed(engine, &self.set.gallery)?;
+        let metrics = retrieval(&query, &gallery)?;
+        Ok(ProbeResult { metrics, query, gallery, query_source, gallery_source })
+    }
+
+    /// The `k` nearest gallery images of query `row`, as `(index into the source, distance, same identity)`.
+    pub fn neighbours(&self, result: &ProbeResult, row: usize, k: usize) -> Result<Vec<(usize, f32, bool)>> {
+        let found = nearest(&result.query, row, &result.gallery, k)?;
+        let who = result.query.identities[row];
+        Ok(found.into_iter().map(|(i, d)| (result.gallery_source[i], d, result.gallery.identities[i] == who)).collect())
+    }
+
+    fn embed(&self, engine: &mut Engine, indices: &[usize]) -> Result<(Features, Vec<usize>)> {
+        let (_, dim) = self.features.shape.as_matrix();
+        let mut features = Features { dim, ..Features::default() };
+        let mut input = vec![0.0; self.images.shape.count()];
+        let mut output = vec![0.0; self.features.shape.count()];
+        let pixels = input.len() / BATCH;
+        let mut rows = Vec::with_capacity(indices.len());
+        for chunk in indices.chunks(BATCH) {
+            let loaded: Vec<Result<Vec<f32>>> =
+                chunk.par_iter().map(|&i| eval_image(&self.set.source.load(i)?, self.size)).collect();
+            let mut used = Vec::with_capacity(chunk.len());
+            for (&i, image) in chunk.iter().zip(loaded) {
+                // The loader reports unreadable images; a labelled one simply does not take part.
+                if let Ok(image) = image {
+                    input[used.len() * pixels..][..pixels].copy_from_slice(&image);
+                    used.push(i);
+                }
+            }
+            let backend = engine.backend();
+            write_checked(backend, &self.images, HostSlice::F32(&input))?;
+            backend.run(self.program)?;
+            backend.read(self.features.region, self.features.offset, HostSliceMut::F32(&mut output))?;
+            features.values.extend_from_slice(&output[..used.len() * dim]);
+            features.identities.extend(used.iter().map(|&i| self.set.identities[i]));
+            features.cameras.extend(used.iter().map(|&i| self.set.cameras[i]));
+            rows.extend(used);
+        }
+        Ok((features, rows))
+    }
+}

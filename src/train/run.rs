@@ -1,0 +1,407 @@
+//! The training loop.
+
+use super::checkpoint::{Checkpoints, Loaded, RunState, TensorView};
+use super::config::TrainConfig;
+use super::engine::{Engine, EngineOptions, Health, Losses};
+use super::folder::RunFolder;
+use super::guard::{CollapseAlarm, CollapseStats, FiniteGuard, Verdict};
+use super::metrics::MetricsLog;
+use super::probe::{Probe, ProbeResult};
+use super::progress::{Progress, StepReport};
+use super::signals::Interrupt;
+use super::tensorboard::EventWriter;
+use super::{sources, summary};
+use crate::backend::Backend;
+use crate::data::loader::{Loader, LoaderConfig};
+use crate::data::views::{ViewPlanner, scale_buckets};
+use crate::error::{Error, Result};
+use crate::saip::StepPoint;
+use crate::saip::config::StepConfig;
+use crate::saip::schedule::Schedule;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// Completed updates, those of earlier sessions of the run included.
+    pub steps: u64,
+    /// True when a signal ended it before its last step.
+    pub interrupted: bool,
+    /// Seconds of training in this process, probes and checkpoints left out.
+    pub seconds: f64,
+    pub images_per_second: f64,
+    pub skipped_steps: u64,
+    pub warnings: Vec<String>,
+}
+
+/// Trains as `cfg` says into the folder `out`; with `resume` goes on from its newest intact checkpoint.
+///
+/// # Errors
+/// Everything that can go wrong, each named with its remedy. Checkpoints already written stay intact.
+pub fn train(
+    cfg: &TrainConfig,
+    out: &Path,
+    resume: bool,
+    backend: Box<dyn Backend>,
+    interrupt: &Interrupt,
+) -> Result<Outcome> {
+    // Everything that can be refused is refused before the folder is touched.
+    let source = sources::training_source(cfg)?;
+    let schedule = cfg.schedule(source.len())?;
+    let probe_set = sources::probe_set(cfg)?;
+    let (planner, configs) = planner(cfg)?;
+    let micro_steps = cfg.optim.accumulation(1)?;
+    let folder = if resume { RunFolder::open(out)? } else { RunFolder::create(out, cfg)? };
+    let checkpoints = Checkpoints::open(folder.checkpoints(), cfg.run.keep_checkpoints)?;
+    let loaded = if resume { checkpoints.latest()? } else { None };
+    if resume {
+        cfg.check_resumable(&TrainConfig::load(&folder.config())?)?;
+        folder.write_config(cfg)?;
+    }
+    let options = EngineOptions {
+        micro_steps,
+        drop_path: cfg.encoder.drop_path,
+        recompute: cfg.run.recompute,
+        seed: cfg.data.seed,
+    };
+    let mut engine = Engine::new(backend, &configs, options)?;
+    let mut warnings = folder.warnings.clone();
+    let (start, counters) = restore(&mut engine, loaded, &mut warnings)?;
+    let loader_config = LoaderConfig {
+        batch: cfg.optim.batch,
+        seed: cfg.data.seed,
+        workers: workers(cfg),
+        prefetch: cfg.data.prefetch.max(1),
+        start_step: start * micro_steps as u64,
+        ..LoaderConfig::default()
+    };
+    let loader = Loader::new(Arc::clone(&source), loader_config, planner)?;
+    let probe = match probe_set {
+        Some(set) => Some(Probe::new(&mut engine, &cfg.encoder.architecture, cfg.views.global_size, set)?),
+        None => None,
+    };
+    let metrics = if resume { MetricsLog::resume(folder.metrics(), start)? } else { MetricsLog::append_to(folder.metrics())? };
+    let events = if resume { EventWriter::resume(folder.path(), start + 1)? } else { EventWriter::create(folder.path())? };
+    let skipped = counters.get("skipped_steps").copied().unwrap_or(0);
+    let guard = FiniteGuard::new(folder.skipped_steps(), cfg.run.max_bad_steps, skipped);
+    let mut run = Run {
+        progress: Progress::new(schedule.steps, start, cfg.run.log_every),
+        alarm: CollapseAlarm::new(&cfg.run),
+        cfg,
+        folder,
+        checkpoints,
+        engine,
+        loader,
+        probe,
+        metrics,
+        events,
+        guard,
+        schedule,
+        configs,
+        micro_steps: micro_steps as u64,
+        step: start,
+        seconds: 0.0,
+        images: 0,
+        warnings,
+    };
+    run.announce(resume, start);
+    let outcome = run.go(start, interrupt);
+    run.progress.finish();
+    outcome
+}
+
+/// Geometry of the views at every scale, and the step's configuration of each.
+fn planner(cfg: &TrainConfig) -> Result<(ViewPlanner, Vec<StepConfig>)> {
+    let scales = scale_buckets(cfg.views.scale, cfg.views.scale_buckets);
+    let base = cfg.step_config(cfg.views.local_size, cfg.views.global_size);
+    let planner = ViewPlanner::new(&base, &scales, cfg.augmentation()?)?;
+    let configs = planner
+        .geometries()
+        .iter()
+        .map(|g| StepConfig { rescaled_size: g.rescaled_size, masked_size: g.masked_size, ..base.clone() })
+        .collect();
+    Ok((planner, configs))
+}
+
+/// Loader threads: as configured, or one per four cores and at least one.
+fn workers(cfg: &TrainConfig) -> usize {
+    match cfg.data.workers {
+        0 => std::thread::available_parallelism().map_or(1, |n| n.get().div_ceil(4)),
+        n => n,
+    }
+}
+
+/// Fills the engine from a checkpoint, or with initial values; gives the completed steps and the loop's counters.
+fn restore(
+    engine: &mut Engine,
+    loaded: Option<Loaded>,
+    warnings: &mut Vec<String>,
+) -> Result<(u64, BTreeMap<String, u64>)> {
+    let Some(mut loaded) = loaded else {
+        engine.initialise()?;
+        return Ok((0, BTreeMap::new()));
+    };
+    warnings.append(&mut loaded.warnings);
+    let expected = engine.expected_state();
+    loaded.check(expected.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())))?;
+    engine.load(|name, out| loaded.read_into(name, out))?;
+    Ok((loaded.state.step, loaded.state.counters.clone()))
+}
+
+struct Run<'a> {
+    cfg: &'a TrainConfig,
+    folder: RunFolder,
+    checkpoints: Checkpoints,
+    engine: Engine,
+    loader: Loader,
+    probe: Option<Probe>,
+    metrics: MetricsLog,
+    events: EventWriter,
+    guard: FiniteGuard,
+    alarm: CollapseAlarm,
+    progress: Progress,
+    schedule: Schedule,
+    configs: Vec<StepConfig>,
+    micro_steps: u64,
+    /// Completed updates.
+    step: u64,
+    /// Training time and images of this process.
+    seconds: f64,
+    images: u64,
+    warnings: Vec<String>,
+}
+
+impl Run<'_> {
+    fn announce(&mut self, resume: bool, start: u64) {
+        let parameters = self.engine.student().parameter_count();
+        let arena = self.engine.largest_plan().map_or(0, |p| p.arena_bytes as u64);
+        let mut lines = vec![format!(
+            "{}: {} parameters, {} view geometries, activations {}, run folder {}",
+            self.engine.backend().name(),
+            crate::report::table::human_count(parameters as u64),
+            self.configs.len(),
+            crate::report::table::human_bytes(arena),
+            self.folder.path().display(),
+        )];
+        if resume {
+            lines.push(format!("resumed after step {start}"));
+        }
+        lines.extend(self.loader.notes().iter().cloned());
+        lines.extend(self.warnings.iter().map(|w| format!("warning: {w}")));
+        lines.iter().for_each(|l| self.progress.println(l));
+    }
+
+    fn go(&mut self, start: u64, interrupt: &Interrupt) -> Result<Outcome> {
+        let mut last_probe = None;
+        if start == 0 && self.probe.is_some() {
+            last_probe = Some((0, self.probe()?));
+        }
+        self.progress.resume_clock();
+        while self.step < self.schedule.steps && !interrupt.requested() {
+            self.one_step()?;
+            let due = |every: u64| every > 0 && self.step.is_multiple_of(every);
+            let (checkpoint, probe) = (due(self.cfg.run.checkpoint_every), due(self.cfg.run.probe_every));
+            if checkpoint && self.step < self.schedule.steps {
+                self.save()?;
+            }
+            if probe && self.probe.is_some() {
+                last_probe = Some((self.step, self.probe()?));
+            }
+            self.progress.resume_clock();
+        }
+        if self.step > start || start == 0 {
+            self.save()?;
+        }
+        let interrupted = self.step < self.schedule.steps;
+        if !interrupted && self.probe.is_some() && last_probe.as_ref().is_none_or(|(s, _)| *s != self.step) {
+            last_probe = Some((self.step, self.probe()?));
+        }
+        self.list_skipped_images();
+        let outcome = Outcome {
+            steps: self.step,
+            interrupted,
+            seconds: self.seconds,
+            images_per_second: if self.seconds > 0.0 { self.images as f64 / self.seconds } else { 0.0 },
+            skipped_steps: self.guard.total(),
+            warnings: self.warnings.clone(),
+        };
+        let source = sources::training_source(self.cfg)?;
+        let last = last_probe.as_ref().map(|(_, result)| result);
+        summary::write(&summary::Inputs {
+            cfg: self.cfg,
+            folder: &self.folder,
+            outcome: &outcome,
+            probe: self.probe.as_ref().zip(last),
+            source,
+            step_config: &self.configs[0],
+        }, &mut self.engine)?;
+        Ok(outcome)
+    }
+
+    /// One update, from the batches to the log.
+    fn one_step(&mut self) -> Result<()> {
+        let began = Instant::now();
+        let (mut mean, mut names) = (Losses::default(), Vec::new());
+        let mut bucket = 0;
+        for micro in 0..self.micro_steps {
+            let batch = self.loader.next()?;
+            let index = self.step * self.micro_steps + micro;
+            bucket = self.loader.planner().bucket(self.cfg.data.seed, index);
+            let point = self.point(micro);
+            let losses = self.engine.micro_step(bucket, &batch, &point)?;
+            mean = mix(mean, losses, micro);
+            names.extend(batch.names.iter().cloned());
+            self.loader.recycle(batch);
+        }
+        let health = self.engine.update(bucket)?;
+        let images = names.len();
+        let seconds = began.elapsed().as_secs_f64();
+        self.seconds += seconds;
+        self.images += images as u64;
+        let lr = self.schedule.lr_at(self.step);
+        self.step += 1;
+        if let Verdict::Skip { in_a_row } = self.guard.observe(self.step, health.finite, &names)? {
+            self.progress.println(&format!(
+                "step {} skipped: loss or gradient is not finite ({in_a_row} in a row); its images are listed in {}",
+                self.step,
+                self.folder.skipped_steps().display()
+            ));
+        }
+        self.watch(&mean);
+        let mut shown = vec![("loss", mean.total)];
+        shown.extend(mean.parts.iter().copied());
+        self.progress.step(&StepReport { step: self.step, images, losses: &shown, lr });
+        if self.step.is_multiple_of(self.cfg.run.log_every.max(1)) || self.step == self.schedule.steps {
+            self.log(&mean, &health, lr, images as f64 / seconds.max(1e-9))?;
+        }
+        Ok(())
+    }
+
+    fn point(&self, micro: u64) -> StepPoint {
+        StepPoint {
+            t: self.step + 1,
+            learning_rate: self.schedule.lr_at(self.step),
+            weight_decay: self.schedule.weight_decay_at(self.step),
+            momentum: self.schedule.ema_momentum_at(self.step),
+            teacher_temp: self.cfg.optim.teacher_temp,
+            betas: self.cfg.optim.betas,
+            micro_step: micro as usize,
+            micro_steps: self.micro_steps as usize,
+        }
+    }
+
+    /// The collapse alarm.
+    fn watch(&mut self, losses: &Losses) {
+        let Some(stats) = losses.statistics.map(|s| self.collapse_stats(s)) else { return };
+        for (_, message) in self.alarm.observe(self.step, 1, &stats) {
+            self.progress.println(&format!("warning: {message}"));
+            self.warnings.push(format!("step {}: {message}", self.step));
+        }
+    }
+
+    fn collapse_stats(&self, [sample, mean, spread]: [f64; 3]) -> CollapseStats {
+        let (k, rows) = (self.cfg.csm.prototypes, 2 * self.cfg.optim.batch);
+        CollapseStats {
+            sample_entropy: sample / (k.max(2) as f64).ln(),
+            mean_entropy: mean / (rows.min(k).max(2) as f64).ln(),
+            spread,
+        }
+    }
+
+    fn log(&mut self, losses: &Losses, health: &Health, lr: f64, images_per_second: f64) -> Result<()> {
+        let mut values: Vec<(String, f64)> = vec![("loss/total".into(), losses.total)];
+        values.extend(losses.parts.iter().map(|(name, v)| (format!("loss/{name}"), *v)));
+        values.push(("schedule/lr".into(), lr));
+        values.push(("schedule/ema_momentum".into(), self.schedule.ema_momentum_at(self.step - 1)));
+        values.push(("health/grad_norm".into(), health.grad_norm));
+        if let Some(s) = losses.statistics.map(|s| self.collapse_stats(s)) {
+            values.push(("health/sample_entropy".into(), s.sample_entropy));
+            values.push(("health/mean_entropy".into(), s.mean_entropy));
+            values.push(("health/spread".into(), s.spread));
+        }
+        values.push(("speed/images_per_second".into(), images_per_second));
+        self.record(&values)
+    }
+
+    /// One line of `metrics.jsonl` and one point of every TensorBoard chart.
+    fn record(&mut self, values: &[(String, f64)]) -> Result<()> {
+        let mut line = Map::new();
+        line.insert("step".into(), json!(self.step));
+        for (tag, value) in values {
+            // JSON has no NaN; null says that the value was not finite.
+            line.insert(tag.clone(), if value.is_finite() { json!(value) } else { Value::Null });
+            self.events.scalar(tag, self.step, *value as f32)?;
+        }
+        self.metrics.write(&line)?;
+        self.events.flush()
+    }
+
+    fn probe(&mut self) -> Result<ProbeResult> {
+        let Some(probe) = &self.probe else { return Err(Error::invariant("the loop", "there is no probe")) };
+        let result = probe.run(&mut self.engine)?;
+        let m = result.metrics;
+        self.progress.println(&format!(
+            "probe at step {}: mAP {:.2} %, rank-1 {:.2} % ({} queries)",
+            self.step,
+            100.0 * m.map,
+            100.0 * m.rank1,
+            m.valid_queries
+        ));
+        self.record(&[("probe/map".into(), m.map), ("probe/rank1".into(), m.rank1)])?;
+        Ok(result)
+    }
+
+    fn save(&mut self) -> Result<()> {
+        self.metrics.sync()?;
+        let per_epoch = self.loader.steps_per_epoch().max(1);
+        let state = RunState {
+            step: self.step,
+            epoch: self.step * self.micro_steps / per_epoch,
+            seed: self.cfg.data.seed,
+            config_hash: self.cfg.fingerprint()?,
+            engine_version: env!("CARGO_PKG_VERSION").into(),
+            counters: BTreeMap::from([("skipped_steps".into(), self.guard.total())]),
+            history: Value::Null,
+        };
+        let tensors = self.engine.state()?;
+        let views: Vec<TensorView<'_>> =
+            tensors.iter().map(|(name, shape, data)| TensorView { name, shape, data }).collect();
+        let saved = self.checkpoints.save(&state, &views)?;
+        for w in saved.warnings {
+            self.progress.println(&format!("warning: {w}"));
+            self.warnings.push(w);
+        }
+        Ok(())
+    }
+
+    fn list_skipped_images(&mut self) {
+        let skipped = self.loader.skipped();
+        if !skipped.is_empty() {
+            let mut message = format!("{} images could not be used:", skipped.len());
+            skipped.iter().take(20).for_each(|(name, why)| message.push_str(&format!("\n  {name}: {why}")));
+            if skipped.len() > 20 {
+                message.push_str(&format!("\n  and {} more", skipped.len() - 20));
+            }
+            self.progress.println(&message);
+            self.warnings.push(message);
+        }
+    }
+}
+
+/// The running mean of losses over `n` earlier micro steps and one more.
+fn mix(mean: Losses, next: Losses, n: u64) -> Losses {
+    if n == 0 {
+        return next;
+    }
+    let w = 1.0 / (n as f64 + 1.0);
+    let blend = |a: f64, b: f64| a + (b - a) * w;
+    Losses {
+        total: blend(mean.total, next.total),
+        parts: mean.parts.iter().zip(&next.parts).map(|(a, b)| (a.0, blend(a.1, b.1))).collect(),
+        statistics: mean.statistics.zip(next.statistics).map(|(a, b)| [0, 1, 2].map(|i| blend(a[i], b[i]))),
+    }
+}

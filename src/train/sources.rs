@@ -1,0 +1,139 @@
+//! Where a run's images come from: a folder or list of the user's, or synthetic persons.
+
+use super::config::TrainConfig;
+use crate::data::decode::load_file;
+use crate::data::market::RetrievalSet;
+use crate::data::source::{ImageSource, open_source};
+use crate::data::synth::{SynthConfig, SynthPersons};
+use crate::error::{Error, Result};
+use image::RgbImage;
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+
+/// Synthetic pictures kept in memory after they were drawn; drawing one takes milliseconds.
+const KEPT: usize = 4096;
+
+/// Held-out identities of the default probe.
+const PROBE_IDENTITIES: usize = 48;
+
+/// Synthetic persons as a source of images; the first [`KEPT`] pictures stay in memory once drawn.
+pub struct SynthSource {
+    persons: SynthPersons,
+    drawn: Vec<OnceLock<RgbImage>>,
+}
+
+impl SynthSource {
+    pub fn new(config: SynthConfig) -> Result<Self> {
+        let persons = SynthPersons::new(config)?;
+        let drawn = (0..persons.len().min(KEPT)).map(|_| OnceLock::new()).collect();
+        Ok(SynthSource { persons, drawn })
+    }
+}
+
+impl ImageSource for SynthSource {
+    fn len(&self) -> usize {
+        self.persons.len()
+    }
+    fn name(&self, i: usize) -> String {
+        format!("synthetic/{}", self.persons.name(i))
+    }
+    fn load(&self, i: usize) -> Result<RgbImage> {
+        Ok(match self.drawn.get(i) {
+            Some(cell) => cell.get_or_init(|| self.persons.image(i)).clone(),
+            None => self.persons.image(i),
+        })
+    }
+}
+
+/// Image files named one by one.
+struct Files(Vec<PathBuf>);
+
+impl ImageSource for Files {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+    fn name(&self, i: usize) -> String {
+        self.0[i].display().to_string()
+    }
+    fn load(&self, i: usize) -> Result<RgbImage> {
+        load_file(&self.0[i])
+    }
+}
+
+/// The images to train on.
+///
+/// # Errors
+/// Those of [`open_source`]; a synthetic set that is out of range.
+pub fn training_source(cfg: &TrainConfig) -> Result<Arc<dyn ImageSource>> {
+    match &cfg.data.path {
+        Some(path) => Ok(Arc::from(open_source(path)?)),
+        None => Ok(Arc::new(SynthSource::new(synthetic(cfg, 0, cfg.data.synth.identities))?)),
+    }
+}
+
+fn synthetic(cfg: &TrainConfig, first_identity: usize, identities: usize) -> SynthConfig {
+    let s = &cfg.data.synth;
+    SynthConfig {
+        seed: cfg.data.seed,
+        identities,
+        first_identity,
+        images_per_identity: s.images_per_identity,
+        cameras: s.cameras,
+        ..SynthConfig::default()
+    }
+}
+
+/// Labelled images for retrieval, split into queries and gallery.
+pub struct ProbeSet {
+    pub source: Arc<dyn ImageSource>,
+    pub identities: Vec<i64>,
+    pub cameras: Vec<i64>,
+    /// Indices into the source.
+    pub query: Vec<usize>,
+    pub gallery: Vec<usize>,
+}
+
+/// The images that the frozen features are tried on: the folder `run.probe`, or with synthetic data persons of identities
+/// that are not trained on, seen by the same cameras; None without either.
+///
+/// # Errors
+/// Those of [`RetrievalSet::open`].
+pub fn probe_set(cfg: &TrainConfig) -> Result<Option<ProbeSet>> {
+    if cfg.run.probe_every == 0 {
+        return Ok(None);
+    }
+    match (&cfg.run.probe, &cfg.data.path) {
+        (Some(folder), _) => labelled(RetrievalSet::open(folder)?).map(Some),
+        (None, Some(_)) => Ok(None),
+        (None, None) => held_out(cfg).map(Some),
+    }
+}
+
+fn labelled(set: RetrievalSet) -> Result<ProbeSet> {
+    // A flat folder lists its images on both sides: each is read once.
+    let mut all: Vec<_> = set.query.iter().chain(&set.gallery).cloned().collect();
+    all.sort_by(|a, b| a.path.cmp(&b.path));
+    all.dedup_by(|a, b| a.path == b.path);
+    let find = |path: &PathBuf| {
+        all.binary_search_by(|l| l.path.cmp(path)).map_err(|_| Error::invariant("probe", "an image is lost"))
+    };
+    Ok(ProbeSet {
+        query: set.query.iter().map(|l| find(&l.path)).collect::<Result<_>>()?,
+        gallery: set.gallery.iter().map(|l| find(&l.path)).collect::<Result<_>>()?,
+        identities: all.iter().map(|l| l.identity).collect(),
+        cameras: all.iter().map(|l| l.camera).collect(),
+        source: Arc::new(Files(all.into_iter().map(|l| l.path).collect())),
+    })
+}
+
+fn held_out(cfg: &TrainConfig) -> Result<ProbeSet> {
+    let source = SynthSource::new(synthetic(cfg, cfg.data.synth.identities, PROBE_IDENTITIES))?;
+    let label = |x: usize| x as i64;
+    let identities: Vec<i64> = (0..source.len()).map(|i| label(source.persons.identity_of(i))).collect();
+    let cameras: Vec<i64> = (0..source.len()).map(|i| label(source.persons.camera_of(i))).collect();
+    // As Market-1501: one query per identity and camera, everything else is gallery.
+    let mut seen = BTreeSet::new();
+    let (query, gallery) = (0..source.len()).partition(|&i| seen.insert((identities[i], cameras[i])));
+    Ok(ProbeSet { source: Arc::new(source), identities, cameras, query, gallery })
+}
