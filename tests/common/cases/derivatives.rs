@@ -1,0 +1,291 @@
+//! The cases of backward ops: each pairs the op with the forward op whose derivative it computes. Where the operands
+//! are those of the forward op, its cases are taken over.
+
+use super::table::{CONVS, GRIDS, MATRICES, cases, token_layouts, token_operands};
+use super::{Case, Derivative, Expected};
+use crate::common::reference::forward;
+use crate::common::tensor::{Gen, Input, Tensor};
+use saip_engine::ir::{ConvGeometry, Epilogue, Op, OpKind};
+
+/// Builds a case of backward op `op` with operands `inputs` from the derivative it stands for.
+fn case(name: impl Into<String>, op: Op, inputs: Vec<Input>, derivative: Derivative) -> Case {
+    Case { name: name.into(), op, inputs, expected: Expected::Derivative(derivative) }
+}
+
+/// The derivative of `op` at `at` in the inputs `wrt`, with random cotangents for its first output.
+fn derivative(g: &mut Gen, op: Op, at: Vec<Input>, wrt: &[usize]) -> Derivative {
+    let shape = forward(&op, &at)[0].shape.clone();
+    let cotangents = vec![g.normal(&shape).float().clone()];
+    Derivative { forward: Box::new(move |x| forward(&op, x)), at, cotangents, wrt: wrt.to_vec(), plus: None }
+}
+
+/// The cotangent as an operand.
+fn dy(d: &Derivative) -> Input {
+    d.cotangents[0].clone().into()
+}
+
+pub fn embed_tokens() -> Vec<Case> {
+    token_layouts()
+        .into_iter()
+        .map(|(layout, table, d)| {
+            let name = format!("{layout:?} D {d}");
+            let mut g = Gen::new(&format!("embed_tokens_backward/{name}"));
+            let at = token_operands(&mut g, &layout, table, d);
+            let keep = layout.kept.map(|_| at.last().expect("the index").clone());
+            let mut wrt = vec![0, 1];
+            let mut tables = Vec::new();
+            if layout.positions {
+                // The leading token's position has the gradient of the token itself.
+                for (v, view) in layout.views.iter().enumerate() {
+                    wrt.push(3 + v);
+                    tables.push(if layout.kept == Some(v) { table } else { view.tokens });
+                }
+            }
+            let derivative = derivative(&mut g, Op::EmbedTokens { layout: layout.clone() }, at, &wrt);
+            let inputs = [dy(&derivative)].into_iter().chain(keep).collect();
+            case(name, Op::EmbedTokensBackward { layout, tables }, inputs, derivative)
+        })
+        .collect()
+}
+
+pub fn resize_positions() -> Vec<Case> {
+    GRIDS
+        .into_iter()
+        .map(|(prefix, from, to, d)| {
+            let name = format!("{prefix}+{from:?}->{to:?} D {d}");
+            let mut g = Gen::new(&format!("resize_positions_backward/{name}"));
+            let at = vec![g.normal(&[prefix + from[0] * from[1], d])];
+            let derivative = derivative(&mut g, Op::ResizePositions { prefix, from, to }, at, &[0]);
+            let op = Op::ResizePositionsBackward { prefix, from, to };
+            case(name, op, vec![dy(&derivative)], derivative)
+        })
+        .collect()
+}
+
+/// `inner(gelu(x[0]), ...)` as one function.
+fn behind_gelu(inner: Op) -> Box<dyn Fn(&[Input]) -> Vec<Tensor>> {
+    Box::new(move |x| {
+        let mut x = x.to_vec();
+        x[0] = forward(&Op::Gelu, &x[..1]).swap_remove(0).into();
+        forward(&inner, &x)
+    })
+}
+
+pub fn linear_input() -> Vec<Case> {
+    let mut out = Vec::new();
+    for gelu in [false, true] {
+        for (m, k, n) in MATRICES {
+            let name = format!("{m}x{k}->{n} gelu {gelu}");
+            let mut g = Gen::new(&format!("linear_backward_input/{name}"));
+            let at = vec![g.normal(&[m, k]), g.scaled(&[n, k], 0.5), g.normal(&[n])];
+            let (x, w) = (at[0].clone(), at[1].clone());
+            let mut derivative = derivative(&mut g, Op::Linear { epilogue: Epilogue::None }, at, &[0]);
+            let mut inputs = vec![dy(&derivative), w];
+            if gelu {
+                derivative.forward = behind_gelu(Op::Linear { epilogue: Epilogue::None });
+                inputs.push(x);
+            }
+            out.push(case(name, Op::LinearBackwardInput { gelu }, inputs, derivative));
+        }
+    }
+    out
+}
+
+pub fn linear_weight() -> Vec<Case> {
+    let matrices = MATRICES.into_iter().map(|(m, k, n)| (m, k, vec![n, k]));
+    matrices
+        .chain([(3, 48, vec![2, 3, 4, 4])])
+        .map(|(m, k, weight)| {
+            let name = format!("{m}x{k} weight {weight:?}");
+            let mut g = Gen::new(&format!("linear_backward_weight/{name}"));
+            let at = vec![g.normal(&[m, k]), g.scaled(&weight, 0.5), g.normal(&weight[..1])];
+            let x = at[0].clone();
+            let derivative = derivative(&mut g, Op::Linear { epilogue: Epilogue::None }, at, &[1, 2]);
+            case(name, Op::LinearBackwardWeight { weight }, vec![dy(&derivative), x], derivative)
+        })
+        .collect()
+}
+
+pub fn gelu() -> Vec<Case> {
+    cases(OpKind::Gelu)
+        .into_iter()
+        .map(|c| {
+            let mut g = Gen::new(&format!("gelu_backward/{}", c.name));
+            let x = c.inputs[0].clone();
+            let derivative = derivative(&mut g, Op::Gelu, c.inputs, &[0]);
+            case(c.name, Op::GeluBackward, vec![dy(&derivative), x], derivative)
+        })
+        .collect()
+}
+
+pub fn layer_norm() -> Vec<Case> {
+    let mut out = Vec::new();
+    for residual in [false, true] {
+        for c in cases(OpKind::LayerNorm) {
+            let name = format!("{} residual {residual}", c.name);
+            let mut g = Gen::new(&format!("layer_norm_backward/{name}"));
+            let (stats, at) = (forward(&c.op, &c.inputs), c.inputs);
+            let mut derivative = derivative(&mut g, c.op, at.clone(), &[0, 1, 2]);
+            let [x, gamma, _] = <[Input; 3]>::try_from(at).expect("three operands");
+            // Statistics in full precision: the backward op receives what the forward op computed.
+            let mut inputs =
+                vec![dy(&derivative), x, gamma, stats[1].clone().into(), stats[2].clone().into()];
+            if residual {
+                let r = g.normal(inputs[0].shape());
+                derivative.plus = Some(r.float().clone());
+                inputs.push(r);
+            }
+            out.push(case(name, Op::LayerNormBackward { residual }, inputs, derivative));
+        }
+    }
+    out
+}
+
+pub fn attention() -> Vec<Case> {
+    cases(OpKind::Attention)
+        .into_iter()
+        .map(|c| {
+            let mut g = Gen::new(&format!("attention_backward/{}", c.name));
+            let (y, operands) = (forward(&c.op, &c.inputs), c.inputs.clone());
+            let wrt: Vec<usize> = (0..operands.len()).collect();
+            let Op::Attention { heads, layout, segments } = c.op.clone() else {
+                unreachable!("an attention case")
+            };
+            let derivative = derivative(&mut g, c.op, c.inputs, &wrt);
+            let mut inputs = vec![dy(&derivative), y[0].clone().into(), y[1].clone().into()];
+            inputs.extend(operands);
+            case(c.name, Op::AttentionBackward { heads, layout, segments }, inputs, derivative)
+        })
+        .collect()
+}
+
+pub fn restore_tokens() -> Vec<Case> {
+    cases(OpKind::RestoreTokens)
+        .into_iter()
+        .map(|c| {
+            let mut g = Gen::new(&format!("restore_tokens_backward/{}", c.name));
+            let keep = c.inputs[1].clone();
+            let derivative = derivative(&mut g, c.op, c.inputs, &[0, 2, 3]);
+            case(c.name, Op::RestoreTokensBackward, vec![dy(&derivative), keep], derivative)
+        })
+        .collect()
+}
+
+/// A convolution's name, geometry and operands.
+fn convs(prefix: &str) -> Vec<(String, ConvGeometry, Vec<Input>)> {
+    CONVS
+        .into_iter()
+        .map(|(batch, height, width, c, o, kernel)| {
+            let geometry = ConvGeometry { batch, height, width, kernel };
+            let name = format!("{batch}x{height}x{width} {c}->{o} k {kernel}");
+            let mut g = Gen::new(&format!("{prefix}/{name}"));
+            let w = g.scaled(&[o, c, kernel, kernel], 0.3);
+            (name, geometry, vec![g.normal(&[geometry.rows(), c]), w, g.normal(&[o])])
+        })
+        .collect()
+}
+
+pub fn conv2d_input() -> Vec<Case> {
+    let mut out = Vec::new();
+    for gelu in [false, true] {
+        for (name, geometry, at) in convs("conv2d_backward_input") {
+            let name = format!("{name} gelu {gelu}");
+            let mut g = Gen::new(&name);
+            let (x, w) = (at[0].clone(), at[1].clone());
+            let conv = Op::Conv2d { geometry, epilogue: Epilogue::None };
+            let mut derivative = derivative(&mut g, conv.clone(), at, &[0]);
+            let mut inputs = vec![dy(&derivative), w];
+            if gelu {
+                derivative.forward = behind_gelu(conv);
+                inputs.push(x);
+            }
+            out.push(case(name, Op::Conv2dBackwardInput { geometry, gelu }, inputs, derivative));
+        }
+    }
+    out
+}
+
+pub fn conv2d_weight() -> Vec<Case> {
+    convs("conv2d_backward_weight")
+        .into_iter()
+        .map(|(name, geometry, at)| {
+            let mut g = Gen::new(&name);
+            let x = at[0].clone();
+            let derivative =
+                derivative(&mut g, Op::Conv2d { geometry, epilogue: Epilogue::None }, at, &[1, 2]);
+            case(name, Op::Conv2dBackwardWeight { geometry }, vec![dy(&derivative), x], derivative)
+        })
+        .collect()
+}
+
+pub fn dynamic_conv() -> Vec<Case> {
+    cases(OpKind::DynamicConv)
+        .into_iter()
+        .map(|c| {
+            let mut g = Gen::new(&format!("dynamic_conv_backward/{}", c.name));
+            let Op::DynamicConv { tokens } = c.op else { unreachable!("a dynamic_conv case") };
+            let operands = c.inputs.clone();
+            let derivative = derivative(&mut g, c.op, c.inputs, &[0, 1]);
+            let inputs = [dy(&derivative)].into_iter().chain(operands).collect();
+            case(c.name, Op::DynamicConvBackward { tokens }, inputs, derivative)
+        })
+        .collect()
+}
+
+pub fn l2_normalize() -> Vec<Case> {
+    cases(OpKind::L2Normalize)
+        .into_iter()
+        .map(|c| {
+            let mut g = Gen::new(&format!("l2_normalize_backward/{}", c.name));
+            let Op::L2Normalize { eps } = c.op else { unreachable!("an l2_normalize case") };
+            let y = forward(&c.op, &c.inputs);
+            let derivative = derivative(&mut g, c.op, c.inputs, &[0]);
+            // eps itself must survive the conversion: a row is clamped where its norm equals it.
+            let inputs = vec![dy(&derivative), y[0].clone().into(), y[1].clone().into()];
+            case(c.name, Op::L2NormalizeBackward { eps }, inputs, derivative)
+        })
+        .collect()
+}
+
+pub fn prototype_cross_entropy() -> Vec<Case> {
+    cases(OpKind::PrototypeCrossEntropy)
+        .into_iter()
+        .map(|c| {
+            let mut g = Gen::new(&format!("prototype_cross_entropy_backward/{}", c.name));
+            let Op::PrototypeCrossEntropy { batch } = c.op else { unreachable!("a cross-entropy case") };
+            let (y, operands) = (forward(&c.op, &c.inputs), c.inputs.clone());
+            let derivative = derivative(&mut g, c.op, c.inputs, &[0, 1]);
+            let mut inputs = vec![dy(&derivative)];
+            inputs.extend(operands);
+            inputs.extend([y[1].clone().into(), y[2].clone().into()]);
+            case(c.name, Op::PrototypeCrossEntropyBackward { batch }, inputs, derivative)
+        })
+        .collect()
+}
+
+pub fn masked_mse() -> Vec<Case> {
+    cases(OpKind::MaskedMse)
+        .into_iter()
+        .map(|c| {
+            let mut g = Gen::new(&format!("masked_mse_backward/{}", c.name));
+            let operands = c.inputs.clone();
+            let derivative = derivative(&mut g, c.op, c.inputs, &[0]);
+            let inputs = [dy(&derivative)].into_iter().chain(operands).collect();
+            case(c.name, Op::MaskedMseBackward, inputs, derivative)
+        })
+        .collect()
+}
+
+pub fn bce_with_logits() -> Vec<Case> {
+    cases(OpKind::BceWithLogits)
+        .into_iter()
+        .map(|c| {
+            let mut g = Gen::new(&format!("bce_with_logits_backward/{}", c.name));
+            let Op::BceWithLogits { groups } = c.op else { unreachable!("a bce_with_logits case") };
+            let operands = c.inputs.clone();
+            let derivative = derivative(&mut g, c.op, c.inputs, &[0]);
+            let inputs = [dy(&derivative)].into_iter().chain(operands).collect();
+            case(c.name, Op::BceWithLogitsBackward { groups }, inputs, derivative)
+        })
+        .collect()
+}

@@ -1,0 +1,169 @@
+//! How far a correct computation may be from the reference: `growth(longest sum) * eps * magnitude`, where magnitude is
+//! the sum of the absolute values of the terms where the op is a sum of products, and the size of the largest
+//! intermediate elsewhere.
+
+use crate::common::check::growth;
+use crate::common::reference::forward;
+use crate::common::tensor::{Input, Tensor};
+use saip_engine::ir::{AttentionLayout, Epilogue, Op, Scalar};
+
+/// Number of terms in the longest sum inside the op.
+pub fn longest_sum(op: &Op, x: &[Input]) -> usize {
+    let rows = |i: usize| x[i].shape().iter().rev().skip(1).product::<usize>();
+    let cols = |i: usize| *x[i].shape().last().unwrap_or(&1);
+    let count = |i: usize| x[i].shape().iter().product::<usize>();
+    match op {
+        Op::PatchRows { .. }
+        | Op::EmbedTokens { .. }
+        | Op::Gelu
+        | Op::GeluBackward
+        | Op::Add
+        | Op::Scale { .. }
+        | Op::Fill { .. }
+        | Op::ScaleSegments { .. }
+        | Op::SelectRows { .. }
+        | Op::ScatterRows { .. }
+        | Op::GatherTokens { .. }
+        | Op::ScatterTokens { .. }
+        | Op::RestoreTokens
+        | Op::AddPositions
+        | Op::MaskedMseBackward
+        | Op::BceWithLogitsBackward { .. }
+        | Op::AccumulateGrads
+        | Op::AdamW { .. } => 1,
+        Op::EmbedTokensBackward { .. } | Op::RestoreTokensBackward | Op::SumImages { .. } => rows(0),
+        Op::ResizePositions { from, .. } => from[0] * from[1],
+        Op::ResizePositionsBackward { to, .. } => to[0] * to[1],
+        Op::Linear { .. } | Op::L2Normalize { .. } | Op::L2NormalizeBackward { .. } => cols(0),
+        Op::DynamicConv { .. } => cols(0),
+        Op::LinearBackwardInput { .. } => cols(0),
+        Op::LinearBackwardWeight { .. } | Op::Conv2dBackwardWeight { .. } => rows(0),
+        Op::LayerNorm { .. } => cols(0),
+        Op::LayerNormBackward { .. } => rows(0).max(cols(0)),
+        Op::Attention { heads, layout, segments } => {
+            let d = if *layout == AttentionLayout::Packed { cols(0) / 3 } else { cols(0) };
+            segments.largest().1.max(d / heads)
+        }
+        Op::AttentionBackward { heads, segments, .. } => {
+            segments.largest().0.max(segments.largest().1).max(cols(0) / heads) * segments.kv_groups
+        }
+        Op::Conv2d { .. } => count(1) / x[1].shape()[0],
+        Op::Conv2dBackwardInput { geometry, .. } => cols(0) * geometry.kernel * geometry.kernel,
+        Op::DynamicConvBackward { .. } => rows(0).max(cols(0)),
+        Op::PrototypeCrossEntropy { .. } => rows(0) * rows(1) + cols(0),
+        Op::PrototypeCrossEntropyBackward { .. } => rows(1) * rows(2) + cols(1),
+        Op::ExpertStatistics => rows(0) * rows(1) + cols(0) + count(5),
+        Op::CenterUpdate => rows(1) + cols(1),
+        Op::MaskedMse | Op::BceWithLogits { .. } | Op::GradHealth => count(0),
+        Op::WeightedSum { weights } => weights.len(),
+    }
+}
+
+fn absolute(x: &[Input]) -> Vec<Input> {
+    x.iter()
+        .map(|i| match i {
+            Input::Float(t) => t.map(f64::abs).into(),
+            Input::Index { .. } => i.clone(),
+        })
+        .collect()
+}
+
+/// Per output, the magnitude that roundoff is relative to.
+fn magnitudes(op: &Op, x: &[Input], outputs: &[Tensor]) -> Vec<Tensor> {
+    // Of the largest element of each output, at least `floor`.
+    let largest =
+        |floor: f64| -> Vec<Tensor> { outputs.iter().map(|o| o.map(|_| o.max_abs().max(floor))).collect() };
+    let temperature = |i: usize, s: Scalar| x[i].float().data[s as usize];
+    match op {
+        // Values are moved, not computed.
+        Op::PatchRows { .. }
+        | Op::Fill { .. }
+        | Op::SelectRows { .. }
+        | Op::ScatterRows { accumulate: false, .. }
+        | Op::GatherTokens { .. }
+        | Op::ScatterTokens { .. } => outputs.iter().map(|o| o.map(|_| 0.0)).collect(),
+        // Sums of products: the same op on absolute values.
+        Op::EmbedTokens { .. }
+        | Op::Add
+        | Op::ScaleSegments { .. }
+        | Op::ScatterRows { accumulate: true, .. }
+        | Op::RestoreTokens
+        | Op::AddPositions
+        | Op::SumImages { .. }
+        | Op::DynamicConv { .. }
+        | Op::AccumulateGrads
+        | Op::CenterUpdate
+        | Op::Linear { epilogue: Epilogue::None | Epilogue::Residual }
+        | Op::Conv2d { epilogue: Epilogue::None | Epilogue::Residual, .. } => forward(op, &absolute(x)),
+        Op::Scale { .. } => vec![outputs[0].map(f64::abs)],
+        // |gelu'| < 1.13.
+        Op::Linear { epilogue: Epilogue::Gelu } | Op::Conv2d { epilogue: Epilogue::Gelu, .. } => {
+            let y = forward(op, &absolute(x)).swap_remove(1);
+            vec![y.map(|v| 1.13 * v), y]
+        }
+        Op::WeightedSum { weights } => {
+            let sum = weights.iter().zip(x).map(|(w, l)| (w * l.float().data[0]).abs()).sum();
+            vec![Tensor::new([1], vec![sum])]
+        }
+        // The weights of a resampled row sum to 1 and their absolute values to less than 2.
+        Op::ResizePositions { .. } => vec![outputs[0].map(|_| 2.0 * x[0].float().max_abs())],
+        Op::Gelu => vec![x[0].float().map(f64::abs)],
+        // Errors of x - mean are relative to |x| and enlarged by rstd.
+        Op::LayerNorm { .. } => {
+            let (rstd, size) = (&outputs[2], x[0].float().max_abs());
+            let gamma = x[1].float().max_abs();
+            let d = x[0].float().cols();
+            let y = Tensor::from_fn(outputs[0].shape.clone(), |i| {
+                (size * rstd.data[i / d] * gamma).max(outputs[0].data[i].abs()) + x[2].float().max_abs()
+            });
+            let relative = rstd.map(|r| r * (1.0 + (size * r).powi(2) * 1e-2));
+            vec![y, outputs[1].map(|_| size), relative]
+        }
+        // The error of an exponent is relative to the largest score.
+        Op::Attention { .. } => {
+            let scores = 1.0 + outputs[1].max_abs();
+            let values = x.last().expect("an operand").float().max_abs();
+            vec![outputs[0].map(|_| values * scores), outputs[1].map(|_| scores)]
+        }
+        Op::L2Normalize { .. } => vec![outputs[0].map(f64::abs), outputs[1].clone()],
+        Op::PrototypeCrossEntropy { .. } => {
+            let (s, t) = (temperature(5, Scalar::StudentTemp), temperature(5, Scalar::TeacherTemp));
+            vec![
+                outputs[0].map(|v| (v + 1.0 / s) * (1.0 + 1.0 / t)),
+                outputs[1].map(|v| v.abs() + 1.0 / s),
+                outputs[2].map(|v| v.abs() + 1.0 / t),
+            ]
+        }
+        Op::ExpertStatistics => {
+            let t = temperature(3, Scalar::TeacherTemp);
+            vec![outputs[0].map(|v| (v.abs() + 1.0) / t)]
+        }
+        Op::MaskedMse | Op::BceWithLogits { .. } | Op::GradHealth => {
+            // Every output has its own size here.
+            outputs.iter().map(|o| o.map(|v| v.abs().max(1e-3))).collect()
+        }
+        Op::AdamW { .. } => largest(1.0),
+        Op::EmbedTokensBackward { .. }
+        | Op::ResizePositionsBackward { .. }
+        | Op::LinearBackwardInput { .. }
+        | Op::LinearBackwardWeight { .. }
+        | Op::GeluBackward
+        | Op::LayerNormBackward { .. }
+        | Op::AttentionBackward { .. }
+        | Op::RestoreTokensBackward
+        | Op::Conv2dBackwardInput { .. }
+        | Op::Conv2dBackwardWeight { .. }
+        | Op::DynamicConvBackward { .. }
+        | Op::L2NormalizeBackward { .. }
+        | Op::PrototypeCrossEntropyBackward { .. }
+        | Op::MaskedMseBackward
+        | Op::BceWithLogitsBackward { .. } => {
+            panic!("{} has no reference of its own", op.name())
+        }
+    }
+}
+
+pub fn tolerances(op: &Op, x: &[Input], outputs: &[Tensor], eps: f64) -> Vec<Tensor> {
+    let factor = eps * growth(longest_sum(op, x));
+    magnitudes(op, x, outputs).iter().map(|m| m.map(|v| v * factor)).collect()
+}

@@ -1,0 +1,75 @@
+//! A naive f64 reference of every op that is not the derivative of another, written from the op's definition: plain
+//! loops, nothing shared with the engine. Derivatives have no reference of their own; they are checked against central
+//! differences of these functions.
+
+mod dense;
+mod layout;
+mod losses;
+mod optim;
+
+use dense::gelu;
+
+use super::tensor::{Input, Tensor};
+use saip_engine::ir::Op;
+
+/// The op's outputs.
+pub fn forward(op: &Op, x: &[Input]) -> Vec<Tensor> {
+    match op {
+        Op::PatchRows { kept } => vec![layout::patch_rows(x, *kept)],
+        Op::EmbedTokens { layout } => vec![layout::embed_tokens(x, layout)],
+        Op::ResizePositions { prefix, from, to } => {
+            vec![layout::resize_positions(x[0].float(), *prefix, *from, *to)]
+        }
+        Op::ScaleSegments { segments } => {
+            vec![layout::scale_segments(x[0].float(), x[1].float(), segments)]
+        }
+        Op::SelectRows { runs } => vec![layout::select_rows(x[0].float(), runs)],
+        Op::ScatterRows { runs, rows, accumulate } => {
+            vec![layout::scatter_rows(x[0].float(), accumulate.then(|| x[1].float()), runs, *rows)]
+        }
+        Op::GatherTokens { tokens } => vec![layout::gather_tokens(x, *tokens)],
+        Op::ScatterTokens { tokens } => vec![layout::scatter_tokens(x, *tokens)],
+        Op::RestoreTokens => vec![layout::restore_tokens(x)],
+        Op::AddPositions => vec![layout::add_positions(x[0].float(), x[1].float())],
+        Op::SumImages { tokens } => vec![layout::sum_images(x[0].float(), *tokens)],
+        Op::Linear { epilogue } => dense::epilogue(dense::linear(x), *epilogue, x),
+        Op::Conv2d { geometry, epilogue } => dense::epilogue(dense::conv2d(x, geometry), *epilogue, x),
+        Op::Gelu => vec![x[0].float().map(gelu)],
+        Op::Add => vec![dense::add(x[0].float(), x[1].float())],
+        Op::Scale { factor } => vec![x[0].float().map(|v| v * factor)],
+        Op::Fill { shape, value, .. } => vec![Tensor::from_fn(shape.clone(), |_| *value)],
+        Op::LayerNorm { eps } => dense::layer_norm(x, *eps),
+        Op::Attention { heads, layout, segments } => dense::attention(x, *heads, *layout, segments),
+        Op::DynamicConv { tokens } => vec![dense::dynamic_conv(x[0].float(), x[1].float(), *tokens)],
+        Op::L2Normalize { eps } => dense::l2_normalize(x[0].float(), *eps),
+        Op::PrototypeCrossEntropy { batch } => losses::prototype_cross_entropy(x, *batch),
+        Op::ExpertStatistics => vec![losses::expert_statistics(x)],
+        Op::CenterUpdate => vec![losses::center_update(x)],
+        Op::MaskedMse => vec![losses::masked_mse(x)],
+        Op::BceWithLogits { groups } => vec![losses::bce_with_logits(x[0].float(), x[1].float(), *groups)],
+        Op::WeightedSum { weights } => {
+            let sum = weights.iter().zip(x).map(|(w, l)| w * l.float().data[0]).sum();
+            vec![Tensor::new([1], vec![sum])]
+        }
+        Op::AccumulateGrads => vec![optim::accumulate_grads(x)],
+        Op::GradHealth => vec![optim::grad_health(x)],
+        Op::AdamW { segments } => optim::adamw(x, segments),
+        Op::EmbedTokensBackward { .. }
+        | Op::ResizePositionsBackward { .. }
+        | Op::LinearBackwardInput { .. }
+        | Op::LinearBackwardWeight { .. }
+        | Op::GeluBackward
+        | Op::LayerNormBackward { .. }
+        | Op::AttentionBackward { .. }
+        | Op::RestoreTokensBackward
+        | Op::Conv2dBackwardInput { .. }
+        | Op::Conv2dBackwardWeight { .. }
+        | Op::DynamicConvBackward { .. }
+        | Op::L2NormalizeBackward { .. }
+        | Op::PrototypeCrossEntropyBackward { .. }
+        | Op::MaskedMseBackward
+        | Op::BceWithLogitsBackward { .. } => {
+            panic!("{} is checked against central differences of its forward op", op.name())
+        }
+    }
+}

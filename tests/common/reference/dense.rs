@@ -1,0 +1,160 @@
+//! Linear algebra, normalisation and attention.
+
+use crate::common::tensor::{Input, Tensor};
+use saip_engine::ir::{AttentionLayout, ConvGeometry, Epilogue, Segments};
+
+pub fn gelu(x: f64) -> f64 {
+    x * 0.5 * libm::erfc(-x / std::f64::consts::SQRT_2)
+}
+
+pub fn log_sum_exp(x: &[f64]) -> f64 {
+    let max = x.iter().fold(f64::NEG_INFINITY, |m, &v| m.max(v));
+    max + x.iter().map(|v| (v - max).exp()).sum::<f64>().ln()
+}
+
+pub fn add(a: &Tensor, b: &Tensor) -> Tensor {
+    assert_eq!(a.data.len(), b.data.len());
+    Tensor::from_fn(a.shape.clone(), |i| a.data[i] + b.data[i])
+}
+
+/// What is stored for a result `y`, and `y` itself behind GELU.
+pub fn epilogue(y: Tensor, epilogue: Epilogue, x: &[Input]) -> Vec<Tensor> {
+    match epilogue {
+        Epilogue::None => vec![y],
+        Epilogue::Gelu => vec![y.map(gelu), y],
+        Epilogue::Residual => vec![add(x[3].float(), &y)],
+    }
+}
+
+/// `x w^T + b`; a weight of higher rank is `[N, everything else]`.
+pub fn linear(x: &[Input]) -> Tensor {
+    let (x, w, b) = (x[0].float(), x[1].float(), x[2].float());
+    let (m, k, n) = (x.rows(), x.cols(), w.shape[0]);
+    assert_eq!(w.data.len(), n * k);
+    Tensor::from_fn([m, n], |i| {
+        let (r, c) = (i / n, i % n);
+        let mut sum = b.data[c];
+        for j in 0..k {
+            sum += x.data[r * k + j] * w.data[c * k + j];
+        }
+        sum
+    })
+}
+
+/// Cross-correlation with zero padding that keeps the size; rows are `(image, y, x)`, columns channels.
+pub fn conv2d(x: &[Input], g: &ConvGeometry) -> Tensor {
+    let (x, w, b) = (x[0].float(), x[1].float(), x[2].float());
+    let (o, c, k, half) = (w.shape[0], w.shape[1], g.kernel, g.kernel as isize / 2);
+    let mut out = Tensor::zeros([g.batch * g.height * g.width, o]);
+    for image in 0..g.batch {
+        for py in 0..g.height {
+            for px in 0..g.width {
+                for oc in 0..o {
+                    let mut sum = b.data[oc];
+                    for (ky, kx) in (0..k).flat_map(|ky| (0..k).map(move |kx| (ky, kx))) {
+                        let (sy, sx) = (py as isize + ky as isize - half, px as isize + kx as isize - half);
+                        if sy < 0 || sx < 0 || sy >= g.height as isize || sx >= g.width as isize {
+                            continue;
+                        }
+                        let row = (image * g.height + sy as usize) * g.width + sx as usize;
+                        for ic in 0..c {
+                            sum += x.data[row * c + ic] * w.data[((oc * c + ic) * k + ky) * k + kx];
+                        }
+                    }
+                    out.data[((image * g.height + py) * g.width + px) * o + oc] = sum;
+                }
+            }
+        }
+    }
+    out
+}
+
+/// `y`, `mean`, `1 / sqrt(biased variance + eps)`.
+pub fn layer_norm(x: &[Input], eps: f64) -> Vec<Tensor> {
+    let (x, gamma, beta) = (x[0].float(), x[1].float(), x[2].float());
+    let (m, d) = (x.rows(), x.cols());
+    let (mut y, mut means, mut rstds) = (Tensor::zeros([m, d]), Tensor::zeros([m]), Tensor::zeros([m]));
+    for r in 0..m {
+        let mean = x.row(r).iter().sum::<f64>() / d as f64;
+        let var = x.row(r).iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / d as f64;
+        let rstd = 1.0 / (var + eps).sqrt();
+        for c in 0..d {
+            y.data[r * d + c] = (x.data[r * d + c] - mean) * rstd * gamma.data[c] + beta.data[c];
+        }
+        (means.data[r], rstds.data[r]) = (mean, rstd);
+    }
+    vec![y, means, rstds]
+}
+
+/// First query row, queries, first key row and keys of every query segment.
+fn segment_rows(segments: &Segments) -> Vec<[usize; 4]> {
+    let lengths: Vec<(usize, usize)> =
+        segments.runs.iter().flat_map(|r| vec![(r.queries, r.keys); r.count]).collect();
+    let per_group = lengths.len() / segments.kv_groups;
+    let mut query = 0;
+    (0..lengths.len())
+        .map(|s| {
+            let key: usize = lengths[..s % per_group].iter().map(|l| l.1).sum();
+            let item = [query, lengths[s].0, key, lengths[s].1];
+            query += lengths[s].0;
+            item
+        })
+        .collect()
+}
+
+/// `softmax(q k^T / sqrt(D / heads)) v` inside each segment, and the log-sum-exp of the scaled scores.
+pub fn attention(x: &[Input], heads: usize, layout: AttentionLayout, segments: &Segments) -> Vec<Tensor> {
+    // (tensor, first column) of queries, keys and values, and the width.
+    let (q, k, v, d) = match layout {
+        AttentionLayout::Packed => {
+            let (t, d) = (x[0].float(), x[0].float().cols() / 3);
+            ((t, 0), (t, d), (t, 2 * d), d)
+        }
+        AttentionLayout::Separate => {
+            let (t, d) = (x[1].float(), x[0].float().cols());
+            ((x[0].float(), 0), (t, 0), (t, d), d)
+        }
+    };
+    let at = |(t, first): (&Tensor, usize), row: usize, col: usize| t.data[row * t.cols() + first + col];
+    let (width, rows) = (d / heads, segment_rows(segments));
+    let out_rows: usize = rows.iter().map(|s| s[1]).sum();
+    let (mut o, mut lse) = (Tensor::zeros([out_rows, d]), Tensor::zeros([out_rows, heads]));
+    for [query, queries, key, keys] in rows {
+        for h in 0..heads {
+            for i in 0..queries {
+                // Packed queries are the first rows of their segment's keys.
+                let source = if layout == AttentionLayout::Packed { key + i } else { query + i };
+                let scores: Vec<f64> = (0..keys)
+                    .map(|j| {
+                        let dot: f64 =
+                            (h * width..(h + 1) * width).map(|c| at(q, source, c) * at(k, key + j, c)).sum();
+                        dot / (width as f64).sqrt()
+                    })
+                    .collect();
+                let total = log_sum_exp(&scores);
+                lse.data[(query + i) * heads + h] = total;
+                for c in h * width..(h + 1) * width {
+                    o.data[(query + i) * d + c] =
+                        (0..keys).map(|j| (scores[j] - total).exp() * at(v, key + j, c)).sum();
+                }
+            }
+        }
+    }
+    vec![o, lse]
+}
+
+/// Every kernel against the features of its image, `row % images`.
+pub fn dynamic_conv(kernel: &Tensor, features: &Tensor, tokens: usize) -> Tensor {
+    let images = features.rows() / tokens;
+    Tensor::from_fn([kernel.rows(), tokens], |i| {
+        let (r, t) = (i / tokens, i % tokens);
+        let f = features.row((r % images) * tokens + t);
+        kernel.row(r).iter().zip(f).map(|(a, b)| a * b).sum()
+    })
+}
+
+pub fn l2_normalize(x: &Tensor, eps: f64) -> Vec<Tensor> {
+    let norm = Tensor::from_fn([x.rows()], |r| x.row(r).iter().map(|v| v * v).sum::<f64>().sqrt().max(eps));
+    let d = x.cols();
+    vec![Tensor::from_fn([x.rows(), d], |i| x.data[i] / norm.data[i / d]), norm]
+}

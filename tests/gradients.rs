@@ -1,0 +1,248 @@
+//! Automatic differentiation: for every differentiable op, the gradients of a scalar behind it, computed in f64 on the CPU
+//! by the graph that `ir::differentiate` makes, against central differences of the same graph's forward pass.
+
+mod common;
+
+use common::cases::{Case, cases};
+use common::check::{compare_gradients, probes};
+use common::runner::{Bench, Runner};
+use common::tensor::{Gen, Input};
+use saip_engine::Result;
+use saip_engine::backend::Backend;
+use saip_engine::cpu::CpuBackend;
+use saip_engine::ir::{self, Epilogue, Op, OpKind, ValueId};
+use saip_engine::tensor::DType;
+
+/// Operands in which the op can be differentiated. Exhaustive: a new op has to take a stand.
+fn differentiable(op: &Op, operands: usize) -> Vec<usize> {
+    match op {
+        Op::EmbedTokens { layout } => (0..operands - usize::from(layout.kept.is_some())).collect(),
+        Op::ResizePositions { .. }
+        | Op::Gelu
+        | Op::Add
+        | Op::Scale { .. }
+        | Op::LayerNorm { .. }
+        | Op::Attention { .. }
+        | Op::SelectRows { .. }
+        | Op::ScatterRows { .. }
+        | Op::AddPositions
+        | Op::SumImages { .. }
+        | Op::DynamicConv { .. }
+        | Op::L2Normalize { .. }
+        | Op::WeightedSum { .. } => (0..operands).collect(),
+        // Epilogues come from fusion, which follows differentiation.
+        Op::Linear { epilogue } | Op::Conv2d { epilogue, .. } => match epilogue {
+            Epilogue::None => (0..operands).collect(),
+            Epilogue::Gelu | Epilogue::Residual => vec![],
+        },
+        Op::ScaleSegments { .. }
+        | Op::GatherTokens { .. }
+        | Op::ScatterTokens { .. }
+        | Op::MaskedMse
+        | Op::BceWithLogits { .. } => vec![0],
+        Op::RestoreTokens => vec![0, 2, 3],
+        Op::PrototypeCrossEntropy { .. } => vec![0, 1],
+        // Pixels, constants, derivatives and what follows them.
+        Op::PatchRows { .. }
+        | Op::Fill { .. }
+        | Op::EmbedTokensBackward { .. }
+        | Op::ResizePositionsBackward { .. }
+        | Op::LinearBackwardInput { .. }
+        | Op::LinearBackwardWeight { .. }
+        | Op::GeluBackward
+        | Op::LayerNormBackward { .. }
+        | Op::AttentionBackward { .. }
+        | Op::RestoreTokensBackward
+        | Op::Conv2dBackwardInput { .. }
+        | Op::Conv2dBackwardWeight { .. }
+        | Op::DynamicConvBackward { .. }
+        | Op::L2NormalizeBackward { .. }
+        | Op::PrototypeCrossEntropyBackward { .. }
+        | Op::ExpertStatistics
+        | Op::CenterUpdate
+        | Op::MaskedMseBackward
+        | Op::BceWithLogitsBackward { .. }
+        | Op::AccumulateGrads
+        | Op::GradHealth
+        | Op::AdamW { .. } => vec![],
+    }
+}
+
+/// A random linear functional of `y`: every row against a row of its own (a dynamic convolution over one token), summed.
+fn functional(bench: &mut Bench, rng: &mut Gen, y: ValueId) -> Result<ValueId> {
+    let (rows, cols) = bench.graph.shape(y).as_matrix();
+    if (rows, cols) == (1, 1) {
+        return Ok(bench.push(&Op::WeightedSum { weights: vec![0.75] }, &[y])?[0]);
+    }
+    let kernel = bench.source(&rng.normal(&[rows, cols]));
+    let products = bench.push(&Op::DynamicConv { tokens: 1 }, &[kernel, y])?[0];
+    let sum = bench.push(&Op::SumImages { tokens: 1 }, &[products])?[0];
+    Ok(bench.push(&Op::WeightedSum { weights: vec![1.5] }, &[sum])?[0])
+}
+
+type Cpu = Runner<CpuBackend<f64>>;
+
+/// The op, a scalar behind it and, with `wrt`, its gradients, compiled: the runner, the sources, the loss, the gradients.
+fn compiled(case: &Case, wrt: Option<&[usize]>) -> Result<(Cpu, Vec<ValueId>, ValueId, Vec<ValueId>)> {
+    let backend = CpuBackend::<f64>::new(1)?;
+    let mut bench = Bench::new(backend.dtype());
+    let sources: Vec<ValueId> = case.inputs.iter().map(|x| bench.source(x)).collect();
+    let y = bench.push(&case.op, &sources)?[0];
+    let loss = functional(&mut bench, &mut Gen::new(&case.name), y)?;
+    let mut grads = vec![];
+    if let Some(wrt) = wrt {
+        let ids: Vec<ValueId> = wrt.iter().map(|&i| sources[i]).collect();
+        for (grad, id) in ir::differentiate(&mut bench.graph, loss, &ids)?.into_iter().zip(&ids) {
+            let grad = grad.expect("the loss depends on every one of them");
+            assert_eq!(
+                bench.graph.shape(grad).count(),
+                bench.graph.shape(*id).count(),
+                "{}: shape of a gradient",
+                case.name
+            );
+            bench.result(grad);
+            grads.push(grad);
+        }
+    }
+    bench.result(loss);
+    Ok((bench.compile(backend, CpuBackend::poison_arena)?, sources, loss, grads))
+}
+
+fn check_case(case: &Case, wrt: &[usize]) -> Result<(), String> {
+    let text = |e: saip_engine::Error| e.to_string();
+    let (mut forward, sources, loss, _) = compiled(case, None).map_err(text)?;
+    let mut value = |x: &[Input]| -> f64 {
+        for &i in wrt {
+            forward.set(sources[i], &x[i]).expect("a source");
+        }
+        forward.run().expect("runs");
+        forward.get(loss).expect("a result")[0]
+    };
+    let (mut backward, _, loss, grads) = compiled(case, Some(wrt)).map_err(text)?;
+    backward.run().map_err(text)?;
+    backward.check_guards()?;
+    let (plain, with_grads) = (value(&case.inputs), backward.get(loss).map_err(text)?[0]);
+    let same = (plain - with_grads).abs() <= 1e-12 * (1.0 + plain.abs());
+    if !same {
+        return Err(format!("the loss is {plain:e}, with its gradients {with_grads:e}"));
+    }
+    let got = grads.iter().map(|&g| backward.get(g).map_err(text)).collect::<Result<Vec<_>, _>>()?;
+    // The absolute part covers gradients that are 0 but for the rounding of the differences.
+    compare_gradients(&got, &probes(&case.name, &case.inputs, wrt, &mut value), 1e-6, 1e-9)
+}
+
+fn check(kind: OpKind) {
+    let mut checked = 0;
+    let mut failures = Vec::new();
+    for case in cases(kind) {
+        let wrt = differentiable(&case.op, case.inputs.len());
+        if wrt.is_empty() {
+            continue;
+        }
+        checked += 1;
+        let run = || check_case(&case, &wrt);
+        match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => failures.push(format!("  {}: {e}", case.name)),
+            Err(_) => failures.push(format!("  {}: panicked", case.name)),
+        }
+    }
+    assert!(checked > 0, "{} has no case to differentiate", kind.name());
+    assert!(
+        failures.is_empty(),
+        "{}: {} of {checked} cases fail\n{}",
+        kind.name(),
+        failures.len(),
+        failures.join("\n")
+    );
+}
+
+macro_rules! gradient_tests {
+    ($($test:ident: $kind:ident,)*) => {
+        $(#[test]
+        fn $test() {
+            check(OpKind::$kind);
+        })*
+
+        #[test]
+        fn every_differentiable_op_is_tested() {
+            let tested = [$(OpKind::$kind),*];
+            for kind in OpKind::ALL {
+                let has = cases(*kind).iter().any(|c| !differentiable(&c.op, c.inputs.len()).is_empty());
+                assert_eq!(tested.contains(kind), has, "{}", kind.name());
+            }
+        }
+    };
+}
+
+gradient_tests! {
+    embed_tokens: EmbedTokens,
+    resize_positions: ResizePositions,
+    linear: Linear,
+    gelu: Gelu,
+    add: Add,
+    scale: Scale,
+    scale_segments: ScaleSegments,
+    layer_norm: LayerNorm,
+    attention: Attention,
+    select_rows: SelectRows,
+    scatter_rows: ScatterRows,
+    gather_tokens: GatherTokens,
+    scatter_tokens: ScatterTokens,
+    restore_tokens: RestoreTokens,
+    add_positions: AddPositions,
+    sum_images: SumImages,
+    conv2d: Conv2d,
+    dynamic_conv: DynamicConv,
+    l2_normalize: L2Normalize,
+    prototype_cross_entropy: PrototypeCrossEntropy,
+    masked_mse: MaskedMse,
+    bce_with_logits: BceWithLogits,
+    weighted_sum: WeightedSum,
+}
+
+/// What cannot be differentiated says so instead of giving no gradient.
+#[test]
+fn ops_without_a_derivative_are_refused() {
+    for kind in OpKind::ALL {
+        for case in cases(*kind).into_iter().take(1) {
+            // Ops that have a derivative, and constants, which depend on nothing.
+            let has_derivative = !differentiable(&case.op, case.inputs.len()).is_empty();
+            if has_derivative || case.inputs.is_empty() {
+                continue;
+            }
+            let mut bench = Bench::new(DType::F64);
+            let sources: Vec<ValueId> = case.inputs.iter().map(|x| bench.source(x)).collect();
+            let y = bench.push(&case.op, &sources).expect("a case is well-formed")[0];
+            let loss = functional(&mut bench, &mut Gen::new("refused"), y).expect("any matrix has one");
+            match ir::differentiate(&mut bench.graph, loss, &sources[..1]) {
+                Ok(_) => panic!("{} was differentiated", kind.name()),
+                Err(e) => assert!(e.to_string().contains(kind.name()), "{}: {e}", kind.name()),
+            }
+        }
+    }
+}
+
+/// A value read twice receives the sum of both contributions; one that plays no part has no gradient.
+#[test]
+fn contributions_add_up() {
+    let backend = CpuBackend::<f64>::new(1).expect("starts");
+    let mut rng = Gen::new("contributions");
+    let mut bench = Bench::new(DType::F64);
+    let (x, other) = (bench.source(&rng.normal(&[4, 3])), bench.source(&rng.normal(&[4, 3])));
+    let twice = bench.push(&Op::Add, &[x, x]).expect("fits")[0];
+    let thrice = bench.push(&Op::Add, &[twice, x]).expect("fits")[0];
+    let kernel = rng.normal(&[4, 3]);
+    let k = bench.source(&kernel);
+    let rows = bench.push(&Op::DynamicConv { tokens: 1 }, &[k, thrice]).expect("fits")[0];
+    let loss = bench.push(&Op::SumImages { tokens: 1 }, &[rows]).expect("fits")[0];
+    let grads = ir::differentiate(&mut bench.graph, loss, &[x, other]).expect("differentiable");
+    assert_eq!(grads[1], None);
+    let grad = grads[0].expect("depends on x");
+    bench.result(grad);
+    let mut runner = bench.compile(backend, CpuBackend::poison_arena).expect("compiles");
+    runner.run().expect("runs");
+    for (g, k) in runner.get(grad).expect("a result").iter().zip(&kernel.float().data) {
+        assert!((g - 3.0 * k).abs() < 1e-14, "{g} {k}");
+    }
+}

@@ -1,0 +1,172 @@
+//! Every op of the CPU backend against the naive reference, and backward ops against central differences of it: in f64
+//! and f32, on one thread and several, outputs poisoned before the run and guard values around every tensor.
+
+mod common;
+#[path = "common/golden.rs"]
+mod golden;
+
+use common::cases::{Case, Expected, cases, in_place};
+use common::check::{EPS_F32, EPS_F64, compare, compare_gradients, growth};
+use common::runner::{constant, run_on_cpu};
+use common::tensor::{Tensor, scalars};
+use saip_engine::cpu::Real;
+use saip_engine::ir::{Op, OpKind};
+
+/// Runs all cases of an op and lists those that fail.
+fn check<T: Real>(kind: OpKind, eps: f64) {
+    let cases = cases(kind);
+    assert!(!cases.is_empty(), "{} has no case", kind.name());
+    let failures: Vec<String> = cases
+        .iter()
+        .filter_map(|c| check_case::<T>(c, eps).err().map(|e| format!("  {}: {e}", c.name)))
+        .collect();
+    assert!(
+        failures.is_empty(),
+        "{} in {}: {} of {} cases fail\n{}",
+        kind.name(),
+        T::DTYPE,
+        failures.len(),
+        cases.len(),
+        failures.join("\n")
+    );
+}
+
+fn check_case<T: Real>(case: &Case, eps: f64) -> Result<(), String> {
+    let run =
+        |threads| run_on_cpu::<T>(&case.op, &case.inputs, in_place(case.kind()), threads).map(|r| r.outputs);
+    let mut got = run(1)?;
+    let again = run(3)?;
+    let same = |a: &Vec<f64>, b: &Vec<f64>| a.iter().zip(b).all(|(x, y)| x.to_bits() == y.to_bits());
+    if !got.iter().zip(&again).all(|(a, b)| same(a, b)) {
+        return Err("one thread and three give different bits".into());
+    }
+    match &case.expected {
+        Expected::Reference => {
+            let want = case.reference(eps);
+            if got.len() != want.len() {
+                return Err(format!("{} outputs instead of {}", got.len(), want.len()));
+            }
+            for (slot, (g, (w, tolerance))) in got.iter().zip(&want).enumerate() {
+                compare(g, w, tolerance).map_err(|e| format!("output {slot}: {e}"))?;
+            }
+            Ok(())
+        }
+        Expected::Derivative(d) => {
+            if let Some(plus) = &d.plus {
+                got[0].iter_mut().zip(&plus.data).for_each(|(g, p)| *g -= p);
+            }
+            // Central differences are good to 1e-9 or so; f32 is held to its own roundoff.
+            let roundoff = 4.0 * eps * growth(case.longest_sum());
+            let (relative, absolute) = (roundoff.max(1e-6), roundoff.max(1e-9) * d.magnitude());
+            compare_gradients(&got, &d.probes(&case.name), relative, absolute)
+        }
+    }
+}
+
+macro_rules! op_tests {
+    ($($test:ident: $kind:ident,)*) => {
+        $(mod $test {
+            use super::*;
+            #[test]
+            fn in_f64() {
+                check::<f64>(OpKind::$kind, EPS_F64);
+            }
+            #[test]
+            fn in_f32() {
+                check::<f32>(OpKind::$kind, EPS_F32);
+            }
+        })*
+
+        #[test]
+        fn every_op_is_tested_under_its_name() {
+            let tested = [$((OpKind::$kind, stringify!($test))),*];
+            for kind in OpKind::ALL {
+                assert!(tested.contains(&(*kind, kind.name())), "{} is not tested", kind.name());
+                assert!(cases(*kind).iter().all(|c| c.kind() == *kind), "a case of another op: {}", kind.name());
+            }
+        }
+    };
+}
+
+op_tests! {
+    patch_rows: PatchRows,
+    embed_tokens: EmbedTokens,
+    embed_tokens_backward: EmbedTokensBackward,
+    resize_positions: ResizePositions,
+    resize_positions_backward: ResizePositionsBackward,
+    linear: Linear,
+    linear_backward_input: LinearBackwardInput,
+    linear_backward_weight: LinearBackwardWeight,
+    gelu: Gelu,
+    gelu_backward: GeluBackward,
+    add: Add,
+    scale: Scale,
+    fill: Fill,
+    scale_segments: ScaleSegments,
+    layer_norm: LayerNorm,
+    layer_norm_backward: LayerNormBackward,
+    attention: Attention,
+    attention_backward: AttentionBackward,
+    select_rows: SelectRows,
+    scatter_rows: ScatterRows,
+    gather_tokens: GatherTokens,
+    scatter_tokens: ScatterTokens,
+    restore_tokens: RestoreTokens,
+    restore_tokens_backward: RestoreTokensBackward,
+    add_positions: AddPositions,
+    sum_images: SumImages,
+    conv2d: Conv2d,
+    conv2d_backward_input: Conv2dBackwardInput,
+    conv2d_backward_weight: Conv2dBackwardWeight,
+    dynamic_conv: DynamicConv,
+    dynamic_conv_backward: DynamicConvBackward,
+    l2_normalize: L2Normalize,
+    l2_normalize_backward: L2NormalizeBackward,
+    prototype_cross_entropy: PrototypeCrossEntropy,
+    prototype_cross_entropy_backward: PrototypeCrossEntropyBackward,
+    expert_statistics: ExpertStatistics,
+    center_update: CenterUpdate,
+    masked_mse: MaskedMse,
+    masked_mse_backward: MaskedMseBackward,
+    bce_with_logits: BceWithLogits,
+    bce_with_logits_backward: BceWithLogitsBackward,
+    weighted_sum: WeightedSum,
+    accumulate_grads: AccumulateGrads,
+    grad_health: GradHealth,
+    adamw: AdamW,
+}
+
+/// Whether `grad_health` calls a step sound.
+fn sound<T: Real>(grads: Vec<f64>, loss: f64) -> bool {
+    let x = [Tensor::new([grads.len()], grads).into(), constant(loss), scalars(&[])];
+    let health = run_on_cpu::<T>(&Op::GradHealth, &x, &[], 1).expect("runs").outputs.swap_remove(0);
+    assert!(health[2] == 0.0 || health[2] == 1.0, "{health:?}");
+    health[2] == 1.0
+}
+
+#[test]
+fn non_finite_steps_are_recognised() {
+    let grads = |bad: f64, at: usize| (0..300).map(|i| if i == at { bad } else { 0.5 }).collect::<Vec<_>>();
+    for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        for at in [0, 150, 299] {
+            assert!(!sound::<f64>(grads(bad, at), 1.0), "{bad} at {at}");
+            assert!(!sound::<f32>(grads(bad, at), 1.0), "{bad} at {at}");
+        }
+        assert!(!sound::<f64>(grads(0.5, 0), bad), "loss {bad}");
+        assert!(!sound::<f32>(grads(0.5, 0), bad), "loss {bad}");
+    }
+    assert!(sound::<f64>(grads(0.5, 0), 1.0) && sound::<f32>(grads(0.5, 0), 1.0));
+}
+
+/// A skipped step must leave no trace even when the gradients are NaN.
+#[test]
+fn a_skipped_step_changes_nothing() {
+    for mut case in cases(OpKind::AdamW).into_iter().filter(|c| c.name.ends_with("finite 0")) {
+        case.inputs[1].float_mut().data.fill(f64::NAN);
+        let got =
+            run_on_cpu::<f32>(&case.op, &case.inputs, in_place(OpKind::AdamW), 2).expect("runs").outputs;
+        for (slot, input) in [0, 2, 3, 4].into_iter().enumerate() {
+            assert_eq!(got[slot], case.inputs[input].float().data, "{} output {slot}", case.name);
+        }
+    }
+}
