@@ -147,7 +147,8 @@ fn random_batch(cfg: &StepConfig, seed: u64) -> Batch {
     let (rescaled, masked) = (pixels(2 * b, cfg.rescaled_size), pixels(b, cfg.masked_size));
     let scene = pixels(b, [cfg.scene_size; 2]);
     let mut rng = stream(seed, 0, 0, Purpose::Mask);
-    let keep = (0..b).flat_map(|_| random_positions(geometry.masked_tokens(), geometry.visible, &mut rng)).collect();
+    let keep =
+        (0..b).flat_map(|_| random_positions(geometry.masked_tokens(), geometry.visible, &mut rng)).collect();
     let side = cfg.scene_size / PATCH;
     let boxes = (0..2 * b * side * side).map(|i| f32::from(u8::from(i % 3 == 0))).collect();
     Batch { geometry, global, local, rescaled, masked, keep, scene, boxes, names: vec!["random".into(); b] }

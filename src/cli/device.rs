@@ -13,7 +13,9 @@ pub fn open(name: &str, dtype: DType, threads: usize) -> Result<Box<dyn Backend>
     match (name, dtype) {
         ("auto" | "cpu", DType::F32) => Ok(Box::new(CpuBackend::<f32>::new(threads)?)),
         ("auto" | "cpu", DType::F64) => Ok(Box::new(CpuBackend::<f64>::new(threads)?)),
-        ("auto" | "cpu", other) => Err(Error::device(name, format!("computes in f32 or f64, not in {other}"))),
+        ("auto" | "cpu", other) => {
+            Err(Error::device(name, format!("computes in f32 or f64, not in {other}")))
+        }
         (cuda, _) if cuda == "cuda" || cuda.starts_with("cuda:") => {
             Err(Error::device(cuda, "this build has no CUDA backend; use --device cpu"))
         }

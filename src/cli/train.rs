@@ -49,7 +49,8 @@ impl TrainArgs {
     /// The configuration that the arguments describe. A resumed run starts from its own `config.toml`.
     fn config(&self, out: &Path) -> Result<TrainConfig> {
         let toml = |key: &str, path: &Path| {
-            let text = path.to_str().ok_or_else(|| Error::usage(format!("{}: is no UTF-8 path", path.display())))?;
+            let text =
+                path.to_str().ok_or_else(|| Error::usage(format!("{}: is no UTF-8 path", path.display())))?;
             Ok::<_, Error>(format!("{key}={}", toml::Value::String(text.to_owned())))
         };
         let mut sets = Vec::new();

@@ -84,7 +84,8 @@ fn print(verdict: &Verdict, rows: usize) {
     for (what, why) in &verdict.left_out {
         println!("not compared: {what}: {why}");
     }
-    let beyond = verdict.deviations.iter().filter(|d| d.error.is_nan() || d.error > verdict.tolerance).count();
+    let beyond =
+        verdict.deviations.iter().filter(|d| d.error.is_nan() || d.error > verdict.tolerance).count();
     let worst = verdict.deviations.first().map_or(f64::NAN, |d| d.error);
     println!(
         "{}: {} tensors, worst {worst:.3e}, {beyond} beyond {:e}\n",

@@ -39,7 +39,12 @@ impl Probe {
     ///
     /// # Errors
     /// Those of building and compiling.
-    pub fn new(engine: &mut Engine, encoder: &EncoderConfig, size: [usize; 2], set: ProbeSet) -> Result<Self> {
+    pub fn new(
+        engine: &mut Engine,
+        encoder: &EncoderConfig,
+        size: [usize; 2],
+        set: ProbeSet,
+    ) -> Result<Self> {
         let opts = EmbedOptions {
             dtype: engine.backend().dtype(),
             region: Region::Params,
@@ -51,9 +56,17 @@ impl Probe {
         let plan = compile_plan(built.graph, false, engine.backend())?;
         let program = engine.backend().compile(plan)?;
         let slot = |list: Vec<IoSlot>, name: &str| {
-            list.into_iter().find(|s| s.name == name).ok_or_else(|| Error::invariant("probe", format!("no `{name}`")))
+            list.into_iter()
+                .find(|s| s.name == name)
+                .ok_or_else(|| Error::invariant("probe", format!("no `{name}`")))
         };
-        Ok(Probe { set, program, images: slot(built.inputs, "images")?, features: slot(built.outputs, "image")?, size })
+        Ok(Probe {
+            set,
+            program,
+            images: slot(built.inputs, "images")?,
+            features: slot(built.outputs, "image")?,
+            size,
+        })
     }
 
     pub fn set(&self) -> &ProbeSet {
@@ -76,7 +89,10 @@ impl Probe {
     pub fn neighbours(&self, result: &ProbeResult, row: usize, k: usize) -> Result<Vec<(usize, f32, bool)>> {
         let found = nearest(&result.query, row, &result.gallery, k)?;
         let who = result.query.identities[row];
-        Ok(found.into_iter().map(|(i, d)| (result.gallery_source[i], d, result.gallery.identities[i] == who)).collect())
+        Ok(found
+            .into_iter()
+            .map(|(i, d)| (result.gallery_source[i], d, result.gallery.identities[i] == who))
+            .collect())
     }
 
     fn embed(&self, engine: &mut Engine, indices: &[usize]) -> Result<(Features, Vec<usize>)> {

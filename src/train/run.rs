@@ -84,8 +84,16 @@ pub fn train(
         Some(set) => Some(Probe::new(&mut engine, &cfg.encoder.architecture, cfg.views.global_size, set)?),
         None => None,
     };
-    let metrics = if resume { MetricsLog::resume(folder.metrics(), start)? } else { MetricsLog::append_to(folder.metrics())? };
-    let events = if resume { EventWriter::resume(folder.path(), start + 1)? } else { EventWriter::create(folder.path())? };
+    let metrics = if resume {
+        MetricsLog::resume(folder.metrics(), start)?
+    } else {
+        MetricsLog::append_to(folder.metrics())?
+    };
+    let events = if resume {
+        EventWriter::resume(folder.path(), start + 1)?
+    } else {
+        EventWriter::create(folder.path())?
+    };
     let skipped = counters.get("skipped_steps").copied().unwrap_or(0);
     let guard = FiniteGuard::new(folder.skipped_steps(), cfg.run.max_bad_steps, skipped);
     let mut run = Run {
@@ -231,14 +239,17 @@ impl Run<'_> {
         };
         let source = sources::training_source(self.cfg)?;
         let last = last_probe.as_ref().map(|(_, result)| result);
-        summary::write(&summary::Inputs {
-            cfg: self.cfg,
-            folder: &self.folder,
-            outcome: &outcome,
-            probe: self.probe.as_ref().zip(last),
-            source,
-            step_config: &self.configs[0],
-        }, &mut self.engine)?;
+        summary::write(
+            &summary::Inputs {
+                cfg: self.cfg,
+                folder: &self.folder,
+                outcome: &outcome,
+                probe: self.probe.as_ref().zip(last),
+                source,
+                step_config: &self.configs[0],
+            },
+            &mut self.engine,
+        )?;
         Ok(outcome)
     }
 

@@ -132,7 +132,8 @@ fn pictures(inputs: &Inputs<'_>, engine: &mut Engine) -> Result<Pictures> {
     let plan = compile_plan(built.graph, false, engine.backend())?;
     let program = engine.backend().compile(plan)?;
     let planner = ViewPlanner::new(&cfg, &[], inputs.cfg.augmentation()?)?;
-    let loader = LoaderConfig { batch: SHOWN, seed: PICTURE_SEED, workers: 0, prefetch: 1, ..LoaderConfig::default() };
+    let loader =
+        LoaderConfig { batch: SHOWN, seed: PICTURE_SEED, workers: 0, prefetch: 1, ..LoaderConfig::default() };
     let batch = Loader::new(Arc::clone(&inputs.source), loader, planner)?.next()?;
     for slot in &built.inputs {
         match slot.name.as_str() {
