@@ -50,6 +50,8 @@ pub enum Start {
 
 /// Widest panel of B over all machines, for sizing.
 const MAX_PANEL: usize = 32;
+/// Most rows of a panel of A.
+const MAX_ROWS: usize = 14;
 /// Rows of A packed at a time.
 const BLOCK_ROWS: usize = 168;
 /// Longest k range packed at a time.
@@ -145,10 +147,10 @@ pub fn gemm_serial<T: Real>(c: Tile<'_, T>, a: Mat<'_, T>, b: Mat<'_, T>, k: usi
 
 /// Height and width of the pieces of C that threads take: up to 16, none so small that packing A weighs.
 fn cut(m: usize, n: usize, k: usize) -> (usize, usize) {
-    let pieces = (m * n * k >> 20).clamp(1, 16);
+    let pieces = ((m * n * k) >> 20).clamp(1, 16);
     let down = m.div_ceil(84).clamp(1, pieces);
     let across = (pieces / down).clamp(1, n.div_ceil(128));
-    (m.div_ceil(down).next_multiple_of(14), n.div_ceil(across).next_multiple_of(MAX_PANEL))
+    (m.div_ceil(down).next_multiple_of(MAX_ROWS), n.div_ceil(across).next_multiple_of(MAX_PANEL))
 }
 
 /// Elements per panel of B on this machine.
@@ -305,7 +307,7 @@ impl<T: Real, F: Fn(usize, usize, &mut [T], Option<&mut [T]>)> WithSimd for Piec
     fn with_simd<S: Simd>(self, simd: S) {
         // Accumulators fill the registers, less two for B and one for A.
         if S::REGISTER_COUNT >= 32 {
-            self.run::<S, 14>(simd);
+            self.run::<S, MAX_ROWS>(simd);
         } else {
             self.run::<S, 6>(simd);
         }
@@ -354,6 +356,7 @@ impl<T: Real, F: Fn(usize, usize, &mut [T], Option<&mut [T]>)> Piece<'_, T, F> {
     ) {
         let panel = 2 * T::lanes::<S>();
         let (m, last) = (self.c.rows(), p + len == self.k);
+        let mut tile = [T::ZERO; MAX_ROWS * MAX_PANEL];
         let add = p > 0 || self.start == Start::Accumulate;
         for i in (0..m).step_by(BLOCK_ROWS) {
             let rows = BLOCK_ROWS.min(m - i);
@@ -365,12 +368,12 @@ impl<T: Real, F: Fn(usize, usize, &mut [T], Option<&mut [T]>)> Piece<'_, T, F> {
             for j in (0..cols.len()).step_by(panel) {
                 let b = &panels[j * len..][..panel * len];
                 for r in (0..rows).step_by(MR) {
-                    let acc = kernel::<T, S, MR>(simd, &block[r * len..][..MR * len], b);
+                    kernel::<T, S, MR>(simd, &mut tile[..MR * panel], &block[r * len..][..MR * len], b);
                     let c = self.c.block(
                         i + r..i + (r + MR).min(rows),
                         cols.start + j..cols.start + (j + panel).min(cols.len()),
                     );
-                    store::<T, S, MR>(simd, c, &acc, add);
+                    store(c, &tile, panel, add);
                 }
             }
             if last {
@@ -388,9 +391,11 @@ impl<T: Real, F: Fn(usize, usize, &mut [T], Option<&mut [T]>)> Piece<'_, T, F> {
     }
 }
 
-/// `a: [len, MR]`, `b: [len, 2 registers]` -> the product, in registers.
+/// `tile: [MR, 2 registers]` becomes the product of `a: [len, MR]` and `b: [len, 2 registers]`.
+///
+/// The accumulators are copied out one by one: were their array's address taken, they would not stay in registers.
 #[inline(always)]
-fn kernel<T: Real, S: Simd, const MR: usize>(simd: S, a: &[T], b: &[T]) -> [[T::Vector<S>; 2]; MR] {
+fn kernel<T: Real, S: Simd, const MR: usize>(simd: S, tile: &mut [T], a: &[T], b: &[T]) {
     let mut acc = [[T::splat(simd, T::ZERO); 2]; MR];
     let (a, _) = a.as_chunks::<MR>();
     let (b, _) = T::vectors::<S>(b).0.as_chunks::<2>();
@@ -401,34 +406,22 @@ fn kernel<T: Real, S: Simd, const MR: usize>(simd: S, a: &[T], b: &[T]) -> [[T::
             acc[i][1] = T::fused_mul_add(simd, x, b[1], acc[i][1]);
         }
     }
-    acc
+    let tile = &mut T::vectors_mut::<S>(tile).0[..2 * MR];
+    for i in 0..MR {
+        tile[2 * i] = acc[i][0];
+        tile[2 * i + 1] = acc[i][1];
+    }
 }
 
-/// Writes or adds the part of `acc` that lies inside C.
+/// Writes or adds the part of `tile: [.., panel]` that lies inside C.
 #[inline(always)]
-fn store<T: Real, S: Simd, const MR: usize>(
-    simd: S,
-    mut c: Tile<'_, T>,
-    acc: &[[T::Vector<S>; 2]; MR],
-    add: bool,
-) {
-    let one = T::splat(simd, T::ONE);
-    let full = c.cols() == 2 * T::lanes::<S>();
-    for i in 0..c.rows() {
+fn store<T: Real>(mut c: Tile<'_, T>, tile: &[T], panel: usize, add: bool) {
+    for (i, tile) in tile.chunks_exact(panel).take(c.rows()).enumerate() {
         let row = c.row(i);
-        if full {
-            let (row, _) = T::vectors_mut::<S>(row);
-            for (c, &x) in row.iter_mut().zip(&acc[i]) {
-                *c = if add { T::fused_mul_add(simd, x, one, *c) } else { x };
-            }
+        if add {
+            row.iter_mut().zip(tile).for_each(|(c, &x)| *c += x);
         } else {
-            let mut line = [T::ZERO; MAX_PANEL];
-            for (l, &x) in T::vectors_mut::<S>(&mut line).0.iter_mut().zip(&acc[i]) {
-                *l = x;
-            }
-            for (c, &x) in row.iter_mut().zip(&line) {
-                *c = if add { *c + x } else { x };
-            }
+            row.copy_from_slice(&tile[..row.len()]);
         }
     }
 }

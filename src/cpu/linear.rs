@@ -48,41 +48,86 @@ pub(super) fn product<T: Real>(
     first: usize,
 ) {
     match finish {
-        Finish::None => gemm::multiply(y, None, x, packed, k, Start::Zero, |_, j, y, _| {
-            for (y, &b) in y.iter_mut().zip(&bias[j..]) {
-                *y += b;
-            }
-        }),
-        Finish::Gelu(pre) => {
-            let pre = Tile::new(pre, m, n);
-            gemm::multiply(y, Some(pre), x, packed, k, Start::Zero, |_, j, y, pre| {
-                let Some(pre) = pre else { return };
-                for ((y, p), &b) in y.iter_mut().zip(pre).zip(&bias[j..]) {
-                    *p = *y + b;
-                    *y = p.gelu();
-                }
-            });
-        }
-        Finish::GeluOnly => gemm::multiply(y, None, x, packed, k, Start::Zero, |_, j, y, _| {
-            for (y, &b) in y.iter_mut().zip(&bias[j..]) {
-                *y = (*y + b).gelu();
-            }
-        }),
-        Finish::Residual(Operand::InPlace) => {
-            gemm::multiply(y, None, x, packed, k, Start::Accumulate, |_, j, y, _| {
+        Finish::None => gemm::multiply(
+            y,
+            None,
+            x,
+            packed,
+            k,
+            Start::Zero,
+            #[inline(always)]
+            |_, j, y, _| {
                 for (y, &b) in y.iter_mut().zip(&bias[j..]) {
                     *y += b;
                 }
-            });
+            },
+        ),
+        Finish::Gelu(pre) => {
+            let pre = Tile::new(pre, m, n);
+            gemm::multiply(
+                y,
+                Some(pre),
+                x,
+                packed,
+                k,
+                Start::Zero,
+                #[inline(always)]
+                |_, j, y, pre| {
+                    let Some(pre) = pre else { return };
+                    for ((y, p), &b) in y.iter_mut().zip(pre).zip(&bias[j..]) {
+                        *p = *y + b;
+                        *y = p.gelu();
+                    }
+                },
+            );
+        }
+        Finish::GeluOnly => gemm::multiply(
+            y,
+            None,
+            x,
+            packed,
+            k,
+            Start::Zero,
+            #[inline(always)]
+            |_, j, y, _| {
+                for (y, &b) in y.iter_mut().zip(&bias[j..]) {
+                    *y = (*y + b).gelu();
+                }
+            },
+        ),
+        Finish::Residual(Operand::InPlace) => {
+            gemm::multiply(
+                y,
+                None,
+                x,
+                packed,
+                k,
+                Start::Accumulate,
+                #[inline(always)]
+                |_, j, y, _| {
+                    for (y, &b) in y.iter_mut().zip(&bias[j..]) {
+                        *y += b;
+                    }
+                },
+            );
         }
         Finish::Residual(Operand::Slice(r)) => {
-            gemm::multiply(y, None, x, packed, k, Start::Zero, |i, j, y, _| {
-                let at = (first + i) * n + j;
-                let r = &r[at..at + y.len()];
-                for ((y, &b), &r) in y.iter_mut().zip(&bias[j..]).zip(r) {
-                    *y += b + r;
-                }
-            });
+            gemm::multiply(
+                y,
+                None,
+                x,
+                packed,
+                k,
+                Start::Zero,
+                #[inline(always)]
+                |i, j, y, _| {
+                    let at = (first + i) * n + j;
+                    let r = &r[at..at + y.len()];
+                    for ((y, &b), &r) in y.iter_mut().zip(&bias[j..]).zip(r) {
+                        *y += b + r;
+                    }
+                },
+            );
         }
     }
 }
@@ -111,12 +156,21 @@ pub(super) fn product_gelu_grad<T: Real>(
     let cols = dx.cols();
     match pre {
         None => gemm::multiply(dx, None, dy, packed, depth, Start::Zero, |_, _, _, _| {}),
-        Some(pre) => gemm::multiply(dx, None, dy, packed, depth, Start::Zero, |i, j, dx, _| {
-            let pre = &pre[i * cols + j..][..dx.len()];
-            for (d, &p) in dx.iter_mut().zip(pre) {
-                *d *= p.gelu_grad();
-            }
-        }),
+        Some(pre) => gemm::multiply(
+            dx,
+            None,
+            dy,
+            packed,
+            depth,
+            Start::Zero,
+            #[inline(always)]
+            |i, j, dx, _| {
+                let pre = &pre[i * cols + j..][..dx.len()];
+                for (d, &p) in dx.iter_mut().zip(pre) {
+                    *d *= p.gelu_grad();
+                }
+            },
+        ),
     }
 }
 

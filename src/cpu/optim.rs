@@ -149,6 +149,7 @@ fn update<T: Real>(p: &mut [T], m: &mut [T], v: &mut [T], g: &[T], expert: Optio
                 *p = *p * r.shrink - r.step * *m / (v.sqrt() / r.root + r.eps);
             };
             let n = p.len();
+            let near = r.follow < T::from_f64(0.5);
             let (m, v, g) = (&mut m[..n], &mut v[..n], &g[..n]);
             match expert {
                 None => {
@@ -160,7 +161,10 @@ fn update<T: Real>(p: &mut [T], m: &mut [T], v: &mut [T], g: &[T], expert: Optio
                     let e = &mut e[..n];
                     for i in 0..n {
                         step(&mut p[i], &mut m[i], &mut v[i], g[i]);
-                        e[i] += r.follow * (p[i] - e[i]);
+                        let change = p[i] - e[i];
+                        // The form that is exact at the nearer end, as torch.lerp has it.
+                        e[i] =
+                            if near { e[i] + r.follow * change } else { p[i] - (T::ONE - r.follow) * change };
                     }
                 }
             }

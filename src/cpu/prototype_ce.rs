@@ -90,7 +90,15 @@ impl<T: Real> Prototypes<'_, T> {
     /// `s: [V * B, tile]`, the student's logits over its temperature.
     fn student(&self, s: &mut [T], t: usize) {
         let inv = inverse(self.scalars, Scalar::StudentTemp);
-        logits(s, self.z, self.w, self.range(t), [self.shape.rows, self.shape.width], |x, _| x * inv);
+        logits(
+            s,
+            self.z,
+            self.w,
+            self.range(t),
+            [self.shape.rows, self.shape.width],
+            #[inline(always)]
+            |x, _| x * inv,
+        );
     }
 
     /// `s: [2B, tile]`, the expert's centered logits over its temperature.
@@ -98,7 +106,15 @@ impl<T: Real> Prototypes<'_, T> {
         let (inv, c) = (inverse(self.scalars, Scalar::TeacherTemp), self.center);
         let first = t * TILE;
         let size = [self.shape.expert_rows, self.shape.width];
-        logits(s, self.zt, self.wt, self.range(t), size, |x, k| (x - c[first + k]) * inv);
+        logits(
+            s,
+            self.zt,
+            self.wt,
+            self.range(t),
+            size,
+            #[inline(always)]
+            |x, k| (x - c[first + k]) * inv,
+        );
     }
 }
 
@@ -306,20 +322,25 @@ pub fn expert_statistics<T: Real>(
             let n = op.range(t).len();
             let q = &mut q[..e.expert_rows * n];
             op.expert(q, t);
-            // Column sums of q come first: the first row then holds the mean distribution.
-            let mut entropy = T::ZERO;
-            for (q, &l) in q.chunks_exact_mut(n).zip(lse_t) {
-                entropy += sum_by(q, |x| (x - l).exp() * (l - x));
-                q.iter_mut().for_each(|x| *x = (*x - l).exp() * inv);
-            }
-            let (mean, others) = q.split_at_mut(n);
-            others.chunks_exact(n).for_each(|q| axpy(mean, T::ONE, q));
-            sums[0] = entropy * inv;
-            sums[1] = sum_by(mean, |p| if p > T::ZERO { -p * p.ln() } else { p - p });
+            vectorize(
+                #[inline(always)]
+                || {
+                    // The rows become shares of the mean distribution, which is summed into the first.
+                    let mut entropy = T::ZERO;
+                    for (q, &l) in q.chunks_exact_mut(n).zip(lse_t) {
+                        entropy += sum_by(q, |x| (x - l).exp() * (l - x));
+                        q.iter_mut().for_each(|x| *x = (*x - l).exp() * inv);
+                    }
+                    let (mean, others) = q.split_at_mut(n);
+                    others.chunks_exact(n).for_each(|q| axpy(mean, T::ONE, q));
+                    sums[0] = entropy * inv;
+                    sums[1] = sum_by(mean, |p| if p == T::ZERO { p } else { -p * p.ln() });
+                },
+            );
         });
     });
-    for which in 0..2 {
-        y[which] = T::from_f64(partial.iter().skip(which).step_by(2).map(|p| p.to_f64()).sum());
+    for (which, y) in y.iter_mut().take(2).enumerate() {
+        *y = T::from_f64(partial.iter().skip(which).step_by(2).map(|p| p.to_f64()).sum());
     }
     y[2] = spread(unit, features, e.expert_rows);
 }

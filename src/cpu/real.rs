@@ -142,7 +142,7 @@ impl Real for f32 {
         let power = |e: i32| f32::from_bits((e.wrapping_add(127) as u32) << 23);
         let y = y * power(half) * power(n.wrapping_sub(half));
         let y = if self < -87.336_54 { 0.0 } else { y };
-        if self != self { self } else { y }
+        if self.is_nan() { self } else { y }
     }
     #[inline(always)]
     fn ln(self) -> f32 {

@@ -159,7 +159,10 @@ fn layer_norm() {
     let grads = check_op(&Op::LayerNormBackward { residual: false }, &operands);
     (0..3).for_each(|i| check_gradient(&op, &inputs, float(&dy), i, &grads[i]));
     let r = random(&[m, d], 5);
-    let with = check_op(&Op::LayerNormBackward { residual: true }, &[&operands[..], &[r.clone()]].concat());
+    let with = check_op(
+        &Op::LayerNormBackward { residual: true },
+        &[&operands[..], std::slice::from_ref(&r)].concat(),
+    );
     assert_close(&with[0], &grads[0].iter().zip(float(&r)).map(|(a, b)| a + b).collect::<Vec<_>>());
 }
 
@@ -219,10 +222,10 @@ fn pointwise() {
     let sum = check_op(&Op::Add, &[a.clone(), b.clone()]);
     assert_close(&sum[0], &float(&a).iter().zip(float(&b)).map(|(a, b)| a + b).collect::<Vec<_>>());
     let x = random(&[30, 20], 3);
-    check_op(&Op::Gelu, &[x.clone()]);
+    check_op(&Op::Gelu, std::slice::from_ref(&x));
     let dy = random(&[30, 20], 4);
     let dx = check_op(&Op::GeluBackward, &[dy.clone(), x.clone()]);
-    check_gradient(&Op::Gelu, &[x.clone()], float(&dy), 0, &dx[0]);
+    check_gradient(&Op::Gelu, std::slice::from_ref(&x), float(&dy), 0, &dx[0]);
     assert_close(
         &check_op(&Op::Scale { factor: 2.5 }, &[random(&[1], 1)])[0],
         &[2.5 * float(&random(&[1], 1))[0]],
@@ -249,7 +252,7 @@ fn pointwise() {
 fn l2_normalize() {
     let op = Op::L2Normalize { eps: 1e-12 };
     let x = random(&[30, 20], 1);
-    let out = check_op(&op, &[x.clone()]);
+    let out = check_op(&op, std::slice::from_ref(&x));
     let norm = float(&x)[..20].iter().map(|v| v * v).sum::<f64>().sqrt();
     assert_close(&out[0][..1], &[float(&x)[0] / norm]);
     let dy = random(&[30, 20], 2);
@@ -306,20 +309,20 @@ fn embed_tokens() {
 fn resize_positions() {
     let same = Op::ResizePositions { prefix: 1, from: [3, 4], to: [3, 4] };
     let table = random(&[13, 2], 1);
-    assert_close(&check_op(&same, &[table.clone()])[0], &float(&table)[2..]);
-    // torch: interpolate(arange(5.).view(1, 1, 1, 5) ** 2, size=(1, n), mode="bicubic", antialias=True)
+    assert_close(&check_op(&same, std::slice::from_ref(&table))[0], &float(&table)[2..]);
     let squares = tensor(&[5, 1], &[0.0, 1.0, 4.0, 9.0, 16.0]);
     let constant = tensor(&[5, 1], &[2.0; 5]);
     for to in [1, 2, 3, 7, 11] {
         let op = Op::ResizePositions { prefix: 0, from: [1, 5], to: [1, to] };
-        assert_close(&check_op(&op, &[constant.clone()])[0], &vec![2.0; to]);
-        check_op(&op, &[squares.clone()]);
+        assert_close(&check_op(&op, std::slice::from_ref(&constant))[0], &vec![2.0; to]);
+        check_op(&op, std::slice::from_ref(&squares));
     }
     for to in [[2, 3], [5, 4], [6, 9]] {
         let op = Op::ResizePositions { prefix: 1, from: [3, 4], to };
         let dy = random(&[to[0] * to[1], 2], 2);
-        let grad = check_op(&Op::ResizePositionsBackward { prefix: 1, from: [3, 4], to }, &[dy.clone()]);
-        check_gradient(&op, &[table.clone()], float(&dy), 0, &grad[0]);
+        let grad =
+            check_op(&Op::ResizePositionsBackward { prefix: 1, from: [3, 4], to }, std::slice::from_ref(&dy));
+        check_gradient(&op, std::slice::from_ref(&table), float(&dy), 0, &grad[0]);
     }
 }
 
@@ -331,14 +334,14 @@ fn row_selection() {
         RowRun { start: 10, len: 2, stride: 2, count: 1 },
     ];
     let (x, d) = (random(&[13, 3], 1), 3);
-    let y = check_op(&Op::SelectRows { runs: runs.clone() }, &[x.clone()]);
+    let y = check_op(&Op::SelectRows { runs: runs.clone() }, std::slice::from_ref(&x));
     let want = [1, 2, 5, 6, 8, 10, 11];
     let rows: Vec<f64> = want.iter().flat_map(|r| float(&x)[r * d..(r + 1) * d].to_vec()).collect();
     assert_close(&y[0], &rows);
     let dy = random(&[7, d], 2);
     let scatter = |accumulate| Op::ScatterRows { runs: runs.clone(), rows: 13, accumulate };
-    let dx = check_op(&scatter(false), &[dy.clone()]);
-    check_gradient(&Op::SelectRows { runs: runs.clone() }, &[x.clone()], float(&dy), 0, &dx[0]);
+    let dx = check_op(&scatter(false), std::slice::from_ref(&dy));
+    check_gradient(&Op::SelectRows { runs: runs.clone() }, std::slice::from_ref(&x), float(&dy), 0, &dx[0]);
     let sum = check_op(&scatter(true), &[dy, x.clone()]);
     assert_close(&sum[0], &dx[0].iter().zip(float(&x)).map(|(a, b)| a + b).collect::<Vec<_>>());
 }
@@ -365,7 +368,7 @@ fn tokens() {
     let inputs = [x.clone(), random(&[n, d], 5)];
     let y = check_op(&Op::AddPositions, &inputs);
     assert_close(&y[0][n * d..n * d + 1], &[float(&x)[n * d] + float(&inputs[1])[0]]);
-    let dpos = check_op(&Op::SumImages { tokens: n }, &[x.clone()]);
+    let dpos = check_op(&Op::SumImages { tokens: n }, std::slice::from_ref(&x));
     check_gradient(&Op::AddPositions, &inputs, float(&x), 1, &dpos[0]);
 }
 
