@@ -6,7 +6,7 @@ use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, Value
 use plotters::prelude::*;
 
 use super::color::{ALARM, GRID, INK};
-use super::smooth::{Point, is_drawable, robust_range, segments, smoothed, thinned};
+use super::smooth::{Point, is_drawable, robust_range, segments, smoothed, smoothed_log, thinned};
 use super::{escape, table};
 use crate::error::{Error, Result};
 
@@ -96,7 +96,7 @@ impl Chart<'_> {
         let message = |e: &dyn std::fmt::Display| e.to_string();
         let size = ((WIDTH * SCALE) as u32, (HEIGHT * SCALE) as u32);
         let root = SVGBackend::with_string(svg, size).into_drawing_area();
-        let (y_low, y_high) = (y.low, y.high);
+        let (y_low, y_high, log) = (y.low, y.high, y.log);
         let mut chart = ChartBuilder::on(&root)
             .margin_top(8 * SCALE)
             .margin_right(14 * SCALE)
@@ -123,7 +123,8 @@ impl Chart<'_> {
                     .draw_series(DashedLineSeries::new(ends, 6 * SCALE, 5 * SCALE, style))
                     .map_err(|e| message(&e))?;
             }
-            let averaged = if line.smooth { Some(smoothed(line.points)) } else { None };
+            let average = if log { smoothed_log } else { smoothed };
+            let averaged = if line.smooth { Some(average(line.points)) } else { None };
             let pale = line.color.mix(0.3).stroke_width(SCALE as u32);
             let bold = line.color.stroke_width(2 * SCALE as u32);
             let layers = [Some((line.points, if line.smooth { pale } else { bold })), {
@@ -206,8 +207,11 @@ impl Axis {
         }
         let rough = (end - start) / count as f64;
         let power = 10f64.powf(rough.log10().floor());
-        let step =
-            [1.0, 2.0, 5.0, 10.0].map(|m| m * power).into_iter().find(|s| *s >= rough).unwrap_or(rough);
+        let step = [1.0, 2.0, 5.0, 10.0]
+            .map(|m| m * power)
+            .into_iter()
+            .find(|s| *s >= 0.75 * rough)
+            .unwrap_or(rough);
         let first = (start / step - 1e-9).ceil();
         let ticks = (0..=2 * count)
             .map(|i| (first + i as f64) * step)
@@ -370,7 +374,7 @@ mod tests {
 
     #[test]
     fn ticks_are_few_and_tell_values_apart() {
-        assert_eq!(labels(&Axis::new(0.0, 2.5e-4, 0.06, 5, Unit::Number)).last().unwrap(), "2e-4");
+        assert_eq!(labels(&Axis::new(0.0, 2.5e-4, 0.06, 5, Unit::Number)).last().unwrap(), "2.5e-4");
         assert_eq!(labels(&Axis::new(0.996, 1.0, 0.06, 5, Unit::Number))[0], "0.996");
         assert_eq!(labels(&Axis::new(0.0, 30_000.0, 0.0, 6, Unit::Step)).last().unwrap(), "30k");
         assert_eq!(labels(&Axis::new(0.1, 0.42, 0.06, 5, Unit::Percent)), ["10%", "20%", "30%", "40%"]);

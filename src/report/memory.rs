@@ -108,7 +108,7 @@ pub fn memory_svg(picture: &MemoryPicture) -> String {
 /// Largest first; what does not fit is summed up.
 fn shown_regions(regions: &[(String, u64)]) -> Vec<(String, u64)> {
     let mut sorted = regions.to_vec();
-    sorted.sort_by(|a, b| b.1.cmp(&a.1));
+    sorted.sort_by_key(|r| std::cmp::Reverse(r.1));
     if sorted.len() > MAX_REGIONS {
         let rest = sorted.split_off(MAX_REGIONS - 1);
         let bytes = rest.iter().fold(0u64, |sum, r| sum.saturating_add(r.1));
@@ -404,7 +404,7 @@ fn legend(svg: &mut String, picture: &MemoryPicture, y: f64) {
             y - 10.0,
             x + 17.0
         );
-        x += 34.0 + text.len() as f64 * 6.2;
+        x += 34.0 + text.len() as f64 * 6.8;
     }
     let _ = writeln!(
         svg,

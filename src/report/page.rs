@@ -170,7 +170,7 @@ fn percent(fraction: f64) -> String {
 /// Four significant digits.
 fn short(v: f64) -> String {
     match v.abs() {
-        a if a == 0.0 => "0".to_owned(),
+        0.0 => "0".to_owned(),
         a if !(1e-3..1e5).contains(&a) => format!("{v:.2e}"),
         a if a >= 100.0 => format!("{v:.1}"),
         a if a >= 10.0 => format!("{v:.2}"),

@@ -56,7 +56,7 @@ impl Page {
                 [(&item.masked, "masked"), (&item.predicted, "predicted"), (&item.input, "original")]
             {
                 let what = format!("reconstructions[{i}].{caption}");
-                let img = img(picture, 224, &what)?;
+                let img = img(picture, 200, &what)?;
                 let _ = write!(self.html, "<figure>{img}<figcaption>{caption}</figcaption></figure>");
             }
             self.html.push_str("</div>\n");
@@ -101,7 +101,7 @@ impl Page {
             Some(value) => format!("IoU {value:.2}"),
             None => "absent, and not found".to_owned(),
         };
-        let query = img(&instance.query, 240, &format!("{what}.query"))?;
+        let query = img(&instance.query, stack.shown.1, &format!("{what}.query"))?;
         let _ = write!(
             self.html,
             "<figure>{query}<figcaption>query</figcaption></figure>\
@@ -147,7 +147,8 @@ impl Page {
                 "<figure>{overlay}<figcaption>mean, max {:.3}</figcaption></figure><div class=\"heads\">",
                 maximum(&mean)
             );
-            let mut small = stack.resized(104);
+            // Few heads have room to be as readable as the mean.
+            let mut small = stack.resized(if item.heads.len() <= 4 { 160 } else { 104 });
             for (h, head) in item.heads.iter().enumerate() {
                 let overlay = small.heat(head, maximum(head), None, &what)?;
                 let _ = write!(
@@ -252,7 +253,9 @@ impl Stack {
         let [rows, columns] = self.grid;
         let scale = if full > 0.0 { 1.0 / full } else { 0.0 };
         let map = RgbImage::from_fn(columns as u32, rows as u32, |x, y| {
-            Rgb(viridis(values[y as usize * columns + x as usize] * scale))
+            let value = values[y as usize * columns + x as usize];
+            // A lost value must not pass for a small one.
+            Rgb(if value.is_finite() { viridis(value * scale) } else { [255, 0, 255] })
         });
         let heat = encode(&map, ImageFormat::Png, what)?;
         let ((w, h), (sw, sh), id) = (self.size, self.shown, self.id);
@@ -315,12 +318,13 @@ fn maximum(values: &[f32]) -> f32 {
 }
 
 /// Size on the page: about `height` pixels, whole multiples for pictures that are enlarged, so that pixels stay
-/// square and equal.
+/// square and equal; a picture that is little smaller keeps its size.
 fn shown(image: &RgbImage, height: u32) -> (u32, u32) {
     let (w, h) = image.dimensions();
     let (w, h) = (w.max(1), h.max(1));
     let times = (height as f32 / h as f32).round() as u32;
-    if times >= 1 && h * times <= height + height / 4 && w / 4 <= h {
+    let enlarged = times >= 2 && h * times <= height + height / 4;
+    if w / 4 <= h && (enlarged || times == 1 && h <= height) {
         (w * times, h * times)
     } else {
         // Quotient and product both fit: the page is never wider than four times its height.
@@ -385,7 +389,8 @@ mod tests {
     #[test]
     fn small_pictures_grow_by_whole_factors() {
         assert_eq!(shown(&RgbImage::new(32, 64), 224), (128, 256));
-        assert_eq!(shown(&RgbImage::new(128, 256), 224), (128, 256));
+        assert_eq!(shown(&RgbImage::new(128, 256), 256), (128, 256));
+        assert_eq!(shown(&RgbImage::new(64, 128), 160), (64, 128));
         assert_eq!(shown(&RgbImage::new(1000, 2000), 200), (100, 200));
     }
 

@@ -16,21 +16,38 @@ pub(super) fn segments(points: &[Point]) -> Vec<Vec<Point>> {
     points.split(|p| !is_drawable(p)).filter(|run| !run.is_empty()).map(<[Point]>::to_vec).collect()
 }
 
-/// Bias-corrected exponential moving average over the drawable points, with a span of 1/40 of the curve.
+/// Moving average over the drawable points with weights that fall off exponentially on both sides (a span of 1/40 of
+/// the curve each), so that the average does not lag behind a falling loss.
 pub(super) fn smoothed(points: &[Point]) -> Vec<Point> {
     let decay = 1.0 - 2.0 / (points.len() as f64 / 40.0 + 2.0);
-    let (mut sum, mut weight) = (0.0, 0.0);
+    // Weighted sum and sum of weights up to each point, from one side.
+    let pass = |points: &mut dyn Iterator<Item = &Point>| -> Vec<(f64, f64)> {
+        let (mut sum, mut weight) = (0.0, 0.0);
+        points
+            .map(|p| {
+                if is_drawable(p) {
+                    sum = decay * sum + (1.0 - decay) * p.1;
+                    weight = decay * weight + (1.0 - decay);
+                }
+                (sum, weight)
+            })
+            .collect()
+    };
+    let forwards = pass(&mut points.iter());
+    let backwards = pass(&mut points.iter().rev());
+    let both = forwards.iter().zip(backwards.iter().rev());
     points
         .iter()
-        .map(|&(x, y)| {
-            if !is_drawable(&(x, y)) {
-                return (x, f64::NAN);
-            }
-            sum = decay * sum + (1.0 - decay) * y;
-            weight = decay * weight + (1.0 - decay);
-            (x, sum / weight)
-        })
+        .zip(both)
+        .map(|(p, (a, b))| (p.0, if is_drawable(p) { (a.0 + b.0) / (a.1 + b.1) } else { f64::NAN }))
         .collect()
+}
+
+/// As [`smoothed`], averaging logarithms: the average that belongs to a logarithmic axis. Values that are not
+/// positive are left out.
+pub(super) fn smoothed_log(points: &[Point]) -> Vec<Point> {
+    let logs: Vec<Point> = points.iter().map(|&(x, y)| (x, y.ln())).collect();
+    smoothed(&logs).into_iter().map(|(x, y)| (x, y.exp())).collect()
 }
 
 /// Keeps the lowest and the highest point of each bucket, so that spikes survive the thinning.
@@ -88,8 +105,12 @@ mod tests {
         let smooth = smoothed(&points);
         assert!(smooth[250].1.is_nan());
         assert!(smooth.iter().filter(|p| p.1.is_finite()).all(|p| (p.1 - 3.0).abs() < 1e-12));
+        let line: Vec<Point> = (0..1000).map(|i| (i as f64, 9.0 - 0.01 * i as f64)).collect();
+        assert!((smoothed(&line)[500].1 - line[500].1).abs() < 1e-9, "the average lags");
+        let powers: Vec<Point> = (0..1000).map(|i| (i as f64, [0.1, 10.0][i % 2])).collect();
+        assert!((smoothed_log(&powers)[500].1 - 1.0).abs() < 0.1);
         let noisy: Vec<Point> = (0..1000).map(|i| (i as f64, (i % 2) as f64)).collect();
-        assert!(smoothed(&noisy)[900..].iter().all(|p| (p.1 - 0.5).abs() < 0.05));
+        assert!(smoothed(&noisy).iter().all(|p| (p.1 - 0.5).abs() < 0.1));
         assert_eq!(segments(&points).iter().map(Vec::len).collect::<Vec<_>>(), [250, 249]);
     }
 

@@ -117,7 +117,7 @@ pub fn human_duration(seconds: f64) -> String {
     }
     // Units are chosen on the rounded value: 59.996 s is one minute, not "60.0 s".
     match seconds {
-        s if s == 0.0 => "0 s".to_owned(),
+        0.0 => "0 s".to_owned(),
         s if s < 0.9995e-3 => format!("{:.0} us", s * 1e6),
         s if s < 0.9995 => format!("{:.0} ms", s * 1e3),
         s if s < 9.995 => format!("{s:.2} s"),

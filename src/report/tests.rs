@@ -101,8 +101,9 @@ fn chw(image: &RgbImage) -> Vec<f32> {
 fn demo_reconstruction(seed: u64) -> Reconstruction {
     let input = person(128, 256, seed);
     let hidden: Vec<usize> = (0..128).filter(|i| noise(seed * 997 + *i as u64) < 0.75).collect();
-    let smooth_patch =
-        |k: usize| (0..768).map(move |i| ((i / 48) as f32 / 8.0 - 1.0) * if k % 2 == 0 { 1.0 } else { -0.4 });
+    let smooth_patch = |k: usize| {
+        (0..768).map(move |i| ((i / 48) as f32 / 8.0 - 1.0) * if k.is_multiple_of(2) { 1.0 } else { -0.4 })
+    };
     let predictions: Vec<f32> = hidden.iter().flat_map(|k| smooth_patch(*k)).collect();
     let (masked, predicted) = reconstruct(&chw(&input), 256, 128, &hidden, &predictions).unwrap();
     Reconstruction { input, masked, predicted }
