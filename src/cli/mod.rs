@@ -1,3 +1,55 @@
 //! The command line. The only place, with `main`, that names a concrete backend.
 
+pub mod bench;
+pub mod device;
+pub mod info;
+pub mod plan;
 pub mod prepare;
+pub mod synth;
+pub mod train;
+pub mod verify;
+
+use crate::error::Result;
+use clap::{Parser, Subcommand};
+
+/// Pretrains lightweight human-centric vision models with SAIP (Scale-Aware Image Pretraining).
+#[derive(Parser, Debug)]
+#[command(name = "saip-engine", version, about, max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Pretrain an encoder; without options a demo on synthetic persons
+    Train(train::TrainArgs),
+    /// Draw synthetic persons with labels
+    Synth(synth::SynthArgs),
+    /// Cut person images out of annotated photographs
+    Prepare(prepare::PrepareArgs),
+    /// Check one step against recorded numbers of the reference implementation
+    Verify(verify::VerifyArgs),
+    /// Show how a step's memory is laid out
+    Plan(plan::PlanArgs),
+    /// Measure speed
+    Bench(bench::BenchArgs),
+    /// List devices and libraries
+    Info(info::InfoArgs),
+}
+
+/// Carries out a command; gives the process's exit code.
+///
+/// # Errors
+/// Whatever the command refuses or meets; `main` prints it and exits with 2.
+pub fn run(cli: Cli) -> Result<i32> {
+    match cli.command {
+        Command::Train(args) => train::run(&args),
+        Command::Synth(args) => synth::run(&args).map(|()| 0),
+        Command::Prepare(args) => prepare::run(&args).map(|()| 0),
+        Command::Verify(args) => verify::run(&args),
+        Command::Plan(args) => plan::run(&args).map(|()| 0),
+        Command::Bench(args) => bench::run(&args).map(|()| 0),
+        Command::Info(args) => info::run(&args).map(|()| 0),
+    }
+}

@@ -1,9 +1,26 @@
 //! The CPU backend: every op over f32 (training) or f64 (checking), threaded, deterministic.
 
+mod attention;
 mod buffers;
+mod conv;
+mod dense_loss;
 mod dispatch;
+mod gemm;
+mod layer_norm;
+mod layout;
+mod linear;
+mod optim;
+mod par;
+mod pointwise;
+mod positions;
 mod program;
+mod prototype_ce;
 mod real;
+mod simd;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use program::CpuBackend;
 pub use real::Real;

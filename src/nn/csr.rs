@@ -126,7 +126,7 @@ impl CsrDecoder {
 
 /// Checks the shape of a decoder's transformer blocks.
 pub(super) fn check_block(dim: usize, depth: usize, heads: usize, key: &str) -> Result<()> {
-    if dim == 0 || heads == 0 || dim % heads != 0 {
+    if dim == 0 || heads == 0 || !dim.is_multiple_of(heads) {
         return Err(Error::config(format!("{key}.heads"), format!("must divide dim {dim}, got {heads}")));
     }
     if depth == 0 {

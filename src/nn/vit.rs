@@ -58,10 +58,10 @@ impl Vit {
         key: &str,
     ) -> Result<Self> {
         let bad = |name: &str, message: String| Err(Error::config(format!("{key}.{name}"), message));
-        if img_size.iter().any(|s| *s == 0 || s % PATCH != 0) {
+        if img_size.iter().any(|s| *s == 0 || !s.is_multiple_of(PATCH)) {
             return bad("img_size", format!("must be positive multiples of {PATCH}, got {img_size:?}"));
         }
-        if dim == 0 || heads == 0 || dim % heads != 0 {
+        if dim == 0 || heads == 0 || !dim.is_multiple_of(heads) {
             return bad("num_heads", format!("must divide embed_dim {dim}, got {heads}"));
         }
         if depth == 0 || tap >= depth {

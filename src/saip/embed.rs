@@ -1,6 +1,6 @@
 //! Inference: the encoder alone, in evaluation mode.
 
-use super::config::EncoderConfig;
+use super::config::{EncoderConfig, PATCH};
 use super::io::{IoSlot, Slots, Types};
 use super::views::grid;
 use crate::error::{Error, Result};
@@ -49,11 +49,10 @@ pub fn build_embed(
             opts.region.name()
         )));
     }
-    let patch = crate::saip::config::PATCH;
     let [h, w] = opts.size;
-    if opts.batch == 0 || h == 0 || w == 0 || h % patch != 0 || w % patch != 0 {
+    if opts.batch == 0 || h == 0 || w == 0 || !h.is_multiple_of(PATCH) || !w.is_multiple_of(PATCH) {
         return Err(Error::usage(format!(
-            "features need at least one image with height and width multiples of {patch}, got {} of {h}x{w}",
+            "features need at least one image with height and width multiples of {PATCH}, got {} of {h}x{w}",
             opts.batch
         )));
     }

@@ -21,7 +21,7 @@ pub(super) fn check(cfg: &StepConfig) -> Result<()> {
         ("masked_size", cfg.masked_size),
         ("scene_size", square),
     ] {
-        if size.iter().any(|s| *s == 0 || s % PATCH != 0) {
+        if size.iter().any(|s| *s == 0 || !s.is_multiple_of(PATCH)) {
             let message = format!("height and width must be positive multiples of {PATCH}, got {size:?}");
             return Err(Error::config(key, message));
         }

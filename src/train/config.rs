@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::data::augment::AugmentConfig;
 use crate::error::{Error, Result};
 use crate::saip::config::{CsmConfig, CsrConfig, CssConfig, EncoderConfig, PATCH, StepConfig};
 use crate::saip::schedule::{Schedule, scaled_lr};
@@ -277,6 +278,17 @@ impl TrainConfig {
             encoder: self.encoder.architecture.clone(),
             expert_encoder: None,
         }
+    }
+
+    /// The augmentation that `[augment]` describes; keys that are absent keep their defaults.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for an unknown or ill-typed key, or one out of range.
+    pub fn augmentation(&self) -> Result<AugmentConfig> {
+        let parsed: std::result::Result<AugmentConfig, toml::de::Error> = self.augment.clone().try_into();
+        let augment = parsed.map_err(|e| Error::config("augment", e.message().to_owned()))?;
+        augment.validate()?;
+        Ok(augment)
     }
 
     /// Updates per pass over `images` training images; an incomplete last batch is left out.

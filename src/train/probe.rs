@@ -29,6 +29,9 @@ pub struct ProbeResult {
     pub metrics: RetrievalMetrics,
     pub query: Features,
     pub gallery: Features,
+    /// Where each row of `query` and `gallery` is found in the source.
+    pub query_source: Vec<usize>,
+    pub gallery_source: Vec<usize>,
 }
 
 impl Probe {
@@ -36,7 +39,12 @@ impl Probe {
     ///
     /// # Errors
     /// Those of building and compiling.
-    pub fn new(engine: &mut Engine, encoder: &EncoderConfig, size: [usize; 2], set: ProbeSet) -> Result<Self> {
+    pub fn new(
+        engine: &mut Engine,
+        encoder: &EncoderConfig,
+        size: [usize; 2],
+        set: ProbeSet,
+    ) -> Result<Self> {
         let opts = EmbedOptions {
             dtype: engine.backend().dtype(),
             region: Region::Params,
@@ -48,9 +56,17 @@ impl Probe {
         let plan = compile_plan(built.graph, false, engine.backend())?;
         let program = engine.backend().compile(plan)?;
         let slot = |list: Vec<IoSlot>, name: &str| {
-            list.into_iter().find(|s| s.name == name).ok_or_else(|| Error::invariant("probe", format!("no `{name}`")))
+            list.into_iter()
+                .find(|s| s.name == name)
+                .ok_or_else(|| Error::invariant("probe", format!("no `{name}`")))
         };
-        Ok(Probe { set, program, images: slot(built.inputs, "images")?, features: slot(built.outputs, "image")?, size })
+        Ok(Probe {
+            set,
+            program,
+            images: slot(built.inputs, "images")?,
+            features: slot(built.outputs, "image")?,
+            size,
+        })
     }
 
     pub fn set(&self) -> &ProbeSet {
@@ -63,24 +79,29 @@ impl Probe {
     /// # Errors
     /// When no image can be read, when features are not finite, or the backend fails.
     pub fn run(&self, engine: &mut Engine) -> Result<ProbeResult> {
-        let query = self.embed(engine, &self.set.query)?;
-        let gallery = self.embed(engine, &self.set.gallery)?;
-        Ok(ProbeResult { metrics: retrieval(&query, &gallery)?, query, gallery })
+        let (query, query_source) = self.embed(engine, &self.set.query)?;
+        let (gallery, gallery_source) = self.embed(engine, &self.set.gallery)?;
+        let metrics = retrieval(&query, &gallery)?;
+        Ok(ProbeResult { metrics, query, gallery, query_source, gallery_source })
     }
 
     /// The `k` nearest gallery images of query `row`, as `(index into the source, distance, same identity)`.
     pub fn neighbours(&self, result: &ProbeResult, row: usize, k: usize) -> Result<Vec<(usize, f32, bool)>> {
         let found = nearest(&result.query, row, &result.gallery, k)?;
         let who = result.query.identities[row];
-        Ok(found.into_iter().map(|(i, d)| (self.set.gallery[i], d, result.gallery.identities[i] == who)).collect())
+        Ok(found
+            .into_iter()
+            .map(|(i, d)| (result.gallery_source[i], d, result.gallery.identities[i] == who))
+            .collect())
     }
 
-    fn embed(&self, engine: &mut Engine, indices: &[usize]) -> Result<Features> {
+    fn embed(&self, engine: &mut Engine, indices: &[usize]) -> Result<(Features, Vec<usize>)> {
         let (_, dim) = self.features.shape.as_matrix();
         let mut features = Features { dim, ..Features::default() };
         let mut input = vec![0.0; self.images.shape.count()];
         let mut output = vec![0.0; self.features.shape.count()];
         let pixels = input.len() / BATCH;
+        let mut rows = Vec::with_capacity(indices.len());
         for chunk in indices.chunks(BATCH) {
             let loaded: Vec<Result<Vec<f32>>> =
                 chunk.par_iter().map(|&i| eval_image(&self.set.source.load(i)?, self.size)).collect();
@@ -99,7 +120,8 @@ impl Probe {
             features.values.extend_from_slice(&output[..used.len() * dim]);
             features.identities.extend(used.iter().map(|&i| self.set.identities[i]));
             features.cameras.extend(used.iter().map(|&i| self.set.cameras[i]));
+            rows.extend(used);
         }
-        Ok(features)
+        Ok((features, rows))
     }
 }

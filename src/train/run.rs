@@ -12,7 +12,6 @@ use super::signals::Interrupt;
 use super::tensorboard::EventWriter;
 use super::{sources, summary};
 use crate::backend::Backend;
-use crate::data::augment::AugmentConfig;
 use crate::data::loader::{Loader, LoaderConfig};
 use crate::data::views::{ViewPlanner, scale_buckets};
 use crate::error::{Error, Result};
@@ -85,8 +84,16 @@ pub fn train(
         Some(set) => Some(Probe::new(&mut engine, &cfg.encoder.architecture, cfg.views.global_size, set)?),
         None => None,
     };
-    let metrics = if resume { MetricsLog::resume(folder.metrics(), start)? } else { MetricsLog::append_to(folder.metrics())? };
-    let events = if resume { EventWriter::resume(folder.path(), start + 1)? } else { EventWriter::create(folder.path())? };
+    let metrics = if resume {
+        MetricsLog::resume(folder.metrics(), start)?
+    } else {
+        MetricsLog::append_to(folder.metrics())?
+    };
+    let events = if resume {
+        EventWriter::resume(folder.path(), start + 1)?
+    } else {
+        EventWriter::create(folder.path())?
+    };
     let skipped = counters.get("skipped_steps").copied().unwrap_or(0);
     let guard = FiniteGuard::new(folder.skipped_steps(), cfg.run.max_bad_steps, skipped);
     let mut run = Run {
@@ -117,14 +124,9 @@ pub fn train(
 
 /// Geometry of the views at every scale, and the step's configuration of each.
 fn planner(cfg: &TrainConfig) -> Result<(ViewPlanner, Vec<StepConfig>)> {
-    let augment: AugmentConfig = cfg
-        .augment
-        .clone()
-        .try_into()
-        .map_err(|e: toml::de::Error| Error::config("augment", e.message().to_owned()))?;
     let scales = scale_buckets(cfg.views.scale, cfg.views.scale_buckets);
     let base = cfg.step_config(cfg.views.local_size, cfg.views.global_size);
-    let planner = ViewPlanner::new(&base, &scales, augment)?;
+    let planner = ViewPlanner::new(&base, &scales, cfg.augmentation()?)?;
     let configs = planner
         .geometries()
         .iter()
@@ -237,14 +239,17 @@ impl Run<'_> {
         };
         let source = sources::training_source(self.cfg)?;
         let last = last_probe.as_ref().map(|(_, result)| result);
-        summary::write(&summary::Inputs {
-            cfg: self.cfg,
-            folder: &self.folder,
-            outcome: &outcome,
-            probe: self.probe.as_ref().zip(last),
-            source,
-            step_config: &self.configs[0],
-        }, &mut self.engine)?;
+        summary::write(
+            &summary::Inputs {
+                cfg: self.cfg,
+                folder: &self.folder,
+                outcome: &outcome,
+                probe: self.probe.as_ref().zip(last),
+                source,
+                step_config: &self.configs[0],
+            },
+            &mut self.engine,
+        )?;
         Ok(outcome)
     }
 
@@ -270,7 +275,7 @@ impl Run<'_> {
         self.images += images as u64;
         let lr = self.schedule.lr_at(self.step);
         self.step += 1;
-        if let Verdict::Skipped { in_a_row } = self.guard.observe(self.step, health.finite, &names)? {
+        if let Verdict::Skip { in_a_row } = self.guard.observe(self.step, health.finite, &names)? {
             self.progress.println(&format!(
                 "step {} skipped: loss or gradient is not finite ({in_a_row} in a row); its images are listed in {}",
                 self.step,

@@ -37,13 +37,13 @@ const CASTS: [[f32; 3]; 9] = [
     [0.90, 1.03, 1.05],
     [1.00, 0.94, 1.08],
 ];
-const BRIGHTNESS: [f32; 9] = [1.00, 0.78, 1.12, 0.92, 1.22, 0.70, 1.05, 0.85, 0.95];
+const BRIGHTNESS: [f32; 9] = [1.00, 0.82, 1.12, 0.92, 1.18, 0.78, 1.05, 0.86, 0.95];
 
 impl Camera {
     /// Camera `index` (from 0) of the world `seed`: a pure function of both.
     pub fn new(seed: u64, index: usize) -> Self {
         let mut dice = Dice::new(seed, Domain::Camera, index as u64);
-        let cast = CASTS[index % CASTS.len()].map(|gain| gain * (1.0 + 0.02 * dice.normal()));
+        let cast = CASTS[index % CASTS.len()].map(|gain| 1.0 + 0.8 * (gain - 1.0) + 0.02 * dice.normal());
         let film = Film {
             gain: cast,
             brightness: BRIGHTNESS[index % BRIGHTNESS.len()] * dice.range(0.95, 1.05),

@@ -18,9 +18,6 @@ impl Rgb {
     pub fn mix(self, to: Rgb, t: f32) -> Rgb {
         Rgb(self.0 + (to.0 - self.0) * t, self.1 + (to.1 - self.1) * t, self.2 + (to.2 - self.2) * t)
     }
-    pub fn luma(self) -> f32 {
-        0.299 * self.0 + 0.587 * self.1 + 0.114 * self.2
-    }
     pub fn alpha(self, alpha: f32) -> Color {
         let channel = |v: f32| v.clamp(0.0, 1.0);
         Color::from_rgba(channel(self.0), channel(self.1), channel(self.2), channel(alpha))
@@ -86,9 +83,13 @@ pub struct Canvas {
 }
 
 impl Canvas {
-    pub fn new(picture: Pixmap, with_labels: bool, light: V3) -> Self {
-        let labels = if with_labels { Pixmap::new(picture.width(), picture.height()) } else { None };
-        Canvas { picture, labels, light }
+    pub fn new(picture: Pixmap, light: V3) -> Self {
+        Canvas { picture, labels: None, light }
+    }
+
+    /// From here on, tagged shapes are recorded in the label map; what was drawn before is background.
+    pub fn start_labels(&mut self) {
+        self.labels = Pixmap::new(self.picture.width(), self.picture.height());
     }
 
     /// The label map: (part, segment) codes of each pixel, row by row. Empty when labels were not asked for.
@@ -150,8 +151,25 @@ impl Canvas {
         }
     }
 
-    pub fn rect(&mut self, x0: f32, y0: f32, x1: f32, y1: f32, color: Rgb, alpha: f32, tag: Option<Tag>) {
-        if let Some(rect) = tiny_skia::Rect::from_ltrb(x0, y0, x1, y1) {
+    /// An ellipse that fades from `alpha` in the middle to nothing at the rim.
+    pub fn glow(&mut self, at: V2, rx: f32, ry: f32, color: Rgb, alpha: f32) {
+        let stops = vec![
+            GradientStop::new(0.0, color.alpha(alpha)),
+            GradientStop::new(0.45, color.alpha(0.7 * alpha)),
+            GradientStop::new(1.0, color.alpha(0.0)),
+        ];
+        // A unit circle, scaled: gradients know no ellipses.
+        let place = Transform::from_row(rx, 0.0, 0.0, ry, at.x, at.y);
+        let origin = Point::from_xy(0.0, 0.0);
+        let shader = tiny_skia::RadialGradient::new(origin, 0.0, origin, 1.0, stops, SpreadMode::Pad, place);
+        let rect = tiny_skia::Rect::from_ltrb(at.x - rx, at.y - ry, at.x + rx, at.y + ry);
+        if let (Some(shader), Some(path)) = (shader, rect.and_then(PathBuilder::from_oval)) {
+            self.fill_with(&path, shader, None);
+        }
+    }
+
+    pub fn rect(&mut self, low: V2, high: V2, color: Rgb, alpha: f32, tag: Option<Tag>) {
+        if let Some(rect) = tiny_skia::Rect::from_ltrb(low.x, low.y, high.x, high.y) {
             self.fill(&PathBuilder::from_rect(rect), color, alpha, tag);
         }
     }

@@ -22,9 +22,6 @@ impl V2 {
         let length = self.length();
         if length > 1e-4 { self * (1.0 / length) } else { v2(0.0, 1.0) }
     }
-    pub fn dot(self, other: V2) -> f32 {
-        self.x * other.x + self.y * other.y
-    }
     /// Turned a quarter: for a direction pointing down the picture this points left.
     pub fn perp(self) -> V2 {
         v2(-self.y, self.x)

@@ -420,7 +420,11 @@ fn draw_attributes(
         upper_color: outfit.upper,
         upper_print,
         second_color: outfit.second,
-        long_sleeves: !matches!(upper, Upper::TShirt) && !(upper == Upper::Vest && dice.chance(0.4)),
+        long_sleeves: match upper {
+            Upper::TShirt => false,
+            Upper::Vest => dice.chance(0.6),
+            _ => true,
+        },
         open_front: outer && dice.chance(0.6),
         lower,
         lower_color: if lower == Lower::Dress { outfit.upper } else { outfit.lower },
@@ -499,7 +503,7 @@ fn dress(dice: &mut Dice, attributes: Attributes, body: Body) -> Identity {
         hair_volume: 1.06 + 0.05 * dice.unit() + if a.hair == Hair::Curly { 0.13 } else { 0.0 },
         hair_length: match a.hair {
             Hair::Bob => dice.range(0.26, 0.33),
-            Hair::Long => dice.range(0.40, 0.64),
+            Hair::Long => dice.range(0.34, 0.50),
             Hair::Ponytail => dice.range(0.30, 0.50),
             _ => 0.0,
         },

@@ -2,7 +2,7 @@
 
 use super::canvas::{Cap, Fabric, Frame, Rgb, Tag, Weave, tube};
 use super::figure::Figure;
-use super::geometry::{V2, V3, v2};
+use super::geometry::{V2, V3, v2, v3};
 use super::identity::{Lower, Shoes, Upper};
 use super::labels::{Part, Segment};
 
@@ -12,13 +12,7 @@ type Bead = (V3, f32);
 impl Figure<'_> {
     /// A limb through beads, with its shading.
     pub fn limb(&mut self, beads: &[Bead], ends: (Cap, Cap), fabric: &Fabric, tag: Tag) {
-        let points: Vec<(V2, f32)> = beads
-            .iter()
-            .map(|(at, radius)| {
-                let seen = self.view.see(*at);
-                (seen.at, radius * seen.scale)
-            })
-            .collect();
+        let points = self.project(beads);
         let (Some(first), Some(last)) = (points.first(), points.last()) else { return };
         let half_width = points.iter().map(|p| p.1).fold(0.5, f32::max);
         let frame = Frame { from: first.0, to: last.0, half_width, scale: self.view.scale };
@@ -26,6 +20,36 @@ impl Figure<'_> {
             self.edge(&path, fabric.color);
             self.canvas.cloth(&path, &frame, fabric, tag);
         }
+    }
+
+    /// Two bones of a limb that meet in a joint: both rims first, so that none is drawn across the joint.
+    fn jointed(
+        &mut self,
+        upper: &[Bead],
+        lower: &[Bead],
+        ends: (Cap, Cap),
+        fabric: &Fabric,
+        tags: (Tag, Tag),
+    ) {
+        if self.near {
+            for (beads, caps) in [(upper, (ends.0, Cap::Round)), (lower, (Cap::Round, ends.1))] {
+                if let Some(path) = tube(&self.project(beads), caps.0, caps.1) {
+                    self.edge(&path, fabric.color);
+                }
+            }
+        }
+        let near = std::mem::replace(&mut self.near, false);
+        self.limb(upper, (ends.0, Cap::Round), fabric, tags.0);
+        self.limb(lower, (Cap::Round, ends.1), fabric, tags.1);
+        self.near = near;
+    }
+
+    fn project(&self, beads: &[Bead]) -> Vec<(V2, f32)> {
+        let place = |(at, radius): &Bead| {
+            let seen = self.view.see(*at);
+            (seen.at, radius * seen.scale)
+        };
+        beads.iter().map(place).collect()
     }
 
     pub fn arm(&mut self, side: usize) {
@@ -39,12 +63,14 @@ impl Figure<'_> {
         let skin = Fabric::plain(who.skin);
         let part = Part::arm(side);
         let (upper_tag, fore_tag) = (Segment::upper_arm(side), Segment::forearm(side));
+        // A little below the joint, so that the sleeve continues the slope of the shoulder.
+        let top = shoulder.lerp(elbow, 0.07);
         let covered = a.long_sleeves;
         if !covered {
-            let upper = [(shoulder, r(0.030)), (shoulder.lerp(elbow, 0.5), r(0.027)), (elbow, r(0.022))];
-            self.limb(&upper, (Cap::Round, Cap::Round), &skin, Tag(part, upper_tag));
+            let upper = [(top, r(0.0275)), (shoulder.lerp(elbow, 0.5), r(0.027)), (elbow, r(0.022))];
             let fore = [(elbow, r(0.022)), (elbow.lerp(wrist, 0.3), r(0.0235)), (wrist, r(0.0155))];
-            self.limb(&fore, (Cap::Round, Cap::Round), &skin, Tag(part, fore_tag));
+            let tags = (Tag(part, upper_tag), Tag(part, fore_tag));
+            self.jointed(&upper, &fore, (Cap::Round, Cap::Round), &skin, tags);
         }
         self.held(side);
         let hand = b.hand[side];
@@ -59,22 +85,22 @@ impl Figure<'_> {
         };
         if covered {
             let upper = [
-                (shoulder, r(0.031) + 0.6 * pad),
+                (top, r(0.0285) + 0.3 * pad),
                 (shoulder.lerp(elbow, 0.5), r(0.028) + pad),
                 (elbow, r(0.023) + 0.9 * pad),
             ];
-            self.limb(&upper, (Cap::Round, Cap::Round), &fabric, Tag(cloth_part, upper_tag));
             let fore = [
                 (elbow, r(0.023) + 0.9 * pad),
                 (elbow.lerp(wrist, 0.35), r(0.023) + pad),
                 (elbow.lerp(wrist, 0.97), r(0.0165) + 0.7 * pad),
             ];
-            self.limb(&fore, (Cap::Round, Cap::Flat), &fabric, Tag(cloth_part, fore_tag));
+            let tags = (Tag(cloth_part, upper_tag), Tag(cloth_part, fore_tag));
+            self.jointed(&upper, &fore, (Cap::Round, Cap::Flat), &fabric, tags);
             self.crease(elbow, shoulder, r(0.02), fabric.color);
         } else {
             let end = shoulder.lerp(elbow, 0.36 + 0.3 * who.looseness);
             let upper = [
-                (shoulder, r(0.031) + 0.5 * pad),
+                (top, r(0.0285) + 0.3 * pad),
                 (shoulder.lerp(end, 0.5), r(0.031) + pad),
                 (end, r(0.0285) + 1.3 * pad),
             ];
@@ -93,7 +119,7 @@ impl Figure<'_> {
         for shift in [-0.5f32, 0.45] {
             let middle = at.at + along * (shift * radius * at.scale);
             let line = [middle - across * 0.8, middle + along * 1.0, middle + across * 0.6];
-            self.canvas.line(&line, color.shade(0.45), 0.38, 0.012 * self.view.scale, None);
+            self.canvas.line(&line, color.shade(0.45), 0.25, 0.011 * self.view.scale, None);
         }
     }
 
@@ -110,10 +136,21 @@ impl Figure<'_> {
         let part = Part::leg(side);
         let trousers = a.lower == Lower::Trousers;
         if !trousers {
-            let thigh = [(hip, r(0.050)), (hip.lerp(knee, 0.5), r(0.044)), (knee, r(0.032))];
-            self.limb(&thigh, (Cap::Round, Cap::Round), &skin, Tag(part, thigh_tag));
-            let shank = [(knee, r(0.031)), (knee.lerp(ankle, 0.3), r(0.0325)), (ankle, r(0.019))];
-            self.limb(&shank, (Cap::Round, Cap::Round), &skin, Tag(part, shank_tag));
+            let thigh = [
+                (hip, r(0.050)),
+                (hip.lerp(knee, 0.45), r(0.047)),
+                (hip.lerp(knee, 0.8), r(0.036)),
+                (knee, r(0.0315)),
+            ];
+            let calf = b.shank_turn[side].apply(v3(0.0, 0.0, -0.008 * h));
+            let shank = [
+                (knee, r(0.0305)),
+                (knee.lerp(ankle, 0.25) + calf, r(0.034)),
+                (knee.lerp(ankle, 0.6) + calf * 0.5, r(0.026)),
+                (ankle, r(0.0175)),
+            ];
+            let tags = (Tag(part, thigh_tag), Tag(part, shank_tag));
+            self.jointed(&thigh, &shank, (Cap::Round, Cap::Round), &skin, tags);
             if a.shoes == Shoes::Sneakers {
                 let sock = [(knee.lerp(ankle, 0.84), r(0.0215)), (ankle, r(0.0215))];
                 let white = Fabric::plain(Rgb(0.85, 0.85, 0.84));
@@ -131,14 +168,18 @@ impl Figure<'_> {
                     (hip.lerp(knee, 0.5), r(0.045) + 0.8 * pad),
                     (knee, at_knee),
                 ];
-                self.limb(&thigh, (Cap::Round, Cap::Round), &who.lower, tag(thigh_tag));
-                let end = ankle + (ankle - knee) * 0.045;
-                let hem = (at_knee * who.flare).max(r(0.024));
-                let shank =
-                    [(knee, at_knee), (knee.lerp(ankle, 0.35), 0.5 * (at_knee + r(0.034) + pad)), (end, hem)];
-                self.limb(&shank, (Cap::Round, Cap::Flat), &who.lower, tag(shank_tag));
+                // Into boots, or over shoes.
+                let booted = a.shoes == Shoes::Boots;
+                let end = if booted { knee.lerp(ankle, 0.64) } else { ankle + (ankle - knee) * 0.045 };
+                let hem = if booted { r(0.031) } else { (at_knee * who.flare).max(r(0.024)) };
+                let calf = 0.5 * (at_knee + r(0.034) + pad);
+                let shank = [(knee, at_knee), (knee.lerp(end, 0.35), calf), (end, hem)];
+                let tags = (tag(thigh_tag), tag(shank_tag));
+                self.jointed(&thigh, &shank, (Cap::Round, Cap::Flat), &who.lower, tags);
                 self.crease(knee, hip, r(0.03), who.lower.color);
-                self.crease(ankle, knee, r(0.022), who.lower.color);
+                if !booted {
+                    self.crease(ankle, knee, r(0.022), who.lower.color);
+                }
             }
             Lower::Shorts => {
                 let end = if who.lower_hem < 0.5 { hip.lerp(knee, 2.0 * who.lower_hem) } else { knee };

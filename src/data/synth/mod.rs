@@ -9,9 +9,11 @@ mod camera;
 mod canvas;
 mod carried;
 mod dice;
+pub mod export;
 mod figure;
 mod film;
 mod geometry;
+mod hair;
 mod head;
 mod identity;
 mod labels;
@@ -20,6 +22,7 @@ mod occluder;
 mod pose;
 mod render;
 mod scene;
+mod trunk;
 
 #[cfg(test)]
 mod tests;

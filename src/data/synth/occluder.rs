@@ -7,6 +7,7 @@ use super::geometry::{View, v2};
 use super::identity::Identity;
 use super::labels::{Part, Segment};
 use super::pose::{Pose, Skeleton};
+use std::f32::consts::PI;
 
 const FRONT: Option<Tag> = Some(Tag(Part::Background, Segment::Occluder));
 
@@ -31,9 +32,9 @@ fn pole(canvas: &mut Canvas, dice: &mut Dice, width: f32, height: f32) {
     let half = width * dice.range(0.03, 0.075);
     let x = width * dice.range(0.12, 0.88);
     let color = Rgb(0.42, 0.42, 0.41).shade(dice.range(0.6, 1.3));
-    canvas.rect(x - half, 0.0, x + half, height, color, 1.0, FRONT);
-    canvas.rect(x - half, 0.0, x - 0.3 * half, height, color.shade(1.25), 1.0, None);
-    canvas.rect(x + 0.5 * half, 0.0, x + half, height, color.shade(0.7), 1.0, None);
+    canvas.rect(v2(x - half, 0.0), v2(x + half, height), color, 1.0, FRONT);
+    canvas.rect(v2(x - half, 0.0), v2(x - 0.3 * half, height), color.shade(1.25), 1.0, None);
+    canvas.rect(v2(x + 0.5 * half, 0.0), v2(x + half, height), color.shade(0.7), 1.0, None);
 }
 
 fn bin(canvas: &mut Canvas, dice: &mut Dice, width: f32, height: f32) {
@@ -47,15 +48,13 @@ fn bin(canvas: &mut Canvas, dice: &mut Dice, width: f32, height: f32) {
         canvas.fill(&path, color, 1.0, FRONT);
     }
     canvas.rect(
-        x - 2.0,
-        top - 0.025 * height,
-        x + w + 2.0,
-        top + 0.01 * height,
+        v2(x - 2.0, top - 0.025 * height),
+        v2(x + w + 2.0, top + 0.01 * height),
         color.shade(0.65),
         1.0,
         FRONT,
     );
-    canvas.rect(x + 0.1 * w, top, x + 0.22 * w, height, color.shade(1.25), 0.6, None);
+    canvas.rect(v2(x + 0.1 * w, top), v2(x + 0.22 * w, height), color.shade(1.25), 0.6, None);
 }
 
 fn car(canvas: &mut Canvas, dice: &mut Dice, width: f32, height: f32) {
@@ -73,7 +72,7 @@ fn car(canvas: &mut Canvas, dice: &mut Dice, width: f32, height: f32) {
         canvas.fill(&path, color, 1.0, FRONT);
         canvas.stroke(&path, color.shade(1.5), 0.8, 1.5, None);
     }
-    canvas.rect(0.0, top + 0.13 * height, width, top + 0.15 * height, color.shade(0.55), 0.8, None);
+    canvas.rect(v2(0.0, top + 0.13 * height), v2(width, top + 0.15 * height), color.shade(0.55), 0.8, None);
     canvas.ellipse(
         v2(0.8 * width, top + 0.09 * height),
         0.09 * width,
@@ -109,7 +108,7 @@ fn railing(canvas: &mut Canvas, dice: &mut Dice, width: f32, height: f32) {
     let step = width * dice.range(0.28, 0.5);
     let mut x = step * dice.unit();
     while x < width {
-        canvas.rect(x, top, x + bar, height, color.shade(0.8), 1.0, FRONT);
+        canvas.rect(v2(x, top), v2(x + bar, height), color.shade(0.8), 1.0, FRONT);
         x += step;
     }
 }
@@ -120,14 +119,14 @@ fn person(canvas: &mut Canvas, view: &View, dice: &mut Dice, seed: u64) {
     let pose = Pose::draw(dice, &who);
     let bones = Skeleton::new(&who.body, &pose);
     let width = canvas.picture.width() as f32;
-    let mut other = View::new(dice.range(-3.14, 3.14), 0.1, 0.5 * who.body.height, view.distance, view.light);
+    let mut other = View::new(dice.range(-PI, PI), 0.1, 0.5 * who.body.height, view.distance, view.light);
     other.scale = view.scale * dice.range(1.02, 1.25);
     let edge = if dice.chance(0.5) { dice.range(-0.10, 0.14) } else { dice.range(0.86, 1.10) };
     other.origin = v2(edge * width, view.origin.y + 0.10 * view.scale);
     let blank = tiny_skia::Pixmap::new(canvas.picture.width(), canvas.picture.height());
     let Some(layer) = blank else { return };
     // Drawn apart, then laid over: whatever it covers is occluded, not a second person's labels.
-    let mut apart = Canvas::new(layer, false, canvas.light);
+    let mut apart = Canvas::new(layer, canvas.light);
     Figure { who: &who, pose: &pose, bones: &bones, view: &other, canvas: &mut apart, near: true }.draw();
     canvas.overlay(&apart.picture, FRONT);
 }

@@ -291,6 +291,7 @@ pub struct Skeleton {
     pub hip: [V3; 2],
     pub knee: [V3; 2],
     pub ankle: [V3; 2],
+    pub shank_turn: [Rotation; 2],
     pub heel: [V3; 2],
     pub toe: [V3; 2],
 }
@@ -328,6 +329,7 @@ impl Skeleton {
             hip: [pelvis; 2],
             knee: [pelvis; 2],
             ankle: [pelvis; 2],
+            shank_turn: [pelvis_turn; 2],
             heel: [pelvis; 2],
             toe: [pelvis; 2],
         };
@@ -346,7 +348,7 @@ impl Skeleton {
         self.shoulder[side] = self.neck
             + self.trunk_turn.apply(v3(
                 out * body.shoulder,
-                -0.020 * body.height + lift,
+                -0.034 * body.height + lift,
                 -0.004 * body.height,
             ));
         let upper = self
@@ -358,7 +360,7 @@ impl Skeleton {
         self.elbow[side] = self.shoulder[side] + upper.apply(v3(0.0, -body.upper_arm, 0.0));
         self.wrist[side] = self.elbow[side] + fore.apply(v3(0.0, -body.forearm, 0.0));
         let hand = fore.after(&Rotation::x(-0.15));
-        self.hand[side] = self.wrist[side] + hand.apply(v3(0.0, -0.85 * body.hand, 0.0));
+        self.hand[side] = self.wrist[side] + hand.apply(v3(0.0, -0.74 * body.hand, 0.0));
     }
 
     fn place_leg(&mut self, body: &Body, leg: &Leg, side: usize) {
@@ -370,6 +372,7 @@ impl Skeleton {
         let shank = thigh.after(&Rotation::x(leg.knee));
         self.knee[side] = self.hip[side] + thigh.apply(v3(0.0, -body.thigh, 0.0));
         self.ankle[side] = self.knee[side] + shank.apply(v3(0.0, -body.shank, 0.0));
+        self.shank_turn[side] = shank;
         // A swinging foot follows the shank in part; a planted one lies flat.
         let follow = (leg.knee - leg.flex).max(0.0) * 0.75;
         let foot = Rotation::y(out * leg.toe_out).after(&Rotation::x(leg.foot + follow));

@@ -66,11 +66,14 @@ impl Render<'_> {
         let column = dice.range(margin, scene.width() - margin);
         let row = scene.ground_row(dice.unit());
         scene.window(&mut pixmap, (feet.x, feet.y), (column, row), zoom);
-        let mut canvas = Canvas::new(pixmap, self.labelled, light);
+        let mut canvas = Canvas::new(pixmap, light);
         self.passers_by(&mut canvas, &view, &mut dice);
+        if self.labelled {
+            canvas.start_labels();
+        }
         let mut figure =
             Figure { who: &who, pose: &pose, bones: &bones, view: &view, canvas: &mut canvas, near: true };
-        figure.shadow();
+        figure.shadow(self.camera.sun);
         if pose.action == Action::Sit {
             figure.seat();
         }
@@ -133,7 +136,7 @@ impl Render<'_> {
                 canvas: &mut *canvas,
                 near: false,
             };
-            figure.shadow();
+            figure.shadow(self.camera.sun);
             figure.draw();
         }
     }

@@ -30,7 +30,7 @@ impl Scene {
         let Some(pixmap) = Pixmap::new(WIDTH, HEIGHT) else {
             return Scene { pixels: Vec::new(), horizon };
         };
-        let mut painter = Painter { canvas: Canvas::new(pixmap, false, v3(0.0, 0.0, 1.0)), dice, horizon };
+        let mut painter = Painter { canvas: Canvas::new(pixmap, v3(0.0, 0.0, 1.0)), dice, horizon };
         painter.paint(family);
         let passes = painter.dice.index(3);
         let data = painter.canvas.picture.data();
@@ -115,7 +115,7 @@ impl Painter<'_> {
     }
 
     fn box_at(&mut self, x: f32, y: f32, w: f32, h: f32, color: Rgb) {
-        self.canvas.rect(x, y, x + w, y + h, color, 1.0, None);
+        self.canvas.rect(v2(x, y), v2(x + w, y + h), color, 1.0, None);
     }
 
     fn vertical(&mut self, y0: f32, y1: f32, top: Rgb, bottom: Rgb) {
@@ -216,11 +216,23 @@ impl Painter<'_> {
         if let Some(path) = polygon(&glass) {
             self.canvas.fill(&path, Rgb(0.18, 0.22, 0.27), 1.0, None);
         }
-        self.canvas.rect(x + 0.98 * s, y - 0.7 * s, x + 1.03 * s, y - 0.42 * s, color.shade(0.8), 1.0, None);
+        self.canvas.rect(
+            v2(x + 0.98 * s, y - 0.7 * s),
+            v2(x + 1.03 * s, y - 0.42 * s),
+            color.shade(0.8),
+            1.0,
+            None,
+        );
         if let Some(path) = round_rect(x, y - 0.45 * s, x + 2.0 * s, y - 0.10 * s, 0.13 * s) {
             self.canvas.fill(&path, color, 1.0, None);
         }
-        self.canvas.rect(x + 0.05 * s, y - 0.2 * s, x + 1.95 * s, y - 0.1 * s, color.shade(0.65), 1.0, None);
+        self.canvas.rect(
+            v2(x + 0.05 * s, y - 0.2 * s),
+            v2(x + 1.95 * s, y - 0.1 * s),
+            color.shade(0.65),
+            1.0,
+            None,
+        );
         for wheel in [0.40, 1.58] {
             self.canvas.ellipse(v2(x + wheel * s, y - 0.12 * s), 0.17 * s, 0.17 * s, BLACK, 1.0, None);
             self.canvas.ellipse(
@@ -330,8 +342,8 @@ impl Painter<'_> {
         }
         let path = Rgb(0.66, 0.60, 0.50);
         let y = self.horizon + 55.0;
-        self.canvas.rect(0.0, y, 1440.0, y + 62.0, path, 1.0, None);
-        self.canvas.rect(0.0, y, 1440.0, y + 4.0, path.shade(0.75), 1.0, None);
+        self.canvas.rect(v2(0.0, y), v2(1440.0, y + 62.0), path, 1.0, None);
+        self.canvas.rect(v2(0.0, y), v2(1440.0, y + 4.0), path.shade(0.75), 1.0, None);
         for _ in 0..12 {
             let (x, s) = (self.dice.range(0.0, 1440.0), self.dice.range(130.0, 230.0));
             let y = self.horizon + self.dice.range(8.0, 40.0);

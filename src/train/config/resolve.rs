@@ -90,7 +90,7 @@ impl TrainConfig {
             .collect())
     }
 
-    /// Checks that a run with configuration `earlier` can be continued with this one: only logging, speed and the place
+    /// Checks that a run with configuration `earlier` can be continued with this one: only logging, speed, the length and the place
     /// of the data may differ.
     ///
     /// # Errors
@@ -128,7 +128,8 @@ impl TrainConfig {
 
 /// Keys that decide how a run is watched, where its images lie and how fast it goes, not what it computes.
 fn may_change(key: &str) -> bool {
-    key.starts_with("run.") || ["data.path", "data.workers", "data.prefetch"].contains(&key)
+    let lengthens = ["optim.steps", "optim.epochs"].contains(&key);
+    lengthens || key.starts_with("run.") || ["data.path", "data.workers", "data.prefetch"].contains(&key)
 }
 
 fn read_toml(path: &Path) -> Result<Table> {

@@ -1,0 +1,162 @@
+//! `saip-engine bench`.
+
+use super::device::{self, parse_dtype};
+use crate::data::batch::{Batch, ViewGeometry};
+use crate::data::rng::{Purpose, stream};
+use crate::data::views::{random_positions, step_config_at};
+use crate::error::{Error, Result};
+use crate::report::table::{human_bytes, table};
+use crate::saip::StepPoint;
+use crate::saip::config::{PATCH, StepConfig};
+use crate::tensor::DType;
+use crate::train::config::TrainConfig;
+use crate::train::engine::{Engine, EngineOptions};
+use rand_distr::{Distribution, StandardNormal};
+use serde_json::json;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// Arguments of `bench`.
+#[derive(clap::Args, Debug)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    pub what: Bench,
+}
+
+#[derive(clap::Subcommand, Debug)]
+pub enum Bench {
+    /// Time whole training steps on random images, the loader left out
+    Step(StepArgs),
+}
+
+/// Arguments of `bench step`.
+#[derive(clap::Args, Debug)]
+pub struct StepArgs {
+    /// Built-in configuration (demo, saip-vit-tiny)
+    #[arg(long, default_value = "saip-vit-tiny")]
+    pub preset: String,
+    /// TOML file with keys that override the preset
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+    /// Single keys that override everything else
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// Images per step
+    #[arg(long, default_value_t = 8)]
+    pub batch: usize,
+    /// Scale of the rescaled views
+    #[arg(long, default_value_t = 1.25)]
+    pub scale: f64,
+    /// Steps to time
+    #[arg(long, default_value_t = 10)]
+    pub steps: usize,
+    /// Steps before them
+    #[arg(long, default_value_t = 3)]
+    pub warmup: usize,
+    /// Device: auto, cpu
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Precision: f32 or f64
+    #[arg(long, default_value = "f32", value_parser = parse_dtype)]
+    pub dtype: DType,
+    /// CPU threads; 0 for one per core
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+    /// Compute activations again in the backward pass
+    #[arg(long)]
+    pub recompute: bool,
+    /// Print one line of JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Measures and prints.
+///
+/// # Errors
+/// Those of the configuration and of the device.
+pub fn run(args: &BenchArgs) -> Result<()> {
+    match &args.what {
+        Bench::Step(step) => bench_step(step),
+    }
+}
+
+fn bench_step(args: &StepArgs) -> Result<()> {
+    if args.steps == 0 || args.batch == 0 {
+        return Err(Error::usage("--steps and --batch must be at least 1"));
+    }
+    let mut sets = args.sets.clone();
+    sets.extend([format!("optim.batch={}", args.batch), format!("optim.effective_batch={}", args.batch)]);
+    let cfg = TrainConfig::resolve(Some(&args.preset), args.config.as_deref(), &sets)?;
+    let base = cfg.step_config(cfg.views.local_size, cfg.views.global_size);
+    let step = step_config_at(&base, args.scale);
+    let backend = device::open(&args.device, args.dtype, args.threads)?;
+    let device = backend.name();
+    let options = EngineOptions {
+        micro_steps: 1,
+        drop_path: cfg.encoder.drop_path,
+        recompute: args.recompute,
+        seed: cfg.data.seed,
+    };
+    let mut engine = Engine::new(backend, std::slice::from_ref(&step), options)?;
+    engine.initialise()?;
+    let batch = random_batch(&step, cfg.data.seed);
+    let mut seconds = Vec::with_capacity(args.steps);
+    let mut loss = 0.0;
+    for i in 0..args.warmup + args.steps {
+        let began = Instant::now();
+        loss = engine.micro_step(0, &batch, &StepPoint::constant(&step, i as u64 + 1))?.total;
+        engine.update(0)?;
+        if i >= args.warmup {
+            seconds.push(began.elapsed().as_secs_f64());
+        }
+    }
+    seconds.sort_by(f64::total_cmp);
+    let (min, median, max) = (seconds[0], seconds[seconds.len() / 2], seconds[seconds.len() - 1]);
+    let images = args.batch as f64 / median;
+    let peak = peak_resident_bytes();
+    if args.json {
+        let record = json!({
+            "preset": args.preset, "batch": args.batch, "device": device, "median_s": median, "min_s": min,
+            "max_s": max, "images_per_s": images, "peak_bytes": peak, "loss": loss,
+        });
+        println!("{record}");
+        return Ok(());
+    }
+    let row = vec![
+        device,
+        args.batch.to_string(),
+        format!("{median:.3}"),
+        format!("{min:.3} - {max:.3}"),
+        format!("{images:.2}"),
+        peak.map_or("unknown".into(), human_bytes),
+    ];
+    let headers = ["device", "batch", "s/step (median)", "min - max", "images/s", "peak memory"];
+    println!("{}", table(&headers, &[row]));
+    Ok(())
+}
+
+/// A batch of normally distributed pixels with random masks and boxes.
+fn random_batch(cfg: &StepConfig, seed: u64) -> Batch {
+    let geometry = ViewGeometry::of(cfg);
+    let mut rng = stream(seed, 0, 0, Purpose::Views);
+    let mut pixels = |images: usize, [h, w]: [usize; 2]| -> Vec<f32> {
+        (0..images * 3 * h * w).map(|_| StandardNormal.sample(&mut rng)).collect()
+    };
+    let b = cfg.batch;
+    let (global, local) = (pixels(2 * b, cfg.global_size), pixels(cfg.locals * b, cfg.local_size));
+    let (rescaled, masked) = (pixels(2 * b, cfg.rescaled_size), pixels(b, cfg.masked_size));
+    let scene = pixels(b, [cfg.scene_size; 2]);
+    let mut rng = stream(seed, 0, 0, Purpose::Mask);
+    let keep =
+        (0..b).flat_map(|_| random_positions(geometry.masked_tokens(), geometry.visible, &mut rng)).collect();
+    let side = cfg.scene_size / PATCH;
+    let boxes = (0..2 * b * side * side).map(|i| f32::from(u8::from(i % 3 == 0))).collect();
+    Batch { geometry, global, local, rescaled, masked, keep, scene, boxes, names: vec!["random".into(); b] }
+}
+
+/// The largest resident set of this process so far; None where the system does not tell.
+pub fn peak_resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+}

@@ -1,0 +1,119 @@
+//! `saip-engine plan`.
+
+use super::device::{self, parse_dtype};
+use crate::error::{Error, Result};
+use crate::ir::dump;
+use crate::plan::Plan;
+use crate::report::memory_svg;
+use crate::report::table::{human_bytes, table};
+use crate::saip::{StepOptions, build_step};
+use crate::tensor::DType;
+use crate::train::config::TrainConfig;
+use crate::train::engine::compile_plan;
+use crate::train::summary::memory_picture;
+use std::path::PathBuf;
+
+/// Arguments of `plan`.
+#[derive(clap::Args, Debug)]
+pub struct PlanArgs {
+    /// Built-in configuration (demo, saip-vit-tiny)
+    #[arg(long, default_value = "saip-vit-tiny")]
+    pub preset: String,
+    /// TOML file with keys that override the preset
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+    /// Single keys that override everything else
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// Images per micro step
+    #[arg(long)]
+    pub batch: Option<usize>,
+    /// Scale of the rescaled views [default: the largest of the configuration]
+    #[arg(long)]
+    pub scale: Option<f64>,
+    /// Device to plan for: auto, cpu
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Precision to plan for: f32 or f64
+    #[arg(long, default_value = "f32", value_parser = parse_dtype)]
+    pub dtype: DType,
+    /// Compute activations again in the backward pass
+    #[arg(long)]
+    pub recompute: bool,
+    /// Draw the arena as an SVG picture
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+    /// Write the graph as text
+    #[arg(long, value_name = "FILE")]
+    pub graph: Option<PathBuf>,
+}
+
+/// Plans one step and prints its memory; nothing is allocated or computed.
+///
+/// # Errors
+/// Those of the configuration, and files that cannot be written.
+pub fn run(args: &PlanArgs) -> Result<()> {
+    let mut sets = args.sets.clone();
+    if let Some(batch) = args.batch {
+        sets.extend([format!("optim.batch={batch}"), format!("optim.effective_batch={batch}")]);
+    }
+    let cfg = TrainConfig::resolve(Some(&args.preset), args.config.as_deref(), &sets)?;
+    let base = cfg.step_config(cfg.views.local_size, cfg.views.global_size);
+    let scale = args.scale.unwrap_or(cfg.views.scale[1]);
+    let step = crate::data::views::step_config_at(&base, scale);
+    let backend = device::open(&args.device, args.dtype, cfg.run.threads)?;
+    let micro_steps = cfg.optim.accumulation(1)?;
+    let opts = StepOptions { dtype: args.dtype, micro_steps, drop_path: cfg.encoder.drop_path };
+    let built = build_step(&step, &opts)?;
+    if let Some(path) = &args.graph {
+        std::fs::write(path, dump(&built.graph)).map_err(|e| Error::io(path, "write", e))?;
+    }
+    let plan = compile_plan(built.graph, args.recompute || cfg.run.recompute, &*backend)?;
+    println!("{} at batch {}, scale {scale}, on {}", args.preset, step.batch, backend.name());
+    print(&plan);
+    if let Some(path) = &args.svg {
+        std::fs::write(path, memory_svg(&memory_picture(&plan))).map_err(|e| Error::io(path, "write", e))?;
+        println!("picture: {}", path.display());
+    }
+    Ok(())
+}
+
+fn print(plan: &Plan) {
+    let mut rows: Vec<Vec<String>> =
+        plan.regions.iter().map(|r| vec![r.region.name().into(), human_bytes(r.bytes() as u64)]).collect();
+    rows.push(vec!["arena".into(), human_bytes(plan.arena_bytes as u64)]);
+    let total = plan.regions.iter().map(|r| r.bytes()).sum::<usize>() + plan.arena_bytes;
+    rows.push(vec!["total".into(), human_bytes(total as u64)]);
+    println!("{}", table(&["memory", "size"], &rows));
+    println!(
+        "{} steps; arena {} against the lower bound {} (the largest sum of live tensors): {:.3} times",
+        plan.steps.len(),
+        human_bytes(plan.arena_bytes as u64),
+        human_bytes(plan.lower_bound_bytes as u64),
+        plan.arena_bytes as f64 / plan.lower_bound_bytes.max(1) as f64
+    );
+    let peak = peak_step(plan);
+    let mut live: Vec<_> = plan.buffers.iter().filter(|b| b.start <= peak && peak <= b.end).collect();
+    live.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.label.cmp(&b.label)));
+    let rows: Vec<Vec<String>> =
+        live.iter().take(12).map(|b| vec![b.label.clone(), human_bytes(b.bytes as u64)]).collect();
+    println!("largest of {} buffers live at the peak, step {peak} ({}):", live.len(), plan.steps[peak].path);
+    println!("{}", table(&["buffer", "size"], &rows));
+}
+
+/// The step at which most bytes are live.
+fn peak_step(plan: &Plan) -> usize {
+    let mut delta = vec![0i64; plan.steps.len() + 1];
+    for b in &plan.buffers {
+        delta[b.start] += b.bytes as i64;
+        delta[b.end + 1] -= b.bytes as i64;
+    }
+    let (mut live, mut peak, mut at) = (0, i64::MIN, 0);
+    for (step, d) in delta[..plan.steps.len()].iter().enumerate() {
+        live += d;
+        if live > peak {
+            (peak, at) = (live, step);
+        }
+    }
+    at
+}

@@ -1,0 +1,121 @@
+//! `saip-engine train`.
+
+use super::device;
+use crate::error::{Error, Result};
+use crate::report::table::human_duration;
+use crate::tensor::DType;
+use crate::train::config::TrainConfig;
+use crate::train::presets::PRESETS;
+use crate::train::run::{Outcome, train};
+use crate::train::signals::{INTERRUPTED, Interrupt};
+use std::path::{Path, PathBuf};
+
+/// Arguments of `train`.
+#[derive(clap::Args, Debug)]
+pub struct TrainArgs {
+    /// Built-in configuration to start from (demo, saip-vit-tiny)
+    #[arg(long)]
+    pub preset: Option<String>,
+    /// TOML file with keys that override the preset
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+    /// Folder or list file of person images; absent: synthetic persons
+    #[arg(long)]
+    pub data: Option<PathBuf>,
+    /// Folder of labelled images (Market-1501 names) on which the frozen features are tried while training
+    #[arg(long)]
+    pub probe: Option<PathBuf>,
+    /// Run folder
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// Device: auto, cpu
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Single keys that override everything else, such as optim.batch=64
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// Go on from the newest intact checkpoint of the run folder
+    #[arg(long)]
+    pub resume: bool,
+    /// Compute activations again in the backward pass: less memory, more time
+    #[arg(long)]
+    pub recompute: bool,
+    /// Print the resolved configuration and exit
+    #[arg(long)]
+    pub print_config: bool,
+}
+
+impl TrainArgs {
+    /// The configuration that the arguments describe. A resumed run starts from its own `config.toml`.
+    fn config(&self, out: &Path) -> Result<TrainConfig> {
+        let toml = |key: &str, path: &Path| {
+            let text =
+                path.to_str().ok_or_else(|| Error::usage(format!("{}: is no UTF-8 path", path.display())))?;
+            Ok::<_, Error>(format!("{key}={}", toml::Value::String(text.to_owned())))
+        };
+        let mut sets = Vec::new();
+        if let Some(data) = &self.data {
+            sets.push(toml("data.path", data)?);
+        }
+        if let Some(probe) = &self.probe {
+            sets.push(toml("run.probe", probe)?);
+        }
+        if self.recompute {
+            sets.push("run.recompute=true".into());
+        }
+        sets.extend(self.sets.iter().cloned());
+        let own = out.join("config.toml");
+        let file = match &self.config {
+            None if self.resume && self.preset.is_none() && own.exists() => Some(own.as_path()),
+            given => given.as_deref(),
+        };
+        TrainConfig::resolve(self.preset.as_deref(), file, &sets)
+    }
+
+    /// `--out`, or a folder under `runs/` that does not exist yet.
+    fn out(&self) -> Result<PathBuf> {
+        if let Some(out) = &self.out {
+            return Ok(out.clone());
+        }
+        if self.resume {
+            return Err(Error::usage("--resume needs --out: the folder of the run to go on with"));
+        }
+        let name = self.preset.as_deref().unwrap_or("demo");
+        (1..10_000)
+            .map(|i| PathBuf::from(format!("runs/{name}-{i:03}")))
+            .find(|p| !p.exists())
+            .ok_or_else(|| Error::usage("runs/ is full: name a folder with --out"))
+    }
+}
+
+/// Trains; 0 at the end of the run, 130 when a signal ended it early.
+///
+/// # Errors
+/// Those of [`train`], and of the arguments.
+pub fn run(args: &TrainArgs) -> Result<i32> {
+    if let Some(name) = args.preset.as_deref().filter(|n| !PRESETS.iter().any(|p| p.name == *n)) {
+        crate::train::presets::find(name)?;
+    }
+    let out = args.out()?;
+    let cfg = args.config(&out)?;
+    if args.print_config {
+        print!("{}", cfg.to_toml()?);
+        return Ok(0);
+    }
+    let backend = device::open(&args.device, DType::F32, cfg.run.threads)?;
+    let interrupt = Interrupt::install()?;
+    let outcome = train(&cfg, &out, args.resume, backend, &interrupt)?;
+    print_outcome(&outcome, &out);
+    Ok(if outcome.interrupted { INTERRUPTED } else { 0 })
+}
+
+fn print_outcome(outcome: &Outcome, out: &Path) {
+    let state = if outcome.interrupted { "stopped by a signal; go on with --resume" } else { "finished" };
+    println!(
+        "{state}: {} steps, {} of training, {:.1} images/s",
+        outcome.steps,
+        human_duration(outcome.seconds),
+        outcome.images_per_second
+    );
+    println!("report: {}", out.join("report.html").display());
+}

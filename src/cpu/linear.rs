@@ -1,0 +1,219 @@
+//! Linear layers: `y = x w^T + b` with the epilogue fused into the product.
+//!
+//! `M` rows, `K` inputs, `N` outputs. Outputs are overwritten; no output may share memory with an operand, except `y`
+//! with the residual. Workspace: [`gemm::workspace`] of the packed operand.
+
+use rayon::prelude::*;
+
+use super::buffers::Operand;
+use super::gemm::{self, Mat, Start};
+use super::par::Tile;
+use super::real::Real;
+use super::simd::vectorize;
+
+/// What is done to `x w^T + b`.
+pub enum Finish<'a, T> {
+    None,
+    /// Keeps the value before GELU in a matrix like y.
+    Gelu(&'a mut [T]),
+    /// GELU, the value before it is dropped.
+    GeluOnly,
+    Residual(Operand<'a, T>),
+}
+
+/// `y: [M, N]`, `x: [M, K]`, `w: [N, K]`, `bias: [N]`.
+pub fn linear<T: Real>(
+    y: &mut [T],
+    finish: Finish<'_, T>,
+    x: &[T],
+    w: &[T],
+    bias: &[T],
+    [m, n, k]: [usize; 3],
+    workspace: &mut [T],
+) {
+    let y = Tile::new(y, m, n);
+    let w = Mat::transposed(w, k);
+    gemm::pack(workspace, w, n, k);
+    product(y, finish, Mat::rows(x, k), workspace, bias, [m, n, k], 0);
+}
+
+/// The product by a packed weight with its epilogue; `first` is the residual's row for row 0 of y.
+pub(super) fn product<T: Real>(
+    y: Tile<'_, T>,
+    finish: Finish<'_, T>,
+    x: Mat<'_, T>,
+    packed: &[T],
+    bias: &[T],
+    [m, n, k]: [usize; 3],
+    first: usize,
+) {
+    match finish {
+        Finish::None => gemm::multiply(
+            y,
+            None,
+            x,
+            packed,
+            k,
+            Start::Zero,
+            #[inline(always)]
+            |_, j, y, _| {
+                for (y, &b) in y.iter_mut().zip(&bias[j..]) {
+                    *y += b;
+                }
+            },
+        ),
+        Finish::Gelu(pre) => {
+            let pre = Tile::new(pre, m, n);
+            gemm::multiply(
+                y,
+                Some(pre),
+                x,
+                packed,
+                k,
+                Start::Zero,
+                #[inline(always)]
+                |_, j, y, pre| {
+                    let Some(pre) = pre else { return };
+                    for ((y, p), &b) in y.iter_mut().zip(pre).zip(&bias[j..]) {
+                        *p = *y + b;
+                        *y = p.gelu();
+                    }
+                },
+            );
+        }
+        Finish::GeluOnly => gemm::multiply(
+            y,
+            None,
+            x,
+            packed,
+            k,
+            Start::Zero,
+            #[inline(always)]
+            |_, j, y, _| {
+                for (y, &b) in y.iter_mut().zip(&bias[j..]) {
+                    *y = (*y + b).gelu();
+                }
+            },
+        ),
+        Finish::Residual(Operand::InPlace) => {
+            gemm::multiply(
+                y,
+                None,
+                x,
+                packed,
+                k,
+                Start::Accumulate,
+                #[inline(always)]
+                |_, j, y, _| {
+                    for (y, &b) in y.iter_mut().zip(&bias[j..]) {
+                        *y += b;
+                    }
+                },
+            );
+        }
+        Finish::Residual(Operand::Slice(r)) => {
+            gemm::multiply(
+                y,
+                None,
+                x,
+                packed,
+                k,
+                Start::Zero,
+                #[inline(always)]
+                |i, j, y, _| {
+                    let at = (first + i) * n + j;
+                    let r = &r[at..at + y.len()];
+                    for ((y, &b), &r) in y.iter_mut().zip(&bias[j..]).zip(r) {
+                        *y += b + r;
+                    }
+                },
+            );
+        }
+    }
+}
+
+/// `dx: [M, K] = dy w`, `dy: [M, N]`, `w: [N, K]`; with `pre: [M, K]` times `gelu'(pre)`.
+pub fn linear_backward_input<T: Real>(
+    dx: &mut [T],
+    dy: &[T],
+    w: &[T],
+    pre: Option<&[T]>,
+    [m, n, k]: [usize; 3],
+    workspace: &mut [T],
+) {
+    gemm::pack(workspace, Mat::rows(w, k), k, n);
+    product_gelu_grad(Tile::new(dx, m, k), Mat::rows(dy, n), workspace, pre, n);
+}
+
+/// `dx = dy w` with a packed w, times `gelu'(pre)` where given.
+pub(super) fn product_gelu_grad<T: Real>(
+    dx: Tile<'_, T>,
+    dy: Mat<'_, T>,
+    packed: &[T],
+    pre: Option<&[T]>,
+    depth: usize,
+) {
+    let cols = dx.cols();
+    match pre {
+        None => gemm::multiply(dx, None, dy, packed, depth, Start::Zero, |_, _, _, _| {}),
+        Some(pre) => gemm::multiply(
+            dx,
+            None,
+            dy,
+            packed,
+            depth,
+            Start::Zero,
+            #[inline(always)]
+            |i, j, dx, _| {
+                let pre = &pre[i * cols + j..][..dx.len()];
+                for (d, &p) in dx.iter_mut().zip(pre) {
+                    *d *= p.gelu_grad();
+                }
+            },
+        ),
+    }
+}
+
+/// `dw: [N, K] = dy^T x`, `db: [N]` the column sums of `dy: [M, N]`; `x: [M, K]`.
+pub fn linear_backward_weight<T: Real>(
+    dw: &mut [T],
+    db: &mut [T],
+    dy: &[T],
+    x: &[T],
+    [m, n, k]: [usize; 3],
+    workspace: &mut [T],
+) {
+    let (dw, dy_t, x) = (Tile::new(dw, n, k), Mat::transposed(dy, n), Mat::rows(x, k));
+    gemm::gemm(dw, None, dy_t, x, m, Start::Zero, workspace, |_, _, _, _| {});
+    column_sums(db, dy, m);
+}
+
+/// Columns that one task sums: whole cache lines.
+const COLUMNS: usize = 32;
+/// Rows summed before their sum is added to the total, so that rounding grows with the square root of a small number.
+const ROWS: usize = 128;
+
+/// `sums: [N]` of `x: [rows, N]`.
+pub fn column_sums<T: Real>(sums: &mut [T], x: &[T], rows: usize) {
+    let n = sums.len();
+    sums.par_chunks_mut(COLUMNS).enumerate().for_each(|(t, sums)| {
+        vectorize(
+            #[inline(always)]
+            || {
+                let first = t * COLUMNS;
+                sums.fill(T::ZERO);
+                for block in x[..rows * n].chunks(ROWS * n) {
+                    let mut partial = [T::ZERO; COLUMNS];
+                    for row in block.chunks_exact(n) {
+                        for (p, &x) in partial.iter_mut().zip(&row[first..first + sums.len()]) {
+                            *p += x;
+                        }
+                    }
+                    for (s, p) in sums.iter_mut().zip(partial) {
+                        *s += p;
+                    }
+                }
+            },
+        );
+    });
+}

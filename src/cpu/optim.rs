@@ -1,0 +1,173 @@
+//! The flat buffers after the backward pass: gradient accumulation, their health, AdamW with the expert's average.
+//!
+//! `P` parameters. `total`, `params`, `m`, `v` and `expert` are updated in place.
+
+use rayon::prelude::*;
+
+use crate::ir::{ParamSegment, Scalar};
+
+use super::par::for_elements;
+use super::real::Real;
+use super::simd::vectorize;
+
+/// Elements whose squares one task sums.
+const CHUNK: usize = 1 << 15;
+
+fn scalar<T: Real>(scalars: &[T], which: Scalar) -> T {
+    scalars[which as usize]
+}
+
+/// `total: [P]` becomes (micro step 0) or gains `grads: [P]` times the micro weight.
+pub fn accumulate_grads<T: Real>(total: &mut [T], grads: &[T], scalars: &[T]) {
+    let weight = scalar(scalars, Scalar::MicroWeight);
+    let first = scalar(scalars, Scalar::MicroStep) == T::ZERO;
+    for_elements(total, |at, total| {
+        vectorize(
+            #[inline(always)]
+            || {
+                let grads = &grads[at..at + total.len()];
+                if first {
+                    total.iter_mut().zip(grads).for_each(|(t, &g)| *t = g * weight);
+                } else {
+                    total.iter_mut().zip(grads).for_each(|(t, &g)| *t += g * weight);
+                }
+            },
+        );
+    });
+}
+
+/// Elements of workspace of [`grad_health`]: one f64 per chunk, whatever the element type.
+pub fn health_workspace<T: Real>(len: usize) -> usize {
+    len.div_ceil(CHUNK) * size_of::<f64>() / size_of::<T>()
+}
+
+/// `health: [3]`: norm of `grads`, clip factor, 1 if the step is to be made.
+pub fn grad_health<T: Real>(health: &mut [T], grads: &[T], loss: &[T], scalars: &[T], workspace: &mut [T]) {
+    let partial = &mut workspace[..health_workspace::<T>(grads.len())];
+    let partial: &mut [f64] = bytemuck::cast_slice_mut(partial);
+    partial.par_iter_mut().zip(grads.par_chunks(CHUNK)).for_each(|(sum, grads)| {
+        *sum = vectorize(
+            #[inline(always)]
+            || {
+                let mut lanes = [0.0; 16];
+                let (chunks, rest) = grads.as_chunks::<16>();
+                for c in chunks {
+                    for (l, &g) in lanes.iter_mut().zip(c) {
+                        *l += g.to_f64() * g.to_f64();
+                    }
+                }
+                for (l, &g) in lanes.iter_mut().zip(rest) {
+                    *l += g.to_f64() * g.to_f64();
+                }
+                lanes.iter().sum()
+            },
+        );
+    });
+    let norm = partial.iter().sum::<f64>().sqrt();
+    let clip = scalar(scalars, Scalar::ClipNorm).to_f64();
+    // `min` with a NaN norm gives 1; the step is skipped then anyway.
+    let factor = if clip > 0.0 { (clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
+    let finite = T::from_f64(norm).is_finite() && loss[0].is_finite();
+    health[0] = T::from_f64(norm);
+    health[1] = T::from_f64(factor);
+    health[2] = if finite { T::ONE } else { T::ZERO };
+}
+
+/// What AdamW does to every element of one segment.
+#[derive(Clone, Copy)]
+struct Rule<T> {
+    clip: T,
+    shrink: T,
+    beta1: T,
+    beta2: T,
+    step: T,
+    root: T,
+    eps: T,
+    /// Weight of the new parameter in the expert's average.
+    follow: T,
+}
+
+/// State of the optimizer, updated in place.
+pub struct State<'a, T> {
+    pub params: &'a mut [T],
+    pub m: &'a mut [T],
+    pub v: &'a mut [T],
+    pub expert: &'a mut [T],
+}
+
+/// AdamW on `grads` times the clip factor, then the expert's moving average, in one pass over memory. Parameters
+/// outside of `segments` keep their values.
+pub fn adamw<T: Real>(
+    state: State<'_, T>,
+    grads: &[T],
+    scalars: &[T],
+    health: &[T],
+    segments: &[ParamSegment],
+) {
+    if health[2] == T::ZERO {
+        return;
+    }
+    let s = |which| scalar(scalars, which);
+    let rule = Rule {
+        clip: health[1],
+        shrink: T::ONE,
+        beta1: s(Scalar::Beta1),
+        beta2: s(Scalar::Beta2),
+        step: s(Scalar::LearningRate) / s(Scalar::BiasCorrection1),
+        root: s(Scalar::BiasCorrection2).sqrt(),
+        eps: s(Scalar::AdamEps),
+        follow: T::ONE - s(Scalar::ExpertMomentum),
+    };
+    let decay = T::ONE - s(Scalar::LearningRate) * s(Scalar::WeightDecay);
+    let State { params, m, v, expert } = state;
+    for segment in segments {
+        let range = segment.start..segment.start + segment.len;
+        let rule = Rule { shrink: if segment.decay { decay } else { T::ONE }, ..rule };
+        let (p, m, v, g) =
+            (&mut params[range.clone()], &mut m[range.clone()], &mut v[range.clone()], &grads[range]);
+        let chunks = p.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK));
+        let chunks = chunks.zip(g.par_chunks(CHUNK));
+        match segment.expert {
+            None => chunks.for_each(|(((p, m), v), g)| update(p, m, v, g, None, rule)),
+            Some(at) => {
+                let expert = &mut expert[at..at + segment.len];
+                let chunks = chunks.zip(expert.par_chunks_mut(CHUNK));
+                chunks.for_each(|((((p, m), v), g), e)| update(p, m, v, g, Some(e), rule));
+            }
+        }
+    }
+}
+
+fn update<T: Real>(p: &mut [T], m: &mut [T], v: &mut [T], g: &[T], expert: Option<&mut [T]>, r: Rule<T>) {
+    vectorize(
+        #[inline(always)]
+        || {
+            let step = |p: &mut T, m: &mut T, v: &mut T, g: T| {
+                let g = g * r.clip;
+                *m += (T::ONE - r.beta1) * (g - *m);
+                *v = r.beta2 * *v + (T::ONE - r.beta2) * g * g;
+                *p = *p * r.shrink - r.step * *m / (v.sqrt() / r.root + r.eps);
+            };
+            let n = p.len();
+            let near = r.follow < T::from_f64(0.5);
+            let (m, v, g) = (&mut m[..n], &mut v[..n], &g[..n]);
+            match expert {
+                None => {
+                    for i in 0..n {
+                        step(&mut p[i], &mut m[i], &mut v[i], g[i]);
+                    }
+                }
+                Some(e) => {
+                    let e = &mut e[..n];
+                    for i in 0..n {
+                        step(&mut p[i], &mut m[i], &mut v[i], g[i]);
+                        let change = p[i] - e[i];
+                        // The form that is exact at the nearer end, as torch.lerp has it.
+                        e[i] =
+                            if near { e[i] + r.follow * change } else { p[i] - (T::ONE - r.follow) * change };
+                    }
+                }
+            }
+        },
+    );
+}
