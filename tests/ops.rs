@@ -1,13 +1,14 @@
 //! Every op of the CPU backend against the naive reference, and backward ops against central differences of it: in f64
-//! and f32, on one thread and several, outputs poisoned before the run and guard values around every tensor.
+//! and f32, on one thread and several, in regions with guard values around every tensor and in the arena where the planner
+//! may work in place; everything an op must write is poisoned with NaN before it runs.
 
 mod common;
 #[path = "common/golden.rs"]
 mod golden;
 
-use common::cases::{Case, Expected, cases, in_place};
-use common::check::{EPS_F32, EPS_F64, compare, compare_gradients, growth};
-use common::runner::{constant, run_on_cpu};
+use common::cases::{Case, Derivative, Expected, cases, in_place};
+use common::check::{EPS_F32, EPS_F64, Probe, compare, compare_gradients, growth};
+use common::runner::{Placement, constant, run_on_cpu};
 use common::tensor::{Tensor, scalars};
 use saip_engine::cpu::Real;
 use saip_engine::ir::{Op, OpKind};
@@ -32,33 +33,73 @@ fn check<T: Real>(kind: OpKind, eps: f64) {
 }
 
 fn check_case<T: Real>(case: &Case, eps: f64) -> Result<(), String> {
-    let run =
-        |threads| run_on_cpu::<T>(&case.op, &case.inputs, in_place(case.kind()), threads).map(|r| r.outputs);
-    let mut got = run(1)?;
-    let again = run(3)?;
-    let same = |a: &Vec<f64>, b: &Vec<f64>| a.iter().zip(b).all(|(x, y)| x.to_bits() == y.to_bits());
-    if !got.iter().zip(&again).all(|(a, b)| same(a, b)) {
-        return Err("one thread and three give different bits".into());
-    }
-    match &case.expected {
-        Expected::Reference => {
-            let want = case.reference(eps);
-            if got.len() != want.len() {
-                return Err(format!("{} outputs instead of {}", got.len(), want.len()));
-            }
-            for (slot, (g, (w, tolerance))) in got.iter().zip(&want).enumerate() {
-                compare(g, w, tolerance).map_err(|e| format!("output {slot}: {e}"))?;
-            }
-            Ok(())
+    let run = |placement, threads| {
+        run_on_cpu::<T>(&case.op, &case.inputs, in_place(case.kind()), placement, threads)
+    };
+    let judge = Judge::new(case, eps);
+    for placement in [Placement::Regions, Placement::Arena] {
+        let [one, three] = [run(placement, 1)?, run(placement, 3)?];
+        let same = |a: &Vec<f64>, b: &Vec<f64>| a.iter().zip(b).all(|(x, y)| x.to_bits() == y.to_bits());
+        if !one.iter().zip(&three).all(|(a, b)| same(a, b)) {
+            return Err(format!("one thread and three give different bits ({placement:?})"));
         }
-        Expected::Derivative(d) => {
-            if let Some(plus) = &d.plus {
-                got[0].iter_mut().zip(&plus.data).for_each(|(g, p)| *g -= p);
+        // Working in place may round in another order.
+        judge.outputs(&one).map_err(|e| format!("{e} ({placement:?})"))?;
+        if placement == Placement::Regions && one.len() != judge.count() {
+            return Err(format!("{} outputs instead of {}", one.len(), judge.count()));
+        }
+    }
+    Ok(())
+}
+
+/// What the outputs of a case must be.
+enum Judge<'a> {
+    /// Values with their tolerances.
+    Reference(Vec<(Tensor, Tensor)>),
+    Derivative {
+        of: &'a Derivative,
+        probes: Vec<Probe>,
+        relative: f64,
+        absolute: f64,
+    },
+}
+
+impl<'a> Judge<'a> {
+    fn new(case: &'a Case, eps: f64) -> Self {
+        match &case.expected {
+            Expected::Reference => Judge::Reference(case.reference(eps)),
+            Expected::Derivative(of) => {
+                // Central differences are good to 1e-9 or so; f32 is held to its own roundoff.
+                let roundoff = 4.0 * eps * growth(case.longest_sum());
+                let (relative, absolute) = (roundoff.max(1e-6), roundoff.max(1e-9) * of.magnitude());
+                Judge::Derivative { of, probes: of.probes(&case.name), relative, absolute }
             }
-            // Central differences are good to 1e-9 or so; f32 is held to its own roundoff.
-            let roundoff = 4.0 * eps * growth(case.longest_sum());
-            let (relative, absolute) = (roundoff.max(1e-6), roundoff.max(1e-9) * d.magnitude());
-            compare_gradients(&got, &d.probes(&case.name), relative, absolute)
+        }
+    }
+
+    fn count(&self) -> usize {
+        match self {
+            Judge::Reference(want) => want.len(),
+            Judge::Derivative { of, .. } => of.wrt.len(),
+        }
+    }
+
+    /// Holds the first outputs against what they must be.
+    fn outputs(&self, got: &[Vec<f64>]) -> Result<(), String> {
+        match self {
+            Judge::Reference(want) => {
+                for (slot, (g, (w, tolerance))) in got.iter().zip(want).enumerate() {
+                    compare(g, w, tolerance).map_err(|e| format!("output {slot}: {e}"))?;
+                }
+                Ok(())
+            }
+            Judge::Derivative { of, probes, relative, absolute } => {
+                let mut got = got.to_vec();
+                if let Some(plus) = &of.plus {
+                    got[0].iter_mut().zip(&plus.data).for_each(|(g, p)| *g -= p);
+                }
+                compare_gradients(&got, probes, *relative, *absolute)
+            }
         }
     }
 }
@@ -139,7 +180,8 @@ op_tests! {
 /// Whether `grad_health` calls a step sound.
 fn sound<T: Real>(grads: Vec<f64>, loss: f64) -> bool {
     let x = [Tensor::new([grads.len()], grads).into(), constant(loss), scalars(&[])];
-    let health = run_on_cpu::<T>(&Op::GradHealth, &x, &[], 1).expect("runs").outputs.swap_remove(0);
+    let health =
+        run_on_cpu::<T>(&Op::GradHealth, &x, &[], Placement::Regions, 1).expect("runs").swap_remove(0);
     assert!(health[2] == 0.0 || health[2] == 1.0, "{health:?}");
     health[2] == 1.0
 }
@@ -163,8 +205,8 @@ fn non_finite_steps_are_recognised() {
 fn a_skipped_step_changes_nothing() {
     for mut case in cases(OpKind::AdamW).into_iter().filter(|c| c.name.ends_with("finite 0")) {
         case.inputs[1].float_mut().data.fill(f64::NAN);
-        let got =
-            run_on_cpu::<f32>(&case.op, &case.inputs, in_place(OpKind::AdamW), 2).expect("runs").outputs;
+        let placed = in_place(OpKind::AdamW);
+        let got = run_on_cpu::<f32>(&case.op, &case.inputs, placed, Placement::Regions, 2).expect("runs");
         for (slot, input) in [0, 2, 3, 4].into_iter().enumerate() {
             assert_eq!(got[slot], case.inputs[input].float().data, "{} output {slot}", case.name);
         }

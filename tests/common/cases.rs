@@ -27,7 +27,7 @@ pub enum Expected {
     Derivative(Derivative),
 }
 
-type Function = Box<dyn Fn(&[Input]) -> Vec<Tensor>>;
+pub type Function = Box<dyn Fn(&[Input]) -> Vec<Tensor>>;
 
 /// The vector-Jacobian product that a backward op computes.
 pub struct Derivative {

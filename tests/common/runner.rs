@@ -4,7 +4,7 @@ use super::tensor::{Input, Tensor};
 use saip_engine::Result;
 use saip_engine::backend::{Backend, HostSlice, HostSliceMut, ProgramId};
 use saip_engine::cpu::{CpuBackend, Real};
-use saip_engine::ir::{self, Binding, Graph, Op, Region, ValueId};
+use saip_engine::ir::{self, Binding, Graph, Op, Region, RowRun, ValueId};
 use saip_engine::plan;
 use saip_engine::tensor::{DType, Shape};
 use std::collections::BTreeMap;
@@ -179,9 +179,14 @@ impl<B: Backend> Runner<B> {
     }
 }
 
-/// What one op computed.
-pub struct OpRun {
-    pub outputs: Vec<Vec<f64>>,
+/// Where [`run_op`] keeps the operands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// Everything in regions, guarded.
+    Regions,
+    /// Matrices pass through the arena on their way in and out, so that the planner may give an output the place of an
+    /// input, and what nothing reads is not stored.
+    Arena,
 }
 
 /// Runs one op on operands in their own regions. Fails as well when the op wrote outside its outputs or into operands
@@ -190,9 +195,10 @@ pub fn run_op<B: Backend>(
     op: &Op,
     inputs: &[Input],
     in_place: &[(usize, usize)],
+    placement: Placement,
     backend: B,
     poison: fn(&mut B),
-) -> Result<OpRun, String> {
+) -> Result<Vec<Vec<f64>>, String> {
     let text = |e: saip_engine::Error| e.to_string();
     let mut bench = Bench::new(backend.dtype());
     let updated = |i: usize| in_place.iter().any(|p| p.0 == i);
@@ -201,7 +207,18 @@ pub fn run_op<B: Backend>(
         .enumerate()
         .map(|(i, x)| if updated(i) { bench.source_in(Region::State, x) } else { bench.source(x) })
         .collect();
-    let outputs = bench.push(op, &sources).map_err(text)?;
+    let arena = placement == Placement::Arena;
+    let operands = sources
+        .iter()
+        .enumerate()
+        .map(|(i, &id)| if arena && !updated(i) { copied(&mut bench, id) } else { Ok(id) })
+        .collect::<Result<Vec<_>>>()
+        .map_err(text)?;
+    let mut outputs = bench.push(op, &operands).map_err(text)?;
+    if arena && in_place.is_empty() {
+        outputs.truncate(1);
+        outputs[0] = copied(&mut bench, outputs[0]).map_err(text)?;
+    }
     for (slot, &id) in outputs.iter().enumerate() {
         match in_place.iter().find(|p| p.1 == slot) {
             Some(&(input, _)) => bench.result_in_place(id, sources[input]),
@@ -218,8 +235,18 @@ pub fn run_op<B: Backend>(
             return Err(format!("operand {i} was overwritten"));
         }
     }
-    let outputs = outputs.iter().map(|&o| runner.get(o).map_err(text)).collect::<Result<_, _>>()?;
-    Ok(OpRun { outputs })
+    outputs.iter().map(|&o| runner.get(o).map_err(text)).collect()
+}
+
+/// A float matrix copied into the arena; anything else stays.
+fn copied(bench: &mut Bench, id: ValueId) -> Result<ValueId> {
+    let v = bench.graph.value(id);
+    let &[rows, _] = v.shape.dims() else { return Ok(id) };
+    if v.dtype == DType::I32 {
+        return Ok(id);
+    }
+    let all = RowRun { start: 0, len: rows, stride: rows, count: 1 };
+    Ok(bench.push(&Op::SelectRows { runs: vec![all] }, &[id])?[0])
 }
 
 /// Contents of float sources; indices count as empty.
@@ -243,11 +270,12 @@ pub fn run_on_cpu<T: Real>(
     op: &Op,
     inputs: &[Input],
     in_place: &[(usize, usize)],
+    placement: Placement,
     threads: usize,
-) -> Result<OpRun, String> {
+) -> Result<Vec<Vec<f64>>, String> {
     let run = || {
         let backend = CpuBackend::<T>::new(threads).map_err(|e| e.to_string())?;
-        run_op(op, inputs, in_place, backend, CpuBackend::poison_arena)
+        run_op(op, inputs, in_place, placement, backend, CpuBackend::poison_arena)
     };
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
         Ok(result) => result,

@@ -2,9 +2,9 @@
 //! are those of the forward op, its cases are taken over.
 
 use super::table::{CONVS, GRIDS, MATRICES, cases, token_layouts, token_operands};
-use super::{Case, Derivative, Expected};
+use super::{Case, Derivative, Expected, Function};
 use crate::common::reference::forward;
-use crate::common::tensor::{Gen, Input, Tensor};
+use crate::common::tensor::{Gen, Input};
 use saip_engine::ir::{ConvGeometry, Epilogue, Op, OpKind, Scalar};
 
 /// Builds a case of backward op `op` with operands `inputs` from the derivative it stands for.
@@ -70,7 +70,7 @@ pub fn resize_positions() -> Vec<Case> {
 }
 
 /// `inner(gelu(x[0]), ...)` as one function.
-fn behind_gelu(inner: Op) -> Box<dyn Fn(&[Input]) -> Vec<Tensor>> {
+fn behind_gelu(inner: Op) -> Function {
     Box::new(move |x| {
         let mut x = x.to_vec();
         x[0] = forward(&Op::Gelu, &x[..1]).swap_remove(0).into();
