@@ -96,7 +96,11 @@ pub fn resize_positions<T: Real>(
     let (down, across, between) = prepare(workspace, from, to, d);
     // between: [h, w', D]
     combine(between, table, d, from[1], |r, j| (across[r % to[1] * from[1] + j], r / to[1] * from[1] + j));
-    combine(y, between, d, from[0], |r, j| (down[r / to[1] * from[0] + j], j * to[1] + r % to[1]));
+    // PyTorch (2.13) gives all rows of a grid one token wide the weights of the first row, in the forward pass only; what
+    // was trained there must mean the same here.
+    let one_wide = to[1] == 1 && from[0] != to[0];
+    let row = |r: usize| if one_wide { 0 } else { r / to[1] };
+    combine(y, between, d, from[0], |r, j| (down[row(r) * from[0] + j], j * to[1] + r % to[1]));
 }
 
 /// `dtable: [h * w, D]` (without prefix) of `dy: [h' * w', D]`.
