@@ -9,7 +9,7 @@ use super::layout::{Images, ViewTokens};
 use super::linear::Finish;
 use super::real::Real;
 use super::{
-    attention, conv, dense_loss, gemm, layer_norm, layout, linear, optim, pointwise, positions, prototype_ce,
+    attention, conv, dense_loss, layer_norm, layout, linear, optim, pointwise, positions, prototype_ce,
 };
 
 /// Inputs that may share memory with output 0. AccumulateGrads, CenterUpdate and AdamW, which update their operands
@@ -81,18 +81,6 @@ pub fn in_place(op: &Op) -> &'static [usize] {
 pub fn workspace<T: Real>(op: &Op, inputs: &[&Shape], outputs: &[&Shape], threads: usize) -> usize {
     let rows_cols = |i: usize| inputs[i].as_matrix();
     let elements = match op {
-        Op::Linear { .. } => {
-            let (n, k) = inputs[1].as_weight();
-            gemm::workspace(n, k)
-        }
-        Op::LinearBackwardInput { .. } => {
-            let (n, k) = inputs[1].as_weight();
-            gemm::workspace(k, n)
-        }
-        Op::LinearBackwardWeight { .. } => {
-            let (m, k) = rows_cols(1);
-            gemm::workspace(k, m)
-        }
         Op::LayerNormBackward { .. } => {
             let (m, d) = rows_cols(0);
             layer_norm::backward_workspace(m, d)
@@ -125,7 +113,10 @@ pub fn workspace<T: Real>(op: &Op, inputs: &[&Shape], outputs: &[&Shape], thread
         Op::MaskedMse => dense_loss::mse_workspace(inputs[2].count()),
         Op::BceWithLogits { .. } => dense_loss::bce_workspace(inputs[0].count()),
         Op::GradHealth => optim::health_workspace::<T>(inputs[0].count()),
-        Op::PatchRows { .. }
+        Op::Linear { .. }
+        | Op::LinearBackwardInput { .. }
+        | Op::LinearBackwardWeight { .. }
+        | Op::PatchRows { .. }
         | Op::EmbedTokens { .. }
         | Op::EmbedTokensBackward { .. }
         | Op::Gelu
@@ -191,20 +182,20 @@ pub fn execute<T: Real>(io: &mut Io<'_, T>) {
         }
         Op::Linear { epilogue } => {
             let (n, k) = io.input_shape(1).as_weight();
-            let (y, finish, workspace) = (io.output(0), finish(io, *epilogue), io.workspace());
+            let (y, finish) = (io.output(0), finish(io, *epilogue));
             let size = [rows(io.input_shape(0)), n, k];
-            linear::linear(y, finish, io.input(0), io.input(1), io.input(2), size, workspace);
+            linear::linear(y, finish, io.input(0), io.input(1), io.input(2), size);
         }
         Op::LinearBackwardInput { gelu } => {
             let (n, k) = io.input_shape(1).as_weight();
-            let (dx, workspace, pre) = (io.output(0), io.workspace(), gelu.then(|| io.input(2)));
+            let (dx, pre) = (io.output(0), gelu.then(|| io.input(2)));
             let size = [rows(io.input_shape(0)), n, k];
-            linear::linear_backward_input(dx, io.input(0), io.input(1), pre, size, workspace);
+            linear::linear_backward_input(dx, io.input(0), io.input(1), pre, size);
         }
         Op::LinearBackwardWeight { .. } => {
             let ((m, n), k) = (io.input_shape(0).as_matrix(), cols(io.input_shape(1)));
-            let (dw, db, workspace) = (io.output(0), io.output(1), io.workspace());
-            linear::linear_backward_weight(dw, db, io.input(0), io.input(1), [m, n, k], workspace);
+            let (dw, db) = (io.output(0), io.output(1));
+            linear::linear_backward_weight(dw, db, io.input(0), io.input(1), [m, n, k]);
         }
         Op::Gelu => pointwise::gelu(io.output(0), io.operand(0)),
         Op::GeluBackward => pointwise::gelu_backward(io.output(0), io.operand(0), io.input(1)),
@@ -265,13 +256,13 @@ pub fn execute<T: Real>(io: &mut Io<'_, T>) {
         }
         Op::SumImages { .. } => layout::sum_images(io.output(0), io.input(0)),
         Op::Conv2d { geometry, epilogue } => {
-            let (y, finish, workspace) = (io.output(0), finish(io, *epilogue), io.workspace());
-            conv::conv2d(y, finish, io.input(0), io.input(1), io.input(2), geometry, workspace);
+            let (y, finish) = (io.output(0), finish(io, *epilogue));
+            conv::conv2d(y, finish, io.input(0), io.input(1), io.input(2), geometry, io.workspace());
         }
         Op::Conv2dBackwardInput { geometry, gelu } => conv_backward_input(io, geometry, *gelu),
         Op::Conv2dBackwardWeight { geometry } => {
-            let (dw, db, workspace) = (io.output(0), io.output(1), io.workspace());
-            conv::conv2d_backward_weight(dw, db, io.input(0), io.input(1), geometry, workspace);
+            let (dw, db) = (io.output(0), io.output(1));
+            conv::conv2d_backward_weight(dw, db, io.input(0), io.input(1), geometry, io.workspace());
         }
         Op::DynamicConv { tokens } => {
             let s = dynamic_conv(io, 0, *tokens);
@@ -449,9 +440,9 @@ fn attention_backward<T: Real>(io: &mut Io<'_, T>, g: &attention::Geometry<'_>) 
 }
 
 fn conv_backward_input<T: Real>(io: &mut Io<'_, T>, geometry: &ConvGeometry, gelu: bool) {
-    let (dx, workspace, pre) = (io.output(0), io.workspace(), gelu.then(|| io.input(2)));
+    let (dx, pre) = (io.output(0), gelu.then(|| io.input(2)));
     let size = [cols(io.input_shape(0)), cols(io.output_shape(0))];
-    conv::conv2d_backward_input(dx, io.input(0), io.input(1), pre, geometry, size, workspace);
+    conv::conv2d_backward_input(dx, io.input(0), io.input(1), pre, geometry, size, io.workspace());
 }
 
 fn dynamic_conv<T: Real>(io: &Io<'_, T>, first: usize, tokens: usize) -> conv::DynamicConv {

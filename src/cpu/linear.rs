@@ -1,7 +1,7 @@
 //! Linear layers: `y = x w^T + b` with the epilogue fused into the product.
 //!
 //! `M` rows, `K` inputs, `N` outputs. Outputs are overwritten; no output may share memory with an operand, except `y`
-//! with the residual. Workspace: [`gemm::workspace`] of the packed operand.
+//! with the residual.
 
 use rayon::prelude::*;
 
@@ -29,30 +29,28 @@ pub fn linear<T: Real>(
     w: &[T],
     bias: &[T],
     [m, n, k]: [usize; 3],
-    workspace: &mut [T],
 ) {
     let y = Tile::new(y, m, n);
     let w = Mat::transposed(w, k);
-    gemm::pack(workspace, w, n, k);
-    product(y, finish, Mat::rows(x, k), workspace, bias, [m, n, k], 0);
+    product(y, finish, Mat::rows(x, k), w, bias, [m, n, k], 0);
 }
 
-/// The product by a packed weight with its epilogue; `first` is the residual's row for row 0 of y.
+/// The product by a weight with its epilogue; `first` is the residual's row for row 0 of y.
 pub(super) fn product<T: Real>(
     y: Tile<'_, T>,
     finish: Finish<'_, T>,
     x: Mat<'_, T>,
-    packed: &[T],
+    w: Mat<'_, T>,
     bias: &[T],
     [m, n, k]: [usize; 3],
     first: usize,
 ) {
     match finish {
-        Finish::None => gemm::multiply(
+        Finish::None => gemm::gemm(
             y,
             None,
             x,
-            packed,
+            w,
             k,
             Start::Zero,
             #[inline(always)]
@@ -64,11 +62,11 @@ pub(super) fn product<T: Real>(
         ),
         Finish::Gelu(pre) => {
             let pre = Tile::new(pre, m, n);
-            gemm::multiply(
+            gemm::gemm(
                 y,
                 Some(pre),
                 x,
-                packed,
+                w,
                 k,
                 Start::Zero,
                 #[inline(always)]
@@ -81,11 +79,11 @@ pub(super) fn product<T: Real>(
                 },
             );
         }
-        Finish::GeluOnly => gemm::multiply(
+        Finish::GeluOnly => gemm::gemm(
             y,
             None,
             x,
-            packed,
+            w,
             k,
             Start::Zero,
             #[inline(always)]
@@ -96,11 +94,11 @@ pub(super) fn product<T: Real>(
             },
         ),
         Finish::Residual(Operand::InPlace) => {
-            gemm::multiply(
+            gemm::gemm(
                 y,
                 None,
                 x,
-                packed,
+                w,
                 k,
                 Start::Accumulate,
                 #[inline(always)]
@@ -112,11 +110,11 @@ pub(super) fn product<T: Real>(
             );
         }
         Finish::Residual(Operand::Slice(r)) => {
-            gemm::multiply(
+            gemm::gemm(
                 y,
                 None,
                 x,
-                packed,
+                w,
                 k,
                 Start::Zero,
                 #[inline(always)]
@@ -139,28 +137,26 @@ pub fn linear_backward_input<T: Real>(
     w: &[T],
     pre: Option<&[T]>,
     [m, n, k]: [usize; 3],
-    workspace: &mut [T],
 ) {
-    gemm::pack(workspace, Mat::rows(w, k), k, n);
-    product_gelu_grad(Tile::new(dx, m, k), Mat::rows(dy, n), workspace, pre, n);
+    product_gelu_grad(Tile::new(dx, m, k), Mat::rows(dy, n), Mat::rows(w, k), pre, n);
 }
 
-/// `dx = dy w` with a packed w, times `gelu'(pre)` where given.
+/// `dx = dy w` times `gelu'(pre)` where given.
 pub(super) fn product_gelu_grad<T: Real>(
     dx: Tile<'_, T>,
     dy: Mat<'_, T>,
-    packed: &[T],
+    w: Mat<'_, T>,
     pre: Option<&[T]>,
     depth: usize,
 ) {
     let cols = dx.cols();
     match pre {
-        None => gemm::multiply(dx, None, dy, packed, depth, Start::Zero, |_, _, _, _| {}),
-        Some(pre) => gemm::multiply(
+        None => gemm::gemm(dx, None, dy, w, depth, Start::Zero, |_, _, _, _| {}),
+        Some(pre) => gemm::gemm(
             dx,
             None,
             dy,
-            packed,
+            w,
             depth,
             Start::Zero,
             #[inline(always)]
@@ -175,16 +171,9 @@ pub(super) fn product_gelu_grad<T: Real>(
 }
 
 /// `dw: [N, K] = dy^T x`, `db: [N]` the column sums of `dy: [M, N]`; `x: [M, K]`.
-pub fn linear_backward_weight<T: Real>(
-    dw: &mut [T],
-    db: &mut [T],
-    dy: &[T],
-    x: &[T],
-    [m, n, k]: [usize; 3],
-    workspace: &mut [T],
-) {
+pub fn linear_backward_weight<T: Real>(dw: &mut [T], db: &mut [T], dy: &[T], x: &[T], [m, n, k]: [usize; 3]) {
     let (dw, dy_t, x) = (Tile::new(dw, n, k), Mat::transposed(dy, n), Mat::rows(x, k));
-    gemm::gemm(dw, None, dy_t, x, m, Start::Zero, workspace, |_, _, _, _| {});
+    gemm::gemm(dw, None, dy_t, x, m, Start::Zero, |_, _, _, _| {});
     column_sums(db, dy, m);
 }
 

@@ -63,6 +63,11 @@ impl<'a, T: Real> Tile<'a, T> {
         self.cols
     }
 
+    /// Address of the first element, and the distance between rows.
+    pub fn raw(&mut self) -> (*mut T, usize) {
+        (self.ptr, self.stride)
+    }
+
     /// Row `i`.
     #[inline(always)]
     pub fn row(&mut self, i: usize) -> &mut [T] {

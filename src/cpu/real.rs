@@ -2,6 +2,7 @@
 //!
 //! The f32 functions are branch-free so that loops over them vectorise; the f64 ones favour accuracy.
 
+use super::gemm::Product;
 use crate::tensor::DType;
 use pulp::Simd;
 
@@ -23,6 +24,7 @@ pub trait Real:
     + std::ops::SubAssign
     + std::ops::MulAssign
     + bytemuck::Pod
+    + Product
 {
     const DTYPE: DType;
     const ZERO: Self;
