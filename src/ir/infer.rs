@@ -95,7 +95,7 @@ impl Cx<'_> {
     }
 
     fn divides(&self, what: &str, whole: usize, part: usize) -> Result<usize> {
-        if part > 0 && whole % part == 0 {
+        if part > 0 && whole.is_multiple_of(part) {
             return Ok(whole / part);
         }
         self.err(format!("{what}: {whole} is no multiple of {part}"))
@@ -565,7 +565,7 @@ fn attention_operands(
     segments: &Segments,
 ) -> Result<usize> {
     if segments.kv_groups == 0
-        || segments.count() % segments.kv_groups != 0
+        || !segments.count().is_multiple_of(segments.kv_groups)
         || (segments.kv_groups > 1 && segments.runs.len() != 1)
     {
         return cx.err("segments shared by several groups must be one run that the groups divide".into());
