@@ -1,7 +1,6 @@
 //! The graph of a step: parameter names against the reference, no dead work, the expected amount of work, errors.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::Path;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Instant;
 
 use saip_engine::backend::NullBackend;
@@ -10,8 +9,8 @@ use saip_engine::nn::{ParamRegistry, initialise};
 use saip_engine::plan::{fuse, plan};
 use saip_engine::saip::config::StepConfig;
 use saip_engine::saip::{
-    EmbedOptions, Fixture, Model, StepGraph, StepOptions, StepPoint, WriteData, build_embed, build_inspect,
-    build_step, scalar_block,
+    EmbedOptions, Model, StepGraph, StepOptions, StepPoint, build_embed, build_inspect, build_step,
+    scalar_block,
 };
 use saip_engine::tensor::DType;
 
@@ -443,92 +442,4 @@ fn a_step_can_be_fused_and_planned() {
             }
         }
     }
-}
-
-/// Regions that hold what the reference has after the step.
-fn reference_regions(step: &StepGraph) -> HashMap<Region, Vec<f64>> {
-    let tensors = safetensors::SafeTensors::deserialize(FIXTURE).unwrap();
-    let floats = |name: &str| -> Vec<f64> {
-        let data = tensors.tensor(name).unwrap().data().to_vec();
-        data.chunks(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap()))).collect()
-    };
-    let mut regions: HashMap<Region, Vec<f64>> = HashMap::new();
-    let mut put = |region: Region, offset: usize, data: &[f64]| {
-        let memory = regions.entry(region).or_default();
-        memory.resize(memory.len().max(offset + data.len()), 0.0);
-        memory[offset..offset + data.len()].copy_from_slice(data);
-    };
-    for p in &step.student {
-        put(Region::Params, p.offset, &floats(&format!("after.student.{}", p.name)));
-        put(Region::Grads, p.offset, &floats(&format!("grad.{}", p.name)));
-    }
-    for p in &step.expert {
-        put(Region::Expert, p.offset, &floats(&format!("after.expert.{}", p.name)));
-    }
-    put(Region::State, step.state[0].offset, &floats("after.state.center"));
-    for slot in &step.outputs {
-        match slot.name.as_str() {
-            "health" => put(Region::Outputs, slot.offset, &[1.0, 1.0, 1.0]),
-            "statistics" => {}
-            loss => put(Region::Outputs, slot.offset, &floats(&format!("loss.{loss}"))),
-        }
-    }
-    regions
-}
-
-#[test]
-fn a_fixture_measures_every_tensor() {
-    let fixture = Fixture::parse(FIXTURE, Path::new("vit-micro")).unwrap();
-    let step = build(&fixture.config);
-    let regions = reference_regions(&step);
-    let read = |regions: &HashMap<Region, Vec<f64>>, r: Region, offset: usize, len: usize| {
-        Ok(regions[&r][offset..offset + len].to_vec())
-    };
-    let rows = fixture.deviations(&step, |r, o, n| read(&regions, r, o, n)).unwrap();
-    let tensors = fixture_tensors(|n| ["loss.", "grad.", "after."].iter().any(|p| n.starts_with(p)));
-    assert_eq!(rows.len(), tensors);
-    assert!(rows.iter().all(|r| r.error == 0.0), "{:?}", rows[0]);
-    let weight = step.student.get("csr.pred.weight").unwrap();
-    for (region, change, name) in [
-        (Region::Grads, 1e-3, "grad.csr.pred.weight"),
-        (Region::Params, f64::NAN, "after.student.csr.pred.weight"),
-    ] {
-        let mut regions = regions.clone();
-        regions.get_mut(&region).unwrap()[weight.offset + 7] += change;
-        let rows = fixture.deviations(&step, |r, o, n| read(&regions, r, o, n)).unwrap();
-        assert!(rows[0].name == name && rows[0].error > 1e-6, "{:?}", rows[0]);
-        assert_eq!(rows[1].error, 0.0);
-    }
-}
-
-fn fixture_tensors(wanted: impl Fn(&str) -> bool) -> usize {
-    fixture().1.keys().filter(|n| wanted(n)).count()
-}
-
-#[test]
-fn a_fixture_fills_every_input() {
-    let fixture = Fixture::parse(FIXTURE, Path::new("vit-micro")).unwrap();
-    let step = build(&fixture.config);
-    let writes = fixture.writes(&step).unwrap();
-    assert_eq!(
-        writes.len(),
-        step.student.iter().count() + step.expert.iter().count() + 1 + step.inputs.len()
-    );
-    let of = |name: &str| {
-        let slot = step.input(name).unwrap();
-        match &writes.iter().find(|w| w.region == slot.region && w.offset == slot.offset).unwrap().data {
-            WriteData::Index(x) => x.clone(),
-            WriteData::Float(_) => panic!("{name} is an index"),
-        }
-    };
-    let mut all = [&of("keep")[..3], &of("hidden")[..12]].concat();
-    all.sort_unstable();
-    assert_eq!(all, (0..15).collect::<Vec<_>>());
-
-    let mut other = fixture.config.clone();
-    other.csr.dim = 32;
-    let e = fixture.writes(&build(&other)).unwrap_err().to_string();
-    assert!(e.contains("vit-micro") && e.contains("csr.") && e.contains("shape"), "{e}");
-    let e = Fixture::parse(b"not a fixture", Path::new("x.safetensors")).unwrap_err().to_string();
-    assert!(e.contains("x.safetensors") && e.contains("safetensors file"), "{e}");
 }

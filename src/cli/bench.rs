@@ -1,6 +1,7 @@
 //! `saip-engine bench`.
 
 use super::device::{self, parse_dtype};
+use super::step::StepArgs;
 use crate::data::batch::{Batch, ViewGeometry};
 use crate::data::rng::{Purpose, stream};
 use crate::data::views::{random_positions, step_config_at};
@@ -9,11 +10,9 @@ use crate::report::table::{human_bytes, table};
 use crate::saip::StepPoint;
 use crate::saip::config::{PATCH, StepConfig};
 use crate::tensor::DType;
-use crate::train::config::TrainConfig;
 use crate::train::engine::{Engine, EngineOptions};
 use rand_distr::{Distribution, StandardNormal};
 use serde_json::json;
-use std::path::PathBuf;
 use std::time::Instant;
 
 /// Arguments of `bench`.
@@ -26,21 +25,14 @@ pub struct BenchArgs {
 #[derive(clap::Subcommand, Debug)]
 pub enum Bench {
     /// Time whole training steps on random images, the loader left out
-    Step(StepArgs),
+    Step(BenchStepArgs),
 }
 
 /// Arguments of `bench step`.
 #[derive(clap::Args, Debug)]
-pub struct StepArgs {
-    /// Built-in configuration (demo, saip-vit-tiny)
-    #[arg(long, default_value = "saip-vit-tiny")]
-    pub preset: String,
-    /// TOML file with keys that override the preset
-    #[arg(long)]
-    pub config: Option<PathBuf>,
-    /// Single keys that override everything else
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub sets: Vec<String>,
+pub struct BenchStepArgs {
+    #[command(flatten)]
+    pub step: StepArgs,
     /// Images per step
     #[arg(long, default_value_t = 8)]
     pub batch: usize,
@@ -80,13 +72,11 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     }
 }
 
-fn bench_step(args: &StepArgs) -> Result<()> {
+fn bench_step(args: &BenchStepArgs) -> Result<()> {
     if args.steps == 0 || args.batch == 0 {
         return Err(Error::usage("--steps and --batch must be at least 1"));
     }
-    let mut sets = args.sets.clone();
-    sets.extend([format!("optim.batch={}", args.batch), format!("optim.effective_batch={}", args.batch)]);
-    let cfg = TrainConfig::resolve(Some(&args.preset), args.config.as_deref(), &sets)?;
+    let cfg = args.step.resolve(Some(args.batch))?;
     let base = cfg.step_config(cfg.views.local_size, cfg.views.global_size);
     let step = step_config_at(&base, args.scale);
     let backend = device::open(&args.device, args.dtype, args.threads)?;
@@ -116,7 +106,7 @@ fn bench_step(args: &StepArgs) -> Result<()> {
     let peak = peak_resident_bytes();
     if args.json {
         let record = json!({
-            "preset": args.preset, "batch": args.batch, "device": device, "median_s": median, "min_s": min,
+            "preset": args.step.preset, "batch": args.batch, "device": device, "median_s": median, "min_s": min,
             "max_s": max, "images_per_s": images, "peak_bytes": peak, "loss": loss,
         });
         println!("{record}");

@@ -5,6 +5,7 @@ pub mod device;
 pub mod info;
 pub mod plan;
 pub mod prepare;
+pub mod step;
 pub mod synth;
 pub mod train;
 pub mod verify;

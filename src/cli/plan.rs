@@ -1,6 +1,7 @@
 //! `saip-engine plan`.
 
 use super::device::{self, parse_dtype};
+use super::step::StepArgs;
 use crate::error::{Error, Result};
 use crate::ir::dump;
 use crate::plan::Plan;
@@ -8,7 +9,6 @@ use crate::report::memory_svg;
 use crate::report::table::{human_bytes, table};
 use crate::saip::{StepOptions, build_step};
 use crate::tensor::DType;
-use crate::train::config::TrainConfig;
 use crate::train::engine::compile_plan;
 use crate::train::summary::memory_picture;
 use std::path::PathBuf;
@@ -16,15 +16,8 @@ use std::path::PathBuf;
 /// Arguments of `plan`.
 #[derive(clap::Args, Debug)]
 pub struct PlanArgs {
-    /// Built-in configuration (demo, saip-vit-tiny)
-    #[arg(long, default_value = "saip-vit-tiny")]
-    pub preset: String,
-    /// TOML file with keys that override the preset
-    #[arg(long)]
-    pub config: Option<PathBuf>,
-    /// Single keys that override everything else
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub sets: Vec<String>,
+    #[command(flatten)]
+    pub step: StepArgs,
     /// Images per micro step
     #[arg(long)]
     pub batch: Option<usize>,
@@ -53,11 +46,7 @@ pub struct PlanArgs {
 /// # Errors
 /// Those of the configuration, and files that cannot be written.
 pub fn run(args: &PlanArgs) -> Result<()> {
-    let mut sets = args.sets.clone();
-    if let Some(batch) = args.batch {
-        sets.extend([format!("optim.batch={batch}"), format!("optim.effective_batch={batch}")]);
-    }
-    let cfg = TrainConfig::resolve(Some(&args.preset), args.config.as_deref(), &sets)?;
+    let cfg = args.step.resolve(args.batch)?;
     let base = cfg.step_config(cfg.views.local_size, cfg.views.global_size);
     let scale = args.scale.unwrap_or(cfg.views.scale[1]);
     let step = crate::data::views::step_config_at(&base, scale);
@@ -69,7 +58,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         std::fs::write(path, dump(&built.graph)).map_err(|e| Error::io(path, "write", e))?;
     }
     let plan = compile_plan(built.graph, args.recompute || cfg.run.recompute, &*backend)?;
-    println!("{} at batch {}, scale {scale}, on {}", args.preset, step.batch, backend.name());
+    println!("{} at batch {}, scale {scale}, on {}", args.step.preset, step.batch, backend.name());
     print(&plan);
     if let Some(path) = &args.svg {
         std::fs::write(path, memory_svg(&memory_picture(&plan))).map_err(|e| Error::io(path, "write", e))?;

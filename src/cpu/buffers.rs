@@ -134,9 +134,6 @@ impl<'a, T: Real> Io<'a, T> {
     pub fn input_count(&self) -> usize {
         self.inputs.len()
     }
-    pub fn output_count(&self) -> usize {
-        self.outputs.len()
-    }
     pub fn input_shape(&self, i: usize) -> &'a Shape {
         &self.inputs[i].shape
     }

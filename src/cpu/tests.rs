@@ -5,6 +5,7 @@ use crate::ir::{
     AttentionLayout, ConvGeometry, Epilogue, Op, ParamSegment, RowRun, Scalar, SegmentRun, Segments,
     TokenLayout, TokenView,
 };
+use crate::tensor::DType;
 
 fn float(t: &HostTensor) -> &[f64] {
     match t {
@@ -245,7 +246,8 @@ fn pointwise() {
         })
         .collect();
     assert_close(&y[0], &want);
-    assert_eq!(run_op::<f32>(&Op::Fill { shape: vec![2, 3], value: 1.5 }, &[])[0], [1.5; 6]);
+    let fill = Op::Fill { shape: vec![2, 3], value: 1.5, dtype: DType::F32 };
+    assert_eq!(run_op::<f32>(&fill, &[])[0], [1.5; 6]);
 }
 
 #[test]

@@ -72,18 +72,19 @@ const NOT_IMAGES: &[&str] = &[
 /// Files that are taken without opening them: a folder may hold millions. Their content is judged when it is loaded.
 const IMAGES: &[&str] = &["jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff"];
 
-/// Every picture in a folder and its subfolders, sorted by path; no labels, no naming scheme needed.
+/// Picture files below a folder, in a fixed order; no labels, no naming scheme needed.
 #[derive(Debug)]
-pub struct FolderSource {
+pub struct FileSource {
     root: PathBuf,
     files: Vec<Box<Path>>,
     notes: Vec<String>,
 }
 
-impl FolderSource {
-    /// Lists `root` recursively. Links are followed, link loops are not; hidden files and folders are ignored. A file
-    /// with an unknown extension counts when its content starts like a picture. Fails when nothing is found.
-    pub fn open(root: impl AsRef<Path>) -> Result<Self> {
+impl FileSource {
+    /// Every picture in a folder and its subfolders, sorted by path. Links are followed, link loops are not; hidden files
+    /// and folders are ignored. A file with an unknown extension counts when its content starts like a picture. Fails
+    /// when nothing is found.
+    pub fn folder(root: impl AsRef<Path>) -> Result<Self> {
         let root = root.as_ref();
         let listing = std::fs::metadata(root).map_err(|e| Error::io(root, "open the image folder", e))?;
         if !listing.is_dir() {
@@ -111,51 +112,13 @@ impl FolderSource {
                 format!("no images in this folder or its subfolders{trouble}; accepted formats: {ACCEPTED}");
             return Err(Error::file(root, message));
         }
-        Ok(FolderSource { root: root.to_owned(), files, notes })
+        Ok(FileSource { root: root.to_owned(), files, notes })
     }
-}
 
-fn looks_like_image(path: &Path) -> bool {
-    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase();
-    if IMAGES.contains(&extension.as_str()) {
-        return true;
-    }
-    if NOT_IMAGES.contains(&extension.as_str()) {
-        return false;
-    }
-    let mut head = [0u8; 32];
-    let read = std::fs::File::open(path).and_then(|mut f| f.read(&mut head));
-    read.is_ok_and(|n| sniff(&head[..n]).is_some())
-}
-
-impl ImageSource for FolderSource {
-    fn len(&self) -> usize {
-        self.files.len()
-    }
-    fn name(&self, i: usize) -> String {
-        self.files[i].display().to_string()
-    }
-    fn load(&self, i: usize) -> Result<RgbImage> {
-        load_file(&self.root.join(&self.files[i]))
-    }
-    fn notes(&self) -> Vec<String> {
-        self.notes.clone()
-    }
-}
-
-/// The pictures named in a text file: one path a line, absolute or relative to the text file's folder; empty lines and
-/// lines that begin with `#` are ignored.
-#[derive(Debug)]
-pub struct ListSource {
-    root: PathBuf,
-    files: Vec<Box<Path>>,
-    notes: Vec<String>,
-}
-
-impl ListSource {
-    /// Reads the list and checks that the files exist. Missing ones are left out and reported in
+    /// The pictures named in a text file: one path a line, absolute or relative to the text file's folder; empty lines
+    /// and lines that begin with `#` are ignored. Checks that the files exist. Missing ones are left out and reported in
     /// [`ImageSource::notes`]; when nothing remains, that is an error.
-    pub fn open(list: impl AsRef<Path>) -> Result<Self> {
+    pub fn list(list: impl AsRef<Path>) -> Result<Self> {
         let list = list.as_ref();
         let text = std::fs::read(list).map_err(|e| Error::io(list, "read the image list", e))?;
         let text = String::from_utf8(text).map_err(|e| {
@@ -195,11 +158,11 @@ impl ListSource {
                 missing.len()
             ));
         }
-        Ok(ListSource { root, files, notes })
+        Ok(FileSource { root, files, notes })
     }
 }
 
-impl ImageSource for ListSource {
+impl ImageSource for FileSource {
     fn len(&self) -> usize {
         self.files.len()
     }
@@ -214,22 +177,37 @@ impl ImageSource for ListSource {
     }
 }
 
-/// A folder becomes a [`FolderSource`], a file a [`ListSource`].
+fn looks_like_image(path: &Path) -> bool {
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase();
+    if IMAGES.contains(&extension.as_str()) {
+        return true;
+    }
+    if NOT_IMAGES.contains(&extension.as_str()) {
+        return false;
+    }
+    starts_like_image(path)
+}
+
+fn starts_like_image(path: &Path) -> bool {
+    let mut head = [0u8; 32];
+    let read = std::fs::File::open(path).and_then(|mut f| f.read(&mut head));
+    read.is_ok_and(|n| sniff(&head[..n]).is_some())
+}
+
+/// A folder becomes a [`FileSource::folder`], a file a [`FileSource::list`].
 pub fn open_source(path: impl AsRef<Path>) -> Result<Box<dyn ImageSource>> {
     let path = path.as_ref();
     let found = std::fs::metadata(path).map_err(|e| Error::io(path, "open the image folder or list", e))?;
     if found.is_dir() {
-        return Ok(Box::new(FolderSource::open(path)?));
+        return Ok(Box::new(FileSource::folder(path)?));
     }
-    let mut head = [0u8; 32];
-    let read = std::fs::File::open(path).and_then(|mut f| f.read(&mut head));
-    if read.is_ok_and(|n| sniff(&head[..n]).is_some()) {
+    if starts_like_image(path) {
         return Err(Error::file(
             path,
             "this is an image; give a folder of images or a text file with a path a line",
         ));
     }
-    Ok(Box::new(ListSource::open(path)?))
+    Ok(Box::new(FileSource::list(path)?))
 }
 
 /// Keeps unusable pictures from stopping a run: picture `i` is replaced by the next usable one (`i + 1`, `i + 2`, ...
@@ -377,7 +355,7 @@ mod tests {
         std::os::unix::fs::symlink(dir.path().join("real"), dir.path().join("linked")).unwrap();
         std::os::unix::fs::symlink(dir.path(), dir.path().join("real/loop")).unwrap();
         std::os::unix::fs::symlink("nowhere", dir.path().join("broken.jpg")).unwrap();
-        let source = FolderSource::open(dir.path()).unwrap();
+        let source = FileSource::folder(dir.path()).unwrap();
         assert_eq!(names(&source), ["linked/x.jpg", "real/x.jpg"]);
         assert!(source.notes().iter().any(|n| n.contains("loop")), "{:?}", source.notes());
         assert!(source.notes().iter().any(|n| n.contains("broken.jpg")));
@@ -433,7 +411,7 @@ mod tests {
             ("4-dot.png", encode(sample(1, 1), ImageFormat::Png)),
             ("5-good.png", picture(ImageFormat::Png)),
         ]);
-        let source = FolderSource::open(dir.path()).unwrap();
+        let source = FileSource::folder(dir.path()).unwrap();
         assert_eq!(source.len(), 6);
         let quarantine = Quarantine::new();
         assert_eq!(quarantine.load(&source, 1).unwrap().0, 5);

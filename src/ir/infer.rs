@@ -85,8 +85,17 @@ impl Cx<'_> {
         }
     }
 
+    /// Index operand `i` of distinct positions below `tokens`.
+    fn kept(&self, i: usize, tokens: usize) -> Result<(usize, usize)> {
+        let (b, k) = self.index(i)?;
+        if k > tokens {
+            return self.err(format!("{k} distinct positions in an image of {tokens} tokens"));
+        }
+        Ok((b, k))
+    }
+
     fn divides(&self, what: &str, whole: usize, part: usize) -> Result<usize> {
-        if part > 0 && whole % part == 0 {
+        if part > 0 && whole.is_multiple_of(part) {
             return Ok(whole / part);
         }
         self.err(format!("{what}: {whole} is no multiple of {part}"))
@@ -257,14 +266,14 @@ fn shapes(cx: &Cx<'_>, op: &Op) -> Result<Vec<Vec<usize>>> {
         }
         Op::GatherTokens { tokens } => {
             cx.arity(2)?;
-            let (b, k) = cx.index(1)?;
+            let (b, k) = cx.kept(1, *tokens)?;
             let d = cx.rows_cols(0).1;
             cx.matrix(0, "x", b * tokens, d)?;
             Ok(vec![vec![b * k, d]])
         }
         Op::ScatterTokens { tokens } => {
             cx.arity(2)?;
-            let (b, k) = cx.index(1)?;
+            let (b, k) = cx.kept(1, *tokens)?;
             let d = cx.rows_cols(0).1;
             cx.matrix(0, "dy", b * k, d)?;
             Ok(vec![vec![b * tokens, d]])
@@ -380,6 +389,9 @@ fn shapes(cx: &Cx<'_>, op: &Op) -> Result<Vec<Vec<usize>>> {
         Op::MaskedMse | Op::MaskedMseBackward => {
             let first = usize::from(matches!(op, Op::MaskedMseBackward));
             cx.arity(3 + first)?;
+            if first == 1 {
+                cx.vector(0, "dloss", 1)?;
+            }
             let (b, h, w) = cx.image(first + 1)?;
             let (bi, k) = cx.index(first + 2)?;
             if b != bi || k > h * w {
@@ -395,6 +407,9 @@ fn shapes(cx: &Cx<'_>, op: &Op) -> Result<Vec<Vec<usize>>> {
         Op::BceWithLogits { groups } | Op::BceWithLogitsBackward { groups } => {
             let first = usize::from(matches!(op, Op::BceWithLogitsBackward { .. }));
             cx.arity(2 + first)?;
+            if first == 1 {
+                cx.vector(0, "dloss", 1)?;
+            }
             let (rows, _) = cx.rows_cols(first);
             cx.vector(first + 1, "target", cx.shape(first).count())?;
             cx.divides("rows per group", rows, *groups)?;
@@ -402,8 +417,11 @@ fn shapes(cx: &Cx<'_>, op: &Op) -> Result<Vec<Vec<usize>>> {
         }
         Op::WeightedSum { weights } => {
             cx.arity(weights.len())?;
-            (0..weights.len()).try_for_each(|i| cx.vector(i, "a loss", 1))?;
-            Ok(vec![vec![1]])
+            // The derivative has the shape of the sum, so the losses must have it too.
+            match (0..weights.len()).find(|i| cx.shape(*i).dims() != [1]) {
+                Some(i) => cx.err(format!("a loss must have shape [1], got {}", cx.shape(i))),
+                None => Ok(vec![vec![1]]),
+            }
         }
         Op::AccumulateGrads => {
             cx.arity(3)?;
@@ -423,8 +441,9 @@ fn shapes(cx: &Cx<'_>, op: &Op) -> Result<Vec<Vec<usize>>> {
             cx.scalars(5)?;
             cx.vector(6, "health", 3)?;
             let (params, expert) = (cx.shape(0).count(), cx.shape(4).count());
+            let leaves = |start: usize, len, all| start.checked_add(len).is_none_or(|end| end > all);
             for s in segments {
-                if s.start + s.len > params || s.expert.is_some_and(|e| e + s.len > expert) {
+                if leaves(s.start, s.len, params) || s.expert.is_some_and(|e| leaves(e, s.len, expert)) {
                     return cx
                         .err(format!("segment {s:?} leaves the buffers of {params} and {expert} elements"));
                 }
@@ -546,7 +565,7 @@ fn attention_operands(
     segments: &Segments,
 ) -> Result<usize> {
     if segments.kv_groups == 0
-        || segments.count() % segments.kv_groups != 0
+        || !segments.count().is_multiple_of(segments.kv_groups)
         || (segments.kv_groups > 1 && segments.runs.len() != 1)
     {
         return cx.err("segments shared by several groups must be one run that the groups divide".into());

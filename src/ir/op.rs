@@ -252,9 +252,12 @@ ops! {
     /// -> `drows: [R, D]`, `dtoken: [1, D]`, and with positions `dpos_v: [tables[v], D]` per view.
     EmbedTokensBackward { layout: TokenLayout, tables: Vec<usize> } => "embed_tokens_backward";
     /// `table: [.., prefix + h * w, D]` -> `[h' * w', D]`: the rows behind the prefix, resampled bicubically with
-    /// antialiasing from grid `from` to grid `to` as `torch.nn.functional.interpolate` does.
+    /// antialiasing from grid `from` to grid `to` as `torch.nn.functional.interpolate` does. That includes a peculiarity
+    /// of PyTorch (2.13): when the height changes and the new grid is one token wide (`to[1] == 1`), every row gets the
+    /// weights of row 0.
     ResizePositions { prefix: usize, from: [usize; 2], to: [usize; 2] } => "resize_positions";
-    /// `dy: [h' * w', D]` -> `[prefix + h * w, D]`; prefix rows are 0.
+    /// `dy: [h' * w', D]` -> `[prefix + h * w, D]`; prefix rows are 0. The adjoint of the plain resampling, as in
+    /// PyTorch: on grids one token wide it is not the exact derivative of the forward map.
     ResizePositionsBackward { prefix: usize, from: [usize; 2], to: [usize; 2] } => "resize_positions_backward";
     /// `x: [M, K]`, `w: [N, K..]`, `b: [N]`, (`r: [M, N]` with a residual) -> `y: [M, N]` (and the value before GELU; it is
     /// not stored, its memory empty, when nothing reads it).
@@ -326,8 +329,9 @@ ops! {
     /// `dloss`, `z`, `w`, `zt`, `wt`, `center`, `scalars`, `lse`, `lse_t` -> `dz`, `dw`.
     PrototypeCrossEntropyBackward { batch: usize } => "prototype_cross_entropy_backward";
     /// `zt: [2B, d]`, `wt: [K, d]`, `center`, `scalars`, `lse_t: [2B]`, `features: [2B, D]` -> `[3]`: mean entropy of the
-    /// expert's distributions, entropy of their mean (nats), spread of the unit features
-    /// (`sqrt(D)` times the mean over dimensions of the standard deviation over rows; 1 when isotropic, 0 collapsed).
+    /// expert's distributions, entropy of their mean (nats), spread of the features, which the op itself scales to unit
+    /// rows (`sqrt(D)` times the mean over dimensions of the population standard deviation over rows; 1 when isotropic,
+    /// 0 collapsed).
     ExpertStatistics => "expert_statistics";
     /// `center: [1, K]`, `zt: [2B, d]`, `wt: [K, d]`, `scalars`, `health: [3]` -> `center`, updated in place unless
     /// the step is skipped: `m center + (1 - m) mean over rows of zt wt^T`.
@@ -342,15 +346,17 @@ ops! {
     BceWithLogits { groups: usize } => "bce_with_logits";
     /// `dloss`, `logits`, `target` -> `dlogits`.
     BceWithLogitsBackward { groups: usize } => "bce_with_logits_backward";
-    /// `losses...: [1]` -> their weighted sum.
+    /// `losses...`, each of shape `[1]` -> `[1]`: their weighted sum.
     WeightedSum { weights: Vec<f64> } => "weighted_sum";
     /// `total: [P]`, `grads: [P]`, `scalars` -> `total`, in place: overwritten at micro step 0, else added to; grads are
     /// weighted by `1 / micro steps`.
     AccumulateGrads => "accumulate_grads";
-    /// `grads: [P]`, `loss: [1]`, `scalars` -> `health: [3]`: norm of the gradients, clip factor, and 1 if loss and norm are
-    /// finite, else 0 (then the step is skipped).
+    /// `grads: [P]`, `loss: [1]`, `scalars` -> `health: [3]`: norm of the gradients, clip factor
+    /// `min(1, clip / (norm + 1e-6))` (1 without clipping), and 1 if loss and norm are finite, else 0 (then the step is
+    /// skipped).
     GradHealth => "grad_health";
     /// `params: [P]`, `grads: [P]`, `m: [P]`, `v: [P]`, `expert: [E]`, `scalars`, `health`
-    /// -> `params`, `m`, `v`, `expert`, in place: AdamW on `grads * clip factor`, then the expert's moving average.
+    /// -> `params`, `m`, `v`, `expert`, in place: AdamW on `grads * clip factor`, then the expert's moving
+    /// average. A skipped step leaves all four, the expert too, unchanged.
     AdamW { segments: Vec<ParamSegment> } => "adamw";
 }

@@ -30,6 +30,9 @@ pub fn lower_bound(buffers: &[Interval]) -> usize {
     }) as usize
 }
 
+/// An order of placement: larger first, the second number among equals.
+type SortKey<'a> = &'a dyn Fn(&Interval) -> (usize, usize);
+
 /// Offsets for `buffers` and the arena's size. No two buffers that are live at the same step overlap.
 ///
 /// Greedy best fit in several orders (Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference",
@@ -37,7 +40,7 @@ pub fn lower_bound(buffers: &[Interval]) -> usize {
 pub fn place(buffers: &[Interval]) -> (Vec<usize>, usize) {
     let bound = lower_bound(buffers);
     let life = |b: &Interval| b.end - b.start + 1;
-    let keys: [&dyn Fn(&Interval) -> (usize, usize); 5] = [
+    let keys: [SortKey<'_>; 5] = [
         &|b| (b.bytes, life(b)),
         &|b| (life(b), b.bytes),
         &|b| (b.bytes.saturating_mul(life(b)), b.bytes),

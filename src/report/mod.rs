@@ -24,7 +24,7 @@ use image::RgbImage;
 use crate::error::{Error, Result};
 
 pub use memory::memory_svg;
-pub use patches::{assemble_patches, reconstruct, to_rgb};
+pub use patches::{assemble_patches, reconstruct};
 
 /// What a run was and how it went.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -3,15 +3,12 @@
 //! The reconstruction targets are normalised per patch, so a prediction alone has no brightness or contrast: for
 //! display it borrows the mean and deviation of the true patch, as masked-autoencoder figures do.
 
-use image::{Rgb, RgbImage};
+use image::RgbImage;
 
+use crate::data::augment::normalize::denormalise;
 use crate::error::{Error, Result};
 use crate::saip::config::PATCH;
 
-/// ImageNet channel means of RGB in `[0, 1]`.
-const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
-/// ImageNet channel deviations of RGB in `[0, 1]`.
-const STD: [f32; 3] = [0.229, 0.224, 0.225];
 const CHANNELS: usize = 3;
 /// Values of one patch.
 const PATCH_LEN: usize = PATCH * PATCH * CHANNELS;
@@ -82,30 +79,7 @@ pub fn reconstruct(
         write_patch(&mut masked, h, w, position, &[0.0; PATCH_LEN]);
         write_patch(&mut predicted, h, w, position, &restored);
     }
-    Ok((to_rgb(&masked, h, w)?, to_rgb(&predicted, h, w)?))
-}
-
-/// Undoes the ImageNet normalisation: `[3, h, w]` to 8-bit RGB, out-of-range values clipped.
-///
-/// # Errors
-/// When the length is not `3 * h * w`.
-pub fn to_rgb(image: &[f32], h: usize, w: usize) -> Result<RgbImage> {
-    let sizes = (u32::try_from(w), u32::try_from(h), h.checked_mul(w));
-    let (Ok(width), Ok(height), Some(plane)) = sizes else {
-        return Err(Error::shape("report", "to_rgb", format!("image size {h} x {w} is too large")));
-    };
-    if plane.checked_mul(CHANNELS) != Some(image.len()) {
-        let message = format!("an image of {h} x {w} has 3 * h * w values, found {}", image.len());
-        return Err(Error::shape("report", "to_rgb", message));
-    }
-    Ok(RgbImage::from_fn(width, height, |x, y| {
-        let at = y as usize * w + x as usize;
-        Rgb(std::array::from_fn(|c| {
-            let value = image[c * plane + at] * STD[c] + MEAN[c];
-            // `as` saturates and maps NaN to 0.
-            (value * 255.0).round() as u8
-        }))
-    }))
+    Ok((denormalise(&masked, h, w)?, denormalise(&predicted, h, w)?))
 }
 
 /// Mean and deviation (unbiased variance plus eps, as in the loss) over all values of a patch.
@@ -185,20 +159,12 @@ mod tests {
             predictions.extend(patch.iter().map(|v| (v - mean) / std));
         }
         let (masked, predicted) = reconstruct(&image, h, w, &hidden, &predictions).unwrap();
-        let truth = to_rgb(&image, h, w).unwrap();
+        let truth = denormalise(&image, h, w).unwrap();
         let worst = |a: &RgbImage| a.iter().zip(truth.iter()).map(|(x, y)| x.abs_diff(*y)).max().unwrap();
         assert!(worst(&predicted) <= 1, "{}", worst(&predicted));
         assert!(worst(&masked) > 20);
         assert_eq!(masked.get_pixel(0, 0).0, [124, 116, 104]);
         assert_eq!(masked.get_pixel(16, 0), truth.get_pixel(16, 0));
-    }
-
-    #[test]
-    fn normalisation_is_undone_per_channel() {
-        let image =
-            [vec![-MEAN[0] / STD[0]; 256], vec![0.0; 256], vec![(1.0 - MEAN[2]) / STD[2]; 256]].concat();
-        assert_eq!(to_rgb(&image, 16, 16).unwrap().get_pixel(3, 3).0, [0, 116, 255]);
-        assert_eq!(to_rgb(&[f32::NAN, 9.0, -9.0], 1, 1).unwrap().get_pixel(0, 0).0, [0, 255, 0]);
     }
 
     #[test]

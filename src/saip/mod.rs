@@ -4,7 +4,6 @@ pub mod config;
 pub mod schedule;
 
 mod embed;
-mod fixture;
 mod inspect;
 mod io;
 mod model;
@@ -13,7 +12,6 @@ mod step;
 mod views;
 
 pub use embed::{EmbedGraph, EmbedOptions, build_embed};
-pub use fixture::{Deviation, Fixture, RegionWrite, WriteData};
 pub use inspect::{InspectGraph, build_inspect};
 pub use io::IoSlot;
 pub use model::Model;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::augment::AugmentConfig;
 use crate::error::{Error, Result};
-use crate::saip::config::{CsmConfig, CsrConfig, CssConfig, EncoderConfig, PATCH, StepConfig};
+use crate::saip::config::{CsmConfig, CsrConfig, CssConfig, EncoderConfig, StepConfig};
 use crate::saip::schedule::{Schedule, scaled_lr};
 
 /// Everything that decides what a run does. Built by [`TrainConfig::resolve`], which also checks it.
@@ -22,9 +22,7 @@ pub struct TrainConfig {
     pub csr: CsrSection,
     pub css: CssSection,
     pub views: ViewsSection,
-    /// Photometric and geometric augmentation, passed on as it stands.
-    #[serde(default)]
-    pub augment: toml::Table,
+    pub augment: AugmentConfig,
     pub optim: OptimSection,
     pub data: DataSection,
     pub run: RunSection,
@@ -177,42 +175,6 @@ pub struct RunSection {
     pub alarm_steps: u64,
 }
 
-/// The scale-dependent sizes of one compiled step.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ScaleBucket {
-    pub scale: f64,
-    /// `[height, width]` of the two rescaled local views.
-    pub rescaled_size: [usize; 2],
-    /// `[height, width]` of the masked view.
-    pub masked_size: [usize; 2],
-}
-
-impl ViewsSection {
-    /// The scales, evenly spaced from the smallest to the largest (a single one: their mean), with sizes rounded to
-    /// the nearest multiple of the patch. Scales that give the same sizes are kept apart: each is drawn equally often.
-    pub fn buckets(&self) -> Vec<ScaleBucket> {
-        let [low, high] = self.scale;
-        let n = self.scale_buckets;
-        (0..n)
-            .map(|i| {
-                let at = if n == 1 { 0.5 } else { i as f64 / (n - 1) as f64 };
-                let scale = low + (high - low) * at;
-                let resize = |size: [usize; 2]| size.map(|s| round_to_patch(s as f64 * scale));
-                ScaleBucket {
-                    scale,
-                    rescaled_size: resize(self.local_size),
-                    masked_size: resize(self.global_size),
-                }
-            })
-            .collect()
-    }
-}
-
-/// The nearest multiple of the patch edge, at least one patch.
-fn round_to_patch(pixels: f64) -> usize {
-    ((pixels / PATCH as f64).round() as usize).max(1) * PATCH
-}
-
 impl OptimSection {
     /// Learning rate at the end of the warm-up: `base_lr` scaled to the effective batch.
     pub fn peak_lr(&self) -> f64 {
@@ -278,17 +240,6 @@ impl TrainConfig {
             encoder: self.encoder.architecture.clone(),
             expert_encoder: None,
         }
-    }
-
-    /// The augmentation that `[augment]` describes; keys that are absent keep their defaults.
-    ///
-    /// # Errors
-    /// [`Error::Config`] for an unknown or ill-typed key, or one out of range.
-    pub fn augmentation(&self) -> Result<AugmentConfig> {
-        let parsed: std::result::Result<AugmentConfig, toml::de::Error> = self.augment.clone().try_into();
-        let augment = parsed.map_err(|e| Error::config("augment", e.message().to_owned()))?;
-        augment.validate()?;
-        Ok(augment)
     }
 
     /// Updates per pass over `images` training images; an incomplete last batch is left out.

@@ -196,30 +196,13 @@ impl Fixture {
     }
 
     /// Compares `results` with what the fixture recorded, worst first.
+    ///
+    /// # Errors
+    /// [`Error::File`] naming a tensor that only one of the two has, or that is recorded in another shape or type.
     pub fn compare(&self, results: &Results, device: &str, dtype: DType, tolerance: f64) -> Result<Verdict> {
-        let all = self.tensors()?;
-        let mut wanted: Vec<&str> = all.names();
-        wanted.retain(|n| ["loss.", "grad.", "after."].iter().any(|p| n.starts_with(p)));
-        wanted.sort_unstable();
-        let mut left_out = Vec::new();
-        if dtype != DType::F64 && self.config.adam_eps < SMALLEST_COMPARABLE_EPS {
-            let why = format!(
-                "AdamW's epsilon is {:e}: its first step is the sign of the gradient, which rounding to {dtype} can flip",
-                self.config.adam_eps
-            );
-            for prefix in ["after.student.", "after.expert."] {
-                left_out.push((format!("{prefix}*"), why.clone()));
-                wanted.retain(|n| !n.starts_with(prefix));
-            }
-        }
-        let mut reference: Vec<(&str, Vec<f64>)> = Vec::with_capacity(wanted.len());
-        for name in wanted {
-            let Ok(tensor) = all.tensor(name) else { continue };
-            if tensor.dtype() == Dtype::F32 {
-                let values = self.f32s(&all, name, tensor.shape())?;
-                reference.push((name, values.into_iter().map(f64::from).collect()));
-            }
-        }
+        let mut reference = self.recorded(results)?;
+        let left_out = self.incomparable(dtype);
+        reference.retain(|name, _| !left_out.iter().any(|(p, _)| name.starts_with(p.trim_end_matches('*'))));
         let mut groups: BTreeMap<String, f64> = BTreeMap::new();
         for (name, values) in &reference {
             *groups.entry(group(name)).or_default() += norm(values.iter().copied()).powi(2);
@@ -227,24 +210,47 @@ impl Fixture {
         let mut deviations: Vec<Deviation> = reference
             .iter()
             .map(|(name, b)| {
-                let scale = match group(name).as_str() {
-                    "loss" => norm(b.iter().copied()),
-                    g => norm(b.iter().copied()).max(1e-2 * groups[g].sqrt()),
+                let floor = match group(name).as_str() {
+                    "loss" => 0.0,
+                    g => 1e-2 * groups[g].sqrt(),
                 };
-                let error = match results.get(*name) {
-                    Some((_, a)) if a.len() == b.len() => norm(a.iter().zip(b).map(|(a, b)| a - b)) / scale,
-                    _ => f64::INFINITY,
-                };
-                Deviation {
-                    name: (*name).to_owned(),
-                    error: if error.is_finite() { error } else { f64::INFINITY },
-                }
+                // Nothing but zeros, matched by zeros, is no error.
+                let scale = norm(b.iter().copied()).max(floor).max(f64::MIN_POSITIVE);
+                let error = norm(results[name].1.iter().zip(b).map(|(a, b)| a - b)) / scale;
+                let error = if error.is_finite() { error } else { f64::INFINITY };
+                Deviation { name: name.clone(), error }
             })
             .collect();
         deviations.sort_by(|a, b| b.error.total_cmp(&a.error).then_with(|| a.name.cmp(&b.name)));
         let passed = !deviations.is_empty() && deviations.iter().all(|d| d.error <= tolerance);
         let fixture = self.path.display().to_string();
         Ok(Verdict { fixture, device: device.to_owned(), tolerance, passed, deviations, left_out })
+    }
+
+    /// The recorded counterpart of every result; there is nothing else that a step must give.
+    fn recorded(&self, results: &Results) -> Result<BTreeMap<String, Vec<f64>>> {
+        let all = self.tensors()?;
+        let given = |name: &&str| ["loss.", "grad.", "after."].iter().any(|p| name.starts_with(p));
+        if let Some(name) = all.names().into_iter().filter(given).find(|n| !results.contains_key(*n)) {
+            let message = format!("tensor `{name}` is none that a step of its configuration gives");
+            return Err(Error::file(&self.path, message));
+        }
+        let values = |name: &String, shape: &[usize]| {
+            Ok((name.clone(), self.f32s(&all, name, shape)?.into_iter().map(f64::from).collect()))
+        };
+        results.iter().map(|(name, (shape, _))| values(name, shape)).collect()
+    }
+
+    /// Tensors, as prefixes ending in `*`, that say nothing when computed in `dtype`, and why.
+    fn incomparable(&self, dtype: DType) -> Vec<(String, String)> {
+        if dtype == DType::F64 || self.config.adam_eps >= SMALLEST_COMPARABLE_EPS {
+            return Vec::new();
+        }
+        let why = format!(
+            "AdamW's epsilon is {:e}: its first step is the sign of the gradient, which rounding to {dtype} can flip",
+            self.config.adam_eps
+        );
+        ["after.student.*", "after.expert.*"].map(|p| (p.to_owned(), why.clone())).to_vec()
     }
 }
 

@@ -80,90 +80,20 @@ pub struct CollapseStats {
     /// Entropy of the batch's mean target distribution as a share of the most it can be, ln min(rows, K) when every
     /// row is sharp: about 0 when all samples choose the same prototype. May exceed 1 when the rows are blurred.
     pub mean_entropy: f64,
-    /// [`feature_spread`] of the image features.
+    /// Spread of the image features: 1 when directions are spread evenly, 0 when all rows point the same way.
     pub spread: f64,
 }
 
 impl CollapseStats {
-    /// Measures `logits` `[rows, K]` of the expert, its `center` `[K]` and temperature, and its image features
-    /// `[rows, D]`.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] when the lengths do not fit together.
-    pub fn measure(
-        logits: &[f32],
-        center: &[f32],
-        teacher_temp: f64,
-        features: &[f32],
-        dim: usize,
-    ) -> Result<Self> {
-        let k = center.len();
-        let fits = k > 1 && !logits.is_empty() && logits.len().is_multiple_of(k);
-        if !fits || dim == 0 || features.is_empty() || !features.len().is_multiple_of(dim) {
-            let message = format!(
-                "{} logits over {k} prototypes, {} features of width {dim}: not whole rows",
-                logits.len(),
-                features.len()
-            );
-            return Err(Error::shape("expert", "collapse statistics", message));
-        }
-        let rows = logits.len() / k;
-        let mut mean = vec![0.0f64; k];
-        let mut row = vec![0.0f64; k];
-        let mut sum = 0.0;
-        for values in logits.chunks_exact(k) {
-            sharpened_softmax(values, center, teacher_temp, &mut row);
-            sum += entropy(&row);
-            mean.iter_mut().zip(&row).for_each(|(m, p)| *m += p / rows as f64);
-        }
-        Ok(CollapseStats {
-            sample_entropy: sum / rows as f64 / (k as f64).ln(),
-            mean_entropy: entropy(&mean) / (rows.clamp(2, k) as f64).ln(),
-            spread: feature_spread(features, dim),
-        })
-    }
-}
-
-fn sharpened_softmax(logits: &[f32], center: &[f32], temp: f64, out: &mut [f64]) {
-    for ((o, l), c) in out.iter_mut().zip(logits).zip(center) {
-        *o = (f64::from(*l) - f64::from(*c)) / temp;
-    }
-    let max = out.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    out.iter_mut().for_each(|o| *o = libm::exp(*o - max));
-    let sum: f64 = out.iter().sum();
-    out.iter_mut().for_each(|o| *o /= sum);
-}
-
-/// In nats; 0 ln 0 is 0.
-fn entropy(p: &[f64]) -> f64 {
-    -p.iter().filter(|p| **p > 0.0).map(|p| p * libm::log(*p)).sum::<f64>()
-}
-
-/// Mean over the `dim` channels of the standard deviation over rows of L2-normalised features `[rows, dim]`, times
-/// sqrt(dim): 1 when directions are spread evenly, 0 when all rows point the same way. NaN when a value is.
-pub fn feature_spread(features: &[f32], dim: usize) -> f64 {
-    let rows = features.len().checked_div(dim).unwrap_or(0);
-    if rows == 0 {
-        return 0.0;
-    }
-    let (mut sum, mut square) = (vec![0.0f64; dim], vec![0.0f64; dim]);
-    for row in features.chunks_exact(dim) {
-        let norm = row.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
-        // `f64::max` would hide a NaN.
-        let norm = if norm < 1e-12 { 1e-12 } else { norm };
-        for ((s, q), v) in sum.iter_mut().zip(&mut square).zip(row) {
-            let v = f64::from(*v) / norm;
-            *s += v;
-            *q += v * v;
+    /// From what the step computes on `rows` expert views over `prototypes`: mean entropy of the target distributions
+    /// and entropy of their mean, both in nats, and the spread.
+    pub fn new([sample, mean, spread]: [f64; 3], prototypes: usize, rows: usize) -> Self {
+        CollapseStats {
+            sample_entropy: sample / (prototypes.max(2) as f64).ln(),
+            mean_entropy: mean / (rows.min(prototypes).max(2) as f64).ln(),
+            spread,
         }
     }
-    let n = rows as f64;
-    let variance = |s: f64, q: f64| q / n - (s / n).powi(2);
-    let deviations = sum.iter().zip(&square).map(|(s, q)| {
-        let v = variance(*s, *q);
-        if v < 0.0 { 0.0 } else { v.sqrt() }
-    });
-    deviations.sum::<f64>() / (dim as f64).sqrt()
 }
 
 /// The ways in which self-distillation fails while its loss looks well.
@@ -290,74 +220,19 @@ mod tests {
         assert_eq!(lines[4], json!({"step": 6, "in_a_row": 3, "files": files}));
     }
 
-    const K: usize = 8;
-
-    fn stats(choice: impl Fn(usize) -> Option<usize>) -> CollapseStats {
-        let rows = 8;
-        let mut logits = vec![0.0f32; rows * K];
-        for r in 0..rows {
-            if let Some(c) = choice(r) {
-                logits[r * K + c] = 4.0;
-            }
-        }
-        let features: Vec<f32> =
-            (0..rows * 4).map(|i| if i % 4 == (i / 4) % 4 { 3.0 } else { 0.0 }).collect();
-        CollapseStats::measure(&logits, &[0.0; K], 0.04, &features, 4).unwrap()
-    }
-
     #[test]
-    fn statistics_tell_the_collapses_apart() {
-        let healthy = stats(|r| Some(r % K));
-        assert!(healthy.sample_entropy < 1e-6);
-        assert_relative_eq!(healthy.mean_entropy, 1.0, max_relative = 1e-6);
-        let one = stats(|_| Some(3));
-        assert!(one.sample_entropy < 1e-6 && one.mean_entropy < 1e-6);
-        let uniform = stats(|_| None);
-        assert_relative_eq!(uniform.sample_entropy, 1.0, max_relative = 1e-9);
-        assert_relative_eq!(uniform.mean_entropy, 1.0, max_relative = 1e-9);
-    }
-
-    #[test]
-    fn entropy_has_its_closed_form_and_the_center_is_subtracted() {
-        // p = (3/4, 1/4): logits t ln 3 and 0
-        let t = 0.1;
-        let logits = [(t * 3.0f64.ln()) as f32 + 5.0, -2.0];
-        let s = CollapseStats::measure(&logits, &[5.0, -2.0], t, &[1.0], 1).unwrap();
-        let h = -(0.75f64 * 0.75f64.ln() + 0.25 * 0.25f64.ln()) / 2.0f64.ln();
-        assert_relative_eq!(s.sample_entropy, h, max_relative = 1e-5);
-    }
-
-    #[test]
-    fn spread_is_one_for_isotropic_and_zero_for_constant_features() {
-        // +-e_i: every channel has variance 1/dim
-        let dim = 16;
-        let mut axes = vec![0.0f32; 2 * dim * dim];
-        for i in 0..dim {
-            axes[2 * i * dim + i] = 7.0;
-            axes[(2 * i + 1) * dim + i] = -0.5;
-        }
-        assert_relative_eq!(feature_spread(&axes, dim), 1.0, max_relative = 1e-6);
-        // Different lengths, one direction
-        let same: Vec<f32> = (1..=10).flat_map(|s| [1.0, 2.0, -3.0].map(|v| v * s as f32)).collect();
-        assert!(feature_spread(&same, 3) < 1e-6);
-        assert!(feature_spread(&[1.0, f32::NAN, 0.0, 1.0], 2).is_nan());
-        assert_eq!(feature_spread(&[], 4), 0.0);
-    }
-
-    #[test]
-    fn shapes_that_do_not_fit_are_refused() {
-        for (logits, center, features, dim) in
-            [(7, 2, 4, 2), (8, 2, 3, 2), (0, 2, 4, 2), (8, 0, 4, 2), (8, 2, 4, 0)]
-        {
-            let r = CollapseStats::measure(
-                &vec![0.0; logits],
-                &vec![0.0; center],
-                0.04,
-                &vec![0.0; features],
-                dim,
-            );
-            assert!(matches!(r, Err(Error::Shape { .. })), "{logits} {center} {features} {dim}");
-        }
+    fn entropies_are_shares_of_the_most_they_can_be() {
+        let ln = |n: f64| n.ln();
+        // Sharp targets, all different: 6 rows can fill no more than 6 of 80 prototypes.
+        let healthy = CollapseStats::new([0.0, ln(6.0), 0.7], 80, 6);
+        assert_eq!(healthy.sample_entropy, 0.0);
+        assert_relative_eq!(healthy.mean_entropy, 1.0, max_relative = 1e-12);
+        assert_eq!(healthy.spread, 0.7);
+        let uniform = CollapseStats::new([ln(4.0), ln(4.0), 1.0], 4, 64);
+        assert_relative_eq!(uniform.sample_entropy, 1.0, max_relative = 1e-12);
+        assert_relative_eq!(uniform.mean_entropy, 1.0, max_relative = 1e-12);
+        // One row has a mean of its own entropy, which must not be divided by ln 1.
+        assert_eq!(CollapseStats::new([0.0, 0.0, 0.0], 80, 1).mean_entropy, 0.0);
     }
 
     #[test]
@@ -365,7 +240,9 @@ mod tests {
         let mut run = TrainConfig::resolve(None, None, &[]).unwrap().run;
         run.alarm_steps = 20;
         let mut alarm = CollapseAlarm::new(&run);
-        let (healthy, one, uniform) = (stats(|r| Some(r % K)), stats(|_| Some(3)), stats(|_| None));
+        let healthy = CollapseStats { sample_entropy: 0.1, mean_entropy: 0.9, spread: 0.8 };
+        let one = CollapseStats { sample_entropy: 0.0, mean_entropy: 0.0, ..healthy };
+        let uniform = CollapseStats { sample_entropy: 1.0, mean_entropy: 1.0, ..healthy };
         let flat = CollapseStats { spread: 0.0, ..healthy };
         for (bad, kind, key) in [
             (one, Collapse::OnePrototype, "optim.center_momentum"),

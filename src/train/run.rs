@@ -126,7 +126,7 @@ pub fn train(
 fn planner(cfg: &TrainConfig) -> Result<(ViewPlanner, Vec<StepConfig>)> {
     let scales = scale_buckets(cfg.views.scale, cfg.views.scale_buckets);
     let base = cfg.step_config(cfg.views.local_size, cfg.views.global_size);
-    let planner = ViewPlanner::new(&base, &scales, cfg.augmentation()?)?;
+    let planner = ViewPlanner::new(&base, &scales, cfg.augment.clone())?;
     let configs = planner
         .geometries()
         .iter()
@@ -314,13 +314,8 @@ impl Run<'_> {
         }
     }
 
-    fn collapse_stats(&self, [sample, mean, spread]: [f64; 3]) -> CollapseStats {
-        let (k, rows) = (self.cfg.csm.prototypes, 2 * self.cfg.optim.batch);
-        CollapseStats {
-            sample_entropy: sample / (k.max(2) as f64).ln(),
-            mean_entropy: mean / (rows.min(k).max(2) as f64).ln(),
-            spread,
-        }
+    fn collapse_stats(&self, measured: [f64; 3]) -> CollapseStats {
+        CollapseStats::new(measured, self.cfg.csm.prototypes, 2 * self.cfg.optim.batch)
     }
 
     fn log(&mut self, losses: &Losses, health: &Health, lr: f64, images_per_second: f64) -> Result<()> {

@@ -7,6 +7,7 @@ use super::metrics;
 use super::probe::{Probe, ProbeResult};
 use super::run::Outcome;
 use crate::backend::{HostSlice, HostSliceMut};
+use crate::data::augment::normalize::denormalise;
 use crate::data::batch::Batch;
 use crate::data::loader::{Loader, LoaderConfig};
 use crate::data::source::ImageSource;
@@ -15,7 +16,7 @@ use crate::error::Result;
 use crate::plan::Plan;
 use crate::report::{
     AttentionMap, Baseline, BufferSpan, Curve, Curves, InstanceResult, MemoryPicture, Neighbours, Pictures,
-    Reconstruction, RunSummary, SceneResult, Series, reconstruct, to_rgb, write_report,
+    Reconstruction, RunSummary, SceneResult, Series, reconstruct, write_report,
 };
 use crate::saip::config::{EncoderConfig, PATCH, StepConfig};
 use crate::saip::{IoSlot, build_inspect};
@@ -131,7 +132,7 @@ fn pictures(inputs: &Inputs<'_>, engine: &mut Engine) -> Result<Pictures> {
     let built = build_inspect(&cfg, engine.backend().dtype())?;
     let plan = compile_plan(built.graph, false, engine.backend())?;
     let program = engine.backend().compile(plan)?;
-    let planner = ViewPlanner::new(&cfg, &[], inputs.cfg.augmentation()?)?;
+    let planner = ViewPlanner::new(&cfg, &[], inputs.cfg.augment.clone())?;
     let loader =
         LoaderConfig { batch: SHOWN, seed: PICTURE_SEED, workers: 0, prefetch: 1, ..LoaderConfig::default() };
     let batch = Loader::new(Arc::clone(&inputs.source), loader, planner)?.next()?;
@@ -180,7 +181,7 @@ fn reconstructions(cfg: &StepConfig, batch: &Batch, values: &[f32]) -> Result<Ve
             let positions = &hidden[i * per_image..(i + 1) * per_image];
             let predictions = &values[i * per_image * width..(i + 1) * per_image * width];
             let (masked, predicted) = reconstruct(input, h, w, positions, predictions)?;
-            Ok(Reconstruction { input: to_rgb(input, h, w)?, masked, predicted })
+            Ok(Reconstruction { input: denormalise(input, h, w)?, masked, predicted })
         })
         .collect()
 }
@@ -201,13 +202,13 @@ fn scenes(cfg: &StepConfig, batch: &Batch, logits: &[f32]) -> Result<Vec<SceneRe
                 .enumerate()
                 .map(|(instance, (pixels, [h, w]))| {
                     Ok(InstanceResult {
-                        query: to_rgb(pixels, *h, *w)?,
+                        query: denormalise(pixels, *h, *w)?,
                         truth: batch.boxes[at(instance)].to_vec(),
                         predicted: logits[at(instance)].iter().map(probability).collect(),
                     })
                 })
                 .collect::<Result<_>>()?;
-            let scene = to_rgb(image(&batch.scene, i, [s, s]), s, s)?;
+            let scene = denormalise(image(&batch.scene, i, [s, s]), s, s)?;
             Ok(SceneResult { scene, instances, grid: [side, side] })
         })
         .collect()
@@ -238,7 +239,11 @@ fn attention(cfg: &StepConfig, batch: &Batch, qkv: &[f32]) -> Result<Vec<Attenti
                 })
                 .collect();
             let [h, w] = cfg.global_size;
-            Ok(AttentionMap { image: to_rgb(image(&batch.global, i, cfg.global_size), h, w)?, heads, grid })
+            Ok(AttentionMap {
+                image: denormalise(image(&batch.global, i, cfg.global_size), h, w)?,
+                heads,
+                grid,
+            })
         })
         .collect()
 }

@@ -141,6 +141,22 @@ fn resize_matches() {
     }
 }
 
+/// PyTorch's peculiarity: a grid one token wide has the weights of its first row everywhere, unless the height stays.
+///
+/// ```python
+/// x = r(16, 5).view(1, 8, 2).transpose(1, 2).unflatten(2, (4, 2))          # to: [2, 1], [4, 1]; then as above
+/// ```
+#[test]
+fn resize_to_one_token_wide_matches() {
+    let want: [([usize; 2], &[f64]); 2] = [
+        ([2, 1], &[-0.11544421487603308, -0.10511363636363637, -0.11544421487603308, -0.10511363636363637]),
+        ([4, 1], &[-0.375, 0.25, 0.0, -0.4375, 0.375, -0.0625, -0.3125, 0.3125]),
+    ];
+    for (to, want) in want {
+        close1(Op::ResizePositions { prefix: 0, from: [4, 2], to }, &[input(&[1, 8, 2], 5)], want);
+    }
+}
+
 #[test]
 fn gelu_matches() {
     let x = Tensor::new([6], vec![-6.0, -1.5, -0.25, 0.0, 0.75, 3.0]);

@@ -109,9 +109,9 @@ impl AugmentConfig {
             ("contrast", self.contrast),
             ("saturation", self.saturation),
             ("grayscale", self.grayscale),
-            ("blur[0]", self.blur[0]),
-            ("blur[1]", self.blur[1]),
-            ("blur[2]", self.blur[2]),
+            ("blur", self.blur[0]),
+            ("blur", self.blur[1]),
+            ("blur", self.blur[2]),
             ("solarize", self.solarize),
         ];
         for (key, value) in fractions {

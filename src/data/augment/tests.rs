@@ -314,3 +314,11 @@ fn config_refuses_what_it_cannot_use() {
     let partial: AugmentConfig = toml::from_str("flip = 0.25").unwrap();
     assert_eq!(partial, AugmentConfig { flip: 0.25, ..Default::default() });
 }
+
+#[test]
+fn normalisation_is_undone_per_channel() {
+    let chw = [vec![-MEAN[0] / STD[0]; 256], vec![0.0; 256], vec![(1.0 - MEAN[2]) / STD[2]; 256]].concat();
+    assert_eq!(denormalise(&chw, 16, 16).unwrap().get_pixel(3, 3).0, [0, 116, 255]);
+    let clipped = denormalise(&[f32::NAN, 9.0, -9.0], 1, 1).unwrap();
+    assert_eq!(clipped.get_pixel(0, 0).0, [0, 255, 0]);
+}

@@ -7,7 +7,7 @@ use std::path::Path;
 use toml::{Table, Value};
 
 use super::TrainConfig;
-use super::schema::{self, Key, Kind, NONE, OPEN_SECTION, SECTIONS};
+use super::schema::{self, Key, Kind, NONE, SECTIONS};
 use crate::error::{Error, Result};
 use crate::train::presets;
 
@@ -52,13 +52,6 @@ impl TrainConfig {
         let mut text = String::from("# Configuration of a saip-engine run. Optional keys may be \"none\".\n");
         for section in SECTIONS {
             let _ = writeln!(text, "\n[{section}]");
-            if *section == OPEN_SECTION {
-                let open = Table::from_iter([(OPEN_SECTION.to_string(), Value::Table(self.augment.clone()))]);
-                let body = toml::to_string(&open).map_err(|e| Error::config(OPEN_SECTION, e.to_string()))?;
-                // An empty table still prints its header, which stands above already.
-                text.push_str(body.strip_prefix("[augment]\n").unwrap_or(&body));
-                continue;
-            }
             let lines: Vec<_> = schema::keys(kind)
                 .filter_map(|key| {
                     let (parent, name) = key.name.rsplit_once('.')?;
@@ -240,12 +233,7 @@ fn switch_encoder(tree: &mut Table, layer: &Table, origin: &str) -> Result<()> {
 fn apply_table(tree: &mut Table, layer: &Table, prefix: &str, kind: &str, origin: &str) -> Result<()> {
     for (name, value) in layer {
         let full = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
-        if full == OPEN_SECTION || full.starts_with("augment.") {
-            if full == OPEN_SECTION && !value.is_table() {
-                return Err(ill_typed(&full, "a section of keys", value, origin));
-            }
-            overlay(tree, name, value);
-        } else if SECTIONS.contains(&full.as_str()) {
+        if SECTIONS.contains(&full.as_str()) {
             let Value::Table(inner) = value else {
                 return Err(ill_typed(&full, "a section of keys", value, origin));
             };
@@ -260,20 +248,6 @@ fn apply_table(tree: &mut Table, layer: &Table, prefix: &str, kind: &str, origin
         }
     }
     Ok(())
-}
-
-/// Lays a value over the open section: tables merge, anything else replaces.
-fn overlay(tree: &mut Table, name: &str, value: &Value) {
-    match (tree.get_mut(name), value) {
-        (Some(Value::Table(old)), Value::Table(new)) => {
-            for (k, v) in new {
-                overlay(old, k, v);
-            }
-        }
-        _ => {
-            tree.insert(name.to_string(), value.clone());
-        }
-    }
 }
 
 fn apply_key(tree: &mut Table, name: &str, key: &Key, value: &Value, origin: &str) -> Result<()> {

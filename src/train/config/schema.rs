@@ -15,8 +15,8 @@ pub(super) enum Kind {
     Text,
     /// `n` whole numbers.
     Counts(usize),
-    /// Two numbers.
-    FloatPair,
+    /// `n` numbers.
+    Floats(usize),
 }
 
 impl Kind {
@@ -28,7 +28,8 @@ impl Kind {
             Kind::Text => "a string".into(),
             Kind::Counts(2) => "two whole numbers such as [256, 128]".into(),
             Kind::Counts(n) => format!("an array of {n} whole numbers, 0 or more"),
-            Kind::FloatPair => "two numbers such as [0.75, 1.5]".into(),
+            Kind::Floats(2) => "two numbers such as [0.75, 1.5]".into(),
+            Kind::Floats(n) => format!("an array of {n} numbers"),
         }
     }
 
@@ -46,7 +47,7 @@ impl Kind {
             (Kind::Float, Value::Float(f)) => f.is_finite().then_some(Value::Float(*f)),
             (Kind::Bool, Value::Boolean(_)) | (Kind::Text, Value::String(_)) => Some(value.clone()),
             (Kind::Counts(n), Value::Array(a)) if a.len() == n => each(Kind::Count, a),
-            (Kind::FloatPair, Value::Array(a)) if a.len() == 2 => each(Kind::Float, a),
+            (Kind::Floats(n), Value::Array(a)) if a.len() == n => each(Kind::Float, a),
             _ => None,
         }
     }
@@ -77,9 +78,6 @@ const fn optional(name: &'static str, kind: Kind, doc: &'static str) -> Key {
 
 /// Stands for an absent optional value, because TOML has none of its own.
 pub(super) const NONE: &str = "none";
-
-/// The section that is passed on unchecked.
-pub(super) const OPEN_SECTION: &str = "augment";
 
 /// Sections in the order of printing.
 pub(super) const SECTIONS: &[&str] =
@@ -152,13 +150,38 @@ const REST: &[Key] = &[
     key("views.locals", Kind::Count, "plain local views per image"),
     key("views.scene_size", Kind::Count, "edge of the multi-person image, a multiple of 16"),
     key("views.mask_ratio", Kind::Float, "hidden share of the masked view, between 0 and 1"),
-    key("views.scale", Kind::FloatPair, "smallest and largest scale of the rescaled views"),
+    key("views.scale", Kind::Floats(2), "smallest and largest scale of the rescaled views"),
     key("views.scale_buckets", Kind::Count, "scales between these two; each is one compiled step"),
+    key("augment.global_scale", Kind::Floats(2), "area of a global crop, as a share of the image's"),
+    key("augment.local_scale", Kind::Floats(2), "area of a plain local crop"),
+    key(
+        "augment.rescaled_scale",
+        Kind::Floats(2),
+        "area of the rescaled local crop, also pasted into the scene",
+    ),
+    key("augment.ratio", Kind::Floats(2), "aspect of a crop relative to its view's"),
+    key("augment.flip", Kind::Float, "probability of a horizontal flip"),
+    key("augment.color_jitter", Kind::Float, "probability of the colour jitter"),
+    key("augment.brightness", Kind::Float, "jitter: factor in [1 - x, 1 + x]"),
+    key("augment.contrast", Kind::Float, "jitter: factor in [1 - x, 1 + x]"),
+    key("augment.saturation", Kind::Float, "jitter: factor in [1 - x, 1 + x]"),
+    key("augment.hue", Kind::Float, "jitter: shift in [-x, x] turns of the hue circle, at most 0.5"),
+    key("augment.grayscale", Kind::Float, "probability of grayscale"),
+    key("augment.blur", Kind::Floats(3), "probability of a blur: anchor, second global view, local views"),
+    key("augment.blur_radius", Kind::Floats(2), "standard deviation of the blur, pixels"),
+    key("augment.solarize", Kind::Float, "probability of solarisation, second global view only"),
+    key(
+        "augment.background_scale",
+        Kind::Floats(2),
+        "edge of the scene's background, as a share of its image's",
+    ),
+    key("augment.instance_height", Kind::Floats(2), "height of a pasted person, as a share of the scene's"),
+    key("augment.feather", Kind::Float, "blended edge of a pasted person, as a share of its shorter side"),
     key("optim.base_lr", Kind::Float, "peak learning rate per 256 images of the effective batch"),
     key("optim.min_lr", Kind::Float, "learning rate at the end"),
     key("optim.weight_decay", Kind::Float, "AdamW weight decay"),
     optional("optim.weight_decay_end", Kind::Float, "weight decay at the end, by cosine; none: constant"),
-    key("optim.betas", Kind::FloatPair, "AdamW moments"),
+    key("optim.betas", Kind::Floats(2), "AdamW moments"),
     key("optim.eps", Kind::Float, "AdamW epsilon"),
     key("optim.clip_norm", Kind::Float, "largest norm of the whole gradient; 0: no clipping"),
     key("optim.batch", Kind::Count, "images per micro step and device"),

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use toml::{Table, Value};
 
 use super::{TrainConfig, schema};
+use crate::data::augment::AugmentConfig;
 use crate::saip::config::EncoderConfig;
 use crate::train::presets::PRESETS;
 
@@ -104,6 +105,15 @@ fn presets_set_every_key() {
     }
 }
 
+/// What `data::augment` documents as the usual strengths is what runs use.
+#[test]
+fn presets_augment_by_the_defaults() {
+    for preset in PRESETS {
+        assert_eq!(resolve(preset.name, &[]).unwrap().augment, AugmentConfig::default(), "{}", preset.name);
+    }
+    assert_eq!(demo(&["augment.flip=0.25"]).unwrap().augment.flip, 0.25);
+}
+
 #[test]
 fn a_printed_configuration_reads_back_equal_over_any_preset() {
     let changes: &[&[&str]] = &[
@@ -117,7 +127,7 @@ fn a_printed_configuration_reads_back_equal_over_any_preset() {
         &[
             "encoder.kind=tinyvit",
             "augment.flip=0.25",
-            "augment.color.jitter=[0.1, 0.2]",
+            "augment.blur=[0.5, 0, 0.125]",
             "views.scale_buckets=1",
         ],
         &[
@@ -190,6 +200,9 @@ fn unknown_keys_name_the_nearest_and_their_file() {
         ("encoder.embed_dims", "encoder.embed_dim"),
         ("opt", "optim"),
         ("css.weigt", "css.weight"),
+        ("augment.colour_jitter", "augment.color_jitter"),
+        ("augment.color.jitter", "augment.color_jitter"),
+        ("solarise", "augment.solarize"),
     ] {
         let e = refused(&[&format!("{given}=1")]);
         assert!(e.contains(&format!("`{given}`")) && e.contains(&format!("did you mean `{near}`?")), "{e}");
@@ -215,6 +228,9 @@ fn ill_typed_values_name_key_type_and_value() {
         ("optim=3", "a section of keys", "the number 3"),
         ("optim.batch.size=3", "a whole number", "a section of keys"),
         ("data.synth=5", "a section of keys", "5"),
+        ("augment.flip=often", "a number", "\"often\""),
+        ("augment.blur=[0.1, 0.2]", "an array of 3 numbers", "[0.1, 0.2]"),
+        ("augment.ratio=1", "two numbers", "the number 1"),
         ("augment=5", "a section of keys", "5"),
         ("data.seed=1979-05-27", "a whole number", "the date"),
         ("optim.batch=none", "a whole number", "\"none\""),
@@ -302,6 +318,23 @@ fn every_range_check_names_key_and_remedy() {
         (&["views.scale=[0, 1]"], "views.scale", "above 0"),
         (&["views.scale=[1, 17]"], "views.scale", "at most 16"),
         (&["views.scale_buckets=0"], "views.scale_buckets", "between 1"),
+        (&["augment.global_scale=[0.5, 1.5]"], "augment.global_scale", "within (0, 1]"),
+        (&["augment.local_scale=[0, 0.5]"], "augment.local_scale", "within (0, 1]"),
+        (&["augment.rescaled_scale=[0.8, 0.2]"], "augment.rescaled_scale", "within (0, 1]"),
+        (&["augment.ratio=[1, 1000]"], "augment.ratio", "within (0, 100]"),
+        (&["augment.flip=1.5"], "augment.flip", "within [0, 1]"),
+        (&["augment.color_jitter=-1"], "augment.color_jitter", "within [0, 1]"),
+        (&["augment.brightness=2"], "augment.brightness", "within [0, 1]"),
+        (&["augment.contrast=2"], "augment.contrast", "within [0, 1]"),
+        (&["augment.saturation=2"], "augment.saturation", "within [0, 1]"),
+        (&["augment.hue=0.6"], "augment.hue", "within [0, 0.5]"),
+        (&["augment.grayscale=2"], "augment.grayscale", "within [0, 1]"),
+        (&["augment.blur=[0, 0, 2]"], "augment.blur", "within [0, 1]"),
+        (&["augment.blur_radius=[0, 2]"], "augment.blur_radius", "within (0, 64]"),
+        (&["augment.solarize=2"], "augment.solarize", "within [0, 1]"),
+        (&["augment.background_scale=[0.5, 2]"], "augment.background_scale", "within (0, 1]"),
+        (&["augment.instance_height=[0.5, 2]"], "augment.instance_height", "within (0, 1]"),
+        (&["augment.feather=1"], "augment.feather", "within [0, 0.5]"),
         (&["optim.base_lr=0"], "optim.base_lr", "more than 0"),
         (&["optim.min_lr=-1"], "optim.min_lr", "0 or more"),
         (&["optim.min_lr=1"], "optim.min_lr", "above the peak"),
@@ -364,28 +397,18 @@ fn a_schedule_needs_images_and_steps_after_the_warm_up() {
 }
 
 #[test]
-fn scale_buckets_span_the_range() {
-    let buckets = resolve("saip-vit-tiny", &["views.scale_buckets=4"]).unwrap().views.buckets();
-    let scales: Vec<_> = buckets.iter().map(|b| b.scale).collect();
-    assert_eq!(scales, [0.75, 1.0, 1.25, 1.5]);
-    let sizes: Vec<_> = buckets.iter().map(|b| (b.rescaled_size, b.masked_size)).collect();
-    assert_eq!(sizes[0], ([96, 48], [192, 96]));
-    assert_eq!(sizes[2], ([160, 80], [320, 160]));
-    assert_eq!(sizes[3], ([192, 96], [384, 192]));
-    assert_eq!(resolve("saip-vit-tiny", &["views.scale_buckets=1"]).unwrap().views.buckets()[0].scale, 1.125);
-}
-
-#[test]
 fn only_harmless_keys_may_change_on_resume() {
     let old = demo(&[]).unwrap();
     let same = demo(&["run.log_every=7", "data.workers=3", "data.path=elsewhere", "run.threads=1"]).unwrap();
     same.check_resumable(&old).unwrap();
     assert_eq!(same.fingerprint().unwrap(), old.fingerprint().unwrap());
-    let other = demo(&["optim.base_lr=1e-3", "optim.weight_decay_end=0.2", "augment.x=1"]).unwrap();
+    let other = demo(&["optim.base_lr=1e-3", "optim.weight_decay_end=0.2", "augment.hue=0.05"]).unwrap();
     let e = other.check_resumable(&old).unwrap_err().to_string();
-    for part in
-        ["`optim.base_lr` was 0.002, now 0.001", "`optim.weight_decay_end` was none, now 0.2", "augment.x"]
-    {
+    for part in [
+        "`optim.base_lr` was 0.002, now 0.001",
+        "`optim.weight_decay_end` was none, now 0.2",
+        "`augment.hue` was 0.1, now 0.05",
+    ] {
         assert!(e.contains(part), "{part}: {e}");
     }
     assert_ne!(other.fingerprint().unwrap(), old.fingerprint().unwrap());

@@ -1,6 +1,7 @@
 //! The range checks of a configuration, all in one place.
 
 use super::TrainConfig;
+use crate::data::views::{scale_buckets, step_config_at};
 use crate::error::{Error, Result};
 use crate::saip::config::{EncoderConfig, PATCH};
 
@@ -21,6 +22,7 @@ impl TrainConfig {
         self.validate_encoder()?;
         self.validate_decoders()?;
         self.validate_views()?;
+        self.augment.validate()?;
         self.validate_optim()?;
         self.validate_data()?;
         self.validate_run()
@@ -94,17 +96,17 @@ impl TrainConfig {
             format!("[{low}, {high}] must be a smallest and a largest scale, above 0 and at most 16")
         })?;
         count("views.scale_buckets", views.scale_buckets, 64)?;
-        for bucket in views.buckets() {
-            image_size("views.scale", &bucket.rescaled_size)?;
-            image_size("views.scale", &bucket.masked_size)?;
-            let step = self.step_config(bucket.rescaled_size, bucket.masked_size);
-            let [h, w] = bucket.masked_size;
+        let base = self.step_config(views.local_size, views.global_size);
+        for scale in scale_buckets(views.scale, views.scale_buckets) {
+            let step = step_config_at(&base, scale);
+            image_size("views.scale", &step.rescaled_size)?;
+            image_size("views.scale", &step.masked_size)?;
+            let [h, w] = step.masked_size;
             let (patches, visible) = ((h / PATCH) * (w / PATCH), step.visible_patches());
             require((1..patches).contains(&visible), "views.mask_ratio", || {
                 format!(
-                    "{ratio} leaves {visible} of {patches} patches visible at {h}x{w} (scale {:.3}), but at least 1 \
-                     must be visible and 1 hidden: move it towards 0.5, or enlarge `views.global_size`",
-                    bucket.scale
+                    "{ratio} leaves {visible} of {patches} patches visible at {h}x{w} (scale {scale:.3}), but at \
+                     least 1 must be visible and 1 hidden: move it towards 0.5, or enlarge `views.global_size`"
                 )
             })?;
         }

@@ -148,9 +148,14 @@ pub(super) const GRIDS: [(usize, [usize; 2], [usize; 2], usize); 9] = [
     (0, [9, 2], [1, 1], 3),
 ];
 
+/// Grids one token wide, whose forward pass has no derivative that PyTorch computes.
+const NARROW: [(usize, [usize; 2], [usize; 2], usize); 3] =
+    [(0, [4, 2], [2, 1], 3), (1, [3, 3], [7, 1], 2), (1, [4, 2], [4, 1], 2)];
+
 fn resize_positions() -> Vec<Case> {
     GRIDS
         .into_iter()
+        .chain(NARROW)
         .map(|(prefix, from, to, d)| {
             let op = Op::ResizePositions { prefix, from, to };
             case(format!("{prefix}+{from:?}->{to:?} D {d}"), op, |g| {

@@ -1,0 +1,33 @@
+//! The step that a command plans or times.
+
+use crate::error::Result;
+use crate::train::config::TrainConfig;
+use std::path::PathBuf;
+
+/// Arguments that choose a configuration.
+#[derive(clap::Args, Debug)]
+pub struct StepArgs {
+    /// Built-in configuration (demo, saip-vit-tiny)
+    #[arg(long, default_value = "saip-vit-tiny")]
+    pub preset: String,
+    /// TOML file with keys that override the preset
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+    /// Single keys that override everything else
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+}
+
+impl StepArgs {
+    /// The configuration; an update takes `batch` images in one micro step if given.
+    ///
+    /// # Errors
+    /// Those of [`TrainConfig::resolve`].
+    pub fn resolve(&self, batch: Option<usize>) -> Result<TrainConfig> {
+        let mut sets = self.sets.clone();
+        if let Some(batch) = batch {
+            sets.extend([format!("optim.batch={batch}"), format!("optim.effective_batch={batch}")]);
+        }
+        TrainConfig::resolve(Some(&self.preset), self.config.as_deref(), &sets)
+    }
+}
