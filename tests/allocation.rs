@@ -122,7 +122,7 @@ fn tiny(threads: usize, micro_steps: usize) -> (Engine, Batch, StepConfig) {
     engine.initialise().unwrap();
     let persons = SynthConfig { identities: 4, images_per_identity: 4, ..SynthConfig::default() };
     let source = Arc::new(SynthSource::new(persons).unwrap());
-    let planner = ViewPlanner::new(&step, &[], cfg.augmentation().unwrap()).unwrap();
+    let planner = ViewPlanner::new(&step, &[], cfg.augment.clone()).unwrap();
     let loader = LoaderConfig { batch: step.batch, workers: 0, prefetch: 1, ..LoaderConfig::default() };
     let batch = Loader::new(source, loader, planner).unwrap().next().unwrap();
     (engine, batch, step)
