@@ -108,7 +108,11 @@ fn a_folder_without_a_single_usable_image_is_refused() {
     for i in 0..6 {
         fs::write(broken.join(format!("{i}.jpg")), b"nothing").unwrap();
     }
-    run(train(dir.path(), "run", &[]).args(["--data", "broken"])).refused(&["broken"]);
+    run(train(dir.path(), "run", &[]).args(["--data", "broken"]))
+        .refused(&["broken: none of the 6 images can be used", "0.jpg: not an image"]);
+    assert!(!dir.path().join("run").exists(), "nothing is begun");
+    picture(40, 80, 1).save(broken.join("5.png")).unwrap();
+    fs::remove_file(broken.join("5.jpg")).unwrap();
     run(train(dir.path(), "few", &["optim.batch=64", "optim.effective_batch=64"]).args(["--data", "broken"]))
         .refused(&["`optim.effective_batch`", "64 images", "only 6", "lower it"]);
 }

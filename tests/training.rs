@@ -213,7 +213,38 @@ fn resuming_needs_every_part_of_the_checkpoint_and_nothing_else() {
 }
 
 #[test]
-fn accumulation_resumes_exactly_and_computes_about_the_same() {
+fn every_probe_is_logged_once() {
+    let dir = lab();
+    let keys =
+        ["optim.steps=8", "run.probe_every=4", "run.keep_checkpoints=9", "data.synth.images_per_identity=3"];
+    run(&mut train(dir.path(), "whole", &keys)).ok();
+    let (whole, out) = (dir.path().join("whole"), dir.path().join("run"));
+    let probes = |run: &Path| -> Vec<u64> {
+        let lines = metrics(run);
+        lines.iter().filter(|l| l.get("probe/map").is_some()).map(|l| l["step"].as_u64().unwrap()).collect()
+    };
+    assert_eq!(probes(&whole), [0, 4, 8]);
+    // Died after the checkpoint of step 4 and before the probe that was due with it.
+    rewind(&whole, &out, 4);
+    let text = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let at = lines.iter().position(|l| l.starts_with("{\"step\":4,\"probe")).unwrap();
+    fs::write(out.join("metrics.jsonl"), lines[..at].join("\n") + "\n").unwrap();
+    run(&mut resume(dir.path(), "run")).ok();
+    assert_eq!(computed_metrics(&whole), computed_metrics(&out));
+    // A finished run shows its last probe in the report again, but does not log it again.
+    run(&mut resume(dir.path(), "run")).ok();
+    assert_eq!(computed_metrics(&whole), computed_metrics(&out));
+    // Without a gallery there is nothing to probe: said before the folder is touched.
+    run(&mut train(dir.path(), "few", &["run.probe_every=4", "data.synth.images_per_identity=1"]))
+        .refused(&["`data.synth.images_per_identity`", "run.probe_every=0"]);
+    run(&mut train(dir.path(), "few", &["run.probe_every=4", "data.synth.cameras=1"]))
+        .refused(&["`data.synth.cameras`", "run.probe_every=0"]);
+    assert!(!dir.path().join("few").exists());
+}
+
+#[test]
+fn a_run_with_accumulation_resumes_exactly() {
     let dir = lab();
     let keys = ["optim.batch=2", "run.keep_checkpoints=9", "encoder.drop_path=0.3"];
     run(&mut train(dir.path(), "whole", &keys)).ok();

@@ -3,7 +3,7 @@
 use super::config::TrainConfig;
 use crate::data::decode::load_file;
 use crate::data::market::RetrievalSet;
-use crate::data::source::{ImageSource, open_source};
+use crate::data::source::{ImageSource, Quarantine, open_source};
 use crate::data::synth::{SynthConfig, SynthPersons};
 use crate::error::{Error, Result};
 use image::RgbImage;
@@ -61,13 +61,17 @@ impl ImageSource for Files {
     }
 }
 
-/// The images to train on.
+/// The images to train on. At least one of them can be used: a folder without any is refused before a run begins.
 ///
 /// # Errors
-/// Those of [`open_source`]; a synthetic set that is out of range.
+/// Those of [`open_source`]; no usable image; a synthetic set that is out of range.
 pub fn training_source(cfg: &TrainConfig) -> Result<Arc<dyn ImageSource>> {
     match &cfg.data.path {
-        Some(path) => Ok(Arc::from(open_source(path)?)),
+        Some(path) => {
+            let source = open_source(path)?;
+            Quarantine::new().load(&*source, 0).map_err(|e| Error::file(path, e.to_string()))?;
+            Ok(Arc::from(source))
+        }
         None => Ok(Arc::new(SynthSource::new(synthetic(cfg, 0, cfg.data.synth.identities))?)),
     }
 }

@@ -170,7 +170,7 @@ pub fn metrics(run: &Path) -> Vec<Value> {
 pub fn computed_metrics(run: &Path) -> Vec<Value> {
     let mut lines = metrics(run);
     for line in &mut lines {
-        line.as_object_mut().unwrap().remove("speed/images_per_second").expect("every line tells the speed");
+        line.as_object_mut().unwrap().remove("speed/images_per_second");
     }
     lines
 }
