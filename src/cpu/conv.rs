@@ -26,14 +26,12 @@ fn range(g: &ConvGeometry, channels: usize) -> usize {
 /// Elements of workspace of [`conv2d`] (`from` = C, `to` = O) and [`conv2d_backward_input`] (`from` = O, `to` = C).
 pub fn workspace(g: &ConvGeometry, from: usize, to: usize) -> usize {
     let depth = g.kernel * g.kernel * from;
-    range(g, from) * depth + to * depth
+    (range(g, from) + to) * depth
 }
 
 /// Elements of workspace of [`conv2d_backward_weight`].
 pub fn backward_weight_workspace(g: &ConvGeometry, channels: usize, outputs: usize) -> usize {
-    let depth = g.kernel * g.kernel * channels;
-    let rows = range(g, channels);
-    rows * depth + outputs * depth
+    workspace(g, channels, outputs)
 }
 
 /// `cols: [pixels, k * k * C]`: the neighbourhoods of the pixels from `first` on; 0 outside the image.
@@ -79,7 +77,7 @@ pub fn conv2d<T: Real>(
             }
         }
     });
-    let weight = Mat::transposed(&*weight, depth);
+    let weight = Mat::transposed(weight, depth);
     let mut finish = finish;
     for (n, y) in y.chunks_mut((pixels * o).max(1)).enumerate() {
         let (first, m) = (n * pixels, y.len() / o);
@@ -92,7 +90,7 @@ pub fn conv2d<T: Real>(
             Finish::Residual(Operand::Slice(r)) => Finish::Residual(Operand::Slice(r)),
             Finish::Residual(Operand::InPlace) => Finish::Residual(Operand::InPlace),
         };
-        product(Tile::new(y, m, o), part, Mat::rows(cols, depth), weight, bias, [m, o, depth], first);
+        product(Tile::new(y, m, o), part, Mat::rows(cols, depth), weight, bias, depth, first);
     }
 }
 
@@ -120,7 +118,7 @@ pub fn conv2d_backward_input<T: Real>(
             }
         }
     });
-    let weight = Mat::rows(&*weight, channels);
+    let weight = Mat::rows(weight, channels);
     for (n, dx) in dx.chunks_mut((pixels * channels).max(1)).enumerate() {
         let (first, m) = (n * pixels, dx.len() / channels);
         let cols = &mut cols[..m * depth];
@@ -150,7 +148,7 @@ pub fn conv2d_backward_weight<T: Real>(
         let cols = &mut cols[..m * depth];
         gather(cols, x, g, c, first);
         let (a, b) = (Mat::transposed(&dy[first * o..], o), Mat::rows(cols, depth));
-        gemm::gemm(Tile::new(sum, o, depth), None, a, b, m, Start::Accumulate, |_, _, _, _| {});
+        gemm::gemm(Tile::new(sum, o, depth), a, b, m, Start::Accumulate);
     }
     let sum = &*sum;
     for_rows(dw, c * taps, |first, dw| {

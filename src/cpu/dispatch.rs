@@ -113,12 +113,12 @@ pub fn workspace<T: Real>(op: &Op, inputs: &[&Shape], outputs: &[&Shape], thread
         Op::MaskedMse => dense_loss::mse_workspace(inputs[2].count()),
         Op::BceWithLogits { .. } => dense_loss::bce_workspace(inputs[0].count()),
         Op::GradHealth => optim::health_workspace::<T>(inputs[0].count()),
-        Op::Linear { .. }
-        | Op::LinearBackwardInput { .. }
-        | Op::LinearBackwardWeight { .. }
-        | Op::PatchRows { .. }
+        Op::PatchRows { .. }
         | Op::EmbedTokens { .. }
         | Op::EmbedTokensBackward { .. }
+        | Op::Linear { .. }
+        | Op::LinearBackwardInput { .. }
+        | Op::LinearBackwardWeight { .. }
         | Op::Gelu
         | Op::GeluBackward
         | Op::Add
@@ -256,13 +256,13 @@ pub fn execute<T: Real>(io: &mut Io<'_, T>) {
         }
         Op::SumImages { .. } => layout::sum_images(io.output(0), io.input(0)),
         Op::Conv2d { geometry, epilogue } => {
-            let (y, finish) = (io.output(0), finish(io, *epilogue));
-            conv::conv2d(y, finish, io.input(0), io.input(1), io.input(2), geometry, io.workspace());
+            let (y, finish, workspace) = (io.output(0), finish(io, *epilogue), io.workspace());
+            conv::conv2d(y, finish, io.input(0), io.input(1), io.input(2), geometry, workspace);
         }
         Op::Conv2dBackwardInput { geometry, gelu } => conv_backward_input(io, geometry, *gelu),
         Op::Conv2dBackwardWeight { geometry } => {
-            let (dw, db) = (io.output(0), io.output(1));
-            conv::conv2d_backward_weight(dw, db, io.input(0), io.input(1), geometry, io.workspace());
+            let (dw, db, workspace) = (io.output(0), io.output(1), io.workspace());
+            conv::conv2d_backward_weight(dw, db, io.input(0), io.input(1), geometry, workspace);
         }
         Op::DynamicConv { tokens } => {
             let s = dynamic_conv(io, 0, *tokens);
@@ -440,9 +440,9 @@ fn attention_backward<T: Real>(io: &mut Io<'_, T>, g: &attention::Geometry<'_>) 
 }
 
 fn conv_backward_input<T: Real>(io: &mut Io<'_, T>, geometry: &ConvGeometry, gelu: bool) {
-    let (dx, pre) = (io.output(0), gelu.then(|| io.input(2)));
+    let (dx, workspace, pre) = (io.output(0), io.workspace(), gelu.then(|| io.input(2)));
     let size = [cols(io.input_shape(0)), cols(io.output_shape(0))];
-    conv::conv2d_backward_input(dx, io.input(0), io.input(1), pre, geometry, size, io.workspace());
+    conv::conv2d_backward_input(dx, io.input(0), io.input(1), pre, geometry, size, workspace);
 }
 
 fn dynamic_conv<T: Real>(io: &Io<'_, T>, first: usize, tokens: usize) -> conv::DynamicConv {

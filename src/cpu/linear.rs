@@ -30,104 +30,82 @@ pub fn linear<T: Real>(
     bias: &[T],
     [m, n, k]: [usize; 3],
 ) {
-    let y = Tile::new(y, m, n);
-    let w = Mat::transposed(w, k);
-    product(y, finish, Mat::rows(x, k), w, bias, [m, n, k], 0);
+    product(Tile::new(y, m, n), finish, Mat::rows(x, k), Mat::transposed(w, k), bias, k, 0);
 }
 
-/// The product by a weight with its epilogue; `first` is the residual's row for row 0 of y.
+/// `y = x w + bias` with its epilogue, `w: [depth, N]`; `first` is the residual's row for row 0 of y.
 pub(super) fn product<T: Real>(
     y: Tile<'_, T>,
     finish: Finish<'_, T>,
     x: Mat<'_, T>,
     w: Mat<'_, T>,
     bias: &[T],
-    [m, n, k]: [usize; 3],
+    depth: usize,
     first: usize,
 ) {
-    match finish {
-        Finish::None => gemm::gemm(
+    let (m, n) = (y.rows(), y.cols());
+    let add_bias = |_: usize, j: usize, y: Tile<'_, T>, _: Option<Tile<'_, T>>| {
+        each_row(
             y,
-            None,
-            x,
-            w,
-            k,
-            Start::Zero,
             #[inline(always)]
-            |_, j, y, _| {
-                for (y, &b) in y.iter_mut().zip(&bias[j..]) {
-                    *y += b;
-                }
-            },
-        ),
+            |_, y| y.iter_mut().zip(&bias[j..]).for_each(|(y, &b)| *y += b),
+        );
+    };
+    match finish {
+        Finish::None => gemm::gemm_then(y, None, x, w, depth, Start::Zero, &add_bias),
+        Finish::Residual(Operand::InPlace) => {
+            gemm::gemm_then(y, None, x, w, depth, Start::Accumulate, &add_bias);
+        }
         Finish::Gelu(pre) => {
             let pre = Tile::new(pre, m, n);
-            gemm::gemm(
-                y,
-                Some(pre),
-                x,
-                w,
-                k,
-                Start::Zero,
-                #[inline(always)]
-                |_, j, y, pre| {
-                    let Some(pre) = pre else { return };
-                    for ((y, p), &b) in y.iter_mut().zip(pre).zip(&bias[j..]) {
-                        *p = *y + b;
-                        *y = p.gelu();
-                    }
-                },
-            );
+            gemm::gemm_then(y, Some(pre), x, w, depth, Start::Zero, &|_, j, y, pre| {
+                let Some(mut pre) = pre else { return };
+                each_row(
+                    y,
+                    #[inline(always)]
+                    |r, y| {
+                        for ((y, p), &b) in y.iter_mut().zip(pre.row(r)).zip(&bias[j..]) {
+                            *p = *y + b;
+                            *y = p.gelu();
+                        }
+                    },
+                );
+            });
         }
-        Finish::GeluOnly => gemm::gemm(
-            y,
-            None,
-            x,
-            w,
-            k,
-            Start::Zero,
-            #[inline(always)]
-            |_, j, y, _| {
-                for (y, &b) in y.iter_mut().zip(&bias[j..]) {
-                    *y = (*y + b).gelu();
-                }
-            },
-        ),
-        Finish::Residual(Operand::InPlace) => {
-            gemm::gemm(
+        Finish::GeluOnly => gemm::gemm_then(y, None, x, w, depth, Start::Zero, &|_, j, y, _| {
+            each_row(
                 y,
-                None,
-                x,
-                w,
-                k,
-                Start::Accumulate,
                 #[inline(always)]
-                |_, j, y, _| {
-                    for (y, &b) in y.iter_mut().zip(&bias[j..]) {
-                        *y += b;
-                    }
-                },
+                |_, y| y.iter_mut().zip(&bias[j..]).for_each(|(y, &b)| *y = (*y + b).gelu()),
             );
-        }
-        Finish::Residual(Operand::Slice(r)) => {
-            gemm::gemm(
-                y,
-                None,
-                x,
-                w,
-                k,
-                Start::Zero,
-                #[inline(always)]
-                |i, j, y, _| {
-                    let at = (first + i) * n + j;
-                    let r = &r[at..at + y.len()];
-                    for ((y, &b), &r) in y.iter_mut().zip(&bias[j..]).zip(r) {
-                        *y += b + r;
-                    }
-                },
-            );
+        }),
+        Finish::Residual(Operand::Slice(residual)) => {
+            gemm::gemm_then(y, None, x, w, depth, Start::Zero, &|i, j, y, _| {
+                each_row(
+                    y,
+                    #[inline(always)]
+                    |r, y| {
+                        let residual = &residual[(first + i + r) * n + j..];
+                        for ((y, &b), &r) in y.iter_mut().zip(&bias[j..]).zip(residual) {
+                            *y += b + r;
+                        }
+                    },
+                );
+            });
         }
     }
+}
+
+/// Calls `f(row, elements)` for the rows of a piece, with vector instructions.
+fn each_row<T: Real>(mut piece: Tile<'_, T>, mut f: impl FnMut(usize, &mut [T])) {
+    vectorize(
+        #[inline(always)]
+        || {
+            for r in 0..piece.rows() {
+                f(r, piece.row(r));
+            }
+        },
+    );
 }
 
 /// `dx: [M, K] = dy w`, `dy: [M, N]`, `w: [N, K]`; with `pre: [M, K]` times `gelu'(pre)`.
@@ -141,7 +119,7 @@ pub fn linear_backward_input<T: Real>(
     product_gelu_grad(Tile::new(dx, m, k), Mat::rows(dy, n), Mat::rows(w, k), pre, n);
 }
 
-/// `dx = dy w` times `gelu'(pre)` where given.
+/// `dx = dy w`, times `gelu'(pre)` where given; `w: [depth, ..]`.
 pub(super) fn product_gelu_grad<T: Real>(
     dx: Tile<'_, T>,
     dy: Mat<'_, T>,
@@ -150,30 +128,22 @@ pub(super) fn product_gelu_grad<T: Real>(
     depth: usize,
 ) {
     let cols = dx.cols();
-    match pre {
-        None => gemm::gemm(dx, None, dy, w, depth, Start::Zero, |_, _, _, _| {}),
-        Some(pre) => gemm::gemm(
+    let Some(pre) = pre else { return gemm::gemm(dx, dy, w, depth, Start::Zero) };
+    gemm::gemm_then(dx, None, dy, w, depth, Start::Zero, &|i, j, dx, _| {
+        each_row(
             dx,
-            None,
-            dy,
-            w,
-            depth,
-            Start::Zero,
             #[inline(always)]
-            |i, j, dx, _| {
-                let pre = &pre[i * cols + j..][..dx.len()];
-                for (d, &p) in dx.iter_mut().zip(pre) {
-                    *d *= p.gelu_grad();
-                }
+            |r, dx| {
+                let pre = &pre[(i + r) * cols + j..];
+                dx.iter_mut().zip(pre).for_each(|(d, &p)| *d *= p.gelu_grad());
             },
-        ),
-    }
+        );
+    });
 }
 
 /// `dw: [N, K] = dy^T x`, `db: [N]` the column sums of `dy: [M, N]`; `x: [M, K]`.
 pub fn linear_backward_weight<T: Real>(dw: &mut [T], db: &mut [T], dy: &[T], x: &[T], [m, n, k]: [usize; 3]) {
-    let (dw, dy_t, x) = (Tile::new(dw, n, k), Mat::transposed(dy, n), Mat::rows(x, k));
-    gemm::gemm(dw, None, dy_t, x, m, Start::Zero, |_, _, _, _| {});
+    gemm::gemm(Tile::new(dw, n, k), Mat::transposed(dy, n), Mat::rows(x, k), m, Start::Zero);
     column_sums(db, dy, m);
 }
 

@@ -63,8 +63,8 @@ impl<'a, T: Real> Tile<'a, T> {
         self.cols
     }
 
-    /// Address of the first element, and the distance between rows.
-    pub fn raw(&mut self) -> (*mut T, usize) {
+    /// The first element, and the distance between rows.
+    pub fn as_mut_ptr(&mut self) -> (*mut T, usize) {
         (self.ptr, self.stride)
     }
 

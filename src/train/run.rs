@@ -306,7 +306,9 @@ impl Run<'_> {
         let mut shown = vec![("loss", mean.total)];
         shown.extend(mean.parts.iter().copied());
         self.progress.step(&StepReport { step: self.step, images, losses: &shown, lr });
-        if self.step.is_multiple_of(self.cfg.run.log_every.max(1)) || self.step == self.schedule.steps {
+        // The first step is where every curve starts.
+        let ends = self.step == 1 || self.step == self.schedule.steps;
+        if ends || self.step.is_multiple_of(self.cfg.run.log_every.max(1)) {
             self.log(&mean, &health, lr, images as f64 / seconds.max(1e-9))?;
         }
         Ok(())
