@@ -43,10 +43,10 @@ impl Camera {
     /// Camera `index` (from 0) of the world `seed`: a pure function of both.
     pub fn new(seed: u64, index: usize) -> Self {
         let mut dice = Dice::new(seed, Domain::Camera, index as u64);
-        let cast = CASTS[index % CASTS.len()].map(|gain| 1.0 + 0.8 * (gain - 1.0) + 0.02 * dice.normal());
+        let cast = CASTS[index % CASTS.len()].map(|gain| 1.0 + 0.5 * (gain - 1.0) + 0.02 * dice.normal());
         let film = Film {
             gain: cast,
-            brightness: BRIGHTNESS[index % BRIGHTNESS.len()] * dice.range(0.95, 1.05),
+            brightness: (0.5 + 0.5 * BRIGHTNESS[index % BRIGHTNESS.len()]) * dice.range(0.95, 1.05),
             contrast: dice.range(0.78, 1.15),
             gamma: dice.range(0.85, 1.18),
             saturation: dice.range(0.62, 1.10),

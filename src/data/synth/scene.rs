@@ -35,6 +35,7 @@ impl Scene {
         let passes = painter.dice.index(3);
         let data = painter.canvas.picture.data();
         let mut rgb: Vec<u8> = data.chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]]).collect();
+        mute(&mut rgb);
         for _ in 0..passes {
             blur(&mut rgb, WIDTH as usize, HEIGHT as usize, 0.25);
         }
@@ -84,6 +85,20 @@ impl Scene {
     /// Width of the panorama, pixels.
     pub fn width(&self) -> f32 {
         WIDTH as f32
+    }
+}
+
+/// Pulls colours towards one grey: streets are duller than what people wear, and haze takes contrast with distance.
+fn mute(rgb: &mut [u8]) {
+    const COLOR: f32 = 0.4;
+    const CONTRAST: f32 = 0.55;
+    const GREY: f32 = 128.0;
+    for pixel in rgb.chunks_exact_mut(3) {
+        let [r, g, b] = [0, 1, 2].map(|c| f32::from(pixel[c]));
+        let luma = 0.299 * r + 0.587 * g + 0.114 * b;
+        for (value, c) in pixel.iter_mut().zip([r, g, b]) {
+            *value = (GREY + CONTRAST * (luma + COLOR * (c - luma) - GREY)).round() as u8;
+        }
     }
 }
 
