@@ -26,14 +26,12 @@ fn range(g: &ConvGeometry, channels: usize) -> usize {
 /// Elements of workspace of [`conv2d`] (`from` = C, `to` = O) and [`conv2d_backward_input`] (`from` = O, `to` = C).
 pub fn workspace(g: &ConvGeometry, from: usize, to: usize) -> usize {
     let depth = g.kernel * g.kernel * from;
-    range(g, from) * depth + to * depth + gemm::workspace(to, depth)
+    (range(g, from) + to) * depth
 }
 
 /// Elements of workspace of [`conv2d_backward_weight`].
 pub fn backward_weight_workspace(g: &ConvGeometry, channels: usize, outputs: usize) -> usize {
-    let depth = g.kernel * g.kernel * channels;
-    let rows = range(g, channels);
-    rows * depth + outputs * depth + gemm::workspace(depth, rows)
+    workspace(g, channels, outputs)
 }
 
 /// `cols: [pixels, k * k * C]`: the neighbourhoods of the pixels from `first` on; 0 outside the image.
@@ -71,7 +69,7 @@ pub fn conv2d<T: Real>(
     let c = x.len() / g.rows().max(1);
     let (pixels, depth) = (range(g, c), taps * c);
     let (cols, rest) = workspace.split_at_mut(pixels * depth);
-    let (weight, packed) = rest.split_at_mut(o * depth);
+    let weight = &mut rest[..o * depth];
     for_rows(weight, depth, |first, rows| {
         for (i, row) in rows.chunks_exact_mut(depth).enumerate() {
             for (at, v) in row.iter_mut().enumerate() {
@@ -79,7 +77,7 @@ pub fn conv2d<T: Real>(
             }
         }
     });
-    gemm::pack(packed, Mat::transposed(weight, depth), o, depth);
+    let weight = Mat::transposed(weight, depth);
     let mut finish = finish;
     for (n, y) in y.chunks_mut((pixels * o).max(1)).enumerate() {
         let (first, m) = (n * pixels, y.len() / o);
@@ -92,7 +90,7 @@ pub fn conv2d<T: Real>(
             Finish::Residual(Operand::Slice(r)) => Finish::Residual(Operand::Slice(r)),
             Finish::Residual(Operand::InPlace) => Finish::Residual(Operand::InPlace),
         };
-        product(Tile::new(y, m, o), part, Mat::rows(cols, depth), packed, bias, [m, o, depth], first);
+        product(Tile::new(y, m, o), part, Mat::rows(cols, depth), weight, bias, depth, first);
     }
 }
 
@@ -110,7 +108,7 @@ pub fn conv2d_backward_input<T: Real>(
     let taps = g.kernel * g.kernel;
     let (pixels, depth) = (range(g, outputs), taps * outputs);
     let (cols, rest) = workspace.split_at_mut(pixels * depth);
-    let (weight, packed) = rest.split_at_mut(channels * depth);
+    let weight = &mut rest[..channels * depth];
     // Rows (tap, o), columns c.
     for_rows(weight, channels, |first, rows| {
         for (i, row) in rows.chunks_exact_mut(channels).enumerate() {
@@ -120,13 +118,13 @@ pub fn conv2d_backward_input<T: Real>(
             }
         }
     });
-    gemm::pack(packed, Mat::rows(weight, channels), channels, depth);
+    let weight = Mat::rows(weight, channels);
     for (n, dx) in dx.chunks_mut((pixels * channels).max(1)).enumerate() {
         let (first, m) = (n * pixels, dx.len() / channels);
         let cols = &mut cols[..m * depth];
         gather(cols, dy, g, outputs, first);
         let pre = pre.map(|p| &p[first * channels..]);
-        product_gelu_grad(Tile::new(dx, m, channels), Mat::rows(cols, depth), packed, pre, depth);
+        product_gelu_grad(Tile::new(dx, m, channels), Mat::rows(cols, depth), weight, pre, depth);
     }
 }
 
@@ -143,14 +141,14 @@ pub fn conv2d_backward_weight<T: Real>(
     let c = dw.len() / (o * taps).max(1);
     let (pixels, depth) = (range(g, c), taps * c);
     let (cols, rest) = workspace.split_at_mut(pixels * depth);
-    let (sum, packed) = rest.split_at_mut(o * depth);
+    let sum = &mut rest[..o * depth];
     sum.fill(T::ZERO);
     for first in (0..rows).step_by(pixels) {
         let m = pixels.min(rows - first);
         let cols = &mut cols[..m * depth];
         gather(cols, x, g, c, first);
         let (a, b) = (Mat::transposed(&dy[first * o..], o), Mat::rows(cols, depth));
-        gemm::gemm(Tile::new(sum, o, depth), None, a, b, m, Start::Accumulate, packed, |_, _, _, _| {});
+        gemm::gemm(Tile::new(sum, o, depth), a, b, m, Start::Accumulate);
     }
     let sum = &*sum;
     for_rows(dw, c * taps, |first, dw| {

@@ -9,7 +9,7 @@ use super::layout::{Images, ViewTokens};
 use super::linear::Finish;
 use super::real::Real;
 use super::{
-    attention, conv, dense_loss, gemm, layer_norm, layout, linear, optim, pointwise, positions, prototype_ce,
+    attention, conv, dense_loss, layer_norm, layout, linear, optim, pointwise, positions, prototype_ce,
 };
 
 /// Inputs that may share memory with output 0. AccumulateGrads, CenterUpdate and AdamW, which update their operands
@@ -81,18 +81,6 @@ pub fn in_place(op: &Op) -> &'static [usize] {
 pub fn workspace<T: Real>(op: &Op, inputs: &[&Shape], outputs: &[&Shape], threads: usize) -> usize {
     let rows_cols = |i: usize| inputs[i].as_matrix();
     let elements = match op {
-        Op::Linear { .. } => {
-            let (n, k) = inputs[1].as_weight();
-            gemm::workspace(n, k)
-        }
-        Op::LinearBackwardInput { .. } => {
-            let (n, k) = inputs[1].as_weight();
-            gemm::workspace(k, n)
-        }
-        Op::LinearBackwardWeight { .. } => {
-            let (m, k) = rows_cols(1);
-            gemm::workspace(k, m)
-        }
         Op::LayerNormBackward { .. } => {
             let (m, d) = rows_cols(0);
             layer_norm::backward_workspace(m, d)
@@ -128,6 +116,9 @@ pub fn workspace<T: Real>(op: &Op, inputs: &[&Shape], outputs: &[&Shape], thread
         Op::PatchRows { .. }
         | Op::EmbedTokens { .. }
         | Op::EmbedTokensBackward { .. }
+        | Op::Linear { .. }
+        | Op::LinearBackwardInput { .. }
+        | Op::LinearBackwardWeight { .. }
         | Op::Gelu
         | Op::GeluBackward
         | Op::Add
@@ -191,20 +182,20 @@ pub fn execute<T: Real>(io: &mut Io<'_, T>) {
         }
         Op::Linear { epilogue } => {
             let (n, k) = io.input_shape(1).as_weight();
-            let (y, finish, workspace) = (io.output(0), finish(io, *epilogue), io.workspace());
+            let (y, finish) = (io.output(0), finish(io, *epilogue));
             let size = [rows(io.input_shape(0)), n, k];
-            linear::linear(y, finish, io.input(0), io.input(1), io.input(2), size, workspace);
+            linear::linear(y, finish, io.input(0), io.input(1), io.input(2), size);
         }
         Op::LinearBackwardInput { gelu } => {
             let (n, k) = io.input_shape(1).as_weight();
-            let (dx, workspace, pre) = (io.output(0), io.workspace(), gelu.then(|| io.input(2)));
+            let (dx, pre) = (io.output(0), gelu.then(|| io.input(2)));
             let size = [rows(io.input_shape(0)), n, k];
-            linear::linear_backward_input(dx, io.input(0), io.input(1), pre, size, workspace);
+            linear::linear_backward_input(dx, io.input(0), io.input(1), pre, size);
         }
         Op::LinearBackwardWeight { .. } => {
             let ((m, n), k) = (io.input_shape(0).as_matrix(), cols(io.input_shape(1)));
-            let (dw, db, workspace) = (io.output(0), io.output(1), io.workspace());
-            linear::linear_backward_weight(dw, db, io.input(0), io.input(1), [m, n, k], workspace);
+            let (dw, db) = (io.output(0), io.output(1));
+            linear::linear_backward_weight(dw, db, io.input(0), io.input(1), [m, n, k]);
         }
         Op::Gelu => pointwise::gelu(io.output(0), io.operand(0)),
         Op::GeluBackward => pointwise::gelu_backward(io.output(0), io.operand(0), io.input(1)),

@@ -1,7 +1,7 @@
 //! Linear layers: `y = x w^T + b` with the epilogue fused into the product.
 //!
 //! `M` rows, `K` inputs, `N` outputs. Outputs are overwritten; no output may share memory with an operand, except `y`
-//! with the residual. Workspace: [`gemm::workspace`] of the packed operand.
+//! with the residual.
 
 use rayon::prelude::*;
 
@@ -29,107 +29,83 @@ pub fn linear<T: Real>(
     w: &[T],
     bias: &[T],
     [m, n, k]: [usize; 3],
-    workspace: &mut [T],
 ) {
-    let y = Tile::new(y, m, n);
-    let w = Mat::transposed(w, k);
-    gemm::pack(workspace, w, n, k);
-    product(y, finish, Mat::rows(x, k), workspace, bias, [m, n, k], 0);
+    product(Tile::new(y, m, n), finish, Mat::rows(x, k), Mat::transposed(w, k), bias, k, 0);
 }
 
-/// The product by a packed weight with its epilogue; `first` is the residual's row for row 0 of y.
+/// `y = x w + bias` with its epilogue, `w: [depth, N]`; `first` is the residual's row for row 0 of y.
 pub(super) fn product<T: Real>(
     y: Tile<'_, T>,
     finish: Finish<'_, T>,
     x: Mat<'_, T>,
-    packed: &[T],
+    w: Mat<'_, T>,
     bias: &[T],
-    [m, n, k]: [usize; 3],
+    depth: usize,
     first: usize,
 ) {
-    match finish {
-        Finish::None => gemm::multiply(
+    let (m, n) = (y.rows(), y.cols());
+    let add_bias = |_: usize, j: usize, y: Tile<'_, T>, _: Option<Tile<'_, T>>| {
+        each_row(
             y,
-            None,
-            x,
-            packed,
-            k,
-            Start::Zero,
             #[inline(always)]
-            |_, j, y, _| {
-                for (y, &b) in y.iter_mut().zip(&bias[j..]) {
-                    *y += b;
-                }
-            },
-        ),
+            |_, y| y.iter_mut().zip(&bias[j..]).for_each(|(y, &b)| *y += b),
+        );
+    };
+    match finish {
+        Finish::None => gemm::gemm_then(y, None, x, w, depth, Start::Zero, &add_bias),
+        Finish::Residual(Operand::InPlace) => {
+            gemm::gemm_then(y, None, x, w, depth, Start::Accumulate, &add_bias);
+        }
         Finish::Gelu(pre) => {
             let pre = Tile::new(pre, m, n);
-            gemm::multiply(
-                y,
-                Some(pre),
-                x,
-                packed,
-                k,
-                Start::Zero,
-                #[inline(always)]
-                |_, j, y, pre| {
-                    let Some(pre) = pre else { return };
-                    for ((y, p), &b) in y.iter_mut().zip(pre).zip(&bias[j..]) {
-                        *p = *y + b;
-                        *y = p.gelu();
-                    }
-                },
-            );
+            gemm::gemm_then(y, Some(pre), x, w, depth, Start::Zero, &|_, j, y, pre| {
+                let Some(mut pre) = pre else { return };
+                each_row(
+                    y,
+                    #[inline(always)]
+                    |r, y| {
+                        for ((y, p), &b) in y.iter_mut().zip(pre.row(r)).zip(&bias[j..]) {
+                            *p = *y + b;
+                            *y = p.gelu();
+                        }
+                    },
+                );
+            });
         }
-        Finish::GeluOnly => gemm::multiply(
-            y,
-            None,
-            x,
-            packed,
-            k,
-            Start::Zero,
-            #[inline(always)]
-            |_, j, y, _| {
-                for (y, &b) in y.iter_mut().zip(&bias[j..]) {
-                    *y = (*y + b).gelu();
-                }
-            },
-        ),
-        Finish::Residual(Operand::InPlace) => {
-            gemm::multiply(
+        Finish::GeluOnly => gemm::gemm_then(y, None, x, w, depth, Start::Zero, &|_, j, y, _| {
+            each_row(
                 y,
-                None,
-                x,
-                packed,
-                k,
-                Start::Accumulate,
                 #[inline(always)]
-                |_, j, y, _| {
-                    for (y, &b) in y.iter_mut().zip(&bias[j..]) {
-                        *y += b;
-                    }
-                },
+                |_, y| y.iter_mut().zip(&bias[j..]).for_each(|(y, &b)| *y = (*y + b).gelu()),
             );
-        }
-        Finish::Residual(Operand::Slice(r)) => {
-            gemm::multiply(
-                y,
-                None,
-                x,
-                packed,
-                k,
-                Start::Zero,
-                #[inline(always)]
-                |i, j, y, _| {
-                    let at = (first + i) * n + j;
-                    let r = &r[at..at + y.len()];
-                    for ((y, &b), &r) in y.iter_mut().zip(&bias[j..]).zip(r) {
-                        *y += b + r;
-                    }
-                },
-            );
+        }),
+        Finish::Residual(Operand::Slice(residual)) => {
+            gemm::gemm_then(y, None, x, w, depth, Start::Zero, &|i, j, y, _| {
+                each_row(
+                    y,
+                    #[inline(always)]
+                    |r, y| {
+                        let residual = &residual[(first + i + r) * n + j..];
+                        for ((y, &b), &r) in y.iter_mut().zip(&bias[j..]).zip(residual) {
+                            *y += b + r;
+                        }
+                    },
+                );
+            });
         }
     }
+}
+
+/// Calls `f(row, elements)` for the rows of a piece, with vector instructions.
+fn each_row<T: Real>(mut piece: Tile<'_, T>, mut f: impl FnMut(usize, &mut [T])) {
+    vectorize(
+        #[inline(always)]
+        || {
+            for r in 0..piece.rows() {
+                f(r, piece.row(r));
+            }
+        },
+    );
 }
 
 /// `dx: [M, K] = dy w`, `dy: [M, N]`, `w: [N, K]`; with `pre: [M, K]` times `gelu'(pre)`.
@@ -139,52 +115,35 @@ pub fn linear_backward_input<T: Real>(
     w: &[T],
     pre: Option<&[T]>,
     [m, n, k]: [usize; 3],
-    workspace: &mut [T],
 ) {
-    gemm::pack(workspace, Mat::rows(w, k), k, n);
-    product_gelu_grad(Tile::new(dx, m, k), Mat::rows(dy, n), workspace, pre, n);
+    product_gelu_grad(Tile::new(dx, m, k), Mat::rows(dy, n), Mat::rows(w, k), pre, n);
 }
 
-/// `dx = dy w` with a packed w, times `gelu'(pre)` where given.
+/// `dx = dy w`, times `gelu'(pre)` where given; `w: [depth, ..]`.
 pub(super) fn product_gelu_grad<T: Real>(
     dx: Tile<'_, T>,
     dy: Mat<'_, T>,
-    packed: &[T],
+    w: Mat<'_, T>,
     pre: Option<&[T]>,
     depth: usize,
 ) {
     let cols = dx.cols();
-    match pre {
-        None => gemm::multiply(dx, None, dy, packed, depth, Start::Zero, |_, _, _, _| {}),
-        Some(pre) => gemm::multiply(
+    let Some(pre) = pre else { return gemm::gemm(dx, dy, w, depth, Start::Zero) };
+    gemm::gemm_then(dx, None, dy, w, depth, Start::Zero, &|i, j, dx, _| {
+        each_row(
             dx,
-            None,
-            dy,
-            packed,
-            depth,
-            Start::Zero,
             #[inline(always)]
-            |i, j, dx, _| {
-                let pre = &pre[i * cols + j..][..dx.len()];
-                for (d, &p) in dx.iter_mut().zip(pre) {
-                    *d *= p.gelu_grad();
-                }
+            |r, dx| {
+                let pre = &pre[(i + r) * cols + j..];
+                dx.iter_mut().zip(pre).for_each(|(d, &p)| *d *= p.gelu_grad());
             },
-        ),
-    }
+        );
+    });
 }
 
 /// `dw: [N, K] = dy^T x`, `db: [N]` the column sums of `dy: [M, N]`; `x: [M, K]`.
-pub fn linear_backward_weight<T: Real>(
-    dw: &mut [T],
-    db: &mut [T],
-    dy: &[T],
-    x: &[T],
-    [m, n, k]: [usize; 3],
-    workspace: &mut [T],
-) {
-    let (dw, dy_t, x) = (Tile::new(dw, n, k), Mat::transposed(dy, n), Mat::rows(x, k));
-    gemm::gemm(dw, None, dy_t, x, m, Start::Zero, workspace, |_, _, _, _| {});
+pub fn linear_backward_weight<T: Real>(dw: &mut [T], db: &mut [T], dy: &[T], x: &[T], [m, n, k]: [usize; 3]) {
+    gemm::gemm(Tile::new(dw, n, k), Mat::transposed(dy, n), Mat::rows(x, k), m, Start::Zero);
     column_sums(db, dy, m);
 }
 

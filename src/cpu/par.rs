@@ -63,6 +63,11 @@ impl<'a, T: Real> Tile<'a, T> {
         self.cols
     }
 
+    /// The first element, and the distance between rows.
+    pub fn as_mut_ptr(&mut self) -> (*mut T, usize) {
+        (self.ptr, self.stride)
+    }
+
     /// Row `i`.
     #[inline(always)]
     pub fn row(&mut self, i: usize) -> &mut [T] {

@@ -3,7 +3,6 @@
 //! The f32 functions are branch-free so that loops over them vectorise; the f64 ones favour accuracy.
 
 use crate::tensor::DType;
-use pulp::Simd;
 
 /// f32 for training, f64 for checking.
 pub trait Real:
@@ -27,8 +26,6 @@ pub trait Real:
     const DTYPE: DType;
     const ZERO: Self;
     const ONE: Self;
-    /// A register of this type.
-    type Vector<S: Simd>: Copy;
 
     fn from_f32(x: f32) -> Self;
     fn to_f32(self) -> f32;
@@ -41,21 +38,6 @@ pub trait Real:
     fn is_finite(self) -> bool;
     /// `(Phi(x), phi(x))`: the normal distribution function and density.
     fn normal(self) -> (Self, Self);
-
-    fn splat<S: Simd>(simd: S, x: Self) -> Self::Vector<S>;
-    fn fused_mul_add<S: Simd>(
-        simd: S,
-        a: Self::Vector<S>,
-        b: Self::Vector<S>,
-        c: Self::Vector<S>,
-    ) -> Self::Vector<S>;
-    /// The registers that a slice consists of, and the rest.
-    fn vectors<S: Simd>(x: &[Self]) -> (&[Self::Vector<S>], &[Self]);
-    fn vectors_mut<S: Simd>(x: &mut [Self]) -> (&mut [Self::Vector<S>], &mut [Self]);
-    /// Elements per register.
-    fn lanes<S: Simd>() -> usize {
-        size_of::<Self::Vector<S>>() / size_of::<Self>()
-    }
 
     /// The larger one; `other` if `self` is NaN.
     #[inline(always)]
@@ -97,7 +79,6 @@ impl Real for f32 {
     const DTYPE: DType = DType::F32;
     const ZERO: f32 = 0.0;
     const ONE: f32 = 1.0;
-    type Vector<S: Simd> = S::f32s;
 
     #[inline(always)]
     fn from_f32(x: f32) -> f32 {
@@ -183,30 +164,12 @@ impl Real for f32 {
         let tail = e * p;
         (if self < 0.0 { tail } else { 1.0 - tail }, e * DENSITY_0)
     }
-
-    #[inline(always)]
-    fn splat<S: Simd>(simd: S, x: f32) -> S::f32s {
-        simd.splat_f32s(x)
-    }
-    #[inline(always)]
-    fn fused_mul_add<S: Simd>(simd: S, a: S::f32s, b: S::f32s, c: S::f32s) -> S::f32s {
-        simd.mul_add_e_f32s(a, b, c)
-    }
-    #[inline(always)]
-    fn vectors<S: Simd>(x: &[f32]) -> (&[S::f32s], &[f32]) {
-        S::as_simd_f32s(x)
-    }
-    #[inline(always)]
-    fn vectors_mut<S: Simd>(x: &mut [f32]) -> (&mut [S::f32s], &mut [f32]) {
-        S::as_mut_simd_f32s(x)
-    }
 }
 
 impl Real for f64 {
     const DTYPE: DType = DType::F64;
     const ZERO: f64 = 0.0;
     const ONE: f64 = 1.0;
-    type Vector<S: Simd> = S::f64s;
 
     #[inline(always)]
     fn from_f32(x: f32) -> f64 {
@@ -249,23 +212,6 @@ impl Real for f64 {
         const DENSITY_0: f64 = 0.398_942_280_401_432_7;
         let cdf = 0.5 * libm::erfc(-self * std::f64::consts::FRAC_1_SQRT_2);
         (cdf, DENSITY_0 * (-0.5 * self * self).exp())
-    }
-
-    #[inline(always)]
-    fn splat<S: Simd>(simd: S, x: f64) -> S::f64s {
-        simd.splat_f64s(x)
-    }
-    #[inline(always)]
-    fn fused_mul_add<S: Simd>(simd: S, a: S::f64s, b: S::f64s, c: S::f64s) -> S::f64s {
-        simd.mul_add_e_f64s(a, b, c)
-    }
-    #[inline(always)]
-    fn vectors<S: Simd>(x: &[f64]) -> (&[S::f64s], &[f64]) {
-        S::as_simd_f64s(x)
-    }
-    #[inline(always)]
-    fn vectors_mut<S: Simd>(x: &mut [f64]) -> (&mut [S::f64s], &mut [f64]) {
-        S::as_mut_simd_f64s(x)
     }
 }
 

@@ -5,7 +5,7 @@ use super::config::TrainConfig;
 use super::engine::{Engine, EngineOptions, Health, Losses};
 use super::folder::RunFolder;
 use super::guard::{CollapseAlarm, CollapseStats, FiniteGuard, Verdict};
-use super::metrics::MetricsLog;
+use super::metrics::{self, MetricsLog};
 use super::probe::{Probe, ProbeResult};
 use super::progress::{Progress, StepReport};
 use super::signals::Interrupt;
@@ -13,6 +13,7 @@ use super::tensorboard::EventWriter;
 use super::{sources, summary};
 use crate::backend::Backend;
 use crate::data::loader::{Loader, LoaderConfig};
+use crate::data::source::ImageSource;
 use crate::data::views::{ViewPlanner, scale_buckets};
 use crate::error::{Error, Result};
 use crate::saip::StepPoint;
@@ -23,6 +24,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
+
+/// The tag of the probe's mean average precision.
+const PROBE_MAP: &str = "probe/map";
 
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq)]
@@ -94,6 +98,7 @@ pub fn train(
     } else {
         EventWriter::create(folder.path())?
     };
+    let probed = if resume { last_probe(&folder.metrics())? } else { None };
     let skipped = counters.get("skipped_steps").copied().unwrap_or(0);
     let guard = FiniteGuard::new(folder.skipped_steps(), cfg.run.max_bad_steps, skipped);
     let mut run = Run {
@@ -115,6 +120,8 @@ pub fn train(
         seconds: 0.0,
         images: 0,
         warnings,
+        source,
+        probed,
     };
     run.announce(resume, start);
     let outcome = run.go(start, interrupt);
@@ -160,6 +167,13 @@ fn restore(
     Ok((loaded.state.step, loaded.state.counters.clone()))
 }
 
+/// The last step whose probe is in the log.
+fn last_probe(log: &Path) -> Result<Option<u64>> {
+    let records = metrics::read(log)?;
+    let probes = records.iter().filter(|r| r.contains_key(PROBE_MAP));
+    Ok(probes.filter_map(|r| r.get("step")?.as_u64()).max())
+}
+
 struct Run<'a> {
     cfg: &'a TrainConfig,
     folder: RunFolder,
@@ -181,6 +195,9 @@ struct Run<'a> {
     seconds: f64,
     images: u64,
     warnings: Vec<String>,
+    source: Arc<dyn ImageSource>,
+    /// The last step whose probe is in the log; a resumed run finds it there.
+    probed: Option<u64>,
 }
 
 impl Run<'_> {
@@ -205,8 +222,12 @@ impl Run<'_> {
 
     fn go(&mut self, start: u64, interrupt: &Interrupt) -> Result<Outcome> {
         let mut last_probe = None;
-        if start == 0 && self.probe.is_some() {
-            last_probe = Some((0, self.probe()?));
+        // At the start, and where the process died after a checkpoint and before the probe that was due with it.
+        if self.probe.is_some()
+            && self.probed != Some(start)
+            && start.is_multiple_of(self.cfg.run.probe_every.max(1))
+        {
+            last_probe = Some((start, self.probe()?));
         }
         self.progress.resume_clock();
         while self.step < self.schedule.steps && !interrupt.requested() {
@@ -237,7 +258,6 @@ impl Run<'_> {
             skipped_steps: self.guard.total(),
             warnings: self.warnings.clone(),
         };
-        let source = sources::training_source(self.cfg)?;
         let last = last_probe.as_ref().map(|(_, result)| result);
         summary::write(
             &summary::Inputs {
@@ -245,7 +265,7 @@ impl Run<'_> {
                 folder: &self.folder,
                 outcome: &outcome,
                 probe: self.probe.as_ref().zip(last),
-                source,
+                source: Arc::clone(&self.source),
                 step_config: &self.configs[0],
             },
             &mut self.engine,
@@ -286,7 +306,9 @@ impl Run<'_> {
         let mut shown = vec![("loss", mean.total)];
         shown.extend(mean.parts.iter().copied());
         self.progress.step(&StepReport { step: self.step, images, losses: &shown, lr });
-        if self.step.is_multiple_of(self.cfg.run.log_every.max(1)) || self.step == self.schedule.steps {
+        // The first step is where every curve starts.
+        let ends = self.step == 1 || self.step == self.schedule.steps;
+        if ends || self.step.is_multiple_of(self.cfg.run.log_every.max(1)) {
             self.log(&mean, &health, lr, images as f64 / seconds.max(1e-9))?;
         }
         Ok(())
@@ -357,7 +379,10 @@ impl Run<'_> {
             100.0 * m.rank1,
             m.valid_queries
         ));
-        self.record(&[("probe/map".into(), m.map), ("probe/rank1".into(), m.rank1)])?;
+        if self.probed != Some(self.step) {
+            self.record(&[(PROBE_MAP.into(), m.map), ("probe/rank1".into(), m.rank1)])?;
+            self.probed = Some(self.step);
+        }
         Ok(result)
     }
 

@@ -3,11 +3,11 @@
 use super::config::TrainConfig;
 use crate::data::decode::load_file;
 use crate::data::market::RetrievalSet;
-use crate::data::source::{ImageSource, open_source};
+use crate::data::source::{ImageSource, Quarantine, open_source};
 use crate::data::synth::{SynthConfig, SynthPersons};
 use crate::error::{Error, Result};
 use image::RgbImage;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
@@ -61,13 +61,17 @@ impl ImageSource for Files {
     }
 }
 
-/// The images to train on.
+/// The images to train on. At least one of them can be used: a folder without any is refused before a run begins.
 ///
 /// # Errors
-/// Those of [`open_source`]; a synthetic set that is out of range.
+/// Those of [`open_source`]; no usable image; a synthetic set that is out of range.
 pub fn training_source(cfg: &TrainConfig) -> Result<Arc<dyn ImageSource>> {
     match &cfg.data.path {
-        Some(path) => Ok(Arc::from(open_source(path)?)),
+        Some(path) => {
+            let source = open_source(path)?;
+            Quarantine::new().load(&*source, 0).map_err(|e| Error::file(path, e.to_string()))?;
+            Ok(Arc::from(source))
+        }
         None => Ok(Arc::new(SynthSource::new(synthetic(cfg, 0, cfg.data.synth.identities))?)),
     }
 }
@@ -128,12 +132,31 @@ fn labelled(set: RetrievalSet) -> Result<ProbeSet> {
 }
 
 fn held_out(cfg: &TrainConfig) -> Result<ProbeSet> {
-    let source = SynthSource::new(synthetic(cfg, cfg.data.synth.identities, PROBE_IDENTITIES))?;
+    let s = &cfg.data.synth;
+    for (key, value) in
+        [("data.synth.images_per_identity", s.images_per_identity), ("data.synth.cameras", s.cameras)]
+    {
+        if value < 2 {
+            return Err(Error::config(
+                key,
+                format!(
+                    "{value} leaves the probe no image of a person by another camera: use 2 or more, or switch the \
+                     probe off with `run.probe_every=0`"
+                ),
+            ));
+        }
+    }
+    let source = SynthSource::new(synthetic(cfg, s.identities, PROBE_IDENTITIES))?;
     let label = |x: usize| x as i64;
     let identities: Vec<i64> = (0..source.len()).map(|i| label(source.persons.identity_of(i))).collect();
     let cameras: Vec<i64> = (0..source.len()).map(|i| label(source.persons.camera_of(i))).collect();
-    // As Market-1501: one query per identity and camera, everything else is gallery.
-    let mut seen = BTreeSet::new();
-    let (query, gallery) = (0..source.len()).partition(|&i| seen.insert((identities[i], cameras[i])));
+    // As Market-1501: one query per identity and camera, everything else is gallery; but at most half of the images are
+    // queries, so that few images by many cameras leave a gallery.
+    let most = s.cameras.min(s.images_per_identity / 2);
+    let mut seen = BTreeMap::<i64, BTreeSet<i64>>::new();
+    let (query, gallery) = (0..source.len()).partition(|&i| {
+        let by = seen.entry(identities[i]).or_default();
+        by.len() < most && by.insert(cameras[i])
+    });
     Ok(ProbeSet { source: Arc::new(source), identities, cameras, query, gallery })
 }

@@ -414,7 +414,7 @@ fn only_harmless_keys_may_change_on_resume() {
     let other = demo(&["optim.base_lr=1e-3", "optim.weight_decay_end=0.2", "augment.hue=0.05"]).unwrap();
     let e = other.check_resumable(&old).unwrap_err().to_string();
     for part in [
-        "`optim.base_lr` was 0.002, now 0.001",
+        "`optim.base_lr` was 0.012, now 0.001",
         "`optim.weight_decay_end` was none, now 0.2",
         "`augment.hue` was 0.1, now 0.05",
     ] {

@@ -32,7 +32,9 @@ impl TrainConfig {
         share_below_one("encoder.drop_path", self.encoder.drop_path)?;
         match &self.encoder.architecture {
             EncoderConfig::Vit { img_size, embed_dim, depth, num_heads, tap } => {
-                image_size("encoder.img_size", img_size)?;
+                // Unless it is given it follows the views: the key to mend is then theirs.
+                let follows = *img_size == self.views.global_size;
+                image_size(if follows { "views.global_size" } else { "encoder.img_size" }, img_size)?;
                 count("encoder.embed_dim", *embed_dim, MAX_WIDTH)?;
                 count("encoder.depth", *depth, MAX_DEPTH)?;
                 heads("encoder.num_heads", *num_heads, "encoder.embed_dim", *embed_dim)?;
