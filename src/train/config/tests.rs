@@ -400,15 +400,8 @@ fn a_schedule_needs_images_and_steps_after_the_warm_up() {
 
 #[test]
 fn only_harmless_keys_may_change_on_resume() {
-    let old = demo(&["optim.base_lr=2e-3"]).unwrap();
-    let same = demo(&[
-        "optim.base_lr=2e-3",
-        "run.log_every=7",
-        "data.workers=3",
-        "data.path=elsewhere",
-        "run.threads=1",
-    ])
-    .unwrap();
+    let old = demo(&[]).unwrap();
+    let same = demo(&["run.log_every=7", "data.workers=3", "data.path=elsewhere", "run.threads=1"]).unwrap();
     same.check_resumable(&old).unwrap();
     assert_eq!(same.fingerprint().unwrap(), old.fingerprint().unwrap());
     let other = demo(&["optim.base_lr=1e-3", "optim.weight_decay_end=0.2", "augment.hue=0.05"]).unwrap();
