@@ -339,7 +339,7 @@ fn a_finished_run_can_be_lengthened_but_not_turned_into_another() {
     );
     assert_eq!(column(&metrics(&out), "step"), (1..=16).map(f64::from).collect::<Vec<_>>());
     assert_eq!(checkpoints(&out).last().unwrap(), "step-00000016");
-    run(resume(dir.path(), "no-run").args(["--set", "optim.steps=16"]))
+    run(resume(dir.path(), "no-run").args(["--set", "run.log_every=5"]))
         .refused(&["no-run", "no run to resume"]);
     assert!(!dir.path().join("no-run").exists());
 }

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::report::table::human_duration;
 use crate::tensor::DType;
 use crate::train::config::TrainConfig;
-use crate::train::presets::PRESETS;
+use crate::train::presets::{DEFAULT, PRESETS};
 use crate::train::run::{Outcome, train};
 use crate::train::signals::{INTERRUPTED, Interrupt};
 use std::path::{Path, PathBuf};
@@ -80,7 +80,7 @@ impl TrainArgs {
         if self.resume {
             return Err(Error::usage("--resume needs --out: the folder of the run to go on with"));
         }
-        let name = self.preset.as_deref().unwrap_or("demo");
+        let name = self.preset.as_deref().unwrap_or(DEFAULT);
         (1..10_000)
             .map(|i| PathBuf::from(format!("runs/{name}-{i:03}")))
             .find(|p| !p.exists())

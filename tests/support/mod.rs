@@ -39,6 +39,7 @@ pub const TINY: &[&str] = &[
     "data.synth.images_per_identity=4",
     "run.probe_every=0",
     "run.checkpoint_every=2",
+    "run.log_every=1",
     "run.threads=1",
 ];
 
