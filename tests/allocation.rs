@@ -148,7 +148,12 @@ const HOST_BLOCKS: i64 = 4;
 
 /// Nothing stays: of several measurements most are exact, and none is off by more than the queue.
 #[track_caller]
-fn assert_nothing_stays(counts: &[Count]) {
+///
+/// The GEMM crate keeps one slab for each thread, taken when the thread first multiplies, which may be late.
+fn assert_nothing_stays(counts: &[Count], threads: usize) {
+    let (slabs, counts): (Vec<Count>, Vec<Count>) =
+        counts.iter().copied().partition(|c| c.live_blocks == 1 && c.live_bytes > QUEUE_BYTES);
+    assert!(slabs.len() <= threads, "{slabs:?}");
     let exact = counts.iter().filter(|c| c.live_bytes == 0 && c.live_blocks == 0).count();
     assert!(2 * exact > counts.len(), "{counts:?}");
     let near = |c: &Count| c.live_blocks.abs() <= QUEUE_BLOCKS && c.live_bytes.abs() <= QUEUE_BYTES;
@@ -181,10 +186,10 @@ fn a_step_keeps_nothing_that_it_allocates() {
         }
         let whole: Vec<Count> =
             (3..=12).map(|t| during(|| whole_step(&mut engine, &batch, &step, micro_steps, t))).collect();
-        assert_nothing_stays(&whole);
+        assert_nothing_stays(&whole, threads);
         let alone: Vec<Count> =
             (0..10).map(|_| during(|| engine.backend().run(ProgramId(0)).unwrap())).collect();
-        assert_nothing_stays(&alone);
+        assert_nothing_stays(&alone, threads);
 
         let launches = engine.plans()[0].steps.len() as i64;
         println!("{threads} threads, {micro_steps} micro steps: {:?} a step", whole[0]);
