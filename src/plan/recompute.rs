@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// For every block of nodes, the values that only its own backward pass needs are computed again just before it instead
 /// of being kept: only what flows between blocks stays alive (Chen et al., "Training Deep Nets with Sublinear Memory
-/// Cost", 2016). Results are bit-identical. Runs after differentiation and before fusion.
+/// Cost", 2016). Results agree up to rounding: other lifetimes let other ops work in place. Runs after differentiation
+/// and before fusion.
 pub fn recompute(graph: &mut Graph) {
     let mut before: BTreeMap<usize, Vec<Node>> = BTreeMap::new();
     for members in blocks(graph).values() {
