@@ -48,7 +48,11 @@ pub(super) fn product<T: Real>(
         each_row(
             y,
             #[inline(always)]
-            |_, y| y.iter_mut().zip(&bias[j..]).for_each(|(y, &b)| *y += b),
+            |_, y| {
+                for (y, &b) in y.iter_mut().zip(&bias[j..]) {
+                    *y += b;
+                }
+            },
         );
     };
     match finish {
@@ -76,7 +80,11 @@ pub(super) fn product<T: Real>(
             each_row(
                 y,
                 #[inline(always)]
-                |_, y| y.iter_mut().zip(&bias[j..]).for_each(|(y, &b)| *y = (*y + b).gelu()),
+                |_, y| {
+                    for (y, &b) in y.iter_mut().zip(&bias[j..]) {
+                        *y = (*y + b).gelu();
+                    }
+                },
             );
         }),
         Finish::Residual(Operand::Slice(residual)) => {
@@ -135,7 +143,9 @@ pub(super) fn product_gelu_grad<T: Real>(
             #[inline(always)]
             |r, dx| {
                 let pre = &pre[(i + r) * cols + j..];
-                dx.iter_mut().zip(pre).for_each(|(d, &p)| *d *= p.gelu_grad());
+                for (d, &p) in dx.iter_mut().zip(pre) {
+                    *d *= p.gelu_grad();
+                }
             },
         );
     });

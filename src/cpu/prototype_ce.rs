@@ -151,7 +151,9 @@ fn exponents<T: Real>(s: &mut [T], n: usize, sums: &mut [T], exponentiate: bool)
         let largest = max(row, T::from_f64(f64::NEG_INFINITY));
         *top = largest;
         *sum = if exponentiate {
-            row.iter_mut().for_each(|x| *x = (*x - largest).exp());
+            for x in row.iter_mut() {
+                *x = (*x - largest).exp();
+            }
             sum_by(row, |x| x)
         } else {
             sum_by(row, |x| (x - largest).exp())
@@ -277,7 +279,9 @@ fn logit_gradient<T: Real>(
         #[inline(always)]
         || {
             for (q, &l) in q.chunks_exact_mut(n).zip(lse_t) {
-                q.iter_mut().for_each(|q| *q = (*q - l).exp());
+                for q in q {
+                    *q = (*q - l).exp();
+                }
             }
             for ((row, g), &l) in g.chunks_exact_mut(n).enumerate().zip(lse) {
                 let (view, image) = (row / b, row % b);
@@ -285,7 +289,9 @@ fn logit_gradient<T: Real>(
                 let second = &q[(b + image) * n..(b + image + 1) * n];
                 if view < 2 {
                     let q = if view == 0 { second } else { first };
-                    g.iter_mut().zip(q).for_each(|(g, &q)| *g = ((*g - l).exp() - q) * factor);
+                    for (g, &q) in g.iter_mut().zip(q) {
+                        *g = ((*g - l).exp() - q) * factor;
+                    }
                 } else {
                     let two = T::ONE + T::ONE;
                     for ((g, &p), &q) in g.iter_mut().zip(first).zip(second) {
@@ -329,10 +335,14 @@ pub fn expert_statistics<T: Real>(
                     let mut entropy = T::ZERO;
                     for (q, &l) in q.chunks_exact_mut(n).zip(lse_t) {
                         entropy += sum_by(q, |x| (x - l).exp() * (l - x));
-                        q.iter_mut().for_each(|x| *x = (*x - l).exp() * inv);
+                        for x in q.iter_mut() {
+                            *x = (*x - l).exp() * inv;
+                        }
                     }
                     let (mean, others) = q.split_at_mut(n);
-                    others.chunks_exact(n).for_each(|q| axpy(mean, T::ONE, q));
+                    for q in others.chunks_exact(n) {
+                        axpy(mean, T::ONE, q);
+                    }
                     sums[0] = entropy * inv;
                     sums[1] = sum_by(mean, |p| if p == T::ZERO { p } else { -p * p.ln() });
                 },

@@ -1,7 +1,8 @@
 //! Loop bodies compiled for the instruction set of the machine that runs them.
 //!
 //! The crate is built for the baseline of its architecture; [`vectorize`] compiles its argument once per instruction
-//! set and picks at run time. Bodies are plain loops over slices that the compiler vectorises.
+//! set and picks at run time. Bodies are plain `for` loops over slices that the compiler vectorises: the inside of
+//! `for_each` or `fold` becomes a function of its own where it is not inlined, and stays at the baseline.
 
 use super::real::Real;
 
