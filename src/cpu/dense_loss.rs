@@ -46,7 +46,9 @@ impl<T: Real> Hidden<'_, T> {
         let mean = sum_by(&t, |v| v) * T::from_f64(1.0 / VALUES as f64);
         let var = sum_by(&t, |v| (v - mean) * (v - mean)) * T::from_f64(1.0 / (VALUES - 1) as f64);
         let inv = T::ONE / (var + T::from_f64(1e-6)).sqrt();
-        t.iter_mut().for_each(|v| *v = (*v - mean) * inv);
+        for v in &mut t {
+            *v = (*v - mean) * inv;
+        }
         t
     }
 }

@@ -126,9 +126,15 @@ fn backward_row<T: Real>(dx: &mut [T], dg: &mut [T], db: &mut [T], op: &Backward
     let value = |dy: T, x: T, g: T| rstd * (dy * g - along_one - (x - mean) * rstd * along_x);
     let terms = dy.iter().zip(x).zip(gamma);
     match op.residual {
-        None => dx.iter_mut().zip(terms).for_each(|(o, ((&dy, &x), &g))| *o = value(dy, x, g)),
+        None => {
+            for (o, ((&dy, &x), &g)) in dx.iter_mut().zip(terms) {
+                *o = value(dy, x, g);
+            }
+        }
         Some(Operand::InPlace) => {
-            dx.iter_mut().zip(terms).for_each(|(o, ((&dy, &x), &g))| *o += value(dy, x, g))
+            for (o, ((&dy, &x), &g)) in dx.iter_mut().zip(terms) {
+                *o += value(dy, x, g);
+            }
         }
         Some(Operand::Slice(r)) => {
             for ((o, ((&dy, &x), &g)), &r) in dx.iter_mut().zip(terms).zip(&r[at]) {

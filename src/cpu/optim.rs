@@ -27,9 +27,13 @@ pub fn accumulate_grads<T: Real>(total: &mut [T], grads: &[T], scalars: &[T]) {
             || {
                 let grads = &grads[at..at + total.len()];
                 if first {
-                    total.iter_mut().zip(grads).for_each(|(t, &g)| *t = g * weight);
+                    for (t, &g) in total.iter_mut().zip(grads) {
+                        *t = g * weight;
+                    }
                 } else {
-                    total.iter_mut().zip(grads).for_each(|(t, &g)| *t += g * weight);
+                    for (t, &g) in total.iter_mut().zip(grads) {
+                        *t += g * weight;
+                    }
                 }
             },
         );

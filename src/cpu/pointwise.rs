@@ -15,8 +15,16 @@ fn map<T: Real>(y: &mut [T], x: Operand<'_, T>, f: impl Fn(T) -> T + Sync) {
         vectorize(
             #[inline(always)]
             || match x {
-                Operand::InPlace => y.iter_mut().for_each(|y| *y = f(*y)),
-                Operand::Slice(x) => y.iter_mut().zip(&x[at..]).for_each(|(y, &x)| *y = f(x)),
+                Operand::InPlace => {
+                    for y in y {
+                        *y = f(*y);
+                    }
+                }
+                Operand::Slice(x) => {
+                    for (y, &x) in y.iter_mut().zip(&x[at..]) {
+                        *y = f(x);
+                    }
+                }
             },
         );
     });
@@ -29,15 +37,25 @@ fn zip<T: Real>(y: &mut [T], a: Operand<'_, T>, b: Operand<'_, T>, f: impl Fn(T,
             #[inline(always)]
             || match (a, b) {
                 (Operand::Slice(a), Operand::Slice(b)) => {
-                    y.iter_mut().zip(&a[at..]).zip(&b[at..]).for_each(|((y, &a), &b)| *y = f(a, b));
+                    for ((y, &a), &b) in y.iter_mut().zip(&a[at..]).zip(&b[at..]) {
+                        *y = f(a, b);
+                    }
                 }
                 (Operand::InPlace, Operand::Slice(b)) => {
-                    y.iter_mut().zip(&b[at..]).for_each(|(y, &b)| *y = f(*y, b));
+                    for (y, &b) in y.iter_mut().zip(&b[at..]) {
+                        *y = f(*y, b);
+                    }
                 }
                 (Operand::Slice(a), Operand::InPlace) => {
-                    y.iter_mut().zip(&a[at..]).for_each(|(y, &a)| *y = f(a, *y));
+                    for (y, &a) in y.iter_mut().zip(&a[at..]) {
+                        *y = f(a, *y);
+                    }
                 }
-                (Operand::InPlace, Operand::InPlace) => y.iter_mut().for_each(|y| *y = f(*y, *y)),
+                (Operand::InPlace, Operand::InPlace) => {
+                    for y in y {
+                        *y = f(*y, *y);
+                    }
+                }
             },
         );
     });

@@ -78,12 +78,12 @@ impl Page {
         self.color_bar("0", "1", "probability");
         for (i, item) in items.iter().enumerate() {
             let what = format!("scenes[{i}]");
-            let scene = img(&item.scene, 240, &what)?;
+            let scene = img(&item.scene, 200, &what)?;
             let _ = write!(
                 self.html,
                 "<div class=\"card row\"><figure>{scene}<figcaption>scene</figcaption></figure>"
             );
-            let mut stack = Stack::new(&item.scene, item.grid, 240, &what, &mut self.shared)?;
+            let mut stack = Stack::new(&item.scene, item.grid, 200, &what, &mut self.shared)?;
             for (j, instance) in item.instances.iter().enumerate() {
                 self.instance(instance, &mut stack, &format!("{what}.instances[{j}]"))?;
             }
@@ -124,13 +124,13 @@ impl Page {
         self.html.push_str("<div class=\"cards\">\n");
         for (i, item) in items.iter().enumerate() {
             let what = format!("attention[{i}]");
-            let picture = img(&item.image, 224, &what)?;
+            let picture = img(&item.image, 200, &what)?;
             let uniform = 1.0 / (item.grid[0] * item.grid[1]).max(1) as f64;
             let _ = write!(
                 self.html,
                 "<div class=\"card row\"><figure>{picture}<figcaption>uniform {uniform:.4}</figcaption></figure>"
             );
-            let mut stack = Stack::new(&item.image, item.grid, 224, &what, &mut self.shared)?;
+            let mut stack = Stack::new(&item.image, item.grid, 200, &what, &mut self.shared)?;
             for (h, head) in item.heads.iter().enumerate() {
                 stack.check(head, &format!("{what}.heads[{h}]"))?;
             }
@@ -148,7 +148,7 @@ impl Page {
                 maximum(&mean)
             );
             // Few heads have room to be as readable as the mean.
-            let mut small = stack.resized(if item.heads.len() <= 4 { 160 } else { 104 });
+            let mut small = stack.resized(if item.heads.len() <= 4 { 140 } else { 92 });
             for (h, head) in item.heads.iter().enumerate() {
                 let overlay = small.heat(head, maximum(head), None, &what)?;
                 let _ = write!(

@@ -16,6 +16,8 @@ pub struct StepPoint {
     /// EMA momentum of the expert.
     pub momentum: f64,
     pub teacher_temp: f64,
+    /// Weight of the old center of the expert's logits in the new one.
+    pub center_momentum: f64,
     /// AdamW's decay rates of the first and the second moment.
     pub betas: [f64; 2],
     /// Index of the micro step, from 0.
@@ -33,6 +35,7 @@ impl StepPoint {
             weight_decay: cfg.weight_decay,
             momentum: cfg.momentum,
             teacher_temp: cfg.teacher_temp,
+            center_momentum: cfg.center_momentum,
             betas: BETAS,
             micro_step: 0,
             micro_steps: 1,
@@ -57,7 +60,7 @@ pub fn scalar_block(cfg: &StepConfig, at: &StepPoint) -> [f64; Scalar::COUNT] {
     set(Scalar::ExpertMomentum, at.momentum);
     set(Scalar::StudentTemp, cfg.student_temp);
     set(Scalar::TeacherTemp, at.teacher_temp);
-    set(Scalar::CenterMomentum, cfg.center_momentum);
+    set(Scalar::CenterMomentum, at.center_momentum);
     set(Scalar::MicroStep, at.micro_step as f64);
     set(Scalar::MicroWeight, 1.0 / at.micro_steps.max(1) as f64);
     block

@@ -283,6 +283,9 @@ impl Run<'_> {
             let index = self.step * self.micro_steps + micro;
             bucket = self.loader.planner().bucket(self.cfg.data.seed, index);
             let point = self.point(micro);
+            if index == 0 {
+                self.engine.calibrate_center(bucket, &batch, &point)?;
+            }
             let losses = self.engine.micro_step(bucket, &batch, &point)?;
             mean = mix(mean, losses, micro);
             names.extend(batch.names.iter().cloned());
@@ -321,6 +324,7 @@ impl Run<'_> {
             weight_decay: self.schedule.weight_decay_at(self.step),
             momentum: self.schedule.ema_momentum_at(self.step),
             teacher_temp: self.cfg.optim.teacher_temp,
+            center_momentum: self.cfg.optim.center_momentum,
             betas: self.cfg.optim.betas,
             micro_step: micro as usize,
             micro_steps: self.micro_steps as usize,

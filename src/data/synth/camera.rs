@@ -25,7 +25,7 @@ pub struct Camera {
     pub scene: Scene,
 }
 
-/// White balances far enough apart that the same coat is another colour in another camera.
+/// Colour casts of the light, before the camera's automatic white balance.
 const CASTS: [[f32; 3]; 9] = [
     [1.02, 1.00, 0.97],
     [0.88, 0.98, 1.15],
@@ -37,19 +37,23 @@ const CASTS: [[f32; 3]; 9] = [
     [0.90, 1.03, 1.05],
     [1.00, 0.94, 1.08],
 ];
+/// What automatic white balance leaves of a cast: enough that the same coat is another colour in another camera, too
+/// little to outweigh the coat.
+const CAST_LEFT: f32 = 0.2;
 const BRIGHTNESS: [f32; 9] = [1.00, 0.82, 1.12, 0.92, 1.18, 0.78, 1.05, 0.86, 0.95];
 
 impl Camera {
     /// Camera `index` (from 0) of the world `seed`: a pure function of both.
     pub fn new(seed: u64, index: usize) -> Self {
         let mut dice = Dice::new(seed, Domain::Camera, index as u64);
-        let cast = CASTS[index % CASTS.len()].map(|gain| 1.0 + 0.5 * (gain - 1.0) + 0.02 * dice.normal());
+        let cast =
+            CASTS[index % CASTS.len()].map(|gain| 1.0 + CAST_LEFT * (gain - 1.0) + 0.008 * dice.normal());
         let film = Film {
             gain: cast,
             brightness: (0.5 + 0.5 * BRIGHTNESS[index % BRIGHTNESS.len()]) * dice.range(0.95, 1.05),
             contrast: dice.range(0.78, 1.15),
             gamma: dice.range(0.85, 1.18),
-            saturation: dice.range(0.62, 1.10),
+            saturation: dice.range(0.80, 1.10),
             blur: dice.range(0.06, 0.26),
             blur_passes: 1 + dice.index(2),
             noise: dice.range(1.5, 6.0),
@@ -77,7 +81,7 @@ impl Camera {
         film.contrast *= 1.0 + 0.05 * dice.normal();
         film.saturation *= 1.0 + 0.06 * dice.normal();
         for gain in &mut film.gain {
-            *gain *= 1.0 + 0.015 * dice.normal();
+            *gain *= 1.0 + 0.006 * dice.normal();
         }
         film.blur = (film.blur + dice.range(-0.05, 0.06)).clamp(0.0, 0.32);
         film.noise *= dice.range(0.7, 1.3);

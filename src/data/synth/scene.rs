@@ -90,7 +90,7 @@ impl Scene {
 
 /// Pulls colours towards one grey: streets are duller than what people wear, and haze takes contrast with distance.
 fn mute(rgb: &mut [u8]) {
-    const COLOR: f32 = 0.4;
+    const COLOR: f32 = 0.25;
     const CONTRAST: f32 = 0.55;
     const GREY: f32 = 128.0;
     for pixel in rgb.chunks_exact_mut(3) {
