@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::report::table::human_duration;
 use crate::tensor::DType;
 use crate::train::config::TrainConfig;
+use crate::train::folder::RunFolder;
 use crate::train::presets::{DEFAULT, PRESETS};
 use crate::train::run::{Outcome, train};
 use crate::train::signals::{INTERRUPTED, Interrupt};
@@ -97,6 +98,9 @@ pub fn run(args: &TrainArgs) -> Result<i32> {
         crate::train::presets::find(name)?;
     }
     let out = args.out()?;
+    if args.resume && !args.print_config {
+        RunFolder::require(&out)?;
+    }
     let cfg = args.config(&out)?;
     if args.print_config {
         print!("{}", cfg.to_toml()?);

@@ -242,30 +242,19 @@ impl TrainConfig {
         }
     }
 
-    /// Updates per pass over `images` training images; an incomplete last batch is left out.
-    ///
-    /// # Errors
-    /// [`Error::Config`] when there are fewer images than one update needs.
-    pub fn steps_per_epoch(&self, images: usize) -> Result<u64> {
-        let batch = self.optim.effective_batch;
-        match images.checked_div(batch) {
-            Some(steps) if steps > 0 => Ok(steps as u64),
-            _ => Err(Error::config(
-                "optim.effective_batch",
-                format!(
-                    "an update takes {batch} images but there are only {images}: lower it, or add images"
-                ),
-            )),
-        }
+    /// Updates per pass over `images` training images; an incomplete last batch is left out. Where there are fewer images
+    /// than one update takes they repeat within it, and an update is a pass.
+    pub fn steps_per_epoch(&self, images: usize) -> u64 {
+        (images / self.optim.effective_batch.max(1)).max(1) as u64
     }
 
     /// The schedules of a run over `images` training images.
     ///
     /// # Errors
-    /// [`Error::Config`] when there are too few images for one update, or the warm-up fills the whole run.
+    /// [`Error::Config`] when the warm-up fills the whole run.
     pub fn schedule(&self, images: usize) -> Result<Schedule> {
         let optim = &self.optim;
-        let per_epoch = self.steps_per_epoch(images)?;
+        let per_epoch = self.steps_per_epoch(images);
         let steps = match optim.steps {
             Some(steps) => steps,
             None => optim.epochs.checked_mul(per_epoch).ok_or_else(|| {
@@ -297,11 +286,6 @@ impl TrainConfig {
             weight_decay_end: optim.weight_decay_end.unwrap_or(optim.weight_decay),
             ema_momentum: optim.ema_momentum,
         })
-    }
-
-    /// Images of the synthetic training set, which is used without `data.path`.
-    pub fn synthetic_images(&self) -> usize {
-        self.data.synth.identities.saturating_mul(self.data.synth.images_per_identity)
     }
 }
 

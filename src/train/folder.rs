@@ -46,13 +46,22 @@ impl RunFolder {
     /// [`Error::Usage`] when there is no run, or another process holds it; [`Error::Io`].
     pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
-        if !atomic::exists(&path.join("config.toml"))? {
-            return Err(Error::usage(format!(
-                "{}: there is no run to resume (no config.toml): leave out --resume to start one",
-                path.display()
-            )));
-        }
+        Self::require(&path)?;
         Self::lock(path)
+    }
+
+    /// Refuses a folder that holds no run.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when there is none; [`Error::Io`].
+    pub fn require(path: &Path) -> Result<()> {
+        if atomic::exists(&path.join("config.toml"))? {
+            return Ok(());
+        }
+        Err(Error::usage(format!(
+            "{}: there is no run to resume (no config.toml): leave out --resume to start one",
+            path.display()
+        )))
     }
 
     pub fn path(&self) -> &Path {
@@ -130,7 +139,8 @@ fn refuse_contents(path: &Path) -> Result<()> {
         Ok(entries) => entries,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
         Err(e) if e.kind() == ErrorKind::NotADirectory => {
-            return Err(Error::usage(format!("{}: is a file: --out takes a folder", path.display())));
+            let file = path.ancestors().find(|p| p.is_file()).unwrap_or(path);
+            return Err(Error::usage(format!("{}: is a file: --out takes a folder", file.display())));
         }
         Err(e) => return Err(Error::io(path, "list the folder", e)),
     };

@@ -177,14 +177,7 @@ impl TrainConfig {
         })?;
         count("data.synth.identities", data.synth.identities, MAX_COUNT)?;
         count("data.synth.images_per_identity", data.synth.images_per_identity, MAX_COUNT)?;
-        count("data.synth.cameras", data.synth.cameras, MAX_COUNT)?;
-        let (images, needed) = (self.synthetic_images(), self.optim.effective_batch);
-        require(path.is_some() || images >= needed, "data.synth.identities", || {
-            format!(
-                "{images} synthetic images are fewer than one update takes ({needed}): raise it, or lower \
-                 `optim.effective_batch`"
-            )
-        })
+        count("data.synth.cameras", data.synth.cameras, MAX_COUNT)
     }
 
     fn validate_run(&self) -> Result<()> {
