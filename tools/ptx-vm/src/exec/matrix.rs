@@ -1,0 +1,180 @@
+//! Matrix fragments: `ldmatrix`, `stmatrix`, `movmatrix` and `mma.sync`.
+//!
+//! Fragment layouts, with g = lane / 4 and t = lane % 4: an 8x8 matrix of 16-bit elements gives lane (g, t) the
+//! elements (g, 2t) and (g, 2t+1). Sums of `mma` run over k in ascending order from the accumulator, each product exact
+//! and each addition rounded to f32; the hardware adds groups of products in an order and precision it does not
+//! document, so results agree within rounding, not bit for bit.
+
+use half::{bf16, f16};
+
+use super::{Cx, Run};
+use crate::error::FaultKind;
+use crate::ir::{Addr, MmaKind, Reg, Space, Src, Ty};
+use crate::shared::Touch;
+use crate::warp::{ALL, Lanes};
+
+impl Cx<'_> {
+    /// Matrix instructions are executed by whole warps.
+    fn whole_warp(&mut self) -> Run {
+        if self.mask == ALL {
+            return Ok(());
+        }
+        let lane = self.mask.trailing_zeros();
+        let text = format!("lanes {:#010x} of the warp do not execute it", !self.mask);
+        Err(self.fatal(FaultKind::WarpDivergence, lane, text))
+    }
+
+    /// Checks the row addresses of `n` matrices (lane 8i + r names row r of matrix i).
+    fn rows(&mut self, n: u8, addr: &Addr, what: Touch) -> Run<[Option<u32>; 32]> {
+        self.whole_warp()?;
+        let addrs = self.addresses(addr).map(|a| super::mem::resolve(Space::Generic, a).1);
+        let mut rows = [None; 32];
+        for lane in 0..usize::from(n) * 8 {
+            if self.aligned(addrs[lane], 16, lane)? && self.shared_access(addrs[lane], 16, lane, what)? {
+                rows[lane] = Some(addrs[lane] as u32);
+            }
+        }
+        let count: Vec<u32> = rows.iter().flatten().copied().collect();
+        self.count_banks(&count, 16);
+        let traffic = &mut self.core.counts.shared;
+        let bytes = u64::from(n) * 128;
+        if what == Touch::Read {
+            traffic.loaded += bytes
+        } else {
+            traffic.stored += bytes
+        }
+        Ok(rows)
+    }
+
+    pub(super) fn ldmatrix(&mut self, n: u8, trans: bool, d: &[Reg], addr: &Addr) -> Run {
+        let rows = self.rows(n, addr, Touch::Read)?;
+        for (i, d) in d.iter().enumerate() {
+            let mut m = [[0u32; 4]; 8];
+            for (row, at) in m.iter_mut().zip(&rows[i * 8..i * 8 + 8]) {
+                if let Some(at) = at {
+                    self.core.shared.read(*at, 16, row);
+                }
+            }
+            let v: Lanes = std::array::from_fn(|l| fragment(&m, l, trans));
+            self.w.put(*d, self.mask, &v, false);
+        }
+        Ok(())
+    }
+
+    pub(super) fn stmatrix(&mut self, n: u8, trans: bool, s: &[Src], addr: &Addr) -> Run {
+        let rows = self.rows(n, addr, Touch::Write)?;
+        for (i, s) in s.iter().enumerate() {
+            let m = matrix(&self.fetch(s), trans);
+            for (row, at) in m.iter().zip(&rows[i * 8..i * 8 + 8]) {
+                if let Some(at) = at {
+                    self.core.shared.write(*at, 16, row);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn movmatrix(&mut self, d: Reg, a: &Src) -> Run {
+        self.whole_warp()?;
+        let m = matrix(&self.fetch(a), false);
+        let v: Lanes = std::array::from_fn(|l| fragment(&m, l, true));
+        self.w.put(d, self.mask, &v, false);
+        Ok(())
+    }
+
+    pub(super) fn mma(&mut self, kind: MmaKind, d: &[Reg], a: &[Src], b: &[Src], c: &[Src]) -> Run {
+        self.whole_warp()?;
+        let k = usize::from(kind.k);
+        let mut am = [[0f32; 16]; 16];
+        let mut bm = [[0f32; 8]; 16];
+        let per = if kind.input == Ty::Tf32 { 1 } else { 2 };
+        // A register covers 4 * per columns of k; rows g and g + 8 alternate before k advances.
+        for (i, s) in a.iter().enumerate() {
+            for (l, v) in self.fetch(s).into_iter().enumerate() {
+                let (row, col) = (l / 4 + i % 2 * 8, l % 4 * per + i / 2 * 4 * per);
+                for (j, x) in elements(v, kind.input).into_iter().enumerate().take(per) {
+                    am[row][col + j] = x;
+                }
+            }
+        }
+        for (i, s) in b.iter().enumerate() {
+            for (l, v) in self.fetch(s).into_iter().enumerate() {
+                for (j, x) in elements(v, kind.input).into_iter().enumerate().take(per) {
+                    bm[l % 4 * per + i * 4 * per + j][l / 4] = x;
+                }
+            }
+        }
+        let mut acc = [[0f32; 8]; 16];
+        for (i, s) in c.iter().enumerate() {
+            for (l, v) in self.fetch(s).into_iter().enumerate() {
+                for (row, col, x) in accumulators(kind.half_acc, i, l, v) {
+                    acc[row][col] = x;
+                }
+            }
+        }
+        for (acc, row) in acc.iter_mut().zip(&am) {
+            for (x, b) in row.iter().zip(&bm).take(k) {
+                acc.iter_mut().zip(b).for_each(|(s, b)| *s += x * b);
+            }
+        }
+        for (i, d) in d.iter().enumerate() {
+            let v: Lanes = std::array::from_fn(|l| {
+                let at = |j: usize| acc[l / 4 + i % 2 * 8][l % 4 * 2 + j];
+                if kind.half_acc {
+                    let bits = |j| u32::from(f16::from_f32(at(j)).to_bits());
+                    bits(0) | bits(1) << 16
+                } else {
+                    acc[l / 4 + i / 2 * 8][l % 4 * 2 + i % 2].to_bits()
+                }
+            });
+            self.w.put(*d, self.mask, &v, false);
+        }
+        self.core.counts.mma_flops += 2 * 16 * 8 * u64::from(kind.k);
+        Ok(())
+    }
+}
+
+/// Position and value of the accumulators in register `i` of lane `l`.
+fn accumulators(half: bool, i: usize, l: usize, v: u32) -> Vec<(usize, usize, f32)> {
+    if !half {
+        return vec![(l / 4 + i / 2 * 8, l % 4 * 2 + i % 2, f32::from_bits(v))];
+    }
+    let [low, high] = elements(v, Ty::F16);
+    let (row, col) = (l / 4 + i % 2 * 8, l % 4 * 2);
+    vec![(row, col, low), (row, col + 1, high)]
+}
+
+/// The elements of an input register; tf32 ignores the low thirteen bits.
+fn elements(v: u32, ty: Ty) -> [f32; 2] {
+    match ty {
+        Ty::F16 => [f16::from_bits(v as u16).to_f32(), f16::from_bits((v >> 16) as u16).to_f32()],
+        Ty::Bf16 => [bf16::from_bits(v as u16).to_f32(), bf16::from_bits((v >> 16) as u16).to_f32()],
+        _ => [f32::from_bits(v & !0x1fff), 0.0],
+    }
+}
+
+fn element(m: &[[u32; 4]; 8], row: usize, col: usize) -> u32 {
+    m[row][col / 2] >> (16 * (col % 2)) & 0xffff
+}
+
+/// What lane `l` holds of an 8x8 matrix.
+fn fragment(m: &[[u32; 4]; 8], l: usize, trans: bool) -> u32 {
+    let (g, t) = (l / 4, l % 4);
+    if trans { element(m, 2 * t, g) | element(m, 2 * t + 1, g) << 16 } else { m[g][t] }
+}
+
+/// The matrix that the lanes hold.
+fn matrix(v: &Lanes, trans: bool) -> [[u32; 4]; 8] {
+    let mut m = [[0u32; 4]; 8];
+    for (l, v) in v.iter().enumerate() {
+        let (g, t) = (l / 4, l % 4);
+        if trans {
+            for (row, part) in [(2 * t, v & 0xffff), (2 * t + 1, v >> 16)] {
+                m[row][g / 2] |= part << (16 * (g % 2));
+            }
+        } else {
+            m[g][t] = *v;
+        }
+    }
+    m
+}

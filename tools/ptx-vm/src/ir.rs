@@ -1,0 +1,727 @@
+//! The decoded program: what the parser produces and the executor runs.
+//!
+//! Registers are slots of 32 lanes x 32 bits; a 64-bit register takes two consecutive slots (low word first).
+//! Predicates are lane masks in a file of their own.
+
+use crate::report::Class;
+
+/// PTX scalar types.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ty {
+    Pred,
+    B8,
+    B16,
+    B32,
+    B64,
+    B128,
+    U8,
+    U16,
+    U32,
+    U64,
+    S8,
+    S16,
+    S32,
+    S64,
+    F16,
+    F16x2,
+    Bf16,
+    Bf16x2,
+    Tf32,
+    F32,
+    F64,
+}
+
+impl Ty {
+    /// The type a modifier such as `f32` names.
+    pub fn parse(name: &str) -> Option<Ty> {
+        Some(match name {
+            "pred" => Ty::Pred,
+            "b8" => Ty::B8,
+            "b16" => Ty::B16,
+            "b32" => Ty::B32,
+            "b64" => Ty::B64,
+            "b128" => Ty::B128,
+            "u8" => Ty::U8,
+            "u16" => Ty::U16,
+            "u32" => Ty::U32,
+            "u64" => Ty::U64,
+            "s8" => Ty::S8,
+            "s16" => Ty::S16,
+            "s32" => Ty::S32,
+            "s64" => Ty::S64,
+            "f16" => Ty::F16,
+            "f16x2" => Ty::F16x2,
+            "bf16" => Ty::Bf16,
+            "bf16x2" => Ty::Bf16x2,
+            "tf32" => Ty::Tf32,
+            "f32" => Ty::F32,
+            "f64" => Ty::F64,
+            _ => return None,
+        })
+    }
+
+    /// Size in bytes (0 for predicates).
+    pub fn size(self) -> u32 {
+        match self {
+            Ty::Pred => 0,
+            Ty::B8 | Ty::U8 | Ty::S8 => 1,
+            Ty::B16 | Ty::U16 | Ty::S16 | Ty::F16 | Ty::Bf16 => 2,
+            Ty::B32 | Ty::U32 | Ty::S32 | Ty::F16x2 | Ty::Bf16x2 | Ty::Tf32 | Ty::F32 => 4,
+            Ty::B64 | Ty::U64 | Ty::S64 | Ty::F64 => 8,
+            Ty::B128 => 16,
+        }
+    }
+
+    pub fn bits(self) -> u32 {
+        self.size() * 8
+    }
+
+    pub fn signed(self) -> bool {
+        matches!(self, Ty::S8 | Ty::S16 | Ty::S32 | Ty::S64)
+    }
+
+    pub fn float(self) -> bool {
+        matches!(self, Ty::F16 | Ty::F16x2 | Ty::Bf16 | Ty::Bf16x2 | Ty::Tf32 | Ty::F32 | Ty::F64)
+    }
+}
+
+/// A destination (or source) register: first slot and size in bytes (2, 4 or 8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Reg {
+    pub slot: u16,
+    pub size: u8,
+}
+
+/// Special registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sreg {
+    Tid(u8),
+    Ntid(u8),
+    Ctaid(u8),
+    Nctaid(u8),
+    LaneId,
+    WarpId,
+    NWarpId,
+    SmId,
+    NSmId,
+    GridId,
+    Clock,
+    Clock64,
+    GlobalTimer,
+    /// eq, lt, le, gt, ge
+    LaneMask(u8),
+    DynamicSmem,
+    TotalSmem,
+    /// Position inside a cluster of one block: always zero.
+    Zero,
+    /// Size of a cluster of one block.
+    One,
+}
+
+/// A source operand.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Src {
+    Reg(Reg),
+    /// Bits of an immediate, already in the instruction's type.
+    Imm(u64),
+    Special(Sreg),
+    /// Address of a module symbol plus an offset; resolved when the kernel is launched.
+    Sym(u32, i64),
+    /// Address in the current call frame's local memory.
+    Local(u32),
+    /// A predicate, where an instruction takes one as data.
+    Pred(u16),
+}
+
+/// A predicate operand, possibly negated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Guard {
+    pub pred: u16,
+    pub negated: bool,
+}
+
+/// State spaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Space {
+    Generic,
+    Global,
+    Shared,
+    Local,
+    Const,
+    Param,
+}
+
+/// Rounding of float results and of conversions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Round {
+    /// To nearest, ties to even.
+    Near,
+    /// To nearest, ties away from zero.
+    Away,
+    Zero,
+    Down,
+    Up,
+}
+
+/// Modifiers of float instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FMod {
+    pub round: Round,
+    /// Round to an integral value (cvt `.rni`, `.rzi`, ...).
+    pub integral: bool,
+    pub ftz: bool,
+    pub sat: bool,
+    pub relu: bool,
+    /// min/max give NaN when an input is NaN.
+    pub nan: bool,
+    pub abs: bool,
+}
+
+impl Default for FMod {
+    fn default() -> Self {
+        FMod {
+            round: Round::Near,
+            integral: false,
+            ftz: false,
+            sat: false,
+            relu: false,
+            nan: false,
+            abs: false,
+        }
+    }
+}
+
+/// Integer and bit operations on up to four operands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum IntOp {
+    Add,
+    Sub,
+    AddSat,
+    SubSat,
+    MulLo,
+    MulHi,
+    MulWide,
+    MadLo,
+    MadHi,
+    MadHiSat,
+    MadWide,
+    Mul24Lo,
+    Mul24Hi,
+    Mad24Lo,
+    Mad24Hi,
+    Div,
+    Rem,
+    Abs,
+    Neg,
+    Min,
+    Max,
+    MinRelu,
+    MaxRelu,
+    Shl,
+    Shr,
+    And,
+    Or,
+    Xor,
+    Not,
+    Cnot,
+    Popc,
+    Clz,
+    Bfind { shift: bool },
+    Brev,
+    Bfe,
+    ShfL { wrap: bool },
+    ShfR { wrap: bool },
+    Lop3(u8),
+    Prmt(PrmtMode),
+    Sad,
+    Dp4a { a: bool, b: bool },
+    Dp2a { a: bool, b: bool, high: bool },
+    Szext { wrap: bool },
+    Bmsk { wrap: bool },
+}
+
+/// Byte selection of `prmt`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PrmtMode {
+    Index,
+    F4e,
+    B4e,
+    Rc8,
+    Ecl,
+    Ecr,
+    Rc16,
+}
+
+/// Additions and multiply-adds with the carry flag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CarryOp {
+    Add,
+    Sub,
+    MadLo,
+    MadHi,
+}
+
+/// Float operations on up to three operands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FloatOp {
+    Add,
+    Sub,
+    Mul,
+    Fma,
+    Div,
+    Sqrt,
+    Rsqrt,
+    Rcp,
+    Ex2,
+    Lg2,
+    Sin,
+    Cos,
+    Tanh,
+    Min,
+    Max,
+    Abs,
+    Neg,
+    CopySign,
+}
+
+/// Comparisons of `setp` and `set`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cmp {
+    Eq,
+    Ne,
+    Lt,
+    Le,
+    Gt,
+    Ge,
+    /// Float comparisons that also hold when an operand is NaN.
+    Equ,
+    Neu,
+    Ltu,
+    Leu,
+    Gtu,
+    Geu,
+    /// Both are numbers / one is NaN.
+    Num,
+    Nan,
+}
+
+/// Boolean combination of `setp`/`set`, and predicate logic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Bool {
+    And,
+    Or,
+    Xor,
+}
+
+/// `testp` properties.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TestP {
+    Finite,
+    Infinite,
+    Number,
+    NotANumber,
+    Normal,
+    Subnormal,
+}
+
+/// Read-modify-write operations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AtomOp {
+    Add,
+    Min,
+    Max,
+    Exch,
+    Cas,
+    And,
+    Or,
+    Xor,
+    Inc,
+    Dec,
+}
+
+/// Lane movement of `shfl`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shfl {
+    Up,
+    Down,
+    Bfly,
+    Idx,
+}
+
+/// Votes over a warp.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Vote {
+    All,
+    Any,
+    Uni,
+    Ballot,
+}
+
+/// Reductions of `redux` and `bar.red`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Redux {
+    Add,
+    Min,
+    Max,
+    And,
+    Or,
+    Xor,
+    Popc,
+}
+
+/// Memory operand: base plus byte offset.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Addr {
+    pub base: Src,
+    pub offset: i64,
+}
+
+/// Barrier behaviour.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum BarKind {
+    Sync,
+    Arrive,
+    /// Reduction of a predicate over the block; popc writes a register, and/or write a predicate.
+    Red {
+        op: Redux,
+        d: Src,
+        p: Guard,
+    },
+}
+
+/// Shapes and input types of `mma.sync`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MmaKind {
+    pub k: u8,
+    /// F16, Bf16 or Tf32.
+    pub input: Ty,
+    /// Accumulators are f16 instead of f32.
+    pub half_acc: bool,
+}
+
+/// One operation.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Op {
+    Nop,
+    Mov {
+        d: Reg,
+        a: Src,
+    },
+    MovPred {
+        d: u16,
+        a: Src,
+    },
+    /// Vector to scalar: parts of `bits` bits, low first.
+    Pack {
+        d: Reg,
+        bits: u8,
+        parts: Box<[Src]>,
+    },
+    Unpack {
+        d: Box<[Option<Reg>]>,
+        bits: u8,
+        a: Src,
+    },
+    Int {
+        op: IntOp,
+        ty: Ty,
+        d: Reg,
+        s: [Src; 3],
+    },
+    Bfi {
+        ty: Ty,
+        d: Reg,
+        s: [Src; 2],
+        pos: Src,
+        len: Src,
+    },
+    Carry {
+        op: CarryOp,
+        ty: Ty,
+        d: Reg,
+        s: [Src; 3],
+        carry_in: bool,
+        carry_out: bool,
+    },
+    Float {
+        op: FloatOp,
+        ty: Ty,
+        m: FMod,
+        d: Reg,
+        s: [Src; 3],
+    },
+    Setp {
+        cmp: Cmp,
+        combine: Option<(Bool, Guard)>,
+        ty: Ty,
+        ftz: bool,
+        p: Option<u16>,
+        q: Option<u16>,
+        s: [Src; 2],
+    },
+    /// Packed half comparison into two predicates.
+    Setp2 {
+        cmp: Cmp,
+        combine: Option<(Bool, Guard)>,
+        ty: Ty,
+        ftz: bool,
+        p: Option<u16>,
+        q: Option<u16>,
+        s: [Src; 2],
+    },
+    Set {
+        cmp: Cmp,
+        combine: Option<(Bool, Guard)>,
+        dty: Ty,
+        ty: Ty,
+        ftz: bool,
+        d: Reg,
+        s: [Src; 2],
+    },
+    Selp {
+        ty: Ty,
+        d: Reg,
+        a: Src,
+        b: Src,
+        p: Guard,
+    },
+    Slct {
+        ty: Ty,
+        cty: Ty,
+        ftz: bool,
+        d: Reg,
+        s: [Src; 3],
+    },
+    TestP {
+        test: TestP,
+        ty: Ty,
+        p: u16,
+        a: Src,
+    },
+    PredLogic {
+        op: Bool,
+        d: u16,
+        a: Guard,
+        b: Guard,
+    },
+    Cvt {
+        to: Ty,
+        from: Ty,
+        m: FMod,
+        d: Reg,
+        a: Src,
+    },
+    /// Two f32 into one packed register: `a` goes to the upper half.
+    CvtPack {
+        to: Ty,
+        m: FMod,
+        d: Reg,
+        a: Src,
+        b: Src,
+    },
+    Cvta {
+        space: Space,
+        to_space: bool,
+        ty: Ty,
+        d: Reg,
+        a: Src,
+    },
+    IsSpace {
+        space: Space,
+        p: u16,
+        a: Src,
+    },
+    Ld {
+        space: Space,
+        ty: Ty,
+        d: Box<[Option<Reg>]>,
+        addr: Addr,
+    },
+    St {
+        space: Space,
+        ty: Ty,
+        s: Box<[Src]>,
+        addr: Addr,
+    },
+    Atom {
+        space: Space,
+        op: AtomOp,
+        ty: Ty,
+        d: Option<Reg>,
+        addr: Addr,
+        s: [Src; 2],
+    },
+    Shfl {
+        mode: Shfl,
+        d: Option<Reg>,
+        p: Option<u16>,
+        a: Src,
+        b: Src,
+        c: Src,
+        mask: Src,
+    },
+    Vote {
+        op: Vote,
+        d: Option<Reg>,
+        p: Option<u16>,
+        a: Guard,
+        mask: Src,
+    },
+    Match {
+        all: bool,
+        ty: Ty,
+        d: Reg,
+        p: Option<u16>,
+        a: Src,
+        mask: Src,
+    },
+    Redux {
+        op: Redux,
+        ty: Ty,
+        d: Reg,
+        a: Src,
+        mask: Src,
+    },
+    Activemask {
+        d: Reg,
+    },
+    Elect {
+        d: Option<Reg>,
+        p: u16,
+        mask: Src,
+    },
+    Bar {
+        kind: BarKind,
+        id: Src,
+        count: Option<Src>,
+    },
+    WarpSync {
+        mask: Src,
+    },
+    Bra {
+        target: u32,
+    },
+    Brx {
+        index: Src,
+        targets: Box<[u32]>,
+    },
+    Call {
+        func: u32,
+        args: Box<[(u32, u32)]>,
+        rets: Box<[(u32, u32)]>,
+        name: Box<str>,
+    },
+    Ret,
+    Exit,
+    Trap,
+    Ldmatrix {
+        n: u8,
+        trans: bool,
+        d: Box<[Reg]>,
+        addr: Addr,
+    },
+    Stmatrix {
+        n: u8,
+        trans: bool,
+        s: Box<[Src]>,
+        addr: Addr,
+    },
+    Movmatrix {
+        d: Reg,
+        a: Src,
+    },
+    Mma {
+        kind: MmaKind,
+        d: Box<[Reg]>,
+        a: Box<[Src]>,
+        b: Box<[Src]>,
+        c: Box<[Src]>,
+    },
+    CpAsync {
+        bytes: u8,
+        dst: Addr,
+        src: Addr,
+        src_size: Option<Src>,
+        ignore: Option<Guard>,
+    },
+    CpCommit,
+    /// `all`: also the copies that were not committed.
+    CpWait {
+        pending: u32,
+        all: bool,
+    },
+}
+
+/// A decoded instruction.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Inst {
+    pub op: Op,
+    pub guard: Option<Guard>,
+    pub line: u32,
+    pub class: Class,
+    /// Register slots read: checked for initialisation.
+    pub reads: Box<[u16]>,
+    /// Predicates read, guard included.
+    pub pred_reads: Box<[u16]>,
+    /// Register slots and predicates written.
+    pub writes: Box<[u16]>,
+    pub pred_writes: Box<[u16]>,
+}
+
+/// A parameter of a kernel or device function.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Param {
+    /// The name in the PTX text.
+    pub name: String,
+    /// Byte offset in the parameter block.
+    pub offset: u32,
+    /// Size in bytes.
+    pub size: u32,
+    /// Alignment in bytes.
+    pub align: u32,
+}
+
+/// A kernel or device function.
+#[derive(Debug, Clone)]
+pub(crate) struct Function {
+    pub name: String,
+    pub entry: bool,
+    /// A prototype without a body.
+    pub declared_only: bool,
+    pub code: Vec<Inst>,
+    /// Reconvergence point of each instruction's branch.
+    pub reconverge: Vec<u32>,
+    pub slots: u16,
+    pub preds: u16,
+    pub params: Vec<Param>,
+    pub rets: Vec<Param>,
+    /// Bytes of the parameter block of an entry.
+    pub param_bytes: u32,
+    /// Bytes of per-thread parameter space (device functions' parameters and outgoing arguments).
+    pub frame_bytes: u32,
+    pub local_bytes: u32,
+    pub maxntid: Option<[u32; 3]>,
+    pub reqntid: Option<[u32; 3]>,
+    /// Module symbols and functions used by the body.
+    pub symbols: Vec<u32>,
+    pub calls: Vec<u32>,
+}
+
+/// A module-level (or function-scope shared) variable.
+#[derive(Debug, Clone)]
+pub(crate) struct Symbol {
+    pub name: String,
+    pub space: Space,
+    pub align: u32,
+    pub size: u64,
+    /// `.extern .shared x[]`: lives behind the static shared memory.
+    pub dynamic: bool,
+    pub init: Vec<u8>,
+    /// Addresses of other symbols to be written at byte offsets of the initialiser.
+    pub relocations: Vec<(u64, u32, i64)>,
+}
+
+/// Per-thread parameter space begins here; below lies the kernel's own (uniform) parameter block.
+pub(crate) const FRAME_BASE: u64 = 0x1_0000;
+/// "No reconvergence before the function ends".
+pub(crate) const NO_PC: u32 = u32::MAX;

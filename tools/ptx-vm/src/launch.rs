@@ -1,0 +1,171 @@
+//! Launching: checks the configuration, runs the blocks in parallel, gathers counts and faults.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use rayon::prelude::*;
+
+use crate::error::{Error, Fault, Result};
+use crate::exec::Block;
+use crate::memory::Memory;
+use crate::module::{Kernel, Module};
+use crate::report::{Counts, Report};
+
+/// What happens when a kernel does something wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFault {
+    /// The launch fails with the fault of the lowest block that has one.
+    Abort,
+    /// The launch continues where it can, up to this many faults per block; [`Report::faults`] lists them.
+    Collect(usize),
+}
+
+/// How a launch is checked and bounded.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Options {
+    /// Abort or collect.
+    pub on_fault: OnFault,
+    /// Report reads of global, shared and local memory that nobody wrote.
+    pub check_uninitialised: bool,
+    /// Report reads of registers that nobody wrote.
+    pub check_registers: bool,
+    /// Report shared-memory races between warps.
+    pub check_races: bool,
+    /// Also report races between lanes of one warp that no warp-wide synchronisation orders.
+    pub strict_warp: bool,
+    /// Most warp instructions one warp may execute.
+    pub instruction_limit: u64,
+    /// Most shared memory a block may have.
+    pub shared_limit: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            on_fault: OnFault::Abort,
+            check_uninitialised: true,
+            check_registers: true,
+            check_races: true,
+            strict_warp: false,
+            instruction_limit: 1 << 32,
+            shared_limit: 227 << 10,
+        }
+    }
+}
+
+/// Everything the blocks of a launch share.
+pub(crate) struct Env<'a> {
+    pub kernel: &'a Kernel<'a>,
+    pub memory: &'a Memory,
+    /// Address of every module symbol, in its own space.
+    pub symbols: Vec<u64>,
+    pub params: &'a [u8],
+    pub grid: [u32; 3],
+    pub block: [u32; 3],
+    pub shared_bytes: u32,
+    pub dynamic_shared: u32,
+    pub options: &'a Options,
+}
+
+/// Runs a kernel to its end. `params` is the parameter block as [`Kernel::params`] lays it out.
+pub fn launch(
+    module: &Module,
+    kernel: &str,
+    grid: [u32; 3],
+    block: [u32; 3],
+    dynamic_shared: u32,
+    params: &[u8],
+    memory: &mut Memory,
+    options: &Options,
+) -> Result<Report> {
+    let kernel = module.kernel(kernel)?;
+    let shared_bytes = check(&kernel, grid, block, dynamic_shared, params, options)?;
+    let mut symbols = memory.instantiate(module)?;
+    for &(id, offset) in &kernel.shared {
+        symbols[id as usize] = offset;
+    }
+    let memory = &*memory;
+    let env =
+        Env { kernel: &kernel, memory, symbols, params, grid, block, shared_bytes, dynamic_shared, options };
+    let blocks = grid.iter().map(|&d| u64::from(d)).product::<u64>();
+    let (counts, mut faults) = run_blocks(&env, blocks);
+    faults.sort_by_key(|(index, _)| *index);
+    let faults: Vec<Fault> = faults.into_iter().map(|(_, f)| f).collect();
+    match (options.on_fault, faults.first()) {
+        (OnFault::Abort, Some(fault)) => Err(Error::Fault(Box::new(fault.clone()))),
+        _ => {
+            let threads = block.iter().product();
+            Ok(Report { kernel: kernel.name().to_string(), blocks, threads, counts, faults })
+        }
+    }
+}
+
+/// Runs all blocks; once a block has aborted, later ones are skipped, earlier ones still run, so that which fault is
+/// reported does not depend on the number of host threads.
+fn run_blocks(env: &Env<'_>, blocks: u64) -> (Counts, Vec<(u64, Fault)>) {
+    let first_bad = AtomicU64::new(u64::MAX);
+    let run = |mut state: (Counts, Vec<(u64, Fault)>, Option<Block>), index: u64| {
+        if index > first_bad.load(Relaxed) {
+            return state;
+        }
+        let block = state.2.get_or_insert_with(Block::default);
+        block.run(env, index);
+        state.0.add(&block.counts);
+        if !block.faults.is_empty() {
+            if env.options.on_fault == OnFault::Abort {
+                first_bad.fetch_min(index, Relaxed);
+            }
+            state.1.extend(block.faults.drain(..).map(|f| (index, f)));
+        }
+        state
+    };
+    let parts = (0..blocks).into_par_iter().fold(|| (Counts::default(), Vec::new(), None), run);
+    parts.map(|(c, f, _)| (c, f)).reduce(Default::default, |(mut c, mut f), (c2, f2)| {
+        c.add(&c2);
+        f.extend(f2);
+        (c, f)
+    })
+}
+
+/// Refuses what the driver would refuse; gives the block's shared memory in bytes.
+fn check(
+    kernel: &Kernel<'_>,
+    grid: [u32; 3],
+    block: [u32; 3],
+    dynamic_shared: u32,
+    params: &[u8],
+    options: &Options,
+) -> Result<u32> {
+    let fail = |message: String| Err(Error::Launch { kernel: kernel.name().to_string(), message });
+    let threads = block.iter().map(|&d| u64::from(d)).product::<u64>();
+    if threads == 0 || threads > 1024 || block[2] > 64 {
+        return fail(format!("a block of {block:?} threads; 1 to 1024 are possible, 64 at most along z"));
+    }
+    if grid.contains(&0) || grid[0] > i32::MAX as u32 || grid[1] > 65535 || grid[2] > 65535 {
+        return fail(format!("a grid of {grid:?} blocks; 1 to 2^31 - 1, 65535 and 65535 are possible"));
+    }
+    if let Some(max) = kernel.maxntid()
+        && threads > max.iter().map(|&d| u64::from(d)).product::<u64>()
+    {
+        return fail(format!("a block of {block:?} threads, the kernel was compiled for at most {max:?}"));
+    }
+    if let Some(required) = kernel.reqntid()
+        && required != block
+    {
+        return fail(format!("a block of {block:?} threads, the kernel requires {required:?}"));
+    }
+    if params.len() != kernel.param_bytes() as usize {
+        return fail(format!(
+            "{} bytes of parameters, the kernel takes {}",
+            params.len(),
+            kernel.param_bytes()
+        ));
+    }
+    let shared = u64::from(kernel.static_shared) + u64::from(dynamic_shared);
+    if shared > u64::from(options.shared_limit) {
+        return fail(format!(
+            "{shared} bytes of shared memory, a block has {} at most",
+            options.shared_limit
+        ));
+    }
+    Ok(shared as u32)
+}

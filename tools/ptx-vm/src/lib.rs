@@ -1,0 +1,24 @@
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+mod cfg;
+mod decode;
+mod error;
+mod exec;
+mod ir;
+mod launch;
+mod lex;
+mod memory;
+mod module;
+mod parse;
+mod report;
+mod shared;
+mod warp;
+
+pub use error::{Error, Fault, FaultKind, Result};
+pub use ir::Param;
+pub use launch::{OnFault, Options, launch};
+pub use memory::Memory;
+pub use module::{Kernel, Module};
+pub use report::{CLASSES, Class, Counts, Report, Traffic};

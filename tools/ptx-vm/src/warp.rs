@@ -1,0 +1,181 @@
+//! The state of a warp: registers, reconvergence stack, call frames, local memory, copies in flight.
+
+use crate::ir::{Function, NO_PC, Reg, Src};
+
+pub(crate) const ALL: u32 = u32::MAX;
+pub(crate) type Lanes = [u32; 32];
+pub(crate) type Wide = [u64; 32];
+
+/// An entry of the reconvergence stack: `mask` runs at `pc` until it gets to `meet`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Path {
+    pub pc: u32,
+    pub meet: u32,
+    pub mask: u32,
+}
+
+/// A function call in progress.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Frame {
+    pub function: u32,
+    pub regs: usize,
+    pub preds: usize,
+    /// Start of the frame in per-lane parameter bytes and in local memory.
+    pub param: usize,
+    pub local: u32,
+    /// Paths of the stack below this index belong to callers.
+    pub paths: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum State {
+    Ready,
+    /// Waits at a barrier; a reduction writes its result there.
+    Barrier(u8),
+    Done,
+}
+
+/// One asynchronous copy into shared memory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Flight {
+    pub at: u32,
+    pub bytes: u32,
+    pub lane: u8,
+    pub line: u32,
+}
+
+/// A committed group: the lanes that committed and the copies still in flight.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Group {
+    pub lanes: u32,
+    pub flights: Vec<Flight>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Warp {
+    pub index: u32,
+    /// Lanes that exist in this block, and those that have not exited.
+    pub present: u32,
+    pub live: u32,
+    pub tid: [Lanes; 3],
+    pub state: State,
+    pub paths: Vec<Path>,
+    pub frames: Vec<Frame>,
+    pub frame: Frame,
+    pub regs: Vec<Lanes>,
+    pub preds: Vec<u32>,
+    /// Lanes in which a register or predicate was written.
+    pub init: Vec<u32>,
+    pub pred_init: Vec<u32>,
+    pub carry: u32,
+    /// Word-interleaved by lane: word `i` of lane `l` is at `i * 32 + l`; the shadow has four bits per word.
+    pub local: Vec<u32>,
+    pub local_init: Vec<u8>,
+    /// Lane `l`'s byte `b` of parameter space is at `b * 32 + l`.
+    pub param: Vec<u8>,
+    pub clocks: [u32; 32],
+    pub open: Vec<Flight>,
+    pub groups: Vec<Group>,
+    pub executed: u64,
+    /// Destination of the barrier reduction being waited for.
+    pub reduction: Option<(crate::ir::Redux, Src)>,
+    /// Allocation found by the last global access.
+    pub hint: usize,
+}
+
+impl Warp {
+    pub fn new(index: u32, present: u32, tid: [Lanes; 3], f: &Function, function: u32) -> Self {
+        let mut clocks = [0; 32];
+        clocks[index as usize & 31] = 1;
+        let frame = Frame { function, regs: 0, preds: 0, param: 0, local: 0, paths: 0 };
+        let mut w = Warp {
+            index,
+            present,
+            live: present,
+            tid,
+            state: State::Ready,
+            paths: vec![Path { pc: 0, meet: NO_PC, mask: present }],
+            frames: Vec::new(),
+            frame,
+            regs: Vec::new(),
+            preds: Vec::new(),
+            init: Vec::new(),
+            pred_init: Vec::new(),
+            carry: 0,
+            local: Vec::new(),
+            local_init: Vec::new(),
+            param: Vec::new(),
+            clocks,
+            open: Vec::new(),
+            groups: Vec::new(),
+            executed: 0,
+            reduction: None,
+            hint: 0,
+        };
+        w.reserve(f);
+        w
+    }
+
+    /// Makes room for the current frame of `f`; its registers start unwritten.
+    pub fn reserve(&mut self, f: &Function) {
+        let fr = self.frame;
+        self.regs.resize(fr.regs + f.slots as usize, [0; 32]);
+        self.init.truncate(fr.regs);
+        self.init.resize(fr.regs + f.slots as usize, 0);
+        self.preds.resize(fr.preds + f.preds as usize, 0);
+        self.pred_init.truncate(fr.preds);
+        self.pred_init.resize(fr.preds + f.preds as usize, 0);
+        self.param.resize((fr.param + f.frame_bytes as usize) * 32, 0);
+        let words = (fr.local as usize + f.local_bytes as usize).div_ceil(4) * 32;
+        self.local.resize(words, 0);
+        self.local_init.truncate((fr.local as usize).div_ceil(4) * 32);
+        self.local_init.resize(words, 0);
+    }
+
+    pub fn reg(&self, slot: u16) -> &Lanes {
+        &self.regs[self.frame.regs + slot as usize]
+    }
+
+    pub fn pred(&self, p: u16) -> u32 {
+        self.preds[self.frame.preds + p as usize]
+    }
+
+    pub fn set_pred(&mut self, p: u16, mask: u32, value: u32) {
+        let p = &mut self.preds[self.frame.preds + p as usize];
+        *p = *p & !mask | value & mask;
+    }
+
+    fn blend(&mut self, slot: usize, mask: u32, v: &Lanes) {
+        let d = &mut self.regs[self.frame.regs + slot];
+        if mask == ALL {
+            *d = *v;
+        } else {
+            for (lane, (d, v)) in d.iter_mut().zip(v).enumerate() {
+                *d = if mask >> lane & 1 == 1 { *v } else { *d };
+            }
+        }
+    }
+
+    /// Writes 32-bit results; the upper half of a 64-bit register becomes zero (or the sign).
+    pub fn put(&mut self, d: Reg, mask: u32, v: &Lanes, sign: bool) {
+        match d.size {
+            2 => self.blend(d.slot as usize, mask, &v.map(|x| x & 0xffff)),
+            8 => {
+                self.blend(d.slot as usize, mask, v);
+                let high = if sign { v.map(|x| ((x as i32) >> 31) as u32) } else { [0; 32] };
+                self.blend(d.slot as usize + 1, mask, &high);
+            }
+            _ => self.blend(d.slot as usize, mask, v),
+        }
+    }
+
+    /// Writes 64-bit results (or the part of them that fits).
+    pub fn put_wide(&mut self, d: Reg, mask: u32, v: &Wide) {
+        let low = v.map(|x| x as u32);
+        if d.size < 8 {
+            return self.put(d, mask, &low, false);
+        }
+        self.blend(d.slot as usize, mask, &low);
+        self.blend(d.slot as usize + 1, mask, &v.map(|x| (x >> 32) as u32));
+    }
+}
