@@ -1,11 +1,12 @@
 //! saip-engine: pretrains lightweight human-centric vision models with SAIP (Scale-Aware Image Pretraining).
 //!
-//! The layers, each using only those above it: [`error`], [`tensor`], [`ir`], [`plan`], [`backend`], ([`cpu`]),
+//! The layers, each using only those above it: [`error`], [`tensor`], [`ir`], [`plan`], [`backend`], ([`cpu`], [`cuda`]),
 //! [`nn`], [`saip`], [`data`], [`eval`], [`train`], [`report`], [`cli`].
 
 pub mod backend;
 pub mod cli;
 pub mod cpu;
+pub mod cuda;
 pub mod data;
 pub mod error;
 pub mod eval;

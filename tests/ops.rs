@@ -6,8 +6,9 @@ mod common;
 #[path = "common/golden.rs"]
 mod golden;
 
-use common::cases::{Case, Derivative, Expected, cases, in_place};
-use common::check::{EPS_F32, EPS_F64, Probe, compare, compare_gradients, growth};
+use common::cases::{Case, cases, in_place};
+use common::check::{EPS_F32, EPS_F64};
+use common::judge::Judge;
 use common::runner::{Placement, constant, run_on_cpu};
 use common::tensor::{Tensor, scalars};
 use saip_engine::cpu::Real;
@@ -50,58 +51,6 @@ fn check_case<T: Real>(case: &Case, eps: f64) -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-/// What the outputs of a case must be.
-enum Judge<'a> {
-    /// Values with their tolerances.
-    Reference(Vec<(Tensor, Tensor)>),
-    Derivative {
-        of: &'a Derivative,
-        probes: Vec<Probe>,
-        relative: f64,
-        absolute: f64,
-    },
-}
-
-impl<'a> Judge<'a> {
-    fn new(case: &'a Case, eps: f64) -> Self {
-        match &case.expected {
-            Expected::Reference => Judge::Reference(case.reference(eps)),
-            Expected::Derivative(of) => {
-                // Central differences are good to 1e-9 or so; f32 is held to its own roundoff.
-                let roundoff = 4.0 * eps * growth(case.longest_sum());
-                let (relative, absolute) = (roundoff.max(1e-6), roundoff.max(1e-9) * of.magnitude());
-                Judge::Derivative { of, probes: of.probes(&case.name), relative, absolute }
-            }
-        }
-    }
-
-    fn count(&self) -> usize {
-        match self {
-            Judge::Reference(want) => want.len(),
-            Judge::Derivative { of, .. } => of.wrt.len(),
-        }
-    }
-
-    /// Holds the first outputs against what they must be.
-    fn outputs(&self, got: &[Vec<f64>]) -> Result<(), String> {
-        match self {
-            Judge::Reference(want) => {
-                for (slot, (g, (w, tolerance))) in got.iter().zip(want).enumerate() {
-                    compare(g, w, tolerance).map_err(|e| format!("output {slot}: {e}"))?;
-                }
-                Ok(())
-            }
-            Judge::Derivative { of, probes, relative, absolute } => {
-                let mut got = got.to_vec();
-                if let Some(plus) = &of.plus {
-                    got[0].iter_mut().zip(&plus.data).for_each(|(g, p)| *g -= p);
-                }
-                compare_gradients(&got, probes, *relative, *absolute)
-            }
-        }
-    }
 }
 
 macro_rules! op_tests {

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the tests need (a Rust toolchain, when there is none) and runs all of them:
+# Installs what the tests need (a Rust toolchain and NVRTC, when there are none) and runs all of them:
 # formatting, lints, unit and integration tests. Needs network access the first time, no GPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,7 +16,10 @@ if ! command -v cargo >/dev/null 2>&1; then
     PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
 fi
 
+nvrtc=$(bash tools/nvrtc.sh)
+export LD_LIBRARY_PATH=$nvrtc${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+
 step() { printf '\n== %s\n' "$*"; "$@"; }
 if cargo fmt --version >/dev/null 2>&1; then step cargo fmt --check; fi
-if cargo clippy --version >/dev/null 2>&1; then step cargo clippy --all-targets --quiet -- -D warnings; fi
-step cargo test --no-fail-fast "$@"
+if cargo clippy --version >/dev/null 2>&1; then step cargo clippy --workspace --all-targets --quiet -- -D warnings; fi
+step cargo test --workspace --no-fail-fast "$@"

@@ -1,7 +1,9 @@
 //! What the engine asks of a device: hold the regions, compile plans, run them, move data in and out.
 
+mod in_place;
 mod null;
 
+pub use in_place::in_place;
 pub use null::NullBackend;
 
 use crate::error::Result;

@@ -3,7 +3,7 @@
 use super::buffers::{Arg, Io, Memory};
 use super::dispatch;
 use super::real::Real;
-use crate::backend::{Backend, HostSlice, HostSliceMut, OperandType, ProgramId};
+use crate::backend::{Backend, HostSlice, HostSliceMut, OperandType, ProgramId, in_place};
 use crate::error::{Error, Result};
 use crate::ir::{Op, Region};
 use crate::plan::{Plan, Slot, Space, Step};
@@ -154,7 +154,7 @@ impl<T: Real> Backend for CpuBackend<T> {
     }
 
     fn in_place(&self, op: &Op) -> &'static [usize] {
-        dispatch::in_place(op)
+        in_place(op)
     }
 
     fn compile(&mut self, plan: Plan) -> Result<ProgramId> {

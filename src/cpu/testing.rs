@@ -1,8 +1,9 @@
 //! Runs single ops over memory with guard zones.
 
 use super::buffers::{Arg, Io};
-use super::dispatch::{execute, in_place, workspace as workspace_bytes};
+use super::dispatch::{execute, workspace as workspace_bytes};
 use super::real::Real;
+use crate::backend::in_place;
 use crate::ir::{Binding, Graph, Op, Region};
 use crate::tensor::{DType, Shape};
 

@@ -4,6 +4,7 @@
 
 pub mod cases;
 pub mod check;
+pub mod judge;
 pub mod reference;
 pub mod runner;
 pub mod tensor;

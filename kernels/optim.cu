@@ -1,0 +1,127 @@
+// The optimizer over the flat buffers of parameters, gradients, moments and expert, all float.
+//
+// Given: the places of scalars in the scalar block, by their names.
+// Deterministic: the norm is summed in two stages, each in a fixed order, in double.
+
+constexpr u32 THREADS = 256;
+// Elements of one partial sum of squares.
+constexpr u32 CHUNK = 65536;
+
+struct AccumulateParams {
+    float* total;          // [P], in place
+    const float* grads;    // [P]
+    const float* scalars;
+    u64 n;                 // P
+};
+
+// total = grads weight in the first micro step, then total += grads weight.
+extern "C" __global__ void __launch_bounds__(THREADS) accumulate_grads(const AccumulateParams p) {
+    const float weight = p.scalars[MICRO_WEIGHT];
+    const bool first = p.scalars[MICRO_STEP] == 0.0f;
+    const u64 stride = (u64)gridDim.x * THREADS;
+    // What the first micro step finds in total is never read: it may be anything, NaN too.
+    for (u64 i = (u64)blockIdx.x * THREADS + threadIdx.x; i < p.n; i += stride)
+        p.total[i] = first ? p.grads[i] * weight : p.total[i] + p.grads[i] * weight;
+}
+
+struct SquareParams {
+    double* partial;     // [ceil(P / CHUNK)]: workspace
+    const float* grads;  // [P]
+    u64 n;               // P
+};
+
+struct HealthParams {
+    float* health;          // [3]: norm, clip factor, 1 if the step is to be made
+    const double* partial;  // [chunks]
+    const float* loss;      // [1]
+    const float* scalars;
+    u64 chunks;
+};
+
+__device__ __forceinline__ double warp_sum(double x) {
+#pragma unroll
+    for (u32 step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(ALL_LANES, x, step);
+    return x;
+}
+
+// Sum over the block, in thread 0.
+__device__ __forceinline__ double block_sum(double x) {
+    __shared__ double sums[THREADS / WARP];
+    x = warp_sum(x);
+    if (threadIdx.x % WARP == 0) sums[threadIdx.x / WARP] = x;
+    // Thread 0 reads every warp's sum.
+    __syncthreads();
+    double total = 0.0;
+    if (threadIdx.x == 0)
+        for (u32 w = 0; w < THREADS / WARP; ++w) total += sums[w];
+    return total;
+}
+
+// One block a chunk.
+extern "C" __global__ void __launch_bounds__(THREADS) square_sums(const SquareParams p) {
+    const u64 first = (u64)blockIdx.x * CHUNK, last = first + CHUNK < p.n ? first + CHUNK : p.n;
+    double sum = 0.0;
+    for (u64 i = first + threadIdx.x; i < last; i += THREADS) sum += (double)p.grads[i] * p.grads[i];
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) p.partial[blockIdx.x] = sum;
+}
+
+// One block.
+extern "C" __global__ void __launch_bounds__(THREADS) grad_health(const HealthParams p) {
+    double sum = 0.0;
+    for (u64 i = threadIdx.x; i < p.chunks; i += THREADS) sum += p.partial[i];
+    sum = block_sum(sum);
+    if (threadIdx.x != 0) return;
+    const double norm = sqrt(sum), clip = p.scalars[CLIP_NORM];
+    const float shown = (float)norm, loss = *p.loss;
+    p.health[0] = shown;
+    // A NaN norm gives 1; the step is skipped then anyway.
+    p.health[1] = clip > 0.0 && clip / (norm + 1e-6) < 1.0 ? (float)(clip / (norm + 1e-6)) : 1.0f;
+    p.health[2] = shown - shown == 0.0f && loss - loss == 0.0f ? 1.0f : 0.0f;
+}
+
+// Part of a parameter that one block updates.
+struct Piece {
+    u64 start;   // first element in the flat buffers
+    u64 expert;  // first element in the expert's, or NO_EXPERT
+    u32 len;
+    u32 decay;   // 0 or 1
+};
+
+constexpr u64 NO_EXPERT = ~0ull;
+
+struct AdamWParams {
+    float* params;         // [P], in place like the next three
+    float* m;              // [P]
+    float* v;              // [P]
+    float* expert;         // [E]
+    const float* grads;    // [P]
+    const float* scalars;
+    const float* health;   // [3]
+    const Piece* pieces;   // [blocks]
+};
+
+// AdamW (Loshchilov and Hutter 2019, as torch.optim.AdamW) on the clipped gradient, then the expert's moving average.
+extern "C" __global__ void __launch_bounds__(THREADS) adamw(const AdamWParams p) {
+    if (p.health[2] == 0.0f) return;
+    const Piece piece = p.pieces[blockIdx.x];
+    const float* s = p.scalars;
+    const float clip = p.health[1], shrink = piece.decay ? 1.0f - s[LEARNING_RATE] * s[WEIGHT_DECAY] : 1.0f;
+    const float beta1 = s[BETA1], beta2 = s[BETA2], eps = s[ADAM_EPS];
+    const float step = s[LEARNING_RATE] / s[BIAS_CORRECTION1], root = sqrtf(s[BIAS_CORRECTION2]);
+    const float follow = 1.0f - s[EXPERT_MOMENTUM];
+    for (u32 i = threadIdx.x; i < piece.len; i += THREADS) {
+        const u64 at = piece.start + i;
+        const float g = p.grads[at] * clip;
+        const float m = p.m[at] + (1.0f - beta1) * (g - p.m[at]);
+        const float v = beta2 * p.v[at] + (1.0f - beta2) * g * g;
+        const float w = p.params[at] * shrink - step * m / (sqrtf(v) / root + eps);
+        p.m[at] = m;
+        p.v[at] = v;
+        p.params[at] = w;
+        if (piece.expert == NO_EXPERT) continue;
+        const float e = p.expert[piece.expert + i];
+        // The form that is exact at the nearer end, as torch.lerp has it.
+        p.expert[piece.expert + i] = follow < 0.5f ? e + follow * (w - e) : w - (1.0f - follow) * (w - e);
+    }
+}

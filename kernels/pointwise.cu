@@ -1,0 +1,150 @@
+// Elementwise ops over n elements, and rows scaled to unit length.
+//
+// Given: VEC, elements a thread handles at once; 1, or as many as fill 16 bytes, when n is a multiple of VEC and all
+//        operands are aligned to VEC elements.
+// Every output element is overwritten. An output may be one of its inputs (in place), so nothing is __restrict__.
+// Deterministic: no element depends on another but for the row sums, whose order is fixed.
+// Any grid covers any n; blocks of THREADS threads.
+
+using Elements = Pack<T, VEC>;
+
+struct UnaryParams {
+    T* y;        // [n]
+    const T* x;  // [n]
+    u64 n;
+    float factor;
+    u32 unused;
+};
+
+struct BinaryParams {
+    T* y;        // [n]
+    const T* a;  // [n]
+    const T* b;  // [n]
+    u64 n;
+};
+
+template <class F>
+__device__ __forceinline__ void map(const UnaryParams& p, F f) {
+    const u64 packs = p.n / VEC, stride = (u64)gridDim.x * blockDim.x;
+    for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < packs; i += stride) {
+        const Elements x = reinterpret_cast<const Elements*>(p.x)[i];
+        Elements y;
+#pragma unroll
+        for (int j = 0; j < VEC; ++j) y.at[j] = from_float<T>(f(to_float(x.at[j])));
+        reinterpret_cast<Elements*>(p.y)[i] = y;
+    }
+}
+
+template <class F>
+__device__ __forceinline__ void zip(const BinaryParams& p, F f) {
+    const u64 packs = p.n / VEC, stride = (u64)gridDim.x * blockDim.x;
+    for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < packs; i += stride) {
+        const Elements a = reinterpret_cast<const Elements*>(p.a)[i];
+        const Elements b = reinterpret_cast<const Elements*>(p.b)[i];
+        Elements y;
+#pragma unroll
+        for (int j = 0; j < VEC; ++j) y.at[j] = from_float<T>(f(to_float(a.at[j]), to_float(b.at[j])));
+        reinterpret_cast<Elements*>(p.y)[i] = y;
+    }
+}
+
+extern "C" __global__ void gelu_forward(const UnaryParams p) {
+    map(p, [](float x) { return gelu(x); });
+}
+
+// a: dy, b: x.
+extern "C" __global__ void gelu_backward(const BinaryParams p) {
+    zip(p, [](float dy, float x) { return dy * gelu_slope(x); });
+}
+
+extern "C" __global__ void add(const BinaryParams p) {
+    zip(p, [](float a, float b) { return a + b; });
+}
+
+extern "C" __global__ void scale(const UnaryParams p) {
+    const float factor = p.factor;
+    map(p, [factor](float x) { return x * factor; });
+}
+
+// x is not read.
+extern "C" __global__ void fill(const UnaryParams p) {
+    const u64 stride = (u64)gridDim.x * blockDim.x;
+    for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < p.n; i += stride) p.y[i] = from_float<T>(p.factor);
+}
+
+struct SegmentParams {
+    T* y;              // [T, D]
+    const T* x;        // [T, D]
+    const T* factors;  // [S], from this run's first segment on
+    u64 start;         // first row of the run
+    u64 rows;          // rows of the run
+    u32 len;           // rows of a segment
+    u32 width;         // D
+};
+
+// The rows of a run of equally long segments, each times its segment's factor. VEC is 1.
+extern "C" __global__ void scale_segments(const SegmentParams p) {
+    const u64 n = p.rows * p.width, stride = (u64)gridDim.x * blockDim.x;
+    for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += stride) {
+        const u64 at = p.start * p.width + i;
+        p.y[at] = from_float<T>(to_float(p.x[at]) * to_float(p.factors[i / p.width / p.len]));
+    }
+}
+
+constexpr u32 MOST_TERMS = 8;
+
+struct SumParams {
+    float* y;                    // [1]
+    const float* x[MOST_TERMS];  // [1] each
+    float weight[MOST_TERMS];
+    u32 terms;
+    u32 unused;
+};
+
+// One thread.
+extern "C" __global__ void weighted_sum(const SumParams p) {
+    float sum = 0.0f;
+#pragma unroll
+    for (u32 i = 0; i < MOST_TERMS; ++i)
+        if (i < p.terms) sum += p.weight[i] * *p.x[i];
+    *p.y = sum;
+}
+
+struct NormalizeParams {
+    T* y;          // [M, D]: forward y, backward dx
+    T* norm;       // [M]: max(||x||, eps), written by the forward, read by the backward
+    const T* x;    // [M, D]: forward x, backward dy
+    const T* unit; // [M, D]: backward only, the forward's y
+    u32 rows;      // M
+    u32 width;     // D
+    float eps;
+    u32 unused;
+};
+
+// One warp a row.
+extern "C" __global__ void l2_normalize(const NormalizeParams p) {
+    const u32 row = (blockIdx.x * blockDim.x + threadIdx.x) / WARP, lane = threadIdx.x % WARP;
+    if (row >= p.rows) return;
+    const T* x = p.x + (u64)row * p.width;
+    float sum = 0.0f;
+    for (u32 i = lane; i < p.width; i += WARP) sum += to_float(x[i]) * to_float(x[i]);
+    const float length = sqrtf(warp_sum(sum));
+    // The order lets NaN through.
+    const float norm = length < p.eps ? p.eps : length;
+    if (lane == 0) p.norm[row] = from_float<T>(norm);
+    T* y = p.y + (u64)row * p.width;
+    for (u32 i = lane; i < p.width; i += WARP) y[i] = from_float<T>(to_float(x[i]) / norm);
+}
+
+// dx = (dy - y (y . dy)) / norm; where the denominator was eps, dy / eps.
+extern "C" __global__ void l2_normalize_backward(const NormalizeParams p) {
+    const u32 row = (blockIdx.x * blockDim.x + threadIdx.x) / WARP, lane = threadIdx.x % WARP;
+    if (row >= p.rows) return;
+    const T *dy = p.x + (u64)row * p.width, *y = p.unit + (u64)row * p.width;
+    const float norm = to_float(p.norm[row]);
+    float sum = 0.0f;
+    for (u32 i = lane; i < p.width; i += WARP) sum += to_float(y[i]) * to_float(dy[i]);
+    const float along = norm == to_float(from_float<T>(p.eps)) ? 0.0f : warp_sum(sum);
+    T* dx = p.y + (u64)row * p.width;
+    for (u32 i = lane; i < p.width; i += WARP) dx[i] = from_float<T>((to_float(dy[i]) - to_float(y[i]) * along) / norm);
+}

@@ -1,0 +1,150 @@
+//! Kernel sources, the structs they take, and calls of them.
+
+use std::fmt::Write;
+
+/// A file of `kernels/`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Family {
+    LayerNorm,
+    Layout,
+    Optim,
+    Pointwise,
+}
+
+impl Family {
+    pub const ALL: &'static [Family] = &[Family::LayerNorm, Family::Layout, Family::Optim, Family::Pointwise];
+
+    /// File name in `kernels/`.
+    pub const fn file(self) -> &'static str {
+        match self {
+            Family::LayerNorm => "layer_norm.cu",
+            Family::Layout => "layout.cu",
+            Family::Optim => "optim.cu",
+            Family::Pointwise => "pointwise.cu",
+        }
+    }
+
+    /// The file behind the prelude, with constants for what it lists as given.
+    pub fn source(self, given: &[(&'static str, usize)], bf16: bool) -> String {
+        let mut text = String::with_capacity(PRELUDE.len() + self.text().len() + 1024);
+        for (name, value) in given {
+            let _ = writeln!(text, "#define {name} {value}");
+        }
+        if bf16 {
+            text.push_str("#define ELEMENT_BF16\n");
+        }
+        text.push_str(PRELUDE);
+        text.push_str(self.text());
+        text
+    }
+
+    const fn text(self) -> &'static str {
+        match self {
+            Family::LayerNorm => include_str!("../../kernels/layer_norm.cu"),
+            Family::Layout => include_str!("../../kernels/layout.cu"),
+            Family::Optim => include_str!("../../kernels/optim.cu"),
+            Family::Pointwise => include_str!("../../kernels/pointwise.cu"),
+        }
+    }
+}
+
+const PRELUDE: &str = include_str!("../../kernels/prelude.cuh");
+
+/// Size and field offsets of a kernel's parameter struct as Rust lays it out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    pub name: &'static str,
+    pub bytes: usize,
+    pub fields: &'static [(&'static str, usize)],
+}
+
+/// A kernel's parameter struct: plain data whose bytes are passed by value.
+pub trait KernelParams: bytemuck::Pod {
+    const LAYOUT: Layout;
+}
+
+/// Declares `#[repr(C)]` structs that mirror those of the same name in `kernels/`. Device pointers are `u64`.
+macro_rules! kernel_params {
+    ($($(#[$doc:meta])* $name:ident { $($field:ident: $ty:ty),* $(,)? })*) => {$(
+        $(#[$doc])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+        pub struct $name { $(pub $field: $ty),* }
+
+        impl $crate::cuda::kernel::KernelParams for $name {
+            const LAYOUT: $crate::cuda::kernel::Layout = $crate::cuda::kernel::Layout {
+                name: stringify!($name),
+                bytes: size_of::<$name>(),
+                fields: &[$((stringify!($field), std::mem::offset_of!($name, $field))),*],
+            };
+        }
+    )*};
+}
+pub(super) use kernel_params;
+
+/// One launch as an op asks for it: which kernel, compiled with which constants, over which grid, with which arguments.
+#[derive(Clone, Debug)]
+pub struct Call {
+    pub family: Family,
+    pub kernel: &'static str,
+    /// Constants that the file lists as given.
+    pub given: Vec<(&'static str, usize)>,
+    pub bf16: bool,
+    pub grid: [u32; 3],
+    pub block: [u32; 3],
+    pub shared: u32,
+    pub params: Vec<u8>,
+    pub layout: Layout,
+    /// Constant tables: bytes to keep on the device, and where in `params` their address belongs.
+    pub tables: Vec<(usize, Vec<u8>)>,
+}
+
+impl Call {
+    /// A call over a one-dimensional grid of one-dimensional blocks, in f32.
+    pub fn new<P: KernelParams>(
+        family: Family,
+        kernel: &'static str,
+        blocks: u32,
+        threads: u32,
+        params: &P,
+    ) -> Self {
+        Call {
+            family,
+            kernel,
+            given: Vec::new(),
+            bf16: false,
+            grid: [blocks, 1, 1],
+            block: [threads, 1, 1],
+            shared: 0,
+            params: bytemuck::bytes_of(params).to_vec(),
+            layout: P::LAYOUT,
+            tables: Vec::new(),
+        }
+    }
+
+    /// Passes the address of a table of `bytes` in the field at `offset` of the parameters.
+    pub fn table(mut self, offset: usize, bytes: Vec<u8>) -> Self {
+        self.tables.push((offset, bytes));
+        self
+    }
+
+    pub fn given(mut self, name: &'static str, value: usize) -> Self {
+        self.given.push((name, value));
+        self
+    }
+
+    /// The text that is compiled: the family's with the given constants, and assertions that the device lays the
+    /// parameter struct out as the host does.
+    pub fn source(&self) -> String {
+        let mut text = self.family.source(&self.given, self.bf16);
+        let Layout { name, bytes, fields } = self.layout;
+        let _ = writeln!(text, "static_assert(sizeof({name}) == {bytes}, \"host and device disagree\");");
+        for (field, offset) in fields {
+            let _ = writeln!(
+                text,
+                "static_assert(OFFSET_OF({name}, {field}) == {offset}, \"host and device disagree\");"
+            );
+        }
+        text
+    }
+}

@@ -1,0 +1,56 @@
+//! Launches of `kernels/layer_norm.cu`.
+
+use super::kernel::{Call, Family, kernel_params};
+
+kernel_params! {
+    LayerNormParams {
+        y: u64, mean: u64, rstd: u64, x: u64, gamma: u64, beta: u64, rows: u32, eps: f32,
+    }
+    LayerNormBackwardParams {
+        dx: u64, partial: u64, dy: u64, x: u64, gamma: u64, mean: u64, rstd: u64, residual: u64, rows: u32,
+        unused: u32,
+    }
+    ColumnSumParams { dgamma: u64, dbeta: u64, partial: u64, chunks: u32, unused: u32 }
+}
+
+/// Warps of a block.
+const WARPS: u32 = 8;
+/// Rows of one partial sum: CHUNK of the kernel.
+const CHUNK: u32 = 64;
+
+/// Widths whose rows fit the registers of a warp.
+pub const WIDTHS: std::ops::RangeInclusive<usize> = 1..=1024;
+
+/// Bytes of scratch memory of the backward pass.
+pub fn backward_workspace(rows: usize, width: usize) -> usize {
+    rows.div_ceil(CHUNK as usize) * 2 * width * size_of::<f32>()
+}
+
+/// The forward pass over rows of `width`.
+pub fn forward(params: &LayerNormParams, width: usize) -> Vec<Call> {
+    let blocks = params.rows.div_ceil(WARPS).max(1);
+    vec![call("layer_norm", blocks, WARPS * 32, params, width)]
+}
+
+/// The backward pass: `dx` with partial sums per chunk of rows, then the sums of those.
+pub fn backward(params: &LayerNormBackwardParams, dgamma: u64, dbeta: u64, width: usize) -> Vec<Call> {
+    let chunks = params.rows.div_ceil(CHUNK);
+    let sum = ColumnSumParams { dgamma, dbeta, partial: params.partial, chunks, unused: 0 };
+    let columns = (2 * width as u32).div_ceil(128);
+    vec![
+        call("layer_norm_backward", chunks.max(1), WARPS * 32, params, width),
+        call("layer_norm_backward_sum", columns, 128, &sum, width),
+    ]
+}
+
+fn call<P: super::kernel::KernelParams>(
+    kernel: &'static str,
+    blocks: u32,
+    threads: u32,
+    params: &P,
+    width: usize,
+) -> Call {
+    Call::new(Family::LayerNorm, kernel, blocks, threads, params)
+        .given("D", width)
+        .given("WARPS", WARPS as usize)
+}

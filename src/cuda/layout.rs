@@ -1,0 +1,113 @@
+//! Launches of `kernels/layout.cu`.
+
+use super::kernel::{Call, Family, KernelParams, kernel_params};
+use super::pointwise::{self, THREADS, blocks, vector};
+use crate::ir::RowRun;
+
+kernel_params! {
+    RunParams {
+        y: u64, x: u64, first: u64, start: u64, stride: u64, len: u32, count: u32, width: u32, unused: u32,
+    }
+    PositionParams { y: u64, x: u64, pos: u64, images: u64, each: u64 }
+    TokenParams { y: u64, x: u64, index: u64, rows: u64, kept: u32, tokens: u32, width: u32, unused: u32 }
+}
+
+/// Addresses of a packed matrix and one in which its rows lie in runs, both `width` wide.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows {
+    pub y: u64,
+    pub x: u64,
+    pub width: u32,
+}
+
+/// Row numbers and widths fit `u32`: see `lower`.
+fn narrow(x: usize) -> u32 {
+    u32::try_from(x).unwrap_or(u32::MAX)
+}
+
+fn call<P: KernelParams>(kernel: &'static str, params: &P, rows: u64, at: Rows) -> Call {
+    let vec = vector(u64::from(at.width), 4, &[at.y, at.x]);
+    let threads = rows * u64::from(at.width) / vec;
+    Call::new(Family::Layout, kernel, blocks(threads), THREADS, params).given("VEC", vec as usize)
+}
+
+fn runs(kernel: &'static str, at: Rows, runs: &[RowRun]) -> Vec<Call> {
+    let mut first = 0;
+    let mut calls = Vec::with_capacity(runs.len());
+    for run in runs.iter().filter(|r| r.rows() > 0) {
+        let params = RunParams {
+            y: at.y,
+            x: at.x,
+            first,
+            start: run.start as u64,
+            stride: run.stride as u64,
+            len: narrow(run.len),
+            count: narrow(run.count),
+            width: at.width,
+            unused: 0,
+        };
+        calls.push(call(kernel, &params, run.rows() as u64, at));
+        first += run.rows() as u64;
+    }
+    calls
+}
+
+/// The rows of `list`, one after the other.
+pub fn select_rows(at: Rows, list: &[RowRun]) -> Vec<Call> {
+    runs("select_rows", at, list)
+}
+
+/// `rows` rows: those of `list` from `x`, the others 0, or with a base (its address, possibly `y`'s) added onto it.
+pub fn scatter_rows(at: Rows, list: &[RowRun], rows: u64, base: Option<u64>) -> Vec<Call> {
+    let n = rows * u64::from(at.width);
+    let mut calls = Vec::new();
+    match base {
+        None => calls.push(pointwise::unary("fill", at.y, 0, n, 0.0)),
+        Some(base) if base != at.y => calls.push(pointwise::unary("scale", at.y, base, n, 1.0)),
+        Some(_) => {}
+    }
+    let kernel = if base.is_some() { "scatter_rows_accumulate" } else { "scatter_rows" };
+    calls.extend(runs(kernel, at, list));
+    calls
+}
+
+/// Which tokens of each of several images.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    pub index: u64,
+    pub images: u64,
+    pub kept: u32,
+    pub tokens: u32,
+}
+
+fn tokens(kernel: &'static str, at: Rows, of: Kept) -> Call {
+    let rows = of.images * u64::from(of.kept);
+    let (index, kept, tokens) = (of.index, of.kept, of.tokens);
+    let params = TokenParams { y: at.y, x: at.x, index, rows, kept, tokens, width: at.width, unused: 0 };
+    call(kernel, &params, rows, at)
+}
+
+pub fn gather_tokens(at: Rows, of: Kept) -> Vec<Call> {
+    vec![tokens("gather_tokens", at, of)]
+}
+
+/// All tokens: those of `of.index` from `x`, the others 0.
+pub fn scatter_tokens(at: Rows, of: Kept) -> Vec<Call> {
+    let n = of.images * u64::from(of.tokens) * u64::from(at.width);
+    vec![pointwise::unary("fill", at.y, 0, n, 0.0), tokens("scatter_tokens", at, of)]
+}
+
+/// `x: [images * tokens, D]` plus `pos: [tokens, D]` of `each` elements.
+pub fn add_positions(y: u64, x: u64, pos: u64, images: u64, each: u64) -> Vec<Call> {
+    vec![positions("add_positions", PositionParams { y, x, pos, images, each }, images * each)]
+}
+
+/// The sum of `images` blocks of `each` elements.
+pub fn sum_images(y: u64, x: u64, images: u64, each: u64) -> Vec<Call> {
+    vec![positions("sum_images", PositionParams { y, x, pos: 0, images, each }, each)]
+}
+
+fn positions(kernel: &'static str, params: PositionParams, elements: u64) -> Call {
+    let vec = vector(params.each, 4, &[params.y, params.x, params.pos]);
+    Call::new(Family::Layout, kernel, blocks(elements / vec), THREADS, &params).given("VEC", vec as usize)
+}

@@ -1,0 +1,20 @@
+//! The CUDA device: kernels compiled at run time, launched through a small driver trait. No kernel needs a GPU to be
+//! tested: a driver may as well interpret the PTX.
+
+mod driver;
+mod kernel;
+mod layer_norm;
+mod layout;
+mod lower;
+mod nvrtc;
+mod optim;
+mod pointwise;
+mod program;
+mod vm;
+
+pub use driver::{DeviceInfo, Driver, KernelId, Launch};
+pub use kernel::{Call, Family, KernelParams, Layout};
+pub use nvrtc::Compiler;
+pub use optim::SCALARS;
+pub use program::CudaBackend;
+pub use vm::VmDriver;

@@ -1,0 +1,93 @@
+//! Launches of `kernels/optim.cu`.
+
+use super::kernel::{Call, Family, KernelParams, kernel_params};
+use super::pointwise::{THREADS, blocks};
+use crate::ir::{ParamSegment, Scalar};
+
+kernel_params! {
+    AccumulateParams { total: u64, grads: u64, scalars: u64, n: u64 }
+    SquareParams { partial: u64, grads: u64, n: u64 }
+    HealthParams { health: u64, partial: u64, loss: u64, scalars: u64, chunks: u64 }
+    Piece { start: u64, expert: u64, len: u32, decay: u32 }
+    AdamWParams {
+        params: u64, m: u64, v: u64, expert: u64, grads: u64, scalars: u64, health: u64, pieces: u64,
+    }
+}
+
+/// Elements of one partial sum of squares: CHUNK of the kernel.
+const CHUNK: u64 = 65536;
+/// Most elements of a [`Piece`].
+const PIECE: usize = 4096;
+/// Marks a parameter that the expert has no average of.
+const NO_EXPERT: u64 = u64::MAX;
+
+/// Names under which the kernels know places in the scalar block.
+pub const SCALARS: [(&str, usize); 11] = [
+    ("LEARNING_RATE", Scalar::LearningRate as usize),
+    ("WEIGHT_DECAY", Scalar::WeightDecay as usize),
+    ("BETA1", Scalar::Beta1 as usize),
+    ("BETA2", Scalar::Beta2 as usize),
+    ("ADAM_EPS", Scalar::AdamEps as usize),
+    ("BIAS_CORRECTION1", Scalar::BiasCorrection1 as usize),
+    ("BIAS_CORRECTION2", Scalar::BiasCorrection2 as usize),
+    ("CLIP_NORM", Scalar::ClipNorm as usize),
+    ("EXPERT_MOMENTUM", Scalar::ExpertMomentum as usize),
+    ("MICRO_STEP", Scalar::MicroStep as usize),
+    ("MICRO_WEIGHT", Scalar::MicroWeight as usize),
+];
+
+fn call<P: KernelParams>(kernel: &'static str, blocks: u32, params: &P) -> Call {
+    SCALARS
+        .iter()
+        .fold(Call::new(Family::Optim, kernel, blocks, THREADS, params), |c, (name, at)| c.given(name, *at))
+}
+
+/// Adds a micro step's gradients to the sum.
+pub fn accumulate_grads(params: &AccumulateParams) -> Vec<Call> {
+    vec![call("accumulate_grads", blocks(params.n), params)]
+}
+
+/// Bytes of scratch memory of [`grad_health`] for `n` gradients.
+pub fn health_workspace(n: u64) -> usize {
+    n.div_ceil(CHUNK) as usize * size_of::<f64>()
+}
+
+/// Norm, clip factor and soundness of `n` gradients.
+///
+/// # Errors
+/// More gradients than one grid covers.
+pub fn grad_health(
+    health: u64,
+    grads: u64,
+    n: u64,
+    loss: u64,
+    scalars: u64,
+    scratch: u64,
+) -> Result<Vec<Call>, String> {
+    let chunks = n.div_ceil(CHUNK);
+    let grid = u32::try_from(chunks).map_err(|_| format!("takes fewer than {n} gradients"))?;
+    let squares = SquareParams { partial: scratch, grads, n };
+    let params = HealthParams { health, partial: scratch, loss, scalars, chunks };
+    Ok(vec![call("square_sums", grid.max(1), &squares), call("grad_health", 1, &params)])
+}
+
+/// The update of all `segments`, one block each [`PIECE`] elements.
+pub fn adamw(params: &AdamWParams, segments: &[ParamSegment]) -> Vec<Call> {
+    let mut pieces = Vec::new();
+    for s in segments {
+        for from in (0..s.len).step_by(PIECE) {
+            pieces.push(Piece {
+                start: (s.start + from) as u64,
+                expert: s.expert.map_or(NO_EXPERT, |e| (e + from) as u64),
+                len: PIECE.min(s.len - from) as u32,
+                decay: u32::from(s.decay),
+            });
+        }
+    }
+    if pieces.is_empty() {
+        return Vec::new();
+    }
+    let blocks = pieces.len() as u32;
+    let table = bytemuck::cast_slice(&pieces).to_vec();
+    vec![call("adamw", blocks, params).table(std::mem::offset_of!(AdamWParams, pieces), table)]
+}

@@ -1,0 +1,245 @@
+//! The CUDA backend: owns the regions and the arena on the device, turns plans into prepared launches, runs them.
+
+use super::driver::{Driver, Launch};
+use super::lower::{self, Operand};
+use super::nvrtc::Compiler;
+use crate::backend::{Backend, HostSlice, HostSliceMut, OperandType, ProgramId, in_place};
+use crate::error::{Error, Result};
+use crate::ir::{Op, Region};
+use crate::plan::{Plan, Slot, Space, Step};
+use crate::tensor::DType;
+use std::collections::BTreeMap;
+
+/// Executes plans on a device in f32.
+pub struct CudaBackend<D> {
+    driver: D,
+    compiler: Compiler,
+    regions: BTreeMap<Region, RegionMemory>,
+    arena: Memory,
+    programs: Vec<Program>,
+}
+
+/// A stretch of device memory.
+#[derive(Clone, Copy, Debug, Default)]
+struct Memory {
+    at: u64,
+    bytes: usize,
+}
+
+struct RegionMemory {
+    memory: Memory,
+    dtype: DType,
+    elements: usize,
+}
+
+struct Program {
+    plan: Plan,
+    launches: Vec<Launch>,
+    /// Addresses of constant tables.
+    tables: Vec<u64>,
+}
+
+impl<D: Driver> CudaBackend<D> {
+    /// A backend on `driver`; `compiler` makes kernels for its device.
+    pub fn new(driver: D, compiler: Compiler) -> Self {
+        let arena = Memory::default();
+        CudaBackend { driver, compiler, regions: BTreeMap::new(), arena, programs: Vec::new() }
+    }
+
+    pub fn driver(&mut self) -> &mut D {
+        &mut self.driver
+    }
+
+    /// Fills the arena with a byte pattern that reads as NaN, so that a check sees what nobody wrote.
+    ///
+    /// # Errors
+    /// Those of the driver.
+    pub fn poison_arena(&mut self) -> Result<()> {
+        self.driver.upload(self.arena.at, &vec![0xff; self.arena.bytes])
+    }
+
+    /// Memory of `bytes` that begins with the contents of `old`.
+    fn grown(&mut self, old: Memory, bytes: usize) -> Result<Memory> {
+        let at = self.driver.allocate(bytes)?;
+        let mut contents = vec![0; bytes];
+        if old.bytes > 0 {
+            self.driver.download(old.at, &mut contents[..old.bytes])?;
+            self.driver.free(old.at)?;
+        }
+        self.driver.upload(at, &contents)?;
+        Ok(Memory { at, bytes })
+    }
+
+    /// Makes room for what `plan` needs; contents of regions are kept.
+    fn grow(&mut self, plan: &Plan) -> Result<()> {
+        for size in &plan.regions {
+            if !matches!(size.dtype, DType::F32 | DType::I32) {
+                let message = format!("computes in f32, the plan's {} is {}", size.region.name(), size.dtype);
+                return Err(Error::device("cuda", message));
+            }
+            let old = self.regions.get(&size.region).map_or(Memory::default(), |r| r.memory);
+            if old.bytes < size.bytes() {
+                let memory = self.grown(old, size.bytes())?;
+                let region = RegionMemory { memory, dtype: size.dtype, elements: size.elements };
+                self.regions.insert(size.region, region);
+            }
+        }
+        if self.arena.bytes < plan.arena_bytes {
+            if self.arena.bytes > 0 {
+                self.driver.free(self.arena.at)?;
+            }
+            self.arena = Memory { at: self.driver.allocate(plan.arena_bytes)?, bytes: plan.arena_bytes };
+        }
+        Ok(())
+    }
+
+    fn address(&self, slot: &Slot, path: &str) -> Result<u64> {
+        let memory = match slot.space {
+            Space::Unused => return Ok(0),
+            Space::Arena => self.arena,
+            Space::Region(region) => self.region(region)?.memory,
+        };
+        let bytes = slot.shape.count() * slot.dtype.bytes();
+        match slot.offset.checked_add(bytes) {
+            Some(end) if end <= memory.bytes => Ok(memory.at + slot.offset as u64),
+            _ => Err(Error::invariant("compile", format!("{path}: an operand leaves its memory"))),
+        }
+    }
+
+    fn launches(&mut self, step: &Step, tables: &mut Vec<u64>) -> Result<Vec<Launch>> {
+        let at =
+            |slots: &[Slot]| slots.iter().map(|s| self.address(s, &step.path)).collect::<Result<Vec<_>>>();
+        let (inputs, outputs) = (at(&step.inputs)?, at(&step.outputs)?);
+        let inputs = with_shapes(&step.inputs, &inputs);
+        let outputs = with_shapes(&step.outputs, &outputs);
+        let scratch = self.arena.at + step.workspace.0 as u64;
+        let refused = |why: String| Error::device("cuda", format!("{}: {} {why}", step.path, step.op.name()));
+        let calls = lower::lower(&step.op, &inputs, &outputs, scratch).map_err(refused)?;
+        let mut launches = Vec::with_capacity(calls.len());
+        for call in calls {
+            let ptx = self.compiler.ptx(call.family.file(), &call.source())?;
+            let kernel = self.driver.load(&ptx, call.kernel)?;
+            let (grid, block, shared, mut params) = (call.grid, call.block, call.shared, call.params);
+            for (offset, bytes) in call.tables {
+                let at = self.driver.allocate(bytes.len())?;
+                tables.push(at);
+                self.driver.upload(at, &bytes)?;
+                params[offset..offset + size_of::<u64>()].copy_from_slice(&at.to_ne_bytes());
+            }
+            launches.push(Launch { kernel, grid, block, shared, params });
+        }
+        Ok(launches)
+    }
+
+    fn region(&self, region: Region) -> Result<&RegionMemory> {
+        self.regions
+            .get(&region)
+            .ok_or_else(|| Error::device("cuda", format!("no program uses the region {}", region.name())))
+    }
+
+    /// Address and type of `len` elements of a region.
+    fn range(&self, region: Region, offset: usize, len: usize) -> Result<(u64, DType)> {
+        let have = self.region(region)?;
+        match offset.checked_add(len) {
+            Some(end) if end <= have.elements => {
+                Ok((have.memory.at + (offset * have.dtype.bytes()) as u64, have.dtype))
+            }
+            _ => Err(Error::device(
+                "cuda",
+                format!("elements {offset}..+{len} lie outside {} of {}", region.name(), have.elements),
+            )),
+        }
+    }
+}
+
+fn with_shapes<'a>(slots: &'a [Slot], at: &[u64]) -> Vec<Operand<'a>> {
+    slots.iter().zip(at).map(|(slot, &at)| Operand { at, shape: &slot.shape }).collect()
+}
+
+impl<D: Driver> Backend for CudaBackend<D> {
+    fn name(&self) -> String {
+        format!("{} (f32)", self.driver.info().name)
+    }
+
+    fn dtype(&self) -> DType {
+        DType::F32
+    }
+
+    fn workspace(&self, op: &Op, inputs: &[OperandType<'_>], _outputs: &[OperandType<'_>]) -> usize {
+        lower::workspace(op, inputs)
+    }
+
+    fn in_place(&self, op: &Op) -> &'static [usize] {
+        in_place(op)
+    }
+
+    fn compile(&mut self, plan: Plan) -> Result<ProgramId> {
+        self.grow(&plan)?;
+        self.programs.push(Program { plan, launches: Vec::new(), tables: Vec::new() });
+        // Growing may have moved memory under earlier programs.
+        let mut programs = std::mem::take(&mut self.programs);
+        for program in &mut programs {
+            program.launches.clear();
+            for table in program.tables.drain(..) {
+                self.driver.free(table)?;
+            }
+            for step in &program.plan.steps {
+                program.launches.extend(self.launches(step, &mut program.tables)?);
+            }
+        }
+        self.programs = programs;
+        Ok(ProgramId(self.programs.len() - 1))
+    }
+
+    fn write(&mut self, region: Region, offset: usize, data: HostSlice<'_>) -> Result<()> {
+        let (at, dtype) = self.range(region, offset, data.len())?;
+        let converted: Vec<f32>;
+        let bytes: &[u8] = match (data, dtype) {
+            (HostSlice::I32(x), DType::I32) => bytemuck::cast_slice(x),
+            (HostSlice::F32(x), DType::F32) => bytemuck::cast_slice(x),
+            (HostSlice::F64(x), DType::F32) => {
+                converted = x.iter().map(|v| *v as f32).collect();
+                bytemuck::cast_slice(&converted)
+            }
+            _ => return Err(type_mismatch(region, dtype)),
+        };
+        self.driver.upload(at, bytes)
+    }
+
+    fn read(&self, region: Region, offset: usize, data: HostSliceMut<'_>) -> Result<()> {
+        let len = match &data {
+            HostSliceMut::F32(x) => x.len(),
+            HostSliceMut::F64(x) => x.len(),
+            HostSliceMut::I32(x) => x.len(),
+        };
+        let (at, dtype) = self.range(region, offset, len)?;
+        match (data, dtype) {
+            (HostSliceMut::I32(x), DType::I32) => self.driver.download(at, bytemuck::cast_slice_mut(x)),
+            (HostSliceMut::F32(x), DType::F32) => self.driver.download(at, bytemuck::cast_slice_mut(x)),
+            (HostSliceMut::F64(x), DType::F32) => {
+                let mut values = vec![0.0f32; len];
+                self.driver.download(at, bytemuck::cast_slice_mut(&mut values))?;
+                x.iter_mut().zip(values).for_each(|(x, v)| *x = f64::from(v));
+                Ok(())
+            }
+            _ => Err(type_mismatch(region, dtype)),
+        }
+    }
+
+    fn run(&mut self, program: ProgramId) -> Result<()> {
+        let Some(program) = self.programs.get(program.0) else {
+            return Err(Error::device("cuda", format!("program {} was never compiled", program.0)));
+        };
+        for launch in &program.launches {
+            self.driver.launch(launch)?;
+        }
+        self.driver.finish()
+    }
+}
+
+fn type_mismatch(region: Region, dtype: DType) -> Error {
+    Error::device(
+        "cuda",
+        format!("region {} holds {dtype}, the host's data is of another kind", region.name()),
+    )
+}

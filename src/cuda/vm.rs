@@ -1,0 +1,95 @@
+//! A driver without a GPU: interprets the PTX, and refuses launches that do what a GPU would leave undefined.
+
+use super::driver::{DeviceInfo, Driver, KernelId, Launch};
+use crate::error::{Error, Result};
+use ptx_vm::{Counts, Memory, Module, Options};
+use std::collections::BTreeMap;
+
+/// The interpreter as a device.
+pub struct VmDriver {
+    info: DeviceInfo,
+    memory: Memory,
+    modules: Vec<Module>,
+    /// Module of each text that was loaded.
+    loaded: BTreeMap<String, usize>,
+    /// Module and name of each kernel.
+    kernels: Vec<(usize, String)>,
+    options: Options,
+    counts: Counts,
+}
+
+impl VmDriver {
+    /// An interpreter with `memory` bytes of device memory that claims compute capability `capability`.
+    pub fn new(capability: (u32, u32), memory: u64) -> Self {
+        VmDriver {
+            info: DeviceInfo { name: "ptx-vm".into(), capability, multiprocessors: 1 },
+            memory: Memory::new(memory),
+            modules: Vec::new(),
+            loaded: BTreeMap::new(),
+            kernels: Vec::new(),
+            options: Options::default(),
+            counts: Counts::default(),
+        }
+    }
+
+    /// What all launches so far did.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
+    }
+}
+
+fn failed(e: ptx_vm::Error) -> Error {
+    Error::device("ptx-vm", e.to_string())
+}
+
+impl Driver for VmDriver {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn allocate(&mut self, bytes: usize) -> Result<u64> {
+        self.memory.allocate(bytes as u64).map_err(failed)
+    }
+
+    fn free(&mut self, at: u64) -> Result<()> {
+        self.memory.free(at).map_err(failed)
+    }
+
+    fn upload(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
+        self.memory.write(at, bytes).map_err(failed)
+    }
+
+    fn download(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
+        self.memory.read(at, bytes).map_err(failed)
+    }
+
+    fn load(&mut self, ptx: &str, name: &str) -> Result<KernelId> {
+        let module = match self.loaded.get(ptx) {
+            Some(module) => *module,
+            None => {
+                self.modules.push(Module::parse(ptx).map_err(failed)?);
+                self.loaded.insert(ptx.to_owned(), self.modules.len() - 1);
+                self.modules.len() - 1
+            }
+        };
+        self.modules[module].kernel(name).map_err(failed)?;
+        self.kernels.push((module, name.to_owned()));
+        Ok(KernelId(self.kernels.len() - 1))
+    }
+
+    fn launch(&mut self, launch: &Launch) -> Result<()> {
+        let Some((module, name)) = self.kernels.get(launch.kernel.0) else {
+            return Err(Error::device("ptx-vm", format!("kernel {} was never loaded", launch.kernel.0)));
+        };
+        let module = &self.modules[*module];
+        let Launch { grid, block, shared, params, .. } = launch;
+        let report =
+            ptx_vm::launch(module, name, *grid, *block, *shared, params, &mut self.memory, &self.options);
+        self.counts.add(&report.map_err(failed)?.counts);
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        Ok(())
+    }
+}

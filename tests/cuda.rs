@@ -1,0 +1,123 @@
+//! Kernels of the CUDA backend against the naive f64 reference, executed by the interpreter of PTX: the very code that
+//! NVRTC makes for a GPU. The interpreter also refuses accesses out of bounds, misaligned, racing or of memory that
+//! nobody wrote.
+
+mod common;
+
+use common::cases::{Case, cases, in_place};
+use common::check::EPS_F32;
+use common::judge::Judge;
+use common::runner::{Placement, run_op};
+use saip_engine::cuda::{Compiler, CudaBackend, Family, SCALARS, VmDriver};
+use saip_engine::ir::OpKind;
+use std::path::Path;
+
+const CAPABILITY: (u32, u32) = (8, 0);
+const MEMORY: u64 = 256 << 20;
+
+/// NVRTC with its cache among the build's files. `tools/test.sh` provides NVRTC where there is none.
+fn compiler() -> Compiler {
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("ptx");
+    Compiler::new(CAPABILITY, Some(cache))
+        .expect("run the tests with `bash tools/test.sh`, which fetches NVRTC")
+}
+
+fn backend() -> CudaBackend<VmDriver> {
+    CudaBackend::new(VmDriver::new(CAPABILITY, MEMORY), compiler())
+}
+
+fn check_case(case: &Case) -> Result<(), String> {
+    let judge = Judge::new(case, EPS_F32);
+    for placement in [Placement::Regions, Placement::Arena] {
+        let poison = |b: &mut CudaBackend<VmDriver>| b.poison_arena().expect("the arena can be written");
+        let got = run_op(&case.op, &case.inputs, in_place(case.kind()), placement, backend(), poison)?;
+        judge.outputs(&got).map_err(|e| format!("{e} ({placement:?})"))?;
+        if placement == Placement::Regions && got.len() != judge.count() {
+            return Err(format!("{} outputs instead of {}", got.len(), judge.count()));
+        }
+    }
+    Ok(())
+}
+
+fn check(kind: OpKind) {
+    let cases = cases(kind);
+    assert!(!cases.is_empty(), "{} has no case", kind.name());
+    let failures: Vec<String> =
+        cases.iter().filter_map(|c| check_case(c).err().map(|e| format!("  {}: {e}", c.name))).collect();
+    assert!(
+        failures.is_empty(),
+        "{}: {} of {} cases fail\n{}",
+        kind.name(),
+        failures.len(),
+        cases.len(),
+        failures.join("\n")
+    );
+}
+
+macro_rules! kernel_tests {
+    ($($test:ident: $kind:ident,)*) => {
+        $(#[test]
+        fn $test() {
+            check(OpKind::$kind);
+        })*
+    };
+}
+
+kernel_tests! {
+    gelu: Gelu,
+    gelu_backward: GeluBackward,
+    add: Add,
+    scale: Scale,
+    fill: Fill,
+    layer_norm: LayerNorm,
+    layer_norm_backward: LayerNormBackward,
+    select_rows: SelectRows,
+    scatter_rows: ScatterRows,
+    gather_tokens: GatherTokens,
+    scatter_tokens: ScatterTokens,
+    scale_segments: ScaleSegments,
+    weighted_sum: WeightedSum,
+    add_positions: AddPositions,
+    sum_images: SumImages,
+    accumulate_grads: AccumulateGrads,
+    grad_health: GradHealth,
+    adamw: AdamW,
+    l2_normalize: L2Normalize,
+    l2_normalize_backward: L2NormalizeBackward,
+}
+
+/// Architectures that a release supports.
+const TARGETS: [(u32, u32); 6] = [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)];
+
+#[test]
+fn every_family_compiles_for_every_architecture() {
+    for capability in TARGETS {
+        let compiler = Compiler::new(capability, None).unwrap();
+        for family in Family::ALL {
+            for bf16 in [false, true] {
+                let ptx = compiler.ptx(family.file(), &everything(*family, bf16)).unwrap();
+                assert!(
+                    ptx.contains(&format!(".target sm_{}{}", capability.0, capability.1)),
+                    "{capability:?}"
+                );
+            }
+        }
+    }
+}
+
+/// A family's text with some value for everything that its file lists as given.
+fn everything(family: Family, bf16: bool) -> String {
+    let mut given = vec![("VEC", 4), ("D", 192), ("WARPS", 8)];
+    given.extend(SCALARS);
+    family.source(&given, bf16)
+}
+
+#[test]
+fn a_struct_that_the_host_lays_out_otherwise_does_not_compile() {
+    let text = everything(Family::Layout, false);
+    let claim = |at| format!("{text}static_assert(OFFSET_OF(RunParams, len) == {at}, \"disagree\");\n");
+    let compiler = compiler();
+    compiler.ptx("layout.cu", &claim(40)).unwrap();
+    let message = compiler.ptx("layout.cu", &claim(44)).unwrap_err().to_string();
+    assert!(message.contains("layout.cu") && message.contains("disagree"), "{message}");
+}
