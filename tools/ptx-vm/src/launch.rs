@@ -46,7 +46,7 @@ impl Default for Options {
             check_registers: true,
             check_races: true,
             strict_warp: false,
-            instruction_limit: 1 << 32,
+            instruction_limit: 1 << 28,
             shared_limit: 227 << 10,
         }
     }
@@ -67,6 +67,7 @@ pub(crate) struct Env<'a> {
 }
 
 /// Runs a kernel to its end. `params` is the parameter block as [`Kernel::params`] lays it out.
+#[expect(clippy::too_many_arguments, reason = "the parameters of cuLaunchKernel, in its order")]
 pub fn launch(
     module: &Module,
     kernel: &str,

@@ -178,7 +178,7 @@ impl Memory {
         let alloc = &mut self.allocs[at];
         let mut offset = address - alloc.base;
         let mut rest = bytes;
-        if offset % 4 == 0 {
+        if offset.is_multiple_of(4) {
             let whole = rest.chunks_exact(4);
             rest = whole.remainder();
             let first = (offset / 4) as usize;

@@ -219,7 +219,7 @@ pub(crate) fn arithmetic(ctx: &mut FnCtx<'_>, base: &str, m: &mut Mods<'_>, ops:
     let ty = peek_type(m);
     match (float_op, int, ty) {
         (Some((op, n)), _, Some(ty)) if ty.float() => float(ctx, op, n, m, ops),
-        (_, Some(n), Some(ty)) if ty == Ty::Pred => pred_logic(ctx, base, n, m, ops),
+        (_, Some(n), Some(Ty::Pred)) => pred_logic(ctx, base, n, m, ops),
         (_, Some(n), Some(ty)) if !ty.float() => int_arith(ctx, base, n, m, ops),
         _ => ctx.error(format!("`{}` has no type that is supported", m.opcode)),
     }

@@ -85,7 +85,7 @@ pub(crate) fn narrow(op: FloatOp, ty: Ty, m: FMod, a: u64, b: u64, c: u64) -> u6
     if m.sat {
         r = if r.is_nan() { 0.0 } else { r.clamp(0.0, 1.0) };
     }
-    if m.relu && (r < 0.0 || r == 0.0) {
+    if m.relu && r <= 0.0 {
         r = 0.0;
     }
     let bits = encode(r, ty, m.round);

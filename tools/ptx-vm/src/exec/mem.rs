@@ -1,18 +1,12 @@
-//! Loads, stores, atomics and asynchronous copies, with their checks and traffic counts.
+//! Loads and stores, with their checks and traffic counts.
 
-use std::sync::Mutex;
-use std::sync::atomic::Ordering::Relaxed;
-
-use super::float::narrow;
-use super::{Cx, LOCAL_WINDOW, PARAM_WINDOW, Run, SHARED_WINDOW};
+use super::{Cx, LOCAL_WINDOW, PARAM_WINDOW, Run, SHARED_WINDOW, describe};
 use crate::error::FaultKind;
-use crate::ir::{Addr, AtomOp, FMod, FRAME_BASE, FloatOp, Op, Reg, Space, Src, Ty};
+use crate::ir::{Addr, FRAME_BASE, Reg, Space, Src, Ty};
+use crate::launch::OnFault;
 use crate::memory::Alloc;
 use crate::shared::{Clash, Touch, Who};
-use crate::warp::{Flight, Group, Lanes, Wide};
-
-/// Serialises the read-modify-write operations that span two words.
-static WIDE_ATOMIC: Mutex<()> = Mutex::new(());
+use crate::warp::{Lanes, Wide};
 
 /// The space a generic address lies in, and the address there.
 pub(super) fn resolve(space: Space, addr: u64) -> (Space, u64) {
@@ -104,28 +98,40 @@ impl<'a> Cx<'a> {
 
     /// True if the address is a multiple of the access size; else a fault.
     pub(super) fn aligned(&mut self, at: u64, bytes: u32, lane: usize) -> Run<bool> {
-        if at % u64::from(bytes) == 0 {
+        if at.is_multiple_of(u64::from(bytes)) {
             return Ok(true);
         }
         self.fault(FaultKind::Misaligned, lane as u32, format!("{bytes}-byte access at {at:#x}"))?;
         Ok(false)
     }
 
-    fn outside(&mut self, space: Space, at: u64, bytes: u32, lane: usize, place: String) -> Run {
+    pub(super) fn outside(&mut self, space: Space, at: u64, bytes: u32, lane: usize, place: String) -> Run {
         let text = format!("{bytes} bytes of {} memory at {at:#x}, {place}", space_name(space));
         self.fault(FaultKind::OutOfBounds, lane as u32, text)
     }
 
-    fn unwritten(&mut self, space: Space, at: u64, bytes: u32, lane: usize) -> Run {
+    pub(super) fn unwritten(&mut self, space: Space, at: u64, bytes: u32, lane: usize) -> Run {
         if !self.env.options.check_uninitialised {
             return Ok(());
         }
         let text = format!("{bytes} bytes of {} memory at {at:#x}", space_name(space));
+        if space == Space::Shared
+            && self.env.options.on_fault == OnFault::Abort
+            && self.env.options.check_races
+        {
+            if self.core.suspect.is_none() {
+                let kind = FaultKind::UninitialisedMemory;
+                let (env, line) = (self.env, self.inst.line);
+                self.core.suspect =
+                    Some(describe(env, self.core.ctaid, self.w, line, kind, lane as u32, text));
+            }
+            return Ok(());
+        }
         self.fault(FaultKind::UninitialisedMemory, lane as u32, text)
     }
 
     /// The allocation around an access; None after a fault.
-    fn global(
+    pub(super) fn global(
         &mut self,
         space: Space,
         at: u64,
@@ -163,7 +169,7 @@ impl<'a> Cx<'a> {
         }
     }
 
-    fn read(&mut self, space: Space, at: u64, bytes: u32, lane: usize, out: &mut [u32; 4]) -> Run {
+    pub(super) fn read(&mut self, space: Space, at: u64, bytes: u32, lane: usize, out: &mut [u32; 4]) -> Run {
         if !self.aligned(at, bytes, lane)? {
             return Ok(());
         }
@@ -273,13 +279,13 @@ impl<'a> Cx<'a> {
             return Ok(());
         }
         let mut all = 15;
-        for i in 0..(bytes / 4) as usize {
+        for (i, value) in value.iter_mut().enumerate().take((bytes / 4) as usize) {
             let word = first + i * 32;
             if write {
-                self.w.local[word] = value[i];
+                self.w.local[word] = *value;
                 self.w.local_init[word] = 15;
             } else {
-                value[i] = self.w.local[word];
+                *value = self.w.local[word];
                 all &= self.w.local_init[word];
             }
         }
@@ -315,7 +321,7 @@ impl<'a> Cx<'a> {
     }
 
     /// Traffic and shape of a warp's request. A generic request counts where its first lane goes.
-    fn count(&mut self, space: Space, addrs: &Wide, bytes: u32, write: bool) {
+    pub(super) fn count(&mut self, space: Space, addrs: &Wide, bytes: u32, write: bool) {
         let lanes = u64::from(self.mask.count_ones());
         let first = self.mask.trailing_zeros().min(31) as usize;
         let (space, _) = resolve(space, addrs[first]);
@@ -391,240 +397,6 @@ impl<'a> Cx<'a> {
             }
             self.core.counts.shared_wavefronts += u64::from(most);
             self.core.counts.shared_wavefronts_ideal += 1;
-        }
-    }
-
-    pub(super) fn atomic(
-        &mut self,
-        space: Space,
-        op: AtomOp,
-        ty: Ty,
-        d: Option<Reg>,
-        addr: &Addr,
-        s: &[Src; 2],
-    ) -> Run {
-        let addrs = self.addresses(addr);
-        let (b, c) = (self.fetch_wide(&s[0]), self.fetch_wide(&s[1]));
-        let bytes = ty.size();
-        let mut old: Wide = [0; 32];
-        for lane in self.lanes() {
-            let (space, at) = resolve(space, addrs[lane]);
-            if !self.aligned(at, bytes, lane)? {
-                continue;
-            }
-            let update = |v: u64| rmw(op, ty, v, b[lane], c[lane]);
-            match space {
-                Space::Shared => {
-                    if self.shared_access(at, bytes, lane, Touch::Atomic)? {
-                        let mut v = [0; 4];
-                        self.core.shared.read(at as u32, bytes, &mut v);
-                        old[lane] = u64::from(v[0]) | u64::from(v[1]) << 32;
-                        let new = update(old[lane]);
-                        self.core.shared.write(at as u32, bytes, &[new as u32, (new >> 32) as u32, 0, 0]);
-                    }
-                }
-                Space::Global => {
-                    let Some(a) = self.global(space, at, bytes, lane, true)? else { continue };
-                    let mut v = [0; 4];
-                    if !a.read(at - a.base, bytes, &mut v) {
-                        self.unwritten(space, at, bytes, lane)?;
-                    }
-                    old[lane] = global_rmw(a, at - a.base, bytes, update);
-                }
-                other => {
-                    self.outside(other, at, bytes, lane, "atomics need global or shared memory".into())?
-                }
-            }
-        }
-        self.count(space, &addrs, bytes, true);
-        if let Some(d) = d {
-            self.w.put_wide(d, self.mask, &old);
-        }
-        Ok(())
-    }
-
-    pub(super) fn cp_async(&mut self) -> Run {
-        let Op::CpAsync { bytes, dst, src, src_size, ignore } = &self.inst.op else { return Ok(()) };
-        let bytes = u32::from(*bytes);
-        let (to, from) = (self.addresses(dst), self.addresses(src));
-        let sizes = src_size.as_ref().map_or([bytes; 32], |s| self.fetch(s));
-        let skip = ignore.map_or(0, |g| self.guard(g));
-        for lane in self.lanes() {
-            let (_, at) = resolve(Space::Generic, to[lane]);
-            if !self.aligned(at, bytes, lane)? || !self.aligned(from[lane], bytes, lane)? {
-                continue;
-            }
-            let size = if skip >> lane & 1 == 1 { 0 } else { sizes[lane] };
-            if size > bytes {
-                self.fault(
-                    FaultKind::BadOperand,
-                    lane as u32,
-                    format!("{size} source bytes for a copy of {bytes}"),
-                )?;
-                continue;
-            }
-            let mut value = [0; 4];
-            self.partial_read(from[lane], size, lane, &mut value)?;
-            if self.shared_access(at, bytes, lane, Touch::Async)? {
-                self.core.shared.write(at as u32, bytes, &value);
-                self.w.open.push(Flight { at: at as u32, bytes, lane: lane as u8, line: self.inst.line });
-            }
-        }
-        self.count(Space::Global, &from, bytes, false);
-        let shared = to.map(|t| resolve(Space::Generic, t).1);
-        self.count(Space::Shared, &shared, bytes, true);
-        Ok(())
-    }
-
-    /// Reads `size` bytes (any number up to 16) from global memory, the rest stays zero.
-    fn partial_read(&mut self, at: u64, size: u32, lane: usize, value: &mut [u32; 4]) -> Run {
-        if matches!(size, 4 | 8 | 16) {
-            return self.read(Space::Global, at, size, lane, value);
-        }
-        for b in 0..size {
-            let mut byte = [0; 4];
-            self.read(Space::Global, at + u64::from(b), 1, lane, &mut byte)?;
-            value[b as usize / 4] |= byte[0] << (8 * (b % 4));
-        }
-        Ok(())
-    }
-
-    pub(super) fn cp_commit(&mut self) {
-        let mask = self.mask;
-        let mine = |f: &Flight| mask >> f.lane & 1 == 1;
-        let flights = self.w.open.iter().copied().filter(mine).collect();
-        self.w.open.retain(|f| !mine(f));
-        self.w.groups.push(Group { lanes: mask, flights });
-    }
-
-    /// Lands the copies of all groups but the `pending` newest of each lane.
-    pub(super) fn cp_wait(&mut self, pending: u32, all: bool) {
-        let mask = self.mask;
-        let now = self.w.clocks[self.w.index as usize & 31];
-        let shared = &mut self.core.shared;
-        let mut newer = [0u32; 32];
-        for group in self.w.groups.iter_mut().rev() {
-            let done = |lane: u8| mask >> lane & 1 == 1 && newer[lane as usize] >= pending;
-            group.flights.retain(|f| {
-                let landed = done(f.lane);
-                if landed {
-                    shared.land(f.at, f.bytes, now);
-                }
-                !landed
-            });
-            for (lane, n) in newer.iter_mut().enumerate().filter(|(l, _)| group.lanes >> l & 1 == 1) {
-                *n += u32::from(mask >> lane & 1);
-            }
-        }
-        if all {
-            self.w.open.retain(|f| {
-                let landed = mask >> f.lane & 1 == 1;
-                if landed {
-                    shared.land(f.at, f.bytes, now);
-                }
-                !landed
-            });
-        }
-        // Old groups with nothing in flight no longer matter: waits count from the newest.
-        let keep = self.w.groups.iter().position(|g| !g.flights.is_empty()).unwrap_or(self.w.groups.len());
-        self.w.groups.drain(..keep);
-    }
-
-    /// Exiting lanes must not leave copies behind.
-    pub(super) fn leaked(&mut self, gone: u32) -> Run {
-        let flights = self.w.groups.iter().flat_map(|g| &g.flights).chain(&self.w.open);
-        let Some(f) = flights.copied().find(|f| gone >> f.lane & 1 == 1) else { return Ok(()) };
-        let text =
-            format!("the copy of {} bytes to shared {:#x} issued at PTX line {}", f.bytes, f.at, f.line);
-        self.fault(FaultKind::AsyncLeaked, u32::from(f.lane), text)
-    }
-}
-
-fn global_rmw(a: &Alloc, offset: u64, bytes: u32, update: impl Fn(u64) -> u64) -> u64 {
-    if bytes == 8 {
-        let _guard = WIDE_ATOMIC.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let (low, high) = (a.word(offset), a.word(offset + 4));
-        let old = u64::from(low.load(Relaxed)) | u64::from(high.load(Relaxed)) << 32;
-        let new = update(old);
-        a.write(offset, 8, &[new as u32, (new >> 32) as u32, 0, 0]);
-        return old;
-    }
-    let shift = 8 * (offset % 4) as u32;
-    let field = if bytes == 4 { u32::MAX } else { 0xffff << shift };
-    let word = a.word(offset);
-    let mut old = word.load(Relaxed);
-    loop {
-        let value = u64::from((old & field) >> shift);
-        let new = old & !field | (update(value) as u32) << shift & field;
-        match word.compare_exchange_weak(old, new, Relaxed, Relaxed) {
-            Ok(_) => return value,
-            Err(now) => old = now,
-        }
-    }
-}
-
-fn rmw(op: AtomOp, ty: Ty, old: u64, b: u64, c: u64) -> u64 {
-    let bits = ty.bits();
-    let m = if bits == 64 { u64::MAX } else { (1 << bits) - 1 };
-    let (old, b, c) = (old & m, b & m, c & m);
-    let up = 64 - bits;
-    let less = if ty.signed() { ((b << up) as i64) < (old << up) as i64 } else { b < old };
-    match op {
-        AtomOp::Add if ty == Ty::F64 => (f64::from_bits(old) + f64::from_bits(b)).to_bits(),
-        AtomOp::Add | AtomOp::Min | AtomOp::Max if ty.float() => {
-            let f = match op {
-                AtomOp::Add => FloatOp::Add,
-                AtomOp::Min => FloatOp::Min,
-                _ => FloatOp::Max,
-            };
-            let one = |shift: u32| {
-                narrow(f, ty, FMod::default(), old >> shift & 0xffff, b >> shift & 0xffff, 0) << shift
-            };
-            if matches!(ty, Ty::F16x2 | Ty::Bf16x2) {
-                one(0) | one(16)
-            } else {
-                narrow(f, ty, FMod::default(), old, b, 0)
-            }
-        }
-        AtomOp::Add => old.wrapping_add(b) & m,
-        AtomOp::Min => {
-            if less {
-                b
-            } else {
-                old
-            }
-        }
-        AtomOp::Max => {
-            if less {
-                old
-            } else {
-                b
-            }
-        }
-        AtomOp::Exch => b,
-        AtomOp::Cas => {
-            if old == b {
-                c
-            } else {
-                old
-            }
-        }
-        AtomOp::And => old & b,
-        AtomOp::Or => old | b,
-        AtomOp::Xor => old ^ b,
-        AtomOp::Inc => {
-            if old >= b {
-                0
-            } else {
-                old + 1
-            }
-        }
-        AtomOp::Dec => {
-            if old == 0 || old > b {
-                b
-            } else {
-                old - 1
-            }
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Runs blocks: schedules warps between barriers, steps instructions, follows divergence.
 
+mod async_copy;
+mod atomic;
 mod cvt;
 mod float;
 mod int;
@@ -45,6 +47,8 @@ pub(crate) struct Core {
     pub shared: Shared,
     pub counts: Counts,
     pub faults: Vec<Fault>,
+    /// A read of unwritten shared memory that may yet turn out to be a race: its writer may just not have run.
+    pub suspect: Option<Fault>,
     pub ctaid: [u32; 3],
     pub barriers: [Barrier; 16],
 }
@@ -67,6 +71,7 @@ impl Block {
         self.core.shared.reset(env.shared_bytes);
         self.core.counts = Counts::default();
         self.core.faults.clear();
+        self.core.suspect = None;
         self.core.barriers = Default::default();
         self.warps.clear();
         let threads: u32 = env.block.iter().product();
@@ -83,6 +88,11 @@ impl Block {
         let _ = self.schedule(env);
         self.counts = std::mem::take(&mut self.core.counts);
         self.faults = std::mem::take(&mut self.core.faults);
+        let raced = self.faults.iter().any(|f| f.kind == FaultKind::SharedRace);
+        if let Some(first) = self.core.suspect.take().filter(|_| !raced) {
+            // What followed may be a consequence of the value that was missing.
+            self.faults.insert(0, first);
+        }
     }
 
     fn schedule(&mut self, env: &Env<'_>) -> Run {

@@ -102,7 +102,7 @@ impl Cx<'_> {
         }
         let warps = self.env.block.iter().product::<u32>().div_ceil(32);
         let expected = count.map_or(warps * 32, |c| self.fetch(c)[lane as usize & 31]);
-        if expected == 0 || expected % 32 != 0 || expected > warps * 32 {
+        if expected == 0 || !expected.is_multiple_of(32) || expected > warps * 32 {
             let text = format!("barrier {id} for {expected} threads in a block of {warps} warps");
             return Err(self.fatal(FaultKind::BadOperand, lane, text));
         }

@@ -213,7 +213,9 @@ impl FnCtx<'_> {
     }
 
     fn instruction(&mut self, c: &mut Cursor<'_, '_>) -> Result<()> {
-        (self.reads.clear(), self.pred_reads.clear(), self.writes.clear(), self.pred_writes.clear());
+        for list in [&mut self.reads, &mut self.pred_reads, &mut self.writes, &mut self.pred_writes] {
+            list.clear();
+        }
         let mut guard = None;
         if c.accept(b'@') {
             let negated = c.accept(b'!');
