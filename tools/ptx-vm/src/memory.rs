@@ -13,6 +13,8 @@ use crate::module::Module;
 /// First address handed out; everything below (null included) and the windows of other spaces is out of bounds.
 const FIRST: u64 = 0x10_0000_0000;
 const ALIGN: u64 = 256;
+/// Keeps sums of addresses and sizes far from overflow.
+const MAX_LIMIT: u64 = 1 << 46;
 
 /// One allocation.
 #[derive(Debug)]
@@ -26,11 +28,12 @@ pub(crate) struct Alloc {
 }
 
 impl Alloc {
-    fn new(base: u64, size: u64, constant: bool) -> Self {
-        let words = size.div_ceil(4) as usize;
+    /// None if the host has not enough memory.
+    fn new(base: u64, size: u64, constant: bool) -> Option<Self> {
+        let n = usize::try_from(size.div_ceil(4)).ok()?;
         // Zeroed pages come from the system untouched, so large allocations cost nothing until they are used.
-        let (words, init) = (bytemuck::zeroed_slice_box(words), bytemuck::zeroed_slice_box(words));
-        Alloc { base, size, constant, words, init }
+        let words = bytemuck::try_zeroed_slice_box(n).ok()?;
+        Some(Alloc { base, size, constant, words, init: bytemuck::try_zeroed_slice_box(n).ok()? })
     }
 
     pub fn contains(&self, addr: u64, bytes: u64) -> bool {
@@ -119,7 +122,13 @@ impl Default for Memory {
 impl Memory {
     /// A device with `limit` bytes. Host memory is only spent on pages that are touched.
     pub fn new(limit: u64) -> Self {
-        Memory { allocs: Vec::new(), next: FIRST, modules: HashMap::new(), used: 0, limit }
+        Memory {
+            allocs: Vec::new(),
+            next: FIRST,
+            modules: HashMap::new(),
+            used: 0,
+            limit: limit.min(MAX_LIMIT),
+        }
     }
 
     /// Bytes allocated now.
@@ -146,9 +155,12 @@ impl Memory {
             )));
         }
         let base = self.next;
+        let Some(alloc) = Alloc::new(base, bytes, constant) else {
+            return Err(Error::Memory(format!("the host cannot provide {bytes} bytes")));
+        };
         self.next = base + bytes.next_multiple_of(ALIGN) + ALIGN;
         self.used += bytes;
-        self.allocs.push(Alloc::new(base, bytes, constant));
+        self.allocs.push(alloc);
         Ok(base)
     }
 
@@ -236,7 +248,7 @@ impl Memory {
         Ok(())
     }
 
-    /// Copies between device ranges; what was never written stays unwritten at the destination's old state.
+    /// Copies between device ranges (which may overlap). The whole destination counts as written afterwards.
     pub fn copy(&mut self, to: u64, from: u64, bytes: u64) -> Result<()> {
         self.range(to, bytes.max(1))?;
         self.range(from, bytes.max(1))?;

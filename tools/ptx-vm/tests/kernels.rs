@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use ptx_vm::{Class, Memory, Module, Options, launch};
+use ptx_vm::{Class, Error, FaultKind, Memory, Module, Options, launch};
 
 fn module() -> Module {
     Module::parse(KERNELS).unwrap_or_else(|e| panic!("{e}"))
@@ -151,4 +151,77 @@ fn reference(id: i32) -> i32 {
         history[at] = history[at].wrapping_add(add);
     }
     history.iter().fold(0i32, |s, v| s.wrapping_add(*v))
+}
+
+#[test]
+fn the_math_library_gives_its_documented_accuracy() {
+    let module = Module::parse(include_str!("data/math.ptx")).unwrap_or_else(|e| panic!("{e}"));
+    let mut m = Memory::default();
+    let x: Vec<f32> = noise(150, 21).iter().map(|v| (v + 1.001) * 3.0).collect();
+    let px = upload_f32(&mut m, &x);
+    let out = m.allocate((x.len() * 64) as u64).unwrap();
+    let p = Params::default().ptr(px).ptr(out).i32(x.len() as i32);
+    launch(&module, "math", [2, 1, 1], [96, 1, 1], 0, &p.0, &mut m, &Options::default())
+        .unwrap_or_else(|e| panic!("{e}"));
+    for (i, (v, got)) in x.iter().zip(read_f32(&m, out, x.len() * 16).chunks(16)).enumerate() {
+        let d = f64::from(*v);
+        let k = (i as u64 + 1).wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        let want = [
+            d.ln_1p(),
+            d.powf(f64::from(1.7f32)),
+            f64::from(v * 1e6).sin(),
+            f64::from(v * 7.0).cos(),
+            d.tanh(),
+            d.exp_m1(),
+            d.cbrt(),
+            d.atan2(2.0),
+            d % f64::from(0.3f32),
+            d.exp(),
+            d.ln(),
+            d.powf(1.5),
+            (d / 3.0).sqrt(),
+            f64::from(v / 3.0),
+            d.round() + d.floor() * 16.0 + d.ceil() * 256.0 + d.round_ties_even() * 4096.0,
+            f64::from((k % 1000003) as f32 + (k as i64 / 77777777777 % 13) as f32),
+        ];
+        for (j, (got, want)) in got.iter().zip(want).enumerate() {
+            // CUDA documents at most 4 units in the last place for the approximate ones.
+            let ulps = if j < 8 { 4.0 } else { 0.51 };
+            let unit = f64::from((want as f32).abs().next_up() - (want as f32).abs());
+            let error = (f64::from(*got) - want).abs() / unit;
+            assert!(error <= ulps, "column {j} of {v}: {got}, want {want} ({error} ulp)");
+        }
+    }
+}
+
+/// The GEMM's text with one of its synchronising instructions taken out must fail.
+#[test]
+fn a_gemm_without_any_one_of_its_synchronisations_is_caught() {
+    let start = KERNELS.find(".visible .entry gemm_bf16").unwrap();
+    let end = start + KERNELS[start..].find("\n}").unwrap();
+    let found = |what: &str| -> Vec<usize> {
+        KERNELS[start..end].match_indices(what).map(|(i, _)| start + i).collect()
+    };
+    let sites: Vec<usize> =
+        ["bar.sync", "cp.async.wait_group", "cp.async.commit_group"].iter().flat_map(|w| found(w)).collect();
+    assert_eq!(sites.len(), 6, "two barriers, two waits, two commits");
+    for at in sites {
+        let mut text = KERNELS.to_string();
+        let end = at + text[at..].find(';').unwrap();
+        let what = text[at..end].to_string();
+        text.replace_range(at..end, "");
+        let module = Module::parse(&text).unwrap_or_else(|e| panic!("{e}"));
+        let mut m = Memory::default();
+        let [a, b] = [64 * 128 * 2, 64 * 128 * 2].map(|n| {
+            let p = m.allocate(n).unwrap();
+            m.memset(p, 0, n).unwrap();
+            p
+        });
+        let c = m.allocate(64 * 64 * 4).unwrap();
+        let p = Params::default().ptr(a).ptr(b).ptr(c).i32(64).i32(64).i32(128);
+        let result = launch(&module, "gemm_bf16", [1; 3], [128, 1, 1], 0, &p.0, &mut m, &Options::default());
+        let Err(Error::Fault(fault)) = result else { panic!("the kernel without `{what}` passes") };
+        let kinds = [FaultKind::SharedRace, FaultKind::AsyncNotWaited, FaultKind::AsyncLeaked];
+        assert!(kinds.contains(&fault.kind), "without `{what}`: {fault}");
+    }
 }

@@ -172,6 +172,9 @@ pub(crate) fn compare(ctx: &mut FnCtx<'_>, base: &str, m: &mut Mods<'_>, ops: &[
         None => None,
     };
     if base == "set" {
+        if matches!(ty, Ty::F16x2 | Ty::Bf16x2) {
+            return ctx.error(format!("`{}` on pairs is not supported", m.opcode));
+        }
         return Ok((Op::Set { cmp, combine, dty, ty, ftz, s, d: ctx.dst(&ops[0], dty)? }, Class::Integer));
     }
     let (p, q) = ctx.pair(&ops[0]);

@@ -8,7 +8,7 @@ use crate::parse::{FnCtx, Operand};
 use crate::report::Class;
 
 /// Caching, ordering and scope: of no consequence to an interpreter that keeps memory coherent.
-const IGNORED: [&str; 37] = [
+const IGNORED: [&str; 34] = [
     "weak",
     "relaxed",
     "acquire",
@@ -43,9 +43,6 @@ const IGNORED: [&str; 37] = [
     "L2::256B",
     "L1",
     "L2",
-    "sc",
-    "async",
-    "tensormap",
 ];
 
 pub(crate) fn decode(ctx: &mut FnCtx<'_>, base: &str, m: &mut Mods<'_>, ops: &[Operand<'_>]) -> Decoded {

@@ -107,8 +107,10 @@ impl Cx<'_> {
         let mut acc = [[0f32; 8]; 16];
         for (i, s) in c.iter().enumerate() {
             for (l, v) in self.fetch(s).into_iter().enumerate() {
-                for (row, col, x) in accumulators(kind.half_acc, i, l, v) {
-                    acc[row][col] = x;
+                if kind.half_acc {
+                    acc[l / 4 + i % 2 * 8][l % 4 * 2..][..2].copy_from_slice(&elements(v, Ty::F16));
+                } else {
+                    acc[l / 4 + i / 2 * 8][l % 4 * 2 + i % 2] = f32::from_bits(v);
                 }
             }
         }
@@ -132,16 +134,6 @@ impl Cx<'_> {
         self.core.counts.mma_flops += 2 * 16 * 8 * u64::from(kind.k);
         Ok(())
     }
-}
-
-/// Position and value of the accumulators in register `i` of lane `l`.
-fn accumulators(half: bool, i: usize, l: usize, v: u32) -> Vec<(usize, usize, f32)> {
-    if !half {
-        return vec![(l / 4 + i / 2 * 8, l % 4 * 2 + i % 2, f32::from_bits(v))];
-    }
-    let [low, high] = elements(v, Ty::F16);
-    let (row, col) = (l / 4 + i % 2 * 8, l % 4 * 2);
-    vec![(row, col, low), (row, col + 1, high)]
 }
 
 /// The elements of an input register; tf32 ignores the low thirteen bits.

@@ -216,7 +216,7 @@ impl<'a> Cx<'a> {
     /// Bounds and races of a shared access; false if it must not happen.
     pub(super) fn shared_access(&mut self, at: u64, bytes: u32, lane: usize, what: Touch) -> Run<bool> {
         let size = self.core.shared.size;
-        if at + u64::from(bytes) > u64::from(size) || at > u64::from(size) {
+        if at > u64::from(size) || at + u64::from(bytes) > u64::from(size) {
             self.outside(Space::Shared, at, bytes, lane, format!("the block has {size}"))?;
             return Ok(false);
         }

@@ -115,9 +115,7 @@ extern "C" __global__ void __launch_bounds__(128) gemm_bf16(const u16* a, const 
                        : "r"(fa[i][0]), "r"(fa[i][1]), "r"(fa[i][2]), "r"(fa[i][3]),
                          "r"(fb[j / 2][j % 2 * 2]), "r"(fb[j / 2][j % 2 * 2 + 1]));
     }
-#ifndef MISSING_BARRIER
     __syncthreads();
-#endif
   }
   for (int i = 0; i < 2; i++)
     for (int j = 0; j < 4; j++) {
