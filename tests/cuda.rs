@@ -8,7 +8,7 @@ use common::cases::{Case, cases, in_place};
 use common::check::EPS_F32;
 use common::judge::Judge;
 use common::runner::{Placement, run_op};
-use saip_engine::cuda::{Compiler, CudaBackend, Family, SCALARS, VmDriver};
+use saip_engine::cuda::{Compiler, CudaBackend, Family, VmDriver};
 use saip_engine::ir::OpKind;
 use std::path::Path;
 
@@ -84,6 +84,37 @@ kernel_tests! {
     adamw: AdamW,
     l2_normalize: L2Normalize,
     l2_normalize_backward: L2NormalizeBackward,
+    // gemm
+    linear: Linear,
+    linear_backward_input: LinearBackwardInput,
+    linear_backward_weight: LinearBackwardWeight,
+    // conv
+    conv2d: Conv2d,
+    conv2d_backward_input: Conv2dBackwardInput,
+    conv2d_backward_weight: Conv2dBackwardWeight,
+    // attention
+    attention: Attention,
+    attention_backward: AttentionBackward,
+    // prototype_ce
+    prototype_cross_entropy: PrototypeCrossEntropy,
+    prototype_cross_entropy_backward: PrototypeCrossEntropyBackward,
+    expert_statistics: ExpertStatistics,
+    center_update: CenterUpdate,
+    // embed
+    patch_rows: PatchRows,
+    embed_tokens: EmbedTokens,
+    embed_tokens_backward: EmbedTokensBackward,
+    resize_positions: ResizePositions,
+    resize_positions_backward: ResizePositionsBackward,
+    restore_tokens: RestoreTokens,
+    restore_tokens_backward: RestoreTokensBackward,
+    // dense_loss
+    dynamic_conv: DynamicConv,
+    dynamic_conv_backward: DynamicConvBackward,
+    masked_mse: MaskedMse,
+    masked_mse_backward: MaskedMseBackward,
+    bce_with_logits: BceWithLogits,
+    bce_with_logits_backward: BceWithLogitsBackward,
 }
 
 /// Architectures that a release supports.
@@ -94,27 +125,18 @@ fn every_family_compiles_for_every_architecture() {
     for capability in TARGETS {
         let compiler = Compiler::new(capability, None).unwrap();
         for family in Family::ALL {
-            for bf16 in [false, true] {
-                let ptx = compiler.ptx(family.file(), &everything(*family, bf16)).unwrap();
-                assert!(
-                    ptx.contains(&format!(".target sm_{}{}", capability.0, capability.1)),
-                    "{capability:?}"
-                );
+            for (given, bf16) in family.variants().iter().flat_map(|g| [(g, false), (g, true)]) {
+                let ptx = compiler.ptx(family.file(), &family.source(given, bf16)).unwrap();
+                let target = format!(".target sm_{}{}", capability.0, capability.1);
+                assert!(ptx.contains(&target), "{capability:?}");
             }
         }
     }
 }
 
-/// A family's text with some value for everything that its file lists as given.
-fn everything(family: Family, bf16: bool) -> String {
-    let mut given = vec![("VEC", 4), ("D", 192), ("WARPS", 8)];
-    given.extend(SCALARS);
-    family.source(&given, bf16)
-}
-
 #[test]
 fn a_struct_that_the_host_lays_out_otherwise_does_not_compile() {
-    let text = everything(Family::Layout, false);
+    let text = Family::Layout.source(&Family::Layout.variants()[0], false);
     let claim = |at| format!("{text}static_assert(OFFSET_OF(RunParams, len) == {at}, \"disagree\");\n");
     let compiler = compiler();
     compiler.ptx("layout.cu", &claim(40)).unwrap();

@@ -1,7 +1,12 @@
 //! The CUDA device: kernels compiled at run time, launched through a small driver trait. No kernel needs a GPU to be
 //! tested: a driver may as well interpret the PTX.
 
+mod attention;
+mod conv;
+mod dense_loss;
 mod driver;
+mod embed;
+mod gemm;
 mod kernel;
 mod layer_norm;
 mod layout;
@@ -10,11 +15,11 @@ mod nvrtc;
 mod optim;
 mod pointwise;
 mod program;
+mod prototype_ce;
 mod vm;
 
 pub use driver::{DeviceInfo, Driver, KernelId, Launch};
-pub use kernel::{Call, Family, KernelParams, Layout};
+pub use kernel::{Call, Family, Given, KernelParams, Layout};
 pub use nvrtc::Compiler;
-pub use optim::SCALARS;
 pub use program::CudaBackend;
 pub use vm::VmDriver;

@@ -1,7 +1,7 @@
 //! The CUDA backend: owns the regions and the arena on the device, turns plans into prepared launches, runs them.
 
 use super::driver::{Driver, Launch};
-use super::lower::{self, Operand};
+use super::lower::{self, Operand, Operands};
 use super::nvrtc::Compiler;
 use crate::backend::{Backend, HostSlice, HostSliceMut, OperandType, ProgramId, in_place};
 use crate::error::{Error, Result};
@@ -114,9 +114,12 @@ impl<D: Driver> CudaBackend<D> {
         let outputs = with_shapes(&step.outputs, &outputs);
         let scratch = self.arena.at + step.workspace.0 as u64;
         let refused = |why: String| Error::device("cuda", format!("{}: {} {why}", step.path, step.op.name()));
-        let calls = lower::lower(&step.op, &inputs, &outputs, scratch).map_err(refused)?;
+        let operands = Operands { inputs: &inputs, outputs: &outputs, scratch };
+        let bf16 = operands.element() == DType::Bf16;
+        let calls = lower::lower(&step.op, &operands).map_err(refused)?;
         let mut launches = Vec::with_capacity(calls.len());
-        for call in calls {
+        for mut call in calls {
+            call.bf16 = bf16;
             let ptx = self.compiler.ptx(call.family.file(), &call.source())?;
             let kernel = self.driver.load(&ptx, call.kernel)?;
             let (grid, block, shared, mut params) = (call.grid, call.block, call.shared, call.params);
@@ -153,7 +156,7 @@ impl<D: Driver> CudaBackend<D> {
 }
 
 fn with_shapes<'a>(slots: &'a [Slot], at: &[u64]) -> Vec<Operand<'a>> {
-    slots.iter().zip(at).map(|(slot, &at)| Operand { at, shape: &slot.shape }).collect()
+    slots.iter().zip(at).map(|(slot, &at)| Operand { at, shape: &slot.shape, dtype: slot.dtype }).collect()
 }
 
 impl<D: Driver> Backend for CudaBackend<D> {
@@ -165,8 +168,8 @@ impl<D: Driver> Backend for CudaBackend<D> {
         DType::F32
     }
 
-    fn workspace(&self, op: &Op, inputs: &[OperandType<'_>], _outputs: &[OperandType<'_>]) -> usize {
-        lower::workspace(op, inputs)
+    fn workspace(&self, op: &Op, inputs: &[OperandType<'_>], outputs: &[OperandType<'_>]) -> usize {
+        lower::workspace(op, inputs, outputs)
     }
 
     fn in_place(&self, op: &Op) -> &'static [usize] {

@@ -1,0 +1,1 @@
+// Attention inside segments of a token stream, forward and backward.

@@ -1,0 +1,1 @@
+// Dense convolutions with stride 1 as implicit matrix products, forward and backward.

@@ -1,0 +1,1 @@
+// Losses over tokens, and the predicted kernel in front of one.

@@ -1,0 +1,1 @@
+// Pixels to token streams: patches, positions, mask tokens.

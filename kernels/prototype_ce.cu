@@ -1,0 +1,1 @@
+// The prototype cross-entropy and what else reads the expert's distributions.
