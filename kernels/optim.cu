@@ -1,4 +1,5 @@
-// The optimizer over the flat buffers of parameters, gradients, moments and expert, all float.
+// The optimizer over the flat buffers of parameters, gradients, moments and expert, all float but the copies (T) that products
+// read.
 //
 // Given: the places of scalars in the scalar block, by their names.
 // Deterministic: the norm is summed in two stages, each in a fixed order, in double.
@@ -95,6 +96,8 @@ struct AdamWParams {
     float* m;              // [P]
     float* v;              // [P]
     float* expert;         // [E]
+    T* weights;            // [P]: copy of params, or null
+    T* expert_weights;     // [E]: copy of expert, or null
     const float* grads;    // [P]
     const float* scalars;
     const float* health;   // [3]
@@ -119,9 +122,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) adamw(const AdamWParams p)
         p.m[at] = m;
         p.v[at] = v;
         p.params[at] = w;
+        if (p.weights) p.weights[at] = from_float<T>(w);
         if (piece.expert == NO_EXPERT) continue;
         const float e = p.expert[piece.expert + i];
         // The form that is exact at the nearer end, as torch.lerp has it.
-        p.expert[piece.expert + i] = follow < 0.5f ? e + follow * (w - e) : w - (1.0f - follow) * (w - e);
+        const float average = follow < 0.5f ? e + follow * (w - e) : w - (1.0f - follow) * (w - e);
+        p.expert[piece.expert + i] = average;
+        if (p.expert_weights) p.expert_weights[piece.expert + i] = from_float<T>(average);
     }
 }

@@ -72,6 +72,24 @@ extern "C" __global__ void fill(const UnaryParams p) {
     for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < p.n; i += stride) p.y[i] = from_float<T>(p.factor);
 }
 
+template <class To, class From>
+__device__ __forceinline__ void cast(const UnaryParams& p) {
+    const u64 packs = p.n / VEC, stride = (u64)gridDim.x * blockDim.x;
+    for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < packs; i += stride) {
+        const Pack<From, VEC> x = reinterpret_cast<const Pack<From, VEC>*>(p.x)[i];
+        Pack<To, VEC> y;
+#pragma unroll
+        for (int j = 0; j < VEC; ++j) y.at[j] = from_float<To>(to_float(x.at[j]));
+        reinterpret_cast<Pack<To, VEC>*>(p.y)[i] = y;
+    }
+}
+
+// y is float.
+extern "C" __global__ void widen(const UnaryParams p) { cast<float, T>(p); }
+
+// x is float.
+extern "C" __global__ void narrow(const UnaryParams p) { cast<T, float>(p); }
+
 struct SegmentParams {
     T* y;              // [T, D]
     const T* x;        // [T, D]

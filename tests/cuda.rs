@@ -5,11 +5,13 @@
 mod common;
 
 use common::cases::{Case, cases, in_place};
-use common::check::EPS_F32;
+use common::check::Precision;
 use common::judge::Judge;
 use common::runner::{Placement, run_op};
+use common::tensor::in_bf16;
 use saip_engine::cuda::{Compiler, CudaBackend, Family, VmDriver};
 use saip_engine::ir::OpKind;
+use saip_engine::tensor::DType;
 use std::path::Path;
 
 const CAPABILITY: (u32, u32) = (8, 0);
@@ -22,15 +24,18 @@ fn compiler() -> Compiler {
         .expect("run the tests with `bash tools/test.sh`, which fetches NVRTC")
 }
 
-fn backend() -> CudaBackend<VmDriver> {
-    CudaBackend::new(VmDriver::new(CAPABILITY, MEMORY), compiler())
+fn backend(dtype: DType) -> CudaBackend<VmDriver> {
+    CudaBackend::new(VmDriver::new(CAPABILITY, MEMORY), compiler(), dtype)
+        .expect("both types are computed in")
 }
 
-fn check_case(case: &Case) -> Result<(), String> {
-    let judge = Judge::new(case, EPS_F32);
+fn check_case(case: &Case, dtype: DType) -> Result<(), String> {
+    let precision = if dtype == DType::Bf16 { Precision::BF16 } else { Precision::F32 };
+    let judge = Judge::new(case, precision);
     for placement in [Placement::Regions, Placement::Arena] {
         let poison = |b: &mut CudaBackend<VmDriver>| b.poison_arena().expect("the arena can be written");
-        let got = run_op(&case.op, &case.inputs, in_place(case.kind()), placement, backend(), poison)?;
+        let updated = in_place(case.kind());
+        let got = run_op(&case.op, &case.inputs, updated, placement, backend(dtype), poison)?;
         judge.outputs(&got).map_err(|e| format!("{e} ({placement:?})"))?;
         if placement == Placement::Regions && got.len() != judge.count() {
             return Err(format!("{} outputs instead of {}", got.len(), judge.count()));
@@ -39,14 +44,16 @@ fn check_case(case: &Case) -> Result<(), String> {
     Ok(())
 }
 
-fn check(kind: OpKind) {
-    let cases = cases(kind);
+fn check(kind: OpKind, dtype: DType) {
+    let cases = if dtype == DType::Bf16 { in_bf16(|| cases(kind)) } else { cases(kind) };
     assert!(!cases.is_empty(), "{} has no case", kind.name());
-    let failures: Vec<String> =
-        cases.iter().filter_map(|c| check_case(c).err().map(|e| format!("  {}: {e}", c.name))).collect();
+    let failures: Vec<String> = cases
+        .iter()
+        .filter_map(|c| check_case(c, dtype).err().map(|e| format!("  {}: {e}", c.name)))
+        .collect();
     assert!(
         failures.is_empty(),
-        "{}: {} of {} cases fail\n{}",
+        "{} in {dtype}: {} of {} cases fail\n{}",
         kind.name(),
         failures.len(),
         cases.len(),
@@ -56,9 +63,15 @@ fn check(kind: OpKind) {
 
 macro_rules! kernel_tests {
     ($($test:ident: $kind:ident,)*) => {
-        $(#[test]
-        fn $test() {
-            check(OpKind::$kind);
+        $(mod $test {
+            #[test]
+            fn in_f32() {
+                super::check(saip_engine::ir::OpKind::$kind, saip_engine::tensor::DType::F32);
+            }
+            #[test]
+            fn in_bf16() {
+                super::check(saip_engine::ir::OpKind::$kind, saip_engine::tensor::DType::Bf16);
+            }
         })*
     };
 }
@@ -69,6 +82,7 @@ kernel_tests! {
     add: Add,
     scale: Scale,
     fill: Fill,
+    cast: Cast,
     layer_norm: LayerNorm,
     layer_norm_backward: LayerNormBackward,
     select_rows: SelectRows,

@@ -108,7 +108,7 @@ fn the_encoder_has_as_many_parameters_as_timms() {
 fn the_moving_average_is_one_range() {
     let step = build(&vit_tiny());
     let segments = step.graph.nodes.iter().find_map(|n| match &n.op {
-        Op::AdamW { segments } => Some(segments),
+        Op::AdamW { segments, .. } => Some(segments),
         _ => None,
     });
     let segments = segments.expect("the step ends with AdamW");

@@ -65,6 +65,7 @@ pub fn lower(op: &Op, o: &Operands<'_>) -> Lowered {
         Op::Gelu => one(pointwise::unary("gelu_forward", y, inputs[0].at, n, 0.0)),
         Op::Scale { factor } => one(pointwise::unary("scale", y, inputs[0].at, n, *factor)),
         Op::Fill { value, .. } => one(pointwise::unary("fill", y, 0, n, *value)),
+        Op::Cast { .. } => one(pointwise::cast(y, inputs[0].at, n, inputs[0].dtype, outputs[0].dtype)),
         Op::GeluBackward => one(pointwise::binary("gelu_backward", y, inputs[0].at, inputs[1].at, n)),
         Op::Add => one(pointwise::binary("add", y, inputs[0].at, inputs[1].at, n)),
         Op::L2Normalize { eps } => {
@@ -146,13 +147,26 @@ pub fn lower(op: &Op, o: &Operands<'_>) -> Lowered {
             let [grads, loss, scalars] = [0, 1, 2].map(|i: usize| inputs[i].at);
             optim::grad_health(y, grads, inputs[0].count(), loss, scalars, scratch)
         }
-        Op::AdamW { segments } => {
+        Op::AdamW { segments, copies } => {
             let [params, grads, m, v, expert, scalars, health] =
                 [0, 1, 2, 3, 4, 5, 6].map(|i: usize| inputs[i].at);
-            let params = AdamWParams { params, m, v, expert, grads, scalars, health, pieces: 0 };
+            let [weights, expert_weights] =
+                if *copies { [7, 8].map(|i: usize| inputs[i].at) } else { [0, 0] };
+            let params = AdamWParams {
+                params,
+                m,
+                v,
+                expert,
+                weights,
+                expert_weights,
+                grads,
+                scalars,
+                health,
+                pieces: 0,
+            };
             Ok(optim::adamw(&params, segments))
         }
-        Op::PatchRows { kept } => embed::patch_rows(o, *kept),
+        Op::PatchRows { kept, .. } => embed::patch_rows(o, *kept),
         Op::EmbedTokens { layout } => embed::embed_tokens(o, layout),
         Op::EmbedTokensBackward { layout, tables } => embed::embed_tokens_backward(o, layout, tables),
         Op::ResizePositions { prefix, from, to } => embed::resize_positions(o, *prefix, *from, *to),
@@ -221,6 +235,7 @@ pub fn workspace(op: &Op, inputs: &[OperandType<'_>], outputs: &[OperandType<'_>
         | Op::Add
         | Op::Scale { .. }
         | Op::Fill { .. }
+        | Op::Cast { .. }
         | Op::ScaleSegments { .. }
         | Op::LayerNorm { .. }
         | Op::SelectRows { .. }

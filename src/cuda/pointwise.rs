@@ -1,6 +1,7 @@
 //! Launches of `kernels/pointwise.cu`.
 
 use super::kernel::{Call, Family, kernel_params};
+use crate::tensor::DType;
 
 kernel_params! {
     UnaryParams { y: u64, x: u64, n: u64, factor: f32, unused: u32 }
@@ -33,6 +34,14 @@ pub(super) fn blocks(threads: u64) -> u32 {
 pub fn unary(kernel: &'static str, y: u64, x: u64, n: u64, factor: f64) -> Call {
     let vec = vector(n, 4, &[x, y]);
     let params = UnaryParams { y, x, n, factor: factor as f32, unused: 0 };
+    Call::new(Family::Pointwise, kernel, blocks(n / vec), THREADS, &params).given("VEC", vec as usize)
+}
+
+/// `y = x` in another type.
+pub fn cast(y: u64, x: u64, n: u64, from: DType, to: DType) -> Call {
+    let vec = vector(n, from.bytes().max(to.bytes()) as u64, &[x, y]);
+    let params = UnaryParams { y, x, n, factor: 0.0, unused: 0 };
+    let kernel = if to == DType::F32 { "widen" } else { "narrow" };
     Call::new(Family::Pointwise, kernel, blocks(n / vec), THREADS, &params).given("VEC", vec as usize)
 }
 

@@ -8,12 +8,14 @@ use crate::error::{Error, Result};
 use crate::ir::{Op, Region};
 use crate::plan::{Plan, Slot, Space, Step};
 use crate::tensor::DType;
+use half::bf16;
 use std::collections::BTreeMap;
 
-/// Executes plans on a device in f32.
+/// Executes plans on a device in f32 or bf16.
 pub struct CudaBackend<D> {
     driver: D,
     compiler: Compiler,
+    dtype: DType,
     regions: BTreeMap<Region, RegionMemory>,
     arena: Memory,
     programs: Vec<Program>,
@@ -40,10 +42,16 @@ struct Program {
 }
 
 impl<D: Driver> CudaBackend<D> {
-    /// A backend on `driver`; `compiler` makes kernels for its device.
-    pub fn new(driver: D, compiler: Compiler) -> Self {
+    /// A backend on `driver` that computes in `dtype`; `compiler` makes kernels for its device.
+    ///
+    /// # Errors
+    /// A type other than bf16 and f32.
+    pub fn new(driver: D, compiler: Compiler, dtype: DType) -> Result<Self> {
+        if !matches!(dtype, DType::Bf16 | DType::F32) {
+            return Err(Error::device("cuda", format!("computes in bf16 or f32, not in {dtype}")));
+        }
         let arena = Memory::default();
-        CudaBackend { driver, compiler, regions: BTreeMap::new(), arena, programs: Vec::new() }
+        Ok(CudaBackend { driver, compiler, dtype, regions: BTreeMap::new(), arena, programs: Vec::new() })
     }
 
     pub fn driver(&mut self) -> &mut D {
@@ -73,8 +81,8 @@ impl<D: Driver> CudaBackend<D> {
     /// Makes room for what `plan` needs; contents of regions are kept.
     fn grow(&mut self, plan: &Plan) -> Result<()> {
         for size in &plan.regions {
-            if !matches!(size.dtype, DType::F32 | DType::I32) {
-                let message = format!("computes in f32, the plan's {} is {}", size.region.name(), size.dtype);
+            if !matches!(size.dtype, DType::Bf16 | DType::F32 | DType::I32) {
+                let message = format!("the plan's {} is {}", size.region.name(), size.dtype);
                 return Err(Error::device("cuda", message));
             }
             let old = self.regions.get(&size.region).map_or(Memory::default(), |r| r.memory);
@@ -134,6 +142,12 @@ impl<D: Driver> CudaBackend<D> {
         Ok(launches)
     }
 
+    fn download_halves(&self, at: u64, len: usize) -> Result<Vec<bf16>> {
+        let mut values = vec![bf16::ZERO; len];
+        self.driver.download(at, bytemuck::cast_slice_mut(&mut values))?;
+        Ok(values)
+    }
+
     fn region(&self, region: Region) -> Result<&RegionMemory> {
         self.regions
             .get(&region)
@@ -161,11 +175,11 @@ fn with_shapes<'a>(slots: &'a [Slot], at: &[u64]) -> Vec<Operand<'a>> {
 
 impl<D: Driver> Backend for CudaBackend<D> {
     fn name(&self) -> String {
-        format!("{} (f32)", self.driver.info().name)
+        format!("{} ({})", self.driver.info().name, self.dtype)
     }
 
     fn dtype(&self) -> DType {
-        DType::F32
+        self.dtype
     }
 
     fn workspace(&self, op: &Op, inputs: &[OperandType<'_>], outputs: &[OperandType<'_>]) -> usize {
@@ -196,13 +210,21 @@ impl<D: Driver> Backend for CudaBackend<D> {
 
     fn write(&mut self, region: Region, offset: usize, data: HostSlice<'_>) -> Result<()> {
         let (at, dtype) = self.range(region, offset, data.len())?;
-        let converted: Vec<f32>;
+        let (singles, halves): (Vec<f32>, Vec<bf16>);
         let bytes: &[u8] = match (data, dtype) {
             (HostSlice::I32(x), DType::I32) => bytemuck::cast_slice(x),
             (HostSlice::F32(x), DType::F32) => bytemuck::cast_slice(x),
             (HostSlice::F64(x), DType::F32) => {
-                converted = x.iter().map(|v| *v as f32).collect();
-                bytemuck::cast_slice(&converted)
+                singles = x.iter().map(|v| *v as f32).collect();
+                bytemuck::cast_slice(&singles)
+            }
+            (HostSlice::F32(x), DType::Bf16) => {
+                halves = x.iter().map(|v| bf16::from_f32(*v)).collect();
+                bytemuck::cast_slice(&halves)
+            }
+            (HostSlice::F64(x), DType::Bf16) => {
+                halves = x.iter().map(|v| bf16::from_f64(*v)).collect();
+                bytemuck::cast_slice(&halves)
             }
             _ => return Err(type_mismatch(region, dtype)),
         };
@@ -223,6 +245,16 @@ impl<D: Driver> Backend for CudaBackend<D> {
                 let mut values = vec![0.0f32; len];
                 self.driver.download(at, bytemuck::cast_slice_mut(&mut values))?;
                 x.iter_mut().zip(values).for_each(|(x, v)| *x = f64::from(v));
+                Ok(())
+            }
+            (HostSliceMut::F32(x), DType::Bf16) => {
+                let values = self.download_halves(at, len)?;
+                x.iter_mut().zip(values).for_each(|(x, v)| *x = v.to_f32());
+                Ok(())
+            }
+            (HostSliceMut::F64(x), DType::Bf16) => {
+                let values = self.download_halves(at, len)?;
+                x.iter_mut().zip(values).for_each(|(x, v)| *x = v.to_f64());
                 Ok(())
             }
             _ => Err(type_mismatch(region, dtype)),

@@ -6,6 +6,7 @@ mod dump;
 mod graph;
 mod infer;
 mod op;
+mod types;
 mod verify;
 
 pub use autodiff::differentiate;
@@ -15,5 +16,6 @@ pub use op::{
     AttentionLayout, ConvGeometry, Epilogue, Op, OpKind, ParamSegment, RowRun, Scalar, SegmentRun, Segments,
     TokenLayout, TokenView,
 };
+pub use types::{Role, input_role, output_role};
 pub(crate) use verify::region_order;
 pub use verify::verify;
