@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::Instant;
 
 use saip_engine::backend::NullBackend;
+use saip_engine::cuda::PlanningBackend;
 use saip_engine::ir::{Graph, Node, Op, Region, verify};
 use saip_engine::nn::{ParamRegistry, initialise};
 use saip_engine::plan::{fuse, plan};
@@ -430,8 +431,65 @@ fn bad_configurations_name_the_key() {
 }
 
 #[test]
+fn in_bf16_weight_matrices_and_activations_are_narrow_and_nothing_else() {
+    let step =
+        build_step(&micro(), &StepOptions { dtype: DType::Bf16, drop_path: 0.1, micro_steps: 1 }).unwrap();
+    verify(&step.graph, "build").unwrap();
+    let narrow = [Region::Weights, Region::ExpertWeights];
+    for v in &step.graph.values {
+        if let Some(at) = v.binding.filter(|at| at.region != Region::Indices) {
+            let want = if narrow.contains(&at.region) { DType::Bf16 } else { DType::F32 };
+            assert_eq!(v.dtype, want, "{} in {}", v.name, at.region.name());
+        }
+    }
+    let type_of = |name: &str| step.graph.values.iter().find(|v| v.name == name).map(|v| v.dtype);
+    let wanted = [
+        ("encoder.vit.blocks.0.attn.qkv.weight", DType::Bf16),
+        ("expert.csm.prototypes", DType::Bf16),
+        ("encoder.vit.blocks.0.attn.qkv.bias", DType::F32),
+        ("encoder.vit.pos_embed", DType::F32),
+        ("encoder.vit.blocks.1.add2", DType::Bf16),
+        ("css.dynamic_conv", DType::F32),
+        ("csr.loss", DType::F32),
+        ("encoder.vit.blocks.0.attn.qkv/grad:1", DType::F32),
+    ];
+    for (name, dtype) in wanted {
+        assert_eq!(type_of(name), Some(dtype), "{name}");
+    }
+    for graph in [
+        build_inspect(&micro(), DType::Bf16).unwrap().graph,
+        build_embed(
+            &micro().encoder,
+            &step.student,
+            &EmbedOptions {
+                dtype: DType::Bf16,
+                region: Region::Params,
+                batch: 2,
+                size: [32, 32],
+                patch_tokens: true,
+            },
+        )
+        .unwrap()
+        .graph,
+    ] {
+        verify(&graph, "build").unwrap();
+        plan(&graph, &NullBackend::new(DType::Bf16)).unwrap();
+    }
+}
+
+#[test]
+fn the_full_step_in_bf16_fits_a_24_gb_gpu() {
+    let mut step =
+        build_step(&vit_tiny(), &StepOptions { dtype: DType::Bf16, ..Default::default() }).unwrap();
+    fuse(&mut step.graph);
+    let plan = plan(&step.graph, &PlanningBackend::new(DType::Bf16)).unwrap();
+    let bytes = plan.arena_bytes + plan.regions.iter().map(|r| r.bytes()).sum::<usize>();
+    assert!(bytes <= 24_000_000_000, "{bytes} bytes");
+}
+
+#[test]
 fn a_step_can_be_fused_and_planned() {
-    for dtype in [DType::F32, DType::F64] {
+    for dtype in [DType::Bf16, DType::F32, DType::F64] {
         for micro_steps in [1, 2] {
             let opts = StepOptions { dtype, micro_steps, drop_path: 0.1 };
             let step = build_step(&micro(), &opts).unwrap();

@@ -23,11 +23,12 @@ pub fn open(name: &str, dtype: DType, threads: usize) -> Result<Box<dyn Backend>
     }
 }
 
-/// Parses `f32` or `f64`.
+/// Parses `bf16`, `f32` or `f64`.
 pub fn parse_dtype(text: &str) -> std::result::Result<DType, String> {
     match text {
+        "bf16" => Ok(DType::Bf16),
         "f32" => Ok(DType::F32),
         "f64" => Ok(DType::F64),
-        other => Err(format!("`{other}` is none of f32, f64")),
+        other => Err(format!("`{other}` is none of bf16, f32, f64")),
     }
 }
