@@ -85,17 +85,11 @@ __device__ __forceinline__ Pack<T, VEC> gather(const GemmParams& p, u32 outer, u
     return x;
 }
 
+// `left` elements of the row remain; with ALIGNED they are all there.
 template <class E, int N>
 __device__ __forceinline__ void store(E* to, const float (&v)[N], u32 left) {
-    constexpr int EACH = 16 / sizeof(E) < N ? 16 / sizeof(E) : N;
     if (ALIGNED) {
-#pragma unroll
-        for (int from = 0; from < N; from += EACH) {
-            Pack<E, EACH> pack;
-#pragma unroll
-            for (int e = 0; e < EACH; ++e) pack.at[e] = from_float<E>(v[from + e]);
-            *reinterpret_cast<Pack<E, EACH>*>(to + from) = pack;
-        }
+        store_all(to, v);
         return;
     }
 #pragma unroll
@@ -106,9 +100,7 @@ __device__ __forceinline__ void store(E* to, const float (&v)[N], u32 left) {
 template <int N>
 __device__ __forceinline__ void load(float (&v)[N], const T* from, u32 left) {
     if (ALIGNED) {
-        const Pack<T, N> pack = *reinterpret_cast<const Pack<T, N>*>(from);
-#pragma unroll
-        for (int e = 0; e < N; ++e) v[e] = to_float(pack.at[e]);
+        load_all(v, from);
         return;
     }
 #pragma unroll

@@ -39,31 +39,12 @@ struct HealthParams {
     u64 chunks;
 };
 
-__device__ __forceinline__ double warp_sum(double x) {
-#pragma unroll
-    for (u32 step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(ALL_LANES, x, step);
-    return x;
-}
-
-// Sum over the block, in thread 0.
-__device__ __forceinline__ double block_sum(double x) {
-    __shared__ double sums[THREADS / WARP];
-    x = warp_sum(x);
-    if (threadIdx.x % WARP == 0) sums[threadIdx.x / WARP] = x;
-    // Thread 0 reads every warp's sum.
-    __syncthreads();
-    double total = 0.0;
-    if (threadIdx.x == 0)
-        for (u32 w = 0; w < THREADS / WARP; ++w) total += sums[w];
-    return total;
-}
-
 // One block a chunk.
 extern "C" __global__ void __launch_bounds__(THREADS) square_sums(const SquareParams p) {
     const u64 first = (u64)blockIdx.x * CHUNK, last = first + CHUNK < p.n ? first + CHUNK : p.n;
     double sum = 0.0;
     for (u64 i = first + threadIdx.x; i < last; i += THREADS) sum += (double)p.grads[i] * p.grads[i];
-    sum = block_sum(sum);
+    sum = block_sum<THREADS>(sum);
     if (threadIdx.x == 0) p.partial[blockIdx.x] = sum;
 }
 
@@ -71,7 +52,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) square_sums(const SquarePa
 extern "C" __global__ void __launch_bounds__(THREADS) grad_health(const HealthParams p) {
     double sum = 0.0;
     for (u64 i = threadIdx.x; i < p.chunks; i += THREADS) sum += p.partial[i];
-    sum = block_sum(sum);
+    sum = block_sum<THREADS>(sum);
     if (threadIdx.x != 0) return;
     const double norm = sqrt(sum), clip = p.scalars[CLIP_NORM];
     const float shown = (float)norm, loss = *p.loss;

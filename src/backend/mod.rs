@@ -2,9 +2,11 @@
 
 mod in_place;
 mod null;
+mod resample;
 
 pub use in_place::in_place;
 pub use null::NullBackend;
+pub use resample::{repeats_first_row, resample_weights};
 
 use crate::error::Result;
 use crate::ir::{Op, Region};

@@ -60,14 +60,16 @@ pub type Lowered = Result<Vec<Call>, String>;
 pub fn lower(op: &Op, o: &Operands<'_>) -> Lowered {
     let Operands { inputs, outputs, scratch } = *o;
     let one = |call: Call| Ok(vec![call]);
-    let (y, n) = (outputs[0].at, outputs[0].count());
+    let (y, n, element) = (outputs[0].at, outputs[0].count(), o.element());
     match op {
-        Op::Gelu => one(pointwise::unary("gelu_forward", y, inputs[0].at, n, 0.0)),
-        Op::Scale { factor } => one(pointwise::unary("scale", y, inputs[0].at, n, *factor)),
-        Op::Fill { value, .. } => one(pointwise::unary("fill", y, 0, n, *value)),
+        Op::Gelu => one(pointwise::unary("gelu_forward", y, inputs[0].at, n, 0.0, element)),
+        Op::Scale { factor } => one(pointwise::unary("scale", y, inputs[0].at, n, *factor, element)),
+        Op::Fill { value, .. } => one(pointwise::unary("fill", y, 0, n, *value, element)),
         Op::Cast { .. } => one(pointwise::cast(y, inputs[0].at, n, inputs[0].dtype, outputs[0].dtype)),
-        Op::GeluBackward => one(pointwise::binary("gelu_backward", y, inputs[0].at, inputs[1].at, n)),
-        Op::Add => one(pointwise::binary("add", y, inputs[0].at, inputs[1].at, n)),
+        Op::GeluBackward => {
+            one(pointwise::binary("gelu_backward", y, inputs[0].at, inputs[1].at, n, element))
+        }
+        Op::Add => one(pointwise::binary("add", y, inputs[0].at, inputs[1].at, n, element)),
         Op::L2Normalize { eps } => {
             let (rows, width) = inputs[0].rows_width()?;
             let (norm, x, eps) = (outputs[1].at, inputs[0].at, *eps as f32);
@@ -80,7 +82,9 @@ pub fn lower(op: &Op, o: &Operands<'_>) -> Lowered {
             let (rows, width) = inputs[0].rows_width()?;
             let (x, unit, norm, eps) = (inputs[0].at, inputs[1].at, inputs[2].at, *eps as f32);
             let params = NormalizeParams { y, norm, x, unit, rows, width, eps, unused: 0 };
-            one(pointwise::normalize("l2_normalize_backward", &params))
+            let wide = inputs[0].dtype == DType::F32;
+            let kernel = if wide { "l2_normalize_backward_wide" } else { "l2_normalize_backward" };
+            one(pointwise::normalize(kernel, &params))
         }
         Op::LayerNorm { eps } => {
             let (rows, width) = inputs[0].rows_width()?;
@@ -111,20 +115,23 @@ pub fn lower(op: &Op, o: &Operands<'_>) -> Lowered {
         }
         Op::SelectRows { runs } => {
             let (_, width) = inputs[0].rows_width()?;
-            Ok(layout::select_rows(Rows { y, x: inputs[0].at, width }, runs))
+            Ok(layout::select_rows(Rows { y, x: inputs[0].at, width, element }, runs))
         }
         Op::ScatterRows { runs, accumulate, .. } => {
             let (rows, width) = outputs[0].rows_width()?;
             let base = accumulate.then(|| inputs[1].at);
-            Ok(layout::scatter_rows(Rows { y, x: inputs[0].at, width }, runs, u64::from(rows), base))
+            Ok(layout::scatter_rows(Rows { y, x: inputs[0].at, width, element }, runs, u64::from(rows), base))
         }
         Op::GatherTokens { tokens } => {
             let (_, width) = inputs[0].rows_width()?;
-            Ok(layout::gather_tokens(Rows { y, x: inputs[0].at, width }, kept(&inputs[1], *tokens)?))
+            Ok(layout::gather_tokens(Rows { y, x: inputs[0].at, width, element }, kept(&inputs[1], *tokens)?))
         }
         Op::ScatterTokens { tokens } => {
             let (_, width) = inputs[0].rows_width()?;
-            Ok(layout::scatter_tokens(Rows { y, x: inputs[0].at, width }, kept(&inputs[1], *tokens)?))
+            Ok(layout::scatter_tokens(
+                Rows { y, x: inputs[0].at, width, element },
+                kept(&inputs[1], *tokens)?,
+            ))
         }
         Op::ScaleSegments { segments } => {
             let (_, width) = inputs[0].rows_width()?;
@@ -136,9 +143,9 @@ pub fn lower(op: &Op, o: &Operands<'_>) -> Lowered {
         }
         Op::AddPositions => {
             let each = inputs[1].count();
-            Ok(layout::add_positions(y, inputs[0].at, inputs[1].at, n / each.max(1), each))
+            Ok(layout::add_positions(y, inputs[0].at, inputs[1].at, n / each.max(1), each, element))
         }
-        Op::SumImages { .. } => Ok(layout::sum_images(y, inputs[0].at, inputs[0].count() / n.max(1), n)),
+        Op::SumImages { .. } => embed::sum_images(o),
         Op::AccumulateGrads => {
             let [total, grads, scalars] = [0, 1, 2].map(|i: usize| inputs[i].at);
             Ok(optim::accumulate_grads(&AccumulateParams { total, grads, scalars, n }))
@@ -212,7 +219,8 @@ pub fn workspace(op: &Op, inputs: &[OperandType<'_>], outputs: &[OperandType<'_>
         | Op::PatchRows { .. }
         | Op::ResizePositions { .. }
         | Op::ResizePositionsBackward { .. }
-        | Op::RestoreTokens => embed::workspace(op, inputs, outputs),
+        | Op::RestoreTokens
+        | Op::SumImages { .. } => embed::workspace(op, inputs, outputs),
         Op::Linear { .. } | Op::LinearBackwardInput { .. } | Op::LinearBackwardWeight { .. } => {
             gemm::workspace(op, inputs, outputs)
         }
@@ -243,7 +251,6 @@ pub fn workspace(op: &Op, inputs: &[OperandType<'_>], outputs: &[OperandType<'_>
         | Op::GatherTokens { .. }
         | Op::ScatterTokens { .. }
         | Op::AddPositions
-        | Op::SumImages { .. }
         | Op::L2Normalize { .. }
         | Op::L2NormalizeBackward { .. }
         | Op::WeightedSum { .. }
