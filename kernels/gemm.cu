@@ -11,18 +11,19 @@
 //  float: TM, TN                    outputs of a thread, (BM / TM) (BN / TN) threads
 // Grid: n tiles, m tiles, splits of k. Deterministic: the order of a sum depends on the shape and the tile only; with
 // several splits each writes its own part, added up by `split_sum`.
-// With EPILOGUE_PARTIAL and A_TRANS the row sums of a come with it, which are a bias' gradient.
+// EPILOGUE_PARTIAL is for A_TRANS: the row sums of a come with it, which are a bias' gradient.
 
 // Values of EPILOGUE; 0 is none.
 constexpr u32 EPILOGUE_GELU = 1, EPILOGUE_RESIDUAL = 2, EPILOGUE_GELU_BACKWARD = 3,
-              EPILOGUE_PARTIAL = 4;
+              EPILOGUE_PARTIAL = 4, EPILOGUE_WIDE = 5, EPILOGUE_ADD = 6;
 // Elements of 16 bytes.
 constexpr u32 VEC = 16 / sizeof(T);
 
 struct GemmParams {
     T* y;               // [m, n]
     T* pre;             // [m, n]: the value before GELU, or null
-    float* partial;     // [splits][m * n + (A_TRANS ? m : 0)] with EPILOGUE_PARTIAL
+    float* partial;     // [splits][m * n + m] with EPILOGUE_PARTIAL; [splits][m * n] with _WIDE, which overwrites it, and
+                        // _ADD, which adds to it
     const T* a;
     const T* b;
     const float* bias;  // [n], or null
@@ -113,9 +114,15 @@ __device__ __forceinline__ void finish(const GemmParams& p, u32 row, u32 col, fl
     if (row >= p.m || col >= p.n) return;
     const u64 at = (u64)row * p.n + col;
     const u32 left = p.n - col;
-    if (EPILOGUE == EPILOGUE_PARTIAL) {
-        const u64 part = (u64)p.m * p.n + (A_TRANS ? p.m : 0);
-        store(p.partial + blockIdx.z * part + at, v, left);
+    if (EPILOGUE >= EPILOGUE_PARTIAL) {
+        const u64 part = (u64)p.m * p.n + (EPILOGUE == EPILOGUE_PARTIAL ? p.m : 0);
+        float* to = p.partial + blockIdx.z * part + at;
+        if (EPILOGUE == EPILOGUE_ADD) {
+#pragma unroll
+            for (u32 e = 0; e < N; ++e)
+                if (ALIGNED || e < left) v[e] += to[e];
+        }
+        store(to, v, left);
         return;
     }
     if (p.bias) {
@@ -145,7 +152,7 @@ __device__ __forceinline__ void finish_row_sum(const GemmParams& p, u32 row, flo
 }
 
 // Whether this block also sums the rows of a.
-__device__ __forceinline__ bool sums_rows() { return EPILOGUE == EPILOGUE_PARTIAL && A_TRANS && blockIdx.x == 0; }
+__device__ __forceinline__ bool sums_rows() { return EPILOGUE == EPILOGUE_PARTIAL && blockIdx.x == 0; }
 
 #ifdef ELEMENT_BF16
 

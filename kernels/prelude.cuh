@@ -68,6 +68,7 @@ __device__ __forceinline__ void store_all(E* to, const float (&v)[N]) {
     }
 }
 
+#define INFINITY __int_as_float(0x7f800000)
 constexpr u32 WARP = 32;
 constexpr u32 ALL_LANES = 0xffffffffu;
 

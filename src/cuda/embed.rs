@@ -170,7 +170,7 @@ pub fn sum_images(o: &Operands<'_>) -> Lowered {
 }
 
 /// The sum of the rows of `runs` of `x`.
-fn sum_rows(kernel: &'static str, y: u64, x: u64, width: u32, runs: &[Run]) -> Call {
+pub fn sum_rows(kernel: &'static str, y: u64, x: u64, width: u32, runs: &[Run]) -> Call {
     let params = RowSumParams { y, x, runs: 0, count: runs.len() as u32, width };
     let mut call = Call::new(Family::Embed, kernel, width.div_ceil(32), 1024, &params).given("VEC", 1);
     call = call.table(offset_of!(RowSumParams, runs), bytemuck::cast_slice(runs).to_vec());

@@ -49,7 +49,7 @@ pub const TENSOR_TILES: [Tile; 4] = [
 pub const PLAIN_TILES: [Tile; 3] = [plain_tile(128, 128, 8), plain_tile(64, 64, 4), plain_tile(32, 32, 4)];
 
 /// Blocks that keep a large GPU busy.
-const ENOUGH_BLOCKS: u64 = 2 * 132;
+const ENOUGH_BLOCKS: u64 = 120;
 
 /// The tile that wastes least at `m` by `n`, the larger of equals as long as there are enough blocks.
 pub fn tile(m: u32, n: u32, element: DType) -> Tile {
@@ -71,6 +71,10 @@ pub enum Finish {
     Residual = 2,
     GeluBackward = 3,
     Partial = 4,
+    /// The sums as they are, in f32.
+    Wide = 5,
+    /// Added to what is there, in f32.
+    Add = 6,
 }
 
 /// Which operand is read as a convolution sees its pixels: GATHER of the kernel.
@@ -198,9 +202,9 @@ pub fn backward_input(o: &Operands<'_>, gelu: bool) -> Lowered {
 }
 
 /// How a weight's gradient, `m` by `n` summed over `k` rows, is split: `(splits, rows of each)`.
-fn splits(tile: &Tile, m: u32, n: u32, k: u32) -> (u32, u32) {
+pub fn splits(tile: &Tile, m: u32, n: u32, k: u32) -> (u32, u32) {
     let blocks = u64::from(m.div_ceil(tile.m)) * u64::from(n.div_ceil(tile.n));
-    let wanted = ENOUGH_BLOCKS.div_ceil(blocks.max(1)) as u32;
+    let wanted = (2 * ENOUGH_BLOCKS).div_ceil(blocks.max(1)) as u32;
     // Each split is worth the memory of its part if it has a few steps to make.
     let most = k.div_ceil(8 * tile.k).max(1);
     let each = k.div_ceil(wanted.clamp(1, most)).next_multiple_of(tile.k).max(tile.k);
