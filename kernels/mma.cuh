@@ -52,3 +52,34 @@ template <int PENDING>
 __device__ __forceinline__ void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
+
+// ROWS x COLS bfloat16 in shared memory, in chunks of 16 bytes that are swapped within a row so that the eight rows of
+// an 8 x 8 matrix lie in different banks.
+template <u32 ROWS, u32 COLS>
+struct Tile {
+    static constexpr u32 CHUNKS = COLS / 8, BYTES = ROWS * COLS * 2;
+    static_assert(CHUNKS == 4 || CHUNKS % 8 == 0, "a row is 64 bytes or a multiple of 128");
+    static __device__ __forceinline__ u32 offset(u32 row, u32 chunk) {
+        const u32 swap = CHUNKS == 4 ? row / 2 % 4 : row % 8;
+        return (row * CHUNKS + (chunk ^ swap)) * 16;
+    }
+};
+
+// Within each quad: what thread s holds of x[t] becomes x[s] of thread t.
+__device__ __forceinline__ void transpose_quad(float (&x)[4][2]) {
+    const u32 t = threadIdx.x % 4;
+#pragma unroll
+    for (u32 bit = 1; bit < 4; bit *= 2) {
+#pragma unroll
+        for (u32 j = 0; j < 4; ++j) {
+            if (j & bit) continue;
+#pragma unroll
+            for (u32 e = 0; e < 2; ++e) {
+                const float sent = t & bit ? x[j][e] : x[j | bit][e];
+                const float got = __shfl_xor_sync(ALL_LANES, sent, bit);
+                if (t & bit) x[j][e] = got;
+                else x[j | bit][e] = got;
+            }
+        }
+    }
+}

@@ -290,6 +290,11 @@ fn attention() -> Vec<Case> {
         (3, 9, Separate, segments(&[run(4, 3, 17)], 2)),
         (1, 2, Separate, segments(&[run(3, 2, 3)], 3)),
         (2, 32, Separate, segments(&[run(2, 65, 33)], 2)),
+        // Heads and lengths of several tiles on tensor cores.
+        (1, 64, Packed, Segments::full([(1, 130)])),
+        (1, 128, Separate, segments(&[run(1, 70, 66)], 1)),
+        (2, 64, Separate, segments(&[run(4, 70, 40)], 2)),
+        (1, 32, Packed, segments(&[run(1, 20, 70)], 1)),
     ];
     all.into_iter()
         .map(|(heads, d, layout, segments)| {
