@@ -2,10 +2,17 @@
 
 use crate::backend::Backend;
 use crate::cpu::CpuBackend;
+use crate::cuda::{Compiler, CudaBackend, VmDriver, kernel_cache};
 use crate::error::{Error, Result};
 use crate::tensor::DType;
 
-/// Opens the device called `name` (`auto`, `cpu`) computing in `dtype`; `threads` CPU threads, 0 for one per core.
+/// Compute capability that the interpreter claims: the oldest one that the kernels are written for.
+const VM_CAPABILITY: (u32, u32) = (8, 0);
+/// Device memory of the interpreter, bytes.
+const VM_MEMORY: u64 = 8 << 30;
+
+/// Opens the device called `name` (`auto`, `cpu`, `ptx-vm`) computing in `dtype`; `threads` CPU threads, 0 for one per
+/// core.
 ///
 /// # Errors
 /// [`Error::Device`] for a device that this build or this machine does not have.
@@ -16,10 +23,14 @@ pub fn open(name: &str, dtype: DType, threads: usize) -> Result<Box<dyn Backend>
         ("auto" | "cpu", other) => {
             Err(Error::device(name, format!("computes in f32 or f64, not in {other}")))
         }
+        ("ptx-vm", _) => {
+            let compiler = Compiler::new(VM_CAPABILITY, kernel_cache())?;
+            Ok(Box::new(CudaBackend::new(VmDriver::new(VM_CAPABILITY, VM_MEMORY), compiler, dtype)?))
+        }
         (cuda, _) if cuda == "cuda" || cuda.starts_with("cuda:") => {
             Err(Error::device(cuda, "this build has no CUDA backend; use --device cpu"))
         }
-        (other, _) => Err(Error::device(other, "is not known; use --device auto or --device cpu")),
+        (other, _) => Err(Error::device(other, "is not known; use --device auto, cpu or ptx-vm")),
     }
 }
 

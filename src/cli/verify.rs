@@ -13,13 +13,13 @@ pub struct VerifyArgs {
     /// Fixtures: safetensors files with inputs, state, and what one step must give
     #[arg(required = true)]
     pub fixtures: Vec<PathBuf>,
-    /// Device: auto, cpu
+    /// Device: auto, cpu, or ptx-vm (the CUDA kernels, interpreted)
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Precision: f64 or f32
-    #[arg(long, default_value = "f64", value_parser = parse_dtype)]
-    pub dtype: DType,
-    /// Largest error that passes [default: 1e-6 in f64, 2e-4 in f32]
+    /// Precision: f64 (cpu), f32 or bf16 (ptx-vm) [default: f64 on the CPU, else f32]
+    #[arg(long, value_parser = parse_dtype)]
+    pub dtype: Option<DType>,
+    /// Largest error that passes [default: 1e-6 in f64; in f32 2e-4 on the CPU, else 5e-4]
     #[arg(long)]
     pub tol: Option<f64>,
     /// Print JSON instead of tables
@@ -44,17 +44,23 @@ pub fn run(args: &VerifyArgs) -> Result<i32> {
     if args.dump.is_some() && args.fixtures.len() != 1 {
         return Err(Error::usage("--dump writes the numbers of one fixture: name one"));
     }
-    let tolerance = args.tol.unwrap_or(if args.dtype == DType::F64 { 1e-6 } else { 2e-4 });
+    let on_cpu = matches!(args.device.as_str(), "auto" | "cpu");
+    let dtype = args.dtype.unwrap_or(if on_cpu { DType::F64 } else { DType::F32 });
+    let tolerance = args.tol.unwrap_or(match (dtype, on_cpu) {
+        (DType::F64, _) => 1e-6,
+        (_, true) => 2e-4,
+        _ => 5e-4,
+    });
     let mut verdicts = Vec::new();
     for path in &args.fixtures {
         let fixture = Fixture::open(path)?;
-        let backend = device::open(&args.device, args.dtype, args.threads)?;
+        let backend = device::open(&args.device, dtype, args.threads)?;
         let device = backend.name();
         let results = fixture.run(backend)?;
         if let Some(out) = &args.dump {
             dump(&results, out)?;
         }
-        let verdict = fixture.compare(&results, &device, args.dtype, tolerance)?;
+        let verdict = fixture.compare(&results, &device, dtype, tolerance)?;
         if !args.json {
             print(&verdict, args.rows);
         }

@@ -21,7 +21,7 @@ mod vm;
 
 pub use driver::{DeviceInfo, Driver, KernelId, Launch};
 pub use kernel::{Call, Family, Given, KernelParams, Layout};
-pub use nvrtc::Compiler;
+pub use nvrtc::{Compiler, kernel_cache};
 pub use planning::PlanningBackend;
 pub use program::CudaBackend;
 pub use vm::VmDriver;

@@ -7,6 +7,17 @@ use std::ffi::CString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+/// Where compiled kernels are kept: `SAIP_ENGINE_CACHE`, else `saip-engine` in the user's cache folder; None when there
+/// is neither.
+pub fn kernel_cache() -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let root = set("SAIP_ENGINE_CACHE").or_else(|| {
+        let user = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
+        user.map(|user| user.join("saip-engine"))
+    });
+    root.map(|root| root.join("kernels"))
+}
+
 /// Compiles CUDA C++ for one architecture.
 #[derive(Clone, Debug)]
 pub struct Compiler {
