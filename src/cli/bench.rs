@@ -45,10 +45,10 @@ pub struct BenchStepArgs {
     /// Steps before them
     #[arg(long, default_value_t = 3)]
     pub warmup: usize,
-    /// Device: auto, cpu
+    /// Device: auto, cpu, or ptx-vm (the CUDA kernels, interpreted)
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Precision: f32 or f64
+    /// Precision: f64 (cpu), f32, or bf16 (not on the CPU)
     #[arg(long, default_value = "f32", value_parser = parse_dtype)]
     pub dtype: DType,
     /// CPU threads; 0 for one per core

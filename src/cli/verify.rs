@@ -19,7 +19,8 @@ pub struct VerifyArgs {
     /// Precision: f64 (cpu), f32 or bf16 (ptx-vm) [default: f64 on the CPU, else f32]
     #[arg(long, value_parser = parse_dtype)]
     pub dtype: Option<DType>,
-    /// Largest error that passes [default: 1e-6 in f64; in f32 2e-4 on the CPU, else 5e-4]
+    /// Largest error that passes [default: 1e-6 in f64; in f32 2e-4 on the CPU, else 5e-4; in bf16 2^-8 times the root of
+    /// the longest chain of roundings in the step]
     #[arg(long)]
     pub tol: Option<f64>,
     /// Print JSON instead of tables
@@ -46,14 +47,21 @@ pub fn run(args: &VerifyArgs) -> Result<i32> {
     }
     let on_cpu = matches!(args.device.as_str(), "auto" | "cpu");
     let dtype = args.dtype.unwrap_or(if on_cpu { DType::F64 } else { DType::F32 });
-    let tolerance = args.tol.unwrap_or(match (dtype, on_cpu) {
-        (DType::F64, _) => 1e-6,
-        (_, true) => 2e-4,
-        _ => 5e-4,
-    });
     let mut verdicts = Vec::new();
     for path in &args.fixtures {
         let fixture = Fixture::open(path)?;
+        let tolerance = match (args.tol, dtype) {
+            (Some(tolerance), _) => tolerance,
+            (None, DType::Bf16) => fixture.bf16_tolerance()?,
+            (None, DType::F64) => 1e-6,
+            (None, _) => {
+                if on_cpu {
+                    2e-4
+                } else {
+                    5e-4
+                }
+            }
+        };
         let backend = device::open(&args.device, dtype, args.threads)?;
         let device = backend.name();
         let results = fixture.run(backend)?;
