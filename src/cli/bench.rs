@@ -1,6 +1,6 @@
 //! `saip-engine bench`.
 
-use super::device::{self, parse_dtype};
+use super::device::{Device, parse_dtype};
 use super::step::StepArgs;
 use crate::data::batch::{Batch, ViewGeometry};
 use crate::data::rng::{Purpose, stream};
@@ -45,7 +45,7 @@ pub struct BenchStepArgs {
     /// Steps before them
     #[arg(long, default_value_t = 3)]
     pub warmup: usize,
-    /// Device: auto, cpu, or ptx-vm (the CUDA kernels, interpreted)
+    /// Device: auto, cpu, cuda, cuda:N, or ptx-vm (the CUDA kernels, interpreted)
     #[arg(long, default_value = "auto")]
     pub device: String,
     /// Precision: f64 (cpu), f32, or bf16 (not on the CPU)
@@ -79,7 +79,7 @@ fn bench_step(args: &BenchStepArgs) -> Result<()> {
     let cfg = args.step.resolve(Some(args.batch))?;
     let base = cfg.step_config(cfg.views.local_size, cfg.views.global_size);
     let step = step_config_at(&base, args.scale);
-    let backend = device::open(&args.device, args.dtype, args.threads)?;
+    let backend = Device::parse(&args.device)?.open(args.dtype, args.threads)?;
     let device = backend.name();
     let options = EngineOptions {
         micro_steps: 1,

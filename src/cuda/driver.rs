@@ -17,6 +17,19 @@ pub struct DeviceInfo {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct KernelId(pub usize);
 
+/// A recorded list of launches, owned by the driver that recorded it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct GraphId(pub usize);
+
+/// What a driver loads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageKind {
+    /// Text for any device of a capability or later.
+    Ptx,
+    /// Machine code of one architecture.
+    Cubin,
+}
+
 /// One launch, prepared ahead: nothing is looked up or formatted when it is made.
 #[derive(Clone, Debug)]
 pub struct Launch {
@@ -35,6 +48,9 @@ pub struct Launch {
 pub trait Driver: Send {
     fn info(&self) -> &DeviceInfo;
 
+    /// What [`Driver::load`] takes.
+    fn image_kind(&self) -> ImageKind;
+
     /// Memory of at least `bytes`, aligned to 256 bytes, contents undefined.
     ///
     /// # Errors
@@ -49,10 +65,20 @@ pub trait Driver: Send {
     /// Waits for what was launched, then copies out.
     fn download(&self, at: u64, bytes: &mut [u8]) -> Result<()>;
 
-    /// The kernel `name` of a module given as PTX; loading the same text again is cheap.
-    fn load(&mut self, ptx: &str, name: &str) -> Result<KernelId>;
+    /// The kernel `name` of a module, to be launched with `shared` bytes of dynamic shared memory; loading the same image
+    /// again is cheap.
+    fn load(&mut self, image: &[u8], name: &str, shared: u32) -> Result<KernelId>;
 
     fn launch(&mut self, launch: &Launch) -> Result<()>;
+
+    /// Prepares a list of launches to be made as one.
+    fn record(&mut self, launches: &[Launch]) -> Result<GraphId>;
+
+    /// Starts a recorded list.
+    fn replay(&mut self, graph: GraphId) -> Result<()>;
+
+    /// Drops a recorded list.
+    fn forget(&mut self, graph: GraphId) -> Result<()>;
 
     /// Waits until everything launched has ended.
     fn finish(&mut self) -> Result<()>;

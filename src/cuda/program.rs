@@ -1,6 +1,6 @@
 //! The CUDA backend: owns the regions and the arena on the device, turns plans into prepared launches, runs them.
 
-use super::driver::{Driver, Launch};
+use super::driver::{Driver, GraphId, Launch};
 use super::lower::{self, Operand, Operands};
 use super::nvrtc::Compiler;
 use crate::backend::{Backend, HostSlice, HostSliceMut, OperandType, ProgramId, in_place};
@@ -37,6 +37,7 @@ struct RegionMemory {
 struct Program {
     plan: Plan,
     launches: Vec<Launch>,
+    graph: Option<GraphId>,
     /// Addresses of constant tables.
     tables: Vec<u64>,
 }
@@ -128,8 +129,8 @@ impl<D: Driver> CudaBackend<D> {
         let mut launches = Vec::with_capacity(calls.len());
         for mut call in calls {
             call.bf16 = bf16;
-            let ptx = self.compiler.ptx(call.family.file(), &call.source())?;
-            let kernel = self.driver.load(&ptx, call.kernel)?;
+            let image = self.compiler.image(call.family.file(), &call.source(), self.driver.image_kind())?;
+            let kernel = self.driver.load(&image, call.kernel, call.shared)?;
             let (grid, block, shared, mut params) = (call.grid, call.block, call.shared, call.params);
             for (offset, bytes) in call.tables {
                 let at = self.driver.allocate(bytes.len())?;
@@ -192,17 +193,21 @@ impl<D: Driver> Backend for CudaBackend<D> {
 
     fn compile(&mut self, plan: Plan) -> Result<ProgramId> {
         self.grow(&plan)?;
-        self.programs.push(Program { plan, launches: Vec::new(), tables: Vec::new() });
+        self.programs.push(Program { plan, launches: Vec::new(), graph: None, tables: Vec::new() });
         // Growing may have moved memory under earlier programs.
         let mut programs = std::mem::take(&mut self.programs);
         for program in &mut programs {
             program.launches.clear();
+            if let Some(graph) = program.graph.take() {
+                self.driver.forget(graph)?;
+            }
             for table in program.tables.drain(..) {
                 self.driver.free(table)?;
             }
             for step in &program.plan.steps {
                 program.launches.extend(self.launches(step, &mut program.tables)?);
             }
+            program.graph = Some(self.driver.record(&program.launches)?);
         }
         self.programs = programs;
         Ok(ProgramId(self.programs.len() - 1))
@@ -262,12 +267,10 @@ impl<D: Driver> Backend for CudaBackend<D> {
     }
 
     fn run(&mut self, program: ProgramId) -> Result<()> {
-        let Some(program) = self.programs.get(program.0) else {
+        let Some(graph) = self.programs.get(program.0).and_then(|p| p.graph) else {
             return Err(Error::device("cuda", format!("program {} was never compiled", program.0)));
         };
-        for launch in &program.launches {
-            self.driver.launch(launch)?;
-        }
+        self.driver.replay(graph)?;
         self.driver.finish()
     }
 }
