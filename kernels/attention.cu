@@ -78,12 +78,42 @@ __device__ __forceinline__ void load_rows(u8* tile, const T* from, u32 stride, u
     }
 }
 
-// The warp's 16 rows of a tile as operand a.
+// Of wide heads the registers hold sums alone: outer rows are loaded when they are used.
+constexpr bool KEEPS_OUTER = HEAD <= 64;
+
+// 16 columns of the warp's 16 rows of a tile as operand a.
+__device__ __forceinline__ void load_step(u32 (&a)[4], const u8* tile, u32 warp, u32 s) {
+    const u32 lane = threadIdx.x % WARP, q = lane / 8, l = lane % 8;
+    ldmatrix_x4(a, shared_address(tile) + Tile<OUTER, HEAD>::offset(warp * 16 + q % 2 * 8 + l, s * 2 + q / 2));
+}
+
+// All columns of them.
 __device__ __forceinline__ void load_outer(u32 (&a)[STEPS][4], const u8* tile, u32 warp) {
+#pragma unroll
+    for (u32 s = 0; s < STEPS; ++s) load_step(a[s], tile, warp, s);
+}
+
+// s = outer inner^T for the warp's 16 outer rows and INNER inner ones.
+template <u32 INNER>
+__device__ __forceinline__ void scores_of_tiles(float (&s)[INNER / 8][4], const u8* outer, const u8* inner, u32 warp) {
     const u32 lane = threadIdx.x % WARP, q = lane / 8, l = lane % 8;
 #pragma unroll
-    for (u32 s = 0; s < STEPS; ++s)
-        ldmatrix_x4(a[s], shared_address(tile) + Tile<OUTER, HEAD>::offset(warp * 16 + q % 2 * 8 + l, s * 2 + q / 2));
+    for (u32 j = 0; j < INNER / 8; ++j) {
+#pragma unroll
+        for (u32 e = 0; e < 4; ++e) s[j][e] = 0.0f;
+    }
+// Fully unrolled, the loads of all steps would be in flight and registers spilt.
+#pragma unroll 2
+    for (u32 k = 0; k < STEPS; ++k) {
+        u32 a[4], b[4];
+        load_step(a, outer, warp, k);
+#pragma unroll
+        for (u32 j = 0; j < INNER / 16; ++j) {
+            ldmatrix_x4(b, shared_address(inner) + Tile<INNER, HEAD>::offset(j * 16 + q / 2 * 8 + l, k * 2 + q % 2));
+            mma_bf16(s[2 * j], a, b[0], b[1]);
+            mma_bf16(s[2 * j + 1], a, b[2], b[3]);
+        }
+    }
 }
 
 // s = a b^T for INNER rows b.
@@ -230,7 +260,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention(const AttentionP
 // the others.
 template <bool OVER_KEYS>
 __device__ __forceinline__ void backward(const AttentionBackwardParams& p) {
-    constexpr u32 INNER = 32;
+    // As many as leave the sums of wide heads in registers.
+    constexpr u32 INNER = OVER_KEYS && !KEEPS_OUTER ? 16 : 32;
     __shared__ alignas(128) u8 outer1[Tile<OUTER, HEAD>::BYTES];
     __shared__ alignas(128) u8 outer2[Tile<OUTER, HEAD>::BYTES];
     __shared__ alignas(128) u8 inner1[Tile<INNER, HEAD>::BYTES];
@@ -272,13 +303,18 @@ __device__ __forceinline__ void backward(const AttentionBackwardParams& p) {
             cp_async_wait<0>();
             // The tiles are there for all.
             __syncthreads();
-            if (group == 0 && first == 0) {
-                load_outer(a1, outer1, warp);
-                load_outer(a2, outer2, warp);
-            }
             float s[INNER / 8][4], ds[INNER / 8][4];
-            scores<INNER>(s, a1, inner1);
-            scores<INNER>(ds, a2, inner2);
+            if constexpr (KEEPS_OUTER) {
+                if (group == 0 && first == 0) {
+                    load_outer(a1, outer1, warp);
+                    load_outer(a2, outer2, warp);
+                }
+                scores<INNER>(s, a1, inner1);
+                scores<INNER>(ds, a2, inner2);
+            } else {
+                scores_of_tiles<INNER>(s, outer1, inner1, warp);
+                scores_of_tiles<INNER>(ds, outer2, inner2, warp);
+            }
 #pragma unroll
             for (u32 j = 0; j < INNER / 8; ++j) {
 #pragma unroll
@@ -484,6 +520,7 @@ __device__ __forceinline__ void backward(const AttentionBackwardParams& p) {
 
 #endif
 
-extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_queries(const AttentionBackwardParams p) { backward<false>(p); }
+// At least one block: left to itself the compiler aims at more and spills.
+extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_backward_queries(const AttentionBackwardParams p) { backward<false>(p); }
 
-extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_keys(const AttentionBackwardParams p) { backward<true>(p); }
+extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_backward_keys(const AttentionBackwardParams p) { backward<true>(p); }

@@ -24,7 +24,7 @@ mod vm;
 pub use driver::{DeviceInfo, Driver, GraphId, ImageKind, KernelId, Launch};
 pub use gpu::{GpuDriver, KernelFacts};
 pub use kernel::{Call, Family, Given, KernelParams, Layout};
-pub use nvrtc::{Compiler, kernel_cache};
+pub use nvrtc::{CompiledKernel, Compiler, kernel_cache};
 pub use planning::PlanningBackend;
 pub use probe::{Gpu, Installed, installed};
 pub use program::CudaBackend;

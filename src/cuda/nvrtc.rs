@@ -61,7 +61,7 @@ impl Compiler {
         if let Some(image) = at.as_ref().and_then(|at| kept(at)) {
             return Ok(image);
         }
-        let image = self.compile(name, source, &options, kind)?;
+        let (image, _) = self.compile(name, source, &options, kind)?;
         if let Some(at) = &at {
             let _ = keep(at, &image);
         }
@@ -92,7 +92,25 @@ impl Compiler {
         name + ".kernel"
     }
 
-    fn compile(&self, name: &str, source: &str, options: &[String], kind: ImageKind) -> Result<Vec<u8>> {
+    /// What the compiler makes of every kernel of `source` for this very architecture.
+    ///
+    /// # Errors
+    /// [`Error::Device`] with NVRTC's log when the source does not compile.
+    pub fn facts(&self, name: &str, source: &str) -> Result<Vec<CompiledKernel>> {
+        let mut options = self.options(ImageKind::Cubin);
+        options.push("--ptxas-options=-v".to_owned());
+        let (_, log) = self.compile(name, source, &options, ImageKind::Cubin)?;
+        Ok(parse_facts(&log))
+    }
+
+    /// The image and the compiler's log.
+    fn compile(
+        &self,
+        name: &str,
+        source: &str,
+        options: &[String],
+        kind: ImageKind,
+    ) -> Result<(Vec<u8>, String)> {
         let refused =
             |what: &str, e: result::NvrtcError| Error::device("cuda", format!("{name}: {what}: {e}"));
         let zero = |_| Error::device("cuda", format!("{name}: the source holds a zero byte"));
@@ -109,9 +127,48 @@ impl Compiler {
                 ImageKind::Cubin => cubin(program),
             });
             let _ = result::destroy_program(program);
-            made.map_err(|e| refused(&format!("does not compile:\n{}\n", log.trim_end()), e))
+            match made {
+                Ok(image) => Ok((image, log)),
+                Err(e) => Err(refused(&format!("does not compile:\n{}\n", log.trim_end()), e)),
+            }
         }
     }
+}
+
+/// What the compiler tells of a kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CompiledKernel {
+    pub name: String,
+    pub registers: u32,
+    /// Bytes of registers that did not fit, stored and loaded.
+    pub spills: u32,
+    /// Static shared memory, bytes.
+    pub shared: u32,
+}
+
+/// Reads ptxas' verbose log.
+fn parse_facts(log: &str) -> Vec<CompiledKernel> {
+    let before = |line: &str, unit: &str| -> u32 {
+        let words = line.split(unit).next().unwrap_or("").split_whitespace();
+        words.last().and_then(|n| n.parse().ok()).unwrap_or(0)
+    };
+    let mut kernels: Vec<CompiledKernel> = Vec::new();
+    for line in log.lines() {
+        if let Some((_, rest)) = line.split_once("Compiling entry function '") {
+            let name = rest.split('\'').next().unwrap_or("").to_owned();
+            kernels.push(CompiledKernel { name, ..CompiledKernel::default() });
+            continue;
+        }
+        let Some(kernel) = kernels.last_mut() else { continue };
+        if line.contains("bytes spill stores") {
+            kernel.spills = before(line, "bytes spill stores") + before(line, "bytes spill loads");
+        }
+        if line.contains(" registers") {
+            kernel.registers = before(line, "registers");
+            kernel.shared = if line.contains("bytes smem") { before(line, "bytes smem") } else { 0 };
+        }
+    }
+    kernels
 }
 
 /// Machine code of a compiled program.
@@ -153,4 +210,41 @@ fn keep(at: &Path, image: &[u8]) -> Result<()> {
         file.persist(at).map_err(|e| e.error)
     };
     write().map(drop).map_err(|e| Error::io(at, "write", e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_compilers_log_is_read() {
+        let log = "ptxas info    : 0 bytes gmem\n\
+                   ptxas info    : Compiling entry function 'gemm' for 'sm_90a'\n\
+                   ptxas info    : Function properties for gemm\n\
+                   \x20   8 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads\n\
+                   ptxas info    : Used 128 registers, used 1 barriers, 17408 bytes smem\n\
+                   ptxas info    : Compiling entry function 'add' for 'sm_90a'\n\
+                   ptxas info    : Used 7 registers, used 0 barriers\n";
+        let kernel = |name: &str, registers, spills, shared| CompiledKernel {
+            name: name.into(),
+            registers,
+            spills,
+            shared,
+        };
+        assert_eq!(parse_facts(log), [kernel("gemm", 128, 28, 17408), kernel("add", 7, 0, 0)]);
+    }
+
+    #[test]
+    fn a_spoilt_image_is_not_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = folder.path().join("x.kernel");
+        keep(&at, b"image").unwrap();
+        assert_eq!(kept(&at).as_deref(), Some(&b"image"[..]));
+        let mut bytes = std::fs::read(&at).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        for spoilt in [&bytes[..], &bytes[..10], &[]] {
+            std::fs::write(&at, spoilt).unwrap();
+            assert_eq!(kept(&at), None);
+        }
+    }
 }
