@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use saip_engine::backend::NullBackend;
 use saip_engine::cuda::PlanningBackend;
-use saip_engine::ir::{Graph, Node, Op, Region, verify};
+use saip_engine::ir::{Graph, Node, Op, Region, ValueId, matrix_flops, verify};
 use saip_engine::nn::{ParamRegistry, initialise};
 use saip_engine::plan::{fuse, plan};
 use saip_engine::saip::config::StepConfig;
@@ -13,7 +13,7 @@ use saip_engine::saip::{
     EmbedOptions, Model, StepGraph, StepOptions, StepPoint, build_embed, build_inspect, build_step,
     scalar_block,
 };
-use saip_engine::tensor::DType;
+use saip_engine::tensor::{DType, Shape};
 
 const FIXTURE: &[u8] = include_bytes!("fixtures/vit-micro.safetensors");
 
@@ -188,31 +188,10 @@ fn only_what_is_read_is_computed() {
     assert_eq!(at("css.cross.attn_cross.kv"), Some(b * 196));
 }
 
-/// Floating-point operations of a node's matrix products.
-fn flops(g: &Graph, n: &Node) -> usize {
-    let shape = |i: usize| g.shape(n.inputs[i]);
-    let mac = match &n.op {
-        Op::Linear { .. } => shape(0).as_matrix().0 * shape(1).count(),
-        Op::LinearBackwardInput { .. } => shape(0).as_matrix().0 * shape(1).count(),
-        Op::LinearBackwardWeight { weight } => shape(0).as_matrix().0 * weight.iter().product::<usize>(),
-        Op::Conv2d { geometry, .. } | Op::Conv2dBackwardInput { geometry, .. } => {
-            geometry.rows() * shape(1).count()
-        }
-        Op::Conv2dBackwardWeight { geometry } => geometry.rows() * g.shape(n.outputs[0]).count(),
-        Op::Attention { segments, .. } => 2 * segments.pairs() * g.shape(n.outputs[0]).as_matrix().1,
-        Op::AttentionBackward { segments, .. } => 4 * segments.pairs() * shape(0).as_matrix().1,
-        Op::DynamicConv { tokens } => shape(0).count() * tokens,
-        Op::DynamicConvBackward { tokens } => 2 * shape(1).count() * tokens,
-        // Logits of both sides, the expert's mean prototype; backward the logits again, dz and dw.
-        Op::PrototypeCrossEntropy { .. } => {
-            (shape(0).as_matrix().0 + 2 * shape(2).as_matrix().0) * shape(1).count()
-        }
-        Op::PrototypeCrossEntropyBackward { .. } => {
-            (3 * shape(1).as_matrix().0 + 2 * shape(3).as_matrix().0) * shape(2).count()
-        }
-        _ => 0,
-    };
-    2 * mac
+fn flops(g: &Graph, n: &Node) -> u64 {
+    let shapes = |ids: &[ValueId]| -> Vec<Shape> { ids.iter().map(|i| g.shape(*i).clone()).collect() };
+    let (inputs, outputs) = (shapes(&n.inputs), shapes(&n.outputs));
+    matrix_flops(&n.op, &inputs.iter().collect::<Vec<_>>(), &outputs.iter().collect::<Vec<_>>())
 }
 
 #[test]
@@ -221,7 +200,7 @@ fn the_work_is_as_estimated() {
     let step = build(&cfg);
     let gflop = |wanted: &dyn Fn(&str) -> bool| -> f64 {
         let nodes = step.graph.nodes.iter().filter(|n| wanted(&n.path));
-        nodes.map(|n| flops(&step.graph, n)).sum::<usize>() as f64 / 1e9 / cfg.batch as f64
+        nodes.map(|n| flops(&step.graph, n)).sum::<u64>() as f64 / 1e9 / cfg.batch as f64
     };
     // Multiplications per sample of the decoders' blocks, by hand; E = 512.
     let e2 = 512.0 * 512.0;

@@ -1,6 +1,7 @@
 //! What the CUDA backend asks of a driver: memory, modules, launches. An interpreter of PTX implements it as well as a
 //! real driver, so everything above this trait runs on machines without a GPU.
 
+use crate::backend::OpCounts;
 use crate::error::Result;
 
 /// What kernels are compiled for.
@@ -28,6 +29,13 @@ pub enum ImageKind {
     Ptx,
     /// Machine code of one architecture.
     Cubin,
+}
+
+/// What a driver can tell of launches.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Measured {
+    pub seconds: Option<f64>,
+    pub counts: Option<OpCounts>,
 }
 
 /// One launch, prepared ahead: nothing is looked up or formatted when it is made.
@@ -79,6 +87,9 @@ pub trait Driver: Send {
 
     /// Drops a recorded list.
     fn forget(&mut self, graph: GraphId) -> Result<()>;
+
+    /// Makes `launches` as a unit `repeats` times: the median of its times, or what they did.
+    fn measure(&mut self, launches: &[Launch], repeats: usize) -> Result<Measured>;
 
     /// Waits until everything launched has ended.
     fn finish(&mut self) -> Result<()>;

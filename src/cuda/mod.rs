@@ -21,7 +21,7 @@ mod program;
 mod prototype_ce;
 mod vm;
 
-pub use driver::{DeviceInfo, Driver, GraphId, ImageKind, KernelId, Launch};
+pub use driver::{DeviceInfo, Driver, GraphId, ImageKind, KernelId, Launch, Measured};
 pub use gpu::{GpuDriver, KernelFacts};
 pub use kernel::{Call, Family, Given, KernelParams, Layout};
 pub use nvrtc::{CompiledKernel, Compiler, kernel_cache};

@@ -1,11 +1,11 @@
 //! The CUDA backend: owns the regions and the arena on the device, turns plans into prepared launches, runs them.
 
-use super::driver::{Driver, GraphId, Launch};
+use super::driver::{Driver, GraphId, Launch, Measured};
 use super::lower::{self, Operand, Operands};
 use super::nvrtc::Compiler;
-use crate::backend::{Backend, HostSlice, HostSliceMut, OperandType, ProgramId, in_place};
+use crate::backend::{Backend, HostSlice, HostSliceMut, OpMeasure, OperandType, ProgramId, in_place};
 use crate::error::{Error, Result};
-use crate::ir::{Op, Region};
+use crate::ir::{Op, Region, matrix_flops};
 use crate::plan::{Plan, Slot, Space, Step};
 use crate::tensor::DType;
 use half::bf16;
@@ -37,6 +37,8 @@ struct RegionMemory {
 struct Program {
     plan: Plan,
     launches: Vec<Launch>,
+    /// Where the launches of each step of the plan end.
+    ends: Vec<usize>,
     graph: Option<GraphId>,
     /// Addresses of constant tables.
     tables: Vec<u64>,
@@ -193,11 +195,18 @@ impl<D: Driver> Backend for CudaBackend<D> {
 
     fn compile(&mut self, plan: Plan) -> Result<ProgramId> {
         self.grow(&plan)?;
-        self.programs.push(Program { plan, launches: Vec::new(), graph: None, tables: Vec::new() });
+        self.programs.push(Program {
+            plan,
+            launches: Vec::new(),
+            ends: Vec::new(),
+            graph: None,
+            tables: Vec::new(),
+        });
         // Growing may have moved memory under earlier programs.
         let mut programs = std::mem::take(&mut self.programs);
         for program in &mut programs {
             program.launches.clear();
+            program.ends.clear();
             if let Some(graph) = program.graph.take() {
                 self.driver.forget(graph)?;
             }
@@ -206,6 +215,7 @@ impl<D: Driver> Backend for CudaBackend<D> {
             }
             for step in &program.plan.steps {
                 program.launches.extend(self.launches(step, &mut program.tables)?);
+                program.ends.push(program.launches.len());
             }
             program.graph = Some(self.driver.record(&program.launches)?);
         }
@@ -272,6 +282,40 @@ impl<D: Driver> Backend for CudaBackend<D> {
         };
         self.driver.replay(graph)?;
         self.driver.finish()
+    }
+
+    fn measure(&mut self, program: ProgramId, repeats: usize) -> Result<Vec<OpMeasure>> {
+        let Some(program) = self.programs.get(program.0) else {
+            return Err(Error::device("cuda", format!("program {} was never compiled", program.0)));
+        };
+        let mut measures = Vec::with_capacity(program.ends.len());
+        let mut first = 0;
+        for (step, &end) in program.plan.steps.iter().zip(&program.ends) {
+            let measured = self.driver.measure(&program.launches[first..end], repeats)?;
+            measures.push(op_measure(step, end - first, measured));
+            first = end;
+        }
+        Ok(measures)
+    }
+}
+
+fn op_measure(step: &Step, launches: usize, measured: Measured) -> OpMeasure {
+    let shapes = |slots: &'_ [Slot]| slots.iter().map(|s| s.shape.clone()).collect::<Vec<_>>();
+    let (inputs, outputs) = (shapes(&step.inputs), shapes(&step.outputs));
+    let operands = step.inputs.iter().chain(&step.outputs);
+    OpMeasure {
+        path: step.path.clone(),
+        op: step.op.name(),
+        shape: inputs.first().unwrap_or(&outputs[0]).clone(),
+        launches,
+        flops: matrix_flops(
+            &step.op,
+            &inputs.iter().collect::<Vec<_>>(),
+            &outputs.iter().collect::<Vec<_>>(),
+        ),
+        least_bytes: operands.map(|s| (s.shape.count() * s.dtype.bytes()) as u64).sum(),
+        seconds: measured.seconds,
+        counts: measured.counts,
     }
 }
 

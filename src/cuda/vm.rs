@@ -1,6 +1,7 @@
 //! A driver without a GPU: interprets the PTX, and refuses launches that do what a GPU would leave undefined.
 
-use super::driver::{DeviceInfo, Driver, GraphId, ImageKind, KernelId, Launch};
+use super::driver::{DeviceInfo, Driver, GraphId, ImageKind, KernelId, Launch, Measured};
+use crate::backend::OpCounts;
 use crate::error::{Error, Result};
 use ptx_vm::{Counts, Memory, Module, Options};
 use std::collections::BTreeMap;
@@ -116,6 +117,20 @@ impl Driver for VmDriver {
             launches.clear();
         }
         Ok(())
+    }
+
+    fn measure(&mut self, launches: &[Launch], _repeats: usize) -> Result<Measured> {
+        let before = self.counts.clone();
+        launches.iter().try_for_each(|l| self.launch(l))?;
+        let (a, b) = (&before, &self.counts);
+        let bytes = |c: &Counts| c.global.loaded + c.global.stored;
+        let counts = OpCounts {
+            global_bytes: bytes(b) - bytes(a),
+            sectors: [b.global_sectors - a.global_sectors, b.global_sectors_ideal - a.global_sectors_ideal],
+            bank_conflicts: b.bank_conflicts() - a.bank_conflicts(),
+            lane_instructions: b.lane_instructions - a.lane_instructions,
+        };
+        Ok(Measured { seconds: None, counts: Some(counts) })
     }
 
     fn finish(&mut self) -> Result<()> {

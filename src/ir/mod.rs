@@ -8,6 +8,7 @@ mod infer;
 mod op;
 mod types;
 mod verify;
+mod work;
 
 pub use autodiff::differentiate;
 pub use dump::dump;
@@ -19,3 +20,4 @@ pub use op::{
 pub use types::{Role, input_role, output_role};
 pub(crate) use verify::region_order;
 pub use verify::verify;
+pub use work::matrix_flops;

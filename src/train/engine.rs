@@ -1,6 +1,6 @@
 //! The step on a backend: compiled once per shape bucket, fed with batches, its state read and written.
 
-use crate::backend::{Backend, HostSlice, HostSliceMut, ProgramId};
+use crate::backend::{Backend, HostSlice, HostSliceMut, OpMeasure, ProgramId};
 use crate::data::batch::Batch;
 use crate::data::rng::{Purpose, stream};
 use crate::error::{Error, Result};
@@ -312,6 +312,21 @@ impl Engine {
             self.backend.write(slot.region, slot.offset, HostSlice::F32(&values))?;
         }
         Ok(())
+    }
+
+    /// Measures every op of bucket `bucket` after a step on `batch`. The state is spoilt afterwards.
+    ///
+    /// # Errors
+    /// Those of [`Engine::micro_step`] and of [`Backend::measure`].
+    pub fn measure(
+        &mut self,
+        bucket: usize,
+        batch: &Batch,
+        point: &StepPoint,
+        repeats: usize,
+    ) -> Result<Vec<OpMeasure>> {
+        self.micro_step(bucket, batch, point)?;
+        self.backend.measure(self.buckets[bucket].program, repeats)
     }
 
     /// Writes a flat buffer, and its copy in the type that the step computes in.
