@@ -9,7 +9,7 @@ use common::check::Precision;
 use common::judge::Judge;
 use common::runner::{Placement, run_op};
 use common::tensor::in_bf16;
-use saip_engine::cuda::{Compiler, CudaBackend, Family, VmDriver};
+use saip_engine::cuda::{Compiler, CudaBackend, Driver, Family, GpuDriver, VmDriver};
 use saip_engine::ir::OpKind;
 use saip_engine::tensor::DType;
 use std::path::Path;
@@ -17,23 +17,33 @@ use std::path::Path;
 const CAPABILITY: (u32, u32) = (8, 0);
 const MEMORY: u64 = 256 << 20;
 
+/// The interpreter, or with SAIP_ENGINE_TEST_DEVICE=cuda the first GPU.
+fn driver() -> Box<dyn Driver> {
+    match std::env::var("SAIP_ENGINE_TEST_DEVICE").as_deref() {
+        Ok("cuda") => Box::new(GpuDriver::new(0).expect("a GPU was asked for")),
+        _ => Box::new(VmDriver::new(CAPABILITY, MEMORY)),
+    }
+}
+
 /// NVRTC with its cache among the build's files. `tools/test.sh` provides NVRTC where there is none.
-fn compiler() -> Compiler {
-    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("ptx");
-    Compiler::new(CAPABILITY, Some(cache))
+fn compiler(capability: (u32, u32)) -> Compiler {
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
+    Compiler::new(capability, Some(cache))
         .expect("run the tests with `bash tools/test.sh`, which fetches NVRTC")
 }
 
-fn backend(dtype: DType) -> CudaBackend<VmDriver> {
-    CudaBackend::new(VmDriver::new(CAPABILITY, MEMORY), compiler(), dtype)
-        .expect("both types are computed in")
+fn backend(dtype: DType) -> CudaBackend<Box<dyn Driver>> {
+    let driver = driver();
+    let compiler = compiler(driver.info().capability);
+    CudaBackend::new(driver, compiler, dtype).expect("both types are computed in")
 }
 
 fn check_case(case: &Case, dtype: DType) -> Result<(), String> {
     let precision = if dtype == DType::Bf16 { Precision::BF16 } else { Precision::F32 };
     let judge = Judge::new(case, precision);
     for placement in [Placement::Regions, Placement::Arena] {
-        let poison = |b: &mut CudaBackend<VmDriver>| b.poison_arena().expect("the arena can be written");
+        let poison =
+            |b: &mut CudaBackend<Box<dyn Driver>>| b.poison_arena().expect("the arena can be written");
         let updated = in_place(case.kind());
         let got = run_op(&case.op, &case.inputs, updated, placement, backend(dtype), poison)?;
         judge.outputs(&got).map_err(|e| format!("{e} ({placement:?})"))?;
@@ -167,7 +177,7 @@ fn every_variant_compiles_without_spills() {
 fn a_struct_that_the_host_lays_out_otherwise_does_not_compile() {
     let text = Family::Layout.source(&Family::Layout.variants()[0], false);
     let claim = |at| format!("{text}static_assert(OFFSET_OF(RunParams, len) == {at}, \"disagree\");\n");
-    let compiler = compiler();
+    let compiler = compiler(CAPABILITY);
     compiler.ptx("layout.cu", &claim(40)).unwrap();
     let message = compiler.ptx("layout.cu", &claim(44)).unwrap_err().to_string();
     assert!(message.contains("layout.cu") && message.contains("disagree"), "{message}");

@@ -94,3 +94,45 @@ pub trait Driver: Send {
     /// Waits until everything launched has ended.
     fn finish(&mut self) -> Result<()>;
 }
+
+impl<D: Driver + ?Sized> Driver for Box<D> {
+    fn info(&self) -> &DeviceInfo {
+        (**self).info()
+    }
+    fn image_kind(&self) -> ImageKind {
+        (**self).image_kind()
+    }
+    fn allocate(&mut self, bytes: usize) -> Result<u64> {
+        (**self).allocate(bytes)
+    }
+    fn free(&mut self, at: u64) -> Result<()> {
+        (**self).free(at)
+    }
+    fn upload(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
+        (**self).upload(at, bytes)
+    }
+    fn download(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
+        (**self).download(at, bytes)
+    }
+    fn load(&mut self, image: &[u8], name: &str, shared: u32) -> Result<KernelId> {
+        (**self).load(image, name, shared)
+    }
+    fn launch(&mut self, launch: &Launch) -> Result<()> {
+        (**self).launch(launch)
+    }
+    fn record(&mut self, launches: &[Launch]) -> Result<GraphId> {
+        (**self).record(launches)
+    }
+    fn replay(&mut self, graph: GraphId) -> Result<()> {
+        (**self).replay(graph)
+    }
+    fn forget(&mut self, graph: GraphId) -> Result<()> {
+        (**self).forget(graph)
+    }
+    fn measure(&mut self, launches: &[Launch], repeats: usize) -> Result<Measured> {
+        (**self).measure(launches, repeats)
+    }
+    fn finish(&mut self) -> Result<()> {
+        (**self).finish()
+    }
+}

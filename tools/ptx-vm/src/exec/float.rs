@@ -41,7 +41,7 @@ fn extremes(a: &Lanes, b: &Lanes, min: bool) -> Option<Lanes> {
     let mut special = false;
     let v = each(|l| {
         let (x, y) = (f32::from_bits(a[l]), f32::from_bits(b[l]));
-        special |= !(x < y || x > y) && a[l] != b[l] || x.is_nan();
+        special |= (x == y || y.is_nan()) && a[l] != b[l] || x.is_nan();
         if (x < y) == min { a[l] } else { b[l] }
     });
     (!special).then_some(v)
