@@ -22,6 +22,7 @@ mod prototype_ce;
 mod vm;
 
 pub use driver::{DeviceInfo, Driver, GraphId, ImageKind, KernelId, Launch, Measured};
+pub use gemm::{Finish, GemmParams, PLAIN_TILES, Product, TENSOR_TILES};
 pub use gpu::{GpuDriver, KernelFacts};
 pub use kernel::{Call, Family, Given, KernelParams, Layout};
 pub use nvrtc::{CompiledKernel, Compiler, kernel_cache};
