@@ -92,39 +92,22 @@ extern "C" __global__ void scatter_tokens(const TokenParams p) {
 }
 
 struct PositionParams {
-    T* y;          // add: [B * n, D]; sum: [n, D]
-    const T* x;    // [B * n, D]
-    const T* pos;  // add: [n, D]
-    u64 images;    // B
-    u64 each;      // n * D
+    T* y;              // [B * n, D]
+    const T* x;        // [B * n, D]
+    const float* pos;  // [n, D]
+    u64 images;        // B
+    u64 each;          // n * D
 };
 
 // y = x + pos for every image; y may be x.
 extern "C" __global__ void add_positions(const PositionParams p) {
-    const u64 all = p.images * p.each / VEC, each = p.each / VEC, step = (u64)gridDim.x * blockDim.x;
+    const u64 all = p.images * p.each / VEC, step = (u64)gridDim.x * blockDim.x;
     for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < all; i += step) {
-        const Elements x = reinterpret_cast<const Elements*>(p.x)[i];
-        const Elements pos = reinterpret_cast<const Elements*>(p.pos)[i % each];
-        Elements y;
+        float x[VEC], pos[VEC];
+        load_all(x, p.x + i * VEC);
+        load_all(pos, p.pos + i * VEC % p.each);
 #pragma unroll
-        for (int j = 0; j < VEC; ++j) y.at[j] = from_float<T>(to_float(x.at[j]) + to_float(pos.at[j]));
-        reinterpret_cast<Elements*>(p.y)[i] = y;
-    }
-}
-
-// The sum over images, in their order.
-extern "C" __global__ void sum_images(const PositionParams p) {
-    const u64 each = p.each / VEC, step = (u64)gridDim.x * blockDim.x;
-    for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < each; i += step) {
-        float sum[VEC] = {};
-        for (u64 image = 0; image < p.images; ++image) {
-            const Elements x = reinterpret_cast<const Elements*>(p.x)[image * each + i];
-#pragma unroll
-            for (int j = 0; j < VEC; ++j) sum[j] += to_float(x.at[j]);
-        }
-        Elements y;
-#pragma unroll
-        for (int j = 0; j < VEC; ++j) y.at[j] = from_float<T>(sum[j]);
-        reinterpret_cast<Elements*>(p.y)[i] = y;
+        for (int j = 0; j < VEC; ++j) x[j] += pos[j];
+        store_all(p.y + i * VEC, x);
     }
 }

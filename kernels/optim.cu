@@ -1,4 +1,5 @@
-// The optimizer over the flat buffers of parameters, gradients, moments and expert, all float.
+// The optimizer over the flat buffers of parameters, gradients, moments and expert, all float but the copies (T) that products
+// read.
 //
 // Given: the places of scalars in the scalar block, by their names.
 // Deterministic: the norm is summed in two stages, each in a fixed order, in double.
@@ -38,31 +39,12 @@ struct HealthParams {
     u64 chunks;
 };
 
-__device__ __forceinline__ double warp_sum(double x) {
-#pragma unroll
-    for (u32 step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(ALL_LANES, x, step);
-    return x;
-}
-
-// Sum over the block, in thread 0.
-__device__ __forceinline__ double block_sum(double x) {
-    __shared__ double sums[THREADS / WARP];
-    x = warp_sum(x);
-    if (threadIdx.x % WARP == 0) sums[threadIdx.x / WARP] = x;
-    // Thread 0 reads every warp's sum.
-    __syncthreads();
-    double total = 0.0;
-    if (threadIdx.x == 0)
-        for (u32 w = 0; w < THREADS / WARP; ++w) total += sums[w];
-    return total;
-}
-
 // One block a chunk.
 extern "C" __global__ void __launch_bounds__(THREADS) square_sums(const SquareParams p) {
     const u64 first = (u64)blockIdx.x * CHUNK, last = first + CHUNK < p.n ? first + CHUNK : p.n;
     double sum = 0.0;
     for (u64 i = first + threadIdx.x; i < last; i += THREADS) sum += (double)p.grads[i] * p.grads[i];
-    sum = block_sum(sum);
+    sum = block_sum<THREADS>(sum);
     if (threadIdx.x == 0) p.partial[blockIdx.x] = sum;
 }
 
@@ -70,7 +52,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) square_sums(const SquarePa
 extern "C" __global__ void __launch_bounds__(THREADS) grad_health(const HealthParams p) {
     double sum = 0.0;
     for (u64 i = threadIdx.x; i < p.chunks; i += THREADS) sum += p.partial[i];
-    sum = block_sum(sum);
+    sum = block_sum<THREADS>(sum);
     if (threadIdx.x != 0) return;
     const double norm = sqrt(sum), clip = p.scalars[CLIP_NORM];
     const float shown = (float)norm, loss = *p.loss;
@@ -95,6 +77,8 @@ struct AdamWParams {
     float* m;              // [P]
     float* v;              // [P]
     float* expert;         // [E]
+    T* weights;            // [P]: copy of params, or null
+    T* expert_weights;     // [E]: copy of expert, or null
     const float* grads;    // [P]
     const float* scalars;
     const float* health;   // [3]
@@ -119,9 +103,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) adamw(const AdamWParams p)
         p.m[at] = m;
         p.v[at] = v;
         p.params[at] = w;
+        if (p.weights) p.weights[at] = from_float<T>(w);
         if (piece.expert == NO_EXPERT) continue;
         const float e = p.expert[piece.expert + i];
         // The form that is exact at the nearer end, as torch.lerp has it.
-        p.expert[piece.expert + i] = follow < 0.5f ? e + follow * (w - e) : w - (1.0f - follow) * (w - e);
+        const float average = follow < 0.5f ? e + follow * (w - e) : w - (1.0f - follow) * (w - e);
+        p.expert[piece.expert + i] = average;
+        if (p.expert_weights) p.expert_weights[piece.expert + i] = from_float<T>(average);
     }
 }

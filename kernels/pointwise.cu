@@ -72,10 +72,28 @@ extern "C" __global__ void fill(const UnaryParams p) {
     for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < p.n; i += stride) p.y[i] = from_float<T>(p.factor);
 }
 
+template <class To, class From>
+__device__ __forceinline__ void cast(const UnaryParams& p) {
+    const u64 packs = p.n / VEC, stride = (u64)gridDim.x * blockDim.x;
+    for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < packs; i += stride) {
+        const Pack<From, VEC> x = reinterpret_cast<const Pack<From, VEC>*>(p.x)[i];
+        Pack<To, VEC> y;
+#pragma unroll
+        for (int j = 0; j < VEC; ++j) y.at[j] = from_float<To>(to_float(x.at[j]));
+        reinterpret_cast<Pack<To, VEC>*>(p.y)[i] = y;
+    }
+}
+
+// y is float.
+extern "C" __global__ void widen(const UnaryParams p) { cast<float, T>(p); }
+
+// x is float.
+extern "C" __global__ void narrow(const UnaryParams p) { cast<T, float>(p); }
+
 struct SegmentParams {
     T* y;              // [T, D]
     const T* x;        // [T, D]
-    const T* factors;  // [S], from this run's first segment on
+    const float* factors;  // [S], from this run's first segment on
     u64 start;         // first row of the run
     u64 rows;          // rows of the run
     u32 len;           // rows of a segment
@@ -87,7 +105,7 @@ extern "C" __global__ void scale_segments(const SegmentParams p) {
     const u64 n = p.rows * p.width, stride = (u64)gridDim.x * blockDim.x;
     for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += stride) {
         const u64 at = p.start * p.width + i;
-        p.y[at] = from_float<T>(to_float(p.x[at]) * to_float(p.factors[i / p.width / p.len]));
+        p.y[at] = from_float<T>(to_float(p.x[at]) * p.factors[i / p.width / p.len]);
     }
 }
 
@@ -111,12 +129,12 @@ extern "C" __global__ void weighted_sum(const SumParams p) {
 }
 
 struct NormalizeParams {
-    T* y;          // [M, D]: forward y, backward dx
-    T* norm;       // [M]: max(||x||, eps), written by the forward, read by the backward
-    const T* x;    // [M, D]: forward x, backward dy
-    const T* unit; // [M, D]: backward only, the forward's y
-    u32 rows;      // M
-    u32 width;     // D
+    void* y;        // [M, D]: forward y (T), backward dx (T or float)
+    float* norm;    // [M]: max(||x||, eps), written by the forward, read by the backward
+    const void* x;  // [M, D]: forward x (T), backward dy (as dx)
+    const T* unit;  // [M, D]: backward only, the forward's y
+    u32 rows;       // M
+    u32 width;      // D
     float eps;
     u32 unused;
 };
@@ -125,26 +143,33 @@ struct NormalizeParams {
 extern "C" __global__ void l2_normalize(const NormalizeParams p) {
     const u32 row = (blockIdx.x * blockDim.x + threadIdx.x) / WARP, lane = threadIdx.x % WARP;
     if (row >= p.rows) return;
-    const T* x = p.x + (u64)row * p.width;
+    const T* x = static_cast<const T*>(p.x) + (u64)row * p.width;
     float sum = 0.0f;
     for (u32 i = lane; i < p.width; i += WARP) sum += to_float(x[i]) * to_float(x[i]);
     const float length = sqrtf(warp_sum(sum));
     // The order lets NaN through.
     const float norm = length < p.eps ? p.eps : length;
-    if (lane == 0) p.norm[row] = from_float<T>(norm);
-    T* y = p.y + (u64)row * p.width;
+    if (lane == 0) p.norm[row] = norm;
+    T* y = static_cast<T*>(p.y) + (u64)row * p.width;
     for (u32 i = lane; i < p.width; i += WARP) y[i] = from_float<T>(to_float(x[i]) / norm);
 }
 
 // dx = (dy - y (y . dy)) / norm; where the denominator was eps, dy / eps.
-extern "C" __global__ void l2_normalize_backward(const NormalizeParams p) {
+template <class E>
+__device__ __forceinline__ void normalize_backward(const NormalizeParams& p) {
     const u32 row = (blockIdx.x * blockDim.x + threadIdx.x) / WARP, lane = threadIdx.x % WARP;
     if (row >= p.rows) return;
-    const T *dy = p.x + (u64)row * p.width, *y = p.unit + (u64)row * p.width;
-    const float norm = to_float(p.norm[row]);
+    const E* dy = static_cast<const E*>(p.x) + (u64)row * p.width;
+    const T* y = p.unit + (u64)row * p.width;
+    const float norm = p.norm[row];
     float sum = 0.0f;
     for (u32 i = lane; i < p.width; i += WARP) sum += to_float(y[i]) * to_float(dy[i]);
-    const float along = norm == to_float(from_float<T>(p.eps)) ? 0.0f : warp_sum(sum);
-    T* dx = p.y + (u64)row * p.width;
-    for (u32 i = lane; i < p.width; i += WARP) dx[i] = from_float<T>((to_float(dy[i]) - to_float(y[i]) * along) / norm);
+    const float all = warp_sum(sum), along = norm == p.eps ? 0.0f : all;
+    E* dx = static_cast<E*>(p.y) + (u64)row * p.width;
+    for (u32 i = lane; i < p.width; i += WARP) dx[i] = from_float<E>((to_float(dy[i]) - to_float(y[i]) * along) / norm);
 }
+
+extern "C" __global__ void l2_normalize_backward(const NormalizeParams p) { normalize_backward<T>(p); }
+
+// The gradient arrives as a sum, and is one.
+extern "C" __global__ void l2_normalize_backward_wide(const NormalizeParams p) { normalize_backward<float>(p); }

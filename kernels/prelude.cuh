@@ -43,6 +43,32 @@ struct alignas(sizeof(E) * N) Pack {
     E at[N];
 };
 
+// N neighbouring elements as floats, in as few accesses as 16 bytes each allow; `from` is aligned to one of them.
+template <int N, class E>
+__device__ __forceinline__ void load_all(float (&v)[N], const E* from) {
+    constexpr int EACH = 16 / sizeof(E) < N ? 16 / sizeof(E) : N;
+#pragma unroll
+    for (int i = 0; i < N; i += EACH) {
+        const Pack<E, EACH> pack = *reinterpret_cast<const Pack<E, EACH>*>(from + i);
+#pragma unroll
+        for (int e = 0; e < EACH; ++e) v[i + e] = to_float(pack.at[e]);
+    }
+}
+
+// The same to memory.
+template <int N, class E>
+__device__ __forceinline__ void store_all(E* to, const float (&v)[N]) {
+    constexpr int EACH = 16 / sizeof(E) < N ? 16 / sizeof(E) : N;
+#pragma unroll
+    for (int i = 0; i < N; i += EACH) {
+        Pack<E, EACH> pack;
+#pragma unroll
+        for (int e = 0; e < EACH; ++e) pack.at[e] = from_float<E>(v[i + e]);
+        *reinterpret_cast<Pack<E, EACH>*>(to + i) = pack;
+    }
+}
+
+#define INFINITY __int_as_float(0x7f800000)
 constexpr u32 WARP = 32;
 constexpr u32 ALL_LANES = 0xffffffffu;
 
@@ -51,6 +77,21 @@ __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
     for (u32 step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(ALL_LANES, x, step);
     return x;
+}
+
+// Sum over a block of THREADS threads, the same in every thread. All of them call it; not twice without a barrier between.
+template <u32 THREADS, class F>
+__device__ __forceinline__ F block_sum(F x) {
+    __shared__ F sums[THREADS / WARP];
+#pragma unroll
+    for (u32 step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(ALL_LANES, x, step);
+    if (threadIdx.x % WARP == 0) sums[threadIdx.x / WARP] = x;
+    // Every warp's sum is read below.
+    __syncthreads();
+    F total = 0;
+#pragma unroll
+    for (u32 w = 0; w < THREADS / WARP; ++w) total += sums[w];
+    return total;
 }
 
 // Phi(x), the normal distribution function.

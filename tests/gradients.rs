@@ -30,6 +30,7 @@ fn differentiable(op: &Op, operands: usize) -> Vec<usize> {
         | Op::AddPositions
         | Op::SumImages { .. }
         | Op::DynamicConv { .. }
+        | Op::Cast { .. }
         | Op::L2Normalize { .. }
         | Op::WeightedSum { .. } => (0..operands).collect(),
         // Epilogues come from fusion, which follows differentiation.
@@ -129,7 +130,11 @@ fn check_case(case: &Case, wrt: &[usize]) -> Result<(), String> {
     }
     let got = grads.iter().map(|&g| backward.get(g).map_err(text)).collect::<Result<Vec<_>, _>>()?;
     // The absolute part covers gradients that are 0 but for the rounding of the differences.
-    compare_gradients(&got, &probes(&case.name, &case.inputs, wrt, &mut value), 1e-6, 1e-9)
+    compare_gradients(
+        &got,
+        &probes(&case.name, &case.inputs, wrt, &mut value),
+        &vec![(1e-6, 1e-9); wrt.len()],
+    )
 }
 
 fn check(kind: OpKind) {
@@ -182,6 +187,7 @@ gradient_tests! {
     linear: Linear,
     gelu: Gelu,
     add: Add,
+    cast: Cast,
     scale: Scale,
     scale_segments: ScaleSegments,
     layer_norm: LayerNorm,

@@ -68,6 +68,10 @@ fn accepted(op: Op, operands: &[Of]) {
 
 const BLOCK: Of = F(&[Scalar::COUNT]);
 
+fn patches(kept: Option<usize>) -> Op {
+    Op::PatchRows { kept, dtype: DType::F32 }
+}
+
 #[test]
 fn linear() {
     let op = |epilogue| Op::Linear { epilogue };
@@ -167,17 +171,13 @@ fn attention() {
 
 #[test]
 fn images_and_tokens() {
-    refused(Op::PatchRows { kept: None }, &[], &["operand"]);
-    refused(Op::PatchRows { kept: None }, &[F(&[2, 3, 17, 32])], &["multiples of 16", "[2, 3, 17, 32]"]);
-    refused(Op::PatchRows { kept: None }, &[F(&[2, 1, 16, 16])], &["[B, 3, H, W]"]);
-    refused(Op::PatchRows { kept: Some(1) }, &[F(&[2, 3, 16, 16]), I(&[2, 1])], &["kept view"]);
-    refused(
-        Op::PatchRows { kept: Some(0) },
-        &[F(&[2, 3, 32, 32]), I(&[3, 1])],
-        &["[3, 1]", "[2, 3, 32, 32]"],
-    );
-    refused(Op::PatchRows { kept: Some(0) }, &[F(&[2, 3, 32, 32]), I(&[2, 5])], &["[2, 5]"]);
-    refused(Op::PatchRows { kept: Some(0) }, &[F(&[2, 3, 32, 32]), F(&[2, 1])], &["i32", "f32"]);
+    refused(patches(None), &[], &["at least one image"]);
+    refused(patches(None), &[F(&[2, 3, 17, 32])], &["multiples of 16", "[2, 3, 17, 32]"]);
+    refused(patches(None), &[F(&[2, 1, 16, 16])], &["[B, 3, H, W]"]);
+    refused(patches(Some(1)), &[F(&[2, 3, 16, 16]), I(&[2, 1])], &["kept view"]);
+    refused(patches(Some(0)), &[F(&[2, 3, 32, 32]), I(&[3, 1])], &["[3, 1]", "[2, 3, 32, 32]"]);
+    refused(patches(Some(0)), &[F(&[2, 3, 32, 32]), I(&[2, 5])], &["[2, 5]"]);
+    refused(patches(Some(0)), &[F(&[2, 3, 32, 32]), F(&[2, 1])], &["i32", "f32"]);
 
     let layout = |positions, kept| TokenLayout {
         views: vec![TokenView { count: 2, tokens: 3 }, TokenView { count: 1, tokens: 4 }],
@@ -303,7 +303,7 @@ fn updates() {
         &["features", "[3, 7]", "4"],
     );
     let segment = |start, len, expert| ParamSegment { start, len, decay: true, expert };
-    let adamw = |s| Op::AdamW { segments: vec![s] };
+    let adamw = |s| Op::AdamW { segments: vec![s], copies: false };
     let operands = |m| [F(&[9]), F(&[9]), m, F(&[9]), F(&[4]), BLOCK, F(&[3])];
     accepted(adamw(segment(5, 4, Some(0))), &operands(F(&[9])));
     refused(adamw(segment(5, 4, Some(0))), &operands(F(&[8])), &["[9]", "[8]"]);

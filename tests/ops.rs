@@ -7,7 +7,7 @@ mod common;
 mod golden;
 
 use common::cases::{Case, cases, in_place};
-use common::check::{EPS_F32, EPS_F64};
+use common::check::Precision;
 use common::judge::Judge;
 use common::runner::{Placement, constant, run_on_cpu};
 use common::tensor::{Tensor, scalars};
@@ -15,12 +15,12 @@ use saip_engine::cpu::Real;
 use saip_engine::ir::{Op, OpKind};
 
 /// Runs all cases of an op and lists those that fail.
-fn check<T: Real>(kind: OpKind, eps: f64) {
+fn check<T: Real>(kind: OpKind, precision: Precision) {
     let cases = cases(kind);
     assert!(!cases.is_empty(), "{} has no case", kind.name());
     let failures: Vec<String> = cases
         .iter()
-        .filter_map(|c| check_case::<T>(c, eps).err().map(|e| format!("  {}: {e}", c.name)))
+        .filter_map(|c| check_case::<T>(c, precision).err().map(|e| format!("  {}: {e}", c.name)))
         .collect();
     assert!(
         failures.is_empty(),
@@ -33,11 +33,11 @@ fn check<T: Real>(kind: OpKind, eps: f64) {
     );
 }
 
-fn check_case<T: Real>(case: &Case, eps: f64) -> Result<(), String> {
+fn check_case<T: Real>(case: &Case, precision: Precision) -> Result<(), String> {
     let run = |placement, threads| {
         run_on_cpu::<T>(&case.op, &case.inputs, in_place(case.kind()), placement, threads)
     };
-    let judge = Judge::new(case, eps);
+    let judge = Judge::new(case, precision);
     for placement in [Placement::Regions, Placement::Arena] {
         let [one, three] = [run(placement, 1)?, run(placement, 3)?];
         let same = |a: &Vec<f64>, b: &Vec<f64>| a.iter().zip(b).all(|(x, y)| x.to_bits() == y.to_bits());
@@ -59,11 +59,11 @@ macro_rules! op_tests {
             use super::*;
             #[test]
             fn in_f64() {
-                check::<f64>(OpKind::$kind, EPS_F64);
+                check::<f64>(OpKind::$kind, Precision::F64);
             }
             #[test]
             fn in_f32() {
-                check::<f32>(OpKind::$kind, EPS_F32);
+                check::<f32>(OpKind::$kind, Precision::F32);
             }
         })*
 
@@ -90,6 +90,7 @@ op_tests! {
     gelu: Gelu,
     gelu_backward: GeluBackward,
     add: Add,
+    cast: Cast,
     scale: Scale,
     fill: Fill,
     scale_segments: ScaleSegments,

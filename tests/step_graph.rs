@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::Instant;
 
 use saip_engine::backend::NullBackend;
-use saip_engine::ir::{Graph, Node, Op, Region, verify};
+use saip_engine::cuda::PlanningBackend;
+use saip_engine::ir::{Graph, Node, Op, Region, ValueId, matrix_flops, verify};
 use saip_engine::nn::{ParamRegistry, initialise};
 use saip_engine::plan::{fuse, plan};
 use saip_engine::saip::config::StepConfig;
@@ -12,7 +13,7 @@ use saip_engine::saip::{
     EmbedOptions, Model, StepGraph, StepOptions, StepPoint, build_embed, build_inspect, build_step,
     scalar_block,
 };
-use saip_engine::tensor::DType;
+use saip_engine::tensor::{DType, Shape};
 
 const FIXTURE: &[u8] = include_bytes!("fixtures/vit-micro.safetensors");
 
@@ -108,7 +109,7 @@ fn the_encoder_has_as_many_parameters_as_timms() {
 fn the_moving_average_is_one_range() {
     let step = build(&vit_tiny());
     let segments = step.graph.nodes.iter().find_map(|n| match &n.op {
-        Op::AdamW { segments } => Some(segments),
+        Op::AdamW { segments, .. } => Some(segments),
         _ => None,
     });
     let segments = segments.expect("the step ends with AdamW");
@@ -187,31 +188,10 @@ fn only_what_is_read_is_computed() {
     assert_eq!(at("css.cross.attn_cross.kv"), Some(b * 196));
 }
 
-/// Floating-point operations of a node's matrix products.
-fn flops(g: &Graph, n: &Node) -> usize {
-    let shape = |i: usize| g.shape(n.inputs[i]);
-    let mac = match &n.op {
-        Op::Linear { .. } => shape(0).as_matrix().0 * shape(1).count(),
-        Op::LinearBackwardInput { .. } => shape(0).as_matrix().0 * shape(1).count(),
-        Op::LinearBackwardWeight { weight } => shape(0).as_matrix().0 * weight.iter().product::<usize>(),
-        Op::Conv2d { geometry, .. } | Op::Conv2dBackwardInput { geometry, .. } => {
-            geometry.rows() * shape(1).count()
-        }
-        Op::Conv2dBackwardWeight { geometry } => geometry.rows() * g.shape(n.outputs[0]).count(),
-        Op::Attention { segments, .. } => 2 * segments.pairs() * g.shape(n.outputs[0]).as_matrix().1,
-        Op::AttentionBackward { segments, .. } => 4 * segments.pairs() * shape(0).as_matrix().1,
-        Op::DynamicConv { tokens } => shape(0).count() * tokens,
-        Op::DynamicConvBackward { tokens } => 2 * shape(1).count() * tokens,
-        // Logits of both sides, the expert's mean prototype; backward the logits again, dz and dw.
-        Op::PrototypeCrossEntropy { .. } => {
-            (shape(0).as_matrix().0 + 2 * shape(2).as_matrix().0) * shape(1).count()
-        }
-        Op::PrototypeCrossEntropyBackward { .. } => {
-            (3 * shape(1).as_matrix().0 + 2 * shape(3).as_matrix().0) * shape(2).count()
-        }
-        _ => 0,
-    };
-    2 * mac
+fn flops(g: &Graph, n: &Node) -> u64 {
+    let shapes = |ids: &[ValueId]| -> Vec<Shape> { ids.iter().map(|i| g.shape(*i).clone()).collect() };
+    let (inputs, outputs) = (shapes(&n.inputs), shapes(&n.outputs));
+    matrix_flops(&n.op, &inputs.iter().collect::<Vec<_>>(), &outputs.iter().collect::<Vec<_>>())
 }
 
 #[test]
@@ -220,7 +200,7 @@ fn the_work_is_as_estimated() {
     let step = build(&cfg);
     let gflop = |wanted: &dyn Fn(&str) -> bool| -> f64 {
         let nodes = step.graph.nodes.iter().filter(|n| wanted(&n.path));
-        nodes.map(|n| flops(&step.graph, n)).sum::<usize>() as f64 / 1e9 / cfg.batch as f64
+        nodes.map(|n| flops(&step.graph, n)).sum::<u64>() as f64 / 1e9 / cfg.batch as f64
     };
     // Multiplications per sample of the decoders' blocks, by hand; E = 512.
     let e2 = 512.0 * 512.0;
@@ -430,8 +410,65 @@ fn bad_configurations_name_the_key() {
 }
 
 #[test]
+fn in_bf16_weight_matrices_and_activations_are_narrow_and_nothing_else() {
+    let step =
+        build_step(&micro(), &StepOptions { dtype: DType::Bf16, drop_path: 0.1, micro_steps: 1 }).unwrap();
+    verify(&step.graph, "build").unwrap();
+    let narrow = [Region::Weights, Region::ExpertWeights];
+    for v in &step.graph.values {
+        if let Some(at) = v.binding.filter(|at| at.region != Region::Indices) {
+            let want = if narrow.contains(&at.region) { DType::Bf16 } else { DType::F32 };
+            assert_eq!(v.dtype, want, "{} in {}", v.name, at.region.name());
+        }
+    }
+    let type_of = |name: &str| step.graph.values.iter().find(|v| v.name == name).map(|v| v.dtype);
+    let wanted = [
+        ("encoder.vit.blocks.0.attn.qkv.weight", DType::Bf16),
+        ("expert.csm.prototypes", DType::Bf16),
+        ("encoder.vit.blocks.0.attn.qkv.bias", DType::F32),
+        ("encoder.vit.pos_embed", DType::F32),
+        ("encoder.vit.blocks.1.add2", DType::Bf16),
+        ("css.dynamic_conv", DType::F32),
+        ("csr.loss", DType::F32),
+        ("encoder.vit.blocks.0.attn.qkv/grad:1", DType::F32),
+    ];
+    for (name, dtype) in wanted {
+        assert_eq!(type_of(name), Some(dtype), "{name}");
+    }
+    for graph in [
+        build_inspect(&micro(), DType::Bf16).unwrap().graph,
+        build_embed(
+            &micro().encoder,
+            &step.student,
+            &EmbedOptions {
+                dtype: DType::Bf16,
+                region: Region::Params,
+                batch: 2,
+                size: [32, 32],
+                patch_tokens: true,
+            },
+        )
+        .unwrap()
+        .graph,
+    ] {
+        verify(&graph, "build").unwrap();
+        plan(&graph, &NullBackend::new(DType::Bf16)).unwrap();
+    }
+}
+
+#[test]
+fn the_full_step_in_bf16_fits_a_24_gb_gpu() {
+    let mut step =
+        build_step(&vit_tiny(), &StepOptions { dtype: DType::Bf16, ..Default::default() }).unwrap();
+    fuse(&mut step.graph);
+    let plan = plan(&step.graph, &PlanningBackend::new(DType::Bf16)).unwrap();
+    let bytes = plan.arena_bytes + plan.regions.iter().map(|r| r.bytes()).sum::<usize>();
+    assert!(bytes <= 24_000_000_000, "{bytes} bytes");
+}
+
+#[test]
 fn a_step_can_be_fused_and_planned() {
-    for dtype in [DType::F32, DType::F64] {
+    for dtype in [DType::Bf16, DType::F32, DType::F64] {
         for micro_steps in [1, 2] {
             let opts = StepOptions { dtype, micro_steps, drop_path: 0.1 };
             let step = build_step(&micro(), &opts).unwrap();

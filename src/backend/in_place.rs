@@ -2,8 +2,8 @@
 
 use crate::ir::{Epilogue, Op};
 
-/// Inputs that may share memory with output 0 where an op reads each of their elements only to write the same element. AccumulateGrads, CenterUpdate and AdamW, which update their operands
-/// in place by definition, are not listed.
+/// Inputs that may share memory with output 0 where an op reads each of their elements only to write the same
+/// element. AccumulateGrads, CenterUpdate and AdamW, which update their operands in place by definition, are not listed.
 pub fn in_place(op: &Op) -> &'static [usize] {
     match op {
         Op::Add => &[0, 1],
@@ -40,6 +40,7 @@ pub fn in_place(op: &Op) -> &'static [usize] {
         | Op::LinearBackwardInput { .. }
         | Op::LinearBackwardWeight { .. }
         | Op::Fill { .. }
+        | Op::Cast { .. }
         | Op::LayerNorm { .. }
         | Op::Attention { .. }
         | Op::AttentionBackward { .. }

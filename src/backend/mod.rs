@@ -2,11 +2,13 @@
 
 mod in_place;
 mod null;
+mod resample;
 
 pub use in_place::in_place;
 pub use null::NullBackend;
+pub use resample::{repeats_first_row, resample_weights};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ir::{Op, Region};
 use crate::plan::Plan;
 use crate::tensor::{DType, Shape};
@@ -51,6 +53,35 @@ pub struct OperandType<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ProgramId(pub usize);
 
+/// What an interpreted op did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpCounts {
+    /// Bytes of global memory that its threads read and wrote.
+    pub global_bytes: u64,
+    /// Sectors of 32 bytes that its accesses touched, and how few would have done.
+    pub sectors: [u64; 2],
+    pub bank_conflicts: u64,
+    pub lane_instructions: u64,
+}
+
+/// One op of a program, measured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OpMeasure {
+    pub path: String,
+    pub op: &'static str,
+    /// Shape of its first operand (of its output if it has none).
+    pub shape: Shape,
+    pub launches: usize,
+    /// Of its matrix products.
+    pub flops: u64,
+    /// Bytes of all its operands: the least that it moves.
+    pub least_bytes: u64,
+    /// Median time, on a real device.
+    pub seconds: Option<f64>,
+    /// On an interpreted one.
+    pub counts: Option<OpCounts>,
+}
+
 /// A device that holds the regions and executes plans. All programs of one backend share its regions and one arena.
 pub trait Backend: Send {
     /// Short name with the device, such as `cpu (2 threads, f32)`.
@@ -77,4 +108,13 @@ pub trait Backend: Send {
 
     /// Runs a program to its end.
     fn run(&mut self, program: ProgramId) -> Result<()>;
+
+    /// Runs the ops of a program one after the other, each `repeats` times, and measures them. The regions must hold what
+    /// a run needs; afterwards they hold nothing meaningful.
+    ///
+    /// # Errors
+    /// Those of running; a backend that cannot measure single ops says so.
+    fn measure(&mut self, _program: ProgramId, _repeats: usize) -> Result<Vec<OpMeasure>> {
+        Err(Error::device(self.name(), "does not measure single ops"))
+    }
 }

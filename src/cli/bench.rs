@@ -1,6 +1,6 @@
 //! `saip-engine bench`.
 
-use super::device::{self, parse_dtype};
+use super::device::{Device, parse_dtype};
 use super::step::StepArgs;
 use crate::data::batch::{Batch, ViewGeometry};
 use crate::data::rng::{Purpose, stream};
@@ -26,6 +26,36 @@ pub struct BenchArgs {
 pub enum Bench {
     /// Time whole training steps on random images, the loader left out
     Step(BenchStepArgs),
+    /// Measure every op of a step by itself: times on a GPU, counts by the interpreter
+    Ops(BenchOpsArgs),
+}
+
+/// Arguments of `bench ops`.
+#[derive(clap::Args, Debug)]
+pub struct BenchOpsArgs {
+    #[command(flatten)]
+    pub step: StepArgs,
+    /// Images per step
+    #[arg(long, default_value_t = 2)]
+    pub batch: usize,
+    /// Scale of the rescaled views
+    #[arg(long, default_value_t = 1.25)]
+    pub scale: f64,
+    /// Device: cuda, cuda:N, or ptx-vm (the CUDA kernels, interpreted)
+    #[arg(long, default_value = "ptx-vm")]
+    pub device: String,
+    /// Precision: bf16 or f32
+    #[arg(long, default_value = "bf16", value_parser = parse_dtype)]
+    pub dtype: DType,
+    /// Times that each op runs
+    #[arg(long, default_value_t = 20)]
+    pub repeats: usize,
+    /// Rows to print; 0 for all
+    #[arg(long, default_value_t = 30)]
+    pub rows: usize,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `bench step`.
@@ -45,10 +75,10 @@ pub struct BenchStepArgs {
     /// Steps before them
     #[arg(long, default_value_t = 3)]
     pub warmup: usize,
-    /// Device: auto, cpu
+    /// Device: auto, cpu, cuda, cuda:N, or ptx-vm (the CUDA kernels, interpreted)
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Precision: f32 or f64
+    /// Precision: f64 (cpu), f32, or bf16 (not on the CPU)
     #[arg(long, default_value = "f32", value_parser = parse_dtype)]
     pub dtype: DType,
     /// CPU threads; 0 for one per core
@@ -69,6 +99,7 @@ pub struct BenchStepArgs {
 pub fn run(args: &BenchArgs) -> Result<()> {
     match &args.what {
         Bench::Step(step) => bench_step(step),
+        Bench::Ops(ops) => super::bench_ops::run(ops),
     }
 }
 
@@ -79,7 +110,7 @@ fn bench_step(args: &BenchStepArgs) -> Result<()> {
     let cfg = args.step.resolve(Some(args.batch))?;
     let base = cfg.step_config(cfg.views.local_size, cfg.views.global_size);
     let step = step_config_at(&base, args.scale);
-    let backend = device::open(&args.device, args.dtype, args.threads)?;
+    let backend = Device::parse(&args.device)?.open(args.dtype, args.threads)?;
     let device = backend.name();
     let options = EngineOptions {
         micro_steps: 1,
@@ -126,7 +157,7 @@ fn bench_step(args: &BenchStepArgs) -> Result<()> {
 }
 
 /// A batch of normally distributed pixels with random masks and boxes.
-fn random_batch(cfg: &StepConfig, seed: u64) -> Batch {
+pub(super) fn random_batch(cfg: &StepConfig, seed: u64) -> Batch {
     let geometry = ViewGeometry::of(cfg);
     let mut rng = stream(seed, 0, 0, Purpose::Views);
     let mut pixels = |images: usize, [h, w]: [usize; 2]| -> Vec<f32> {

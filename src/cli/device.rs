@@ -2,32 +2,83 @@
 
 use crate::backend::Backend;
 use crate::cpu::CpuBackend;
+use crate::cuda::{Compiler, CudaBackend, Driver, GpuDriver, VmDriver, installed, kernel_cache};
 use crate::error::{Error, Result};
 use crate::tensor::DType;
 
-/// Opens the device called `name` (`auto`, `cpu`) computing in `dtype`; `threads` CPU threads, 0 for one per core.
-///
-/// # Errors
-/// [`Error::Device`] for a device that this build or this machine does not have.
-pub fn open(name: &str, dtype: DType, threads: usize) -> Result<Box<dyn Backend>> {
-    match (name, dtype) {
-        ("auto" | "cpu", DType::F32) => Ok(Box::new(CpuBackend::<f32>::new(threads)?)),
-        ("auto" | "cpu", DType::F64) => Ok(Box::new(CpuBackend::<f64>::new(threads)?)),
-        ("auto" | "cpu", other) => {
-            Err(Error::device(name, format!("computes in f32 or f64, not in {other}")))
+/// Compute capability that the interpreter claims: the oldest one that the kernels are written for.
+const VM_CAPABILITY: (u32, u32) = (8, 0);
+/// Device memory of the interpreter, bytes.
+const VM_MEMORY: u64 = 8 << 30;
+
+/// A device as `--device` names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    Cpu,
+    /// A GPU by its number.
+    Cuda(usize),
+    /// The CUDA kernels, interpreted.
+    PtxVm,
+}
+
+impl Device {
+    /// Parses `auto` (a GPU if everything that it needs is there, else the CPU), `cpu`, `cuda`, `cuda:N`, `ptx-vm`.
+    ///
+    /// # Errors
+    /// [`Error::Device`] for anything else.
+    pub fn parse(name: &str) -> Result<Self> {
+        match name {
+            "cpu" => Ok(Device::Cpu),
+            "cuda" => Ok(Device::Cuda(0)),
+            "ptx-vm" => Ok(Device::PtxVm),
+            "auto" => {
+                let found = installed();
+                let usable = found.driver.is_ok() && found.nvrtc.is_ok() && !found.gpus.is_empty();
+                Ok(if usable { Device::Cuda(0) } else { Device::Cpu })
+            }
+            other => match other.strip_prefix("cuda:").map(str::parse) {
+                Some(Ok(ordinal)) => Ok(Device::Cuda(ordinal)),
+                _ => {
+                    Err(Error::device(other, "is not known; use --device auto, cpu, cuda, cuda:N or ptx-vm"))
+                }
+            },
         }
-        (cuda, _) if cuda == "cuda" || cuda.starts_with("cuda:") => {
-            Err(Error::device(cuda, "this build has no CUDA backend; use --device cpu"))
+    }
+
+    /// The precision in which training on this device is fastest.
+    pub fn training_dtype(self) -> DType {
+        if let Device::Cuda(_) = self { DType::Bf16 } else { DType::F32 }
+    }
+
+    /// Opens it for computing in `dtype`; `threads` CPU threads, 0 for one per core.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when it, or a library that it needs, is not there; the message says what to install.
+    pub fn open(self, dtype: DType, threads: usize) -> Result<Box<dyn Backend>> {
+        match (self, dtype) {
+            (Device::Cpu, DType::F32) => Ok(Box::new(CpuBackend::<f32>::new(threads)?)),
+            (Device::Cpu, DType::F64) => Ok(Box::new(CpuBackend::<f64>::new(threads)?)),
+            (Device::Cpu, other) => Err(Error::device(
+                "cpu",
+                format!("computes in f32 or f64, not in {other}: choose --dtype f32"),
+            )),
+            (Device::Cuda(ordinal), _) => cuda(GpuDriver::new(ordinal)?, dtype),
+            (Device::PtxVm, _) => cuda(VmDriver::new(VM_CAPABILITY, VM_MEMORY), dtype),
         }
-        (other, _) => Err(Error::device(other, "is not known; use --device auto or --device cpu")),
     }
 }
 
-/// Parses `f32` or `f64`.
+fn cuda<D: Driver + 'static>(driver: D, dtype: DType) -> Result<Box<dyn Backend>> {
+    let compiler = Compiler::new(driver.info().capability, kernel_cache())?;
+    Ok(Box::new(CudaBackend::new(driver, compiler, dtype)?))
+}
+
+/// Parses `bf16`, `f32` or `f64`.
 pub fn parse_dtype(text: &str) -> std::result::Result<DType, String> {
     match text {
+        "bf16" => Ok(DType::Bf16),
         "f32" => Ok(DType::F32),
         "f64" => Ok(DType::F64),
-        other => Err(format!("`{other}` is none of f32, f64")),
+        other => Err(format!("`{other}` is none of bf16, f32, f64")),
     }
 }

@@ -1,5 +1,6 @@
 //! `saip-engine info`.
 
+use crate::cuda::{Installed, installed, kernel_cache};
 use crate::error::Result;
 use crate::report::table::{human_bytes, table};
 
@@ -14,15 +15,43 @@ pub struct InfoArgs {}
 pub fn run(_: &InfoArgs) -> Result<()> {
     println!("saip-engine {}", env!("CARGO_PKG_VERSION"));
     let cores = std::thread::available_parallelism().map_or("unknown".into(), |n| n.to_string());
-    let rows = vec![
+    let mut rows = vec![
         vec!["cpu".into(), "available".into(), cpu_name()],
         vec!["".into(), "cores".into(), cores],
         vec!["".into(), "vector unit".into(), vector_unit().into()],
         vec!["".into(), "memory".into(), memory().map_or("unknown".into(), human_bytes)],
-        vec!["cuda".into(), "absent".into(), "this build has no CUDA backend".into()],
     ];
+    rows.extend(cuda_rows(&installed()));
     println!("{}", table(&["device", "", ""], &rows));
     Ok(())
+}
+
+fn cuda_rows(found: &Installed) -> Vec<Vec<String>> {
+    let part = |name: &str, version: &std::result::Result<(i32, i32), String>| match version {
+        Ok((major, minor)) => vec![name.into(), "available".into(), format!("{major}.{minor}")],
+        Err(why) => vec![name.into(), "absent".into(), why.clone()],
+    };
+    let mut rows = vec![part("cuda driver", &found.driver), part("nvrtc", &found.nvrtc)];
+    for (i, gpu) in found.gpus.iter().enumerate() {
+        let (major, minor) = gpu.capability;
+        let text = format!(
+            "{}, capability {major}.{minor}, {} multiprocessors, {}",
+            gpu.name,
+            gpu.multiprocessors,
+            human_bytes(gpu.memory)
+        );
+        rows.push(vec![format!("cuda:{i}"), "available".into(), text]);
+    }
+    if found.gpus.is_empty() {
+        rows.push(vec![
+            "cuda".into(),
+            "absent".into(),
+            "no GPU; --device ptx-vm interprets its kernels".into(),
+        ]);
+    }
+    let cache = kernel_cache().map_or("none: set SAIP_ENGINE_CACHE".into(), |c| c.display().to_string());
+    rows.push(vec!["kernel cache".into(), String::new(), cache]);
+    rows
 }
 
 fn cpu_name() -> String {

@@ -1,6 +1,7 @@
 //! The command line. The only place, with `main`, that names a concrete backend.
 
 pub mod bench;
+pub mod bench_ops;
 pub mod device;
 pub mod info;
 pub mod plan;

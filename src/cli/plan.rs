@@ -1,7 +1,9 @@
 //! `saip-engine plan`.
 
-use super::device::{self, parse_dtype};
+use super::device::{Device, parse_dtype};
 use super::step::StepArgs;
+use crate::backend::Backend;
+use crate::cuda::PlanningBackend;
 use crate::error::{Error, Result};
 use crate::ir::dump;
 use crate::plan::Plan;
@@ -24,10 +26,10 @@ pub struct PlanArgs {
     /// Scale of the rescaled views [default: the largest of the configuration]
     #[arg(long)]
     pub scale: Option<f64>,
-    /// Device to plan for: auto, cpu
+    /// Device to plan for: auto, cpu, cuda (which need not be there)
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Precision to plan for: f32 or f64
+    /// Precision to plan for: bf16 (cuda), f32 or f64 (cpu)
     #[arg(long, default_value = "f32", value_parser = parse_dtype)]
     pub dtype: DType,
     /// Compute activations again in the backward pass
@@ -50,7 +52,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let base = cfg.step_config(cfg.views.local_size, cfg.views.global_size);
     let scale = args.scale.unwrap_or(cfg.views.scale[1]);
     let step = crate::data::views::step_config_at(&base, scale);
-    let backend = device::open(&args.device, args.dtype, cfg.run.threads)?;
+    let backend = planner(args, cfg.run.threads)?;
     let micro_steps = cfg.optim.accumulation(1)?;
     let opts = StepOptions { dtype: args.dtype, micro_steps, drop_path: cfg.encoder.drop_path };
     let built = build_step(&step, &opts)?;
@@ -65,6 +67,16 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         println!("picture: {}", path.display());
     }
     Ok(())
+}
+
+/// What the plan is made for; a CUDA device need not be there.
+fn planner(args: &PlanArgs, threads: usize) -> Result<Box<dyn Backend>> {
+    match args.device.as_str() {
+        "cuda" if matches!(args.dtype, DType::Bf16 | DType::F32) => {
+            Ok(Box::new(PlanningBackend::new(args.dtype)))
+        }
+        device => Device::parse(device)?.open(args.dtype, threads),
+    }
 }
 
 fn print(plan: &Plan) {

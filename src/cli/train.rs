@@ -1,6 +1,6 @@
 //! `saip-engine train`.
 
-use super::device;
+use super::device::{Device, parse_dtype};
 use crate::error::{Error, Result};
 use crate::report::table::human_duration;
 use crate::tensor::DType;
@@ -29,9 +29,12 @@ pub struct TrainArgs {
     /// Run folder
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// Device: auto, cpu
+    /// Device: auto, cpu, cuda, cuda:N, or ptx-vm (the CUDA kernels, interpreted)
     #[arg(long, default_value = "auto")]
     pub device: String,
+    /// Precision: f32, or bf16 with f32 sums and parameters [default: bf16 on a GPU, else f32]
+    #[arg(long, value_parser = parse_dtype)]
+    pub dtype: Option<DType>,
     /// Single keys that override everything else, such as optim.batch=64
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,
@@ -106,7 +109,9 @@ pub fn run(args: &TrainArgs) -> Result<i32> {
         print!("{}", cfg.to_toml()?);
         return Ok(0);
     }
-    let backend = device::open(&args.device, DType::F32, cfg.run.threads)?;
+    let device = Device::parse(&args.device)?;
+    let dtype = args.dtype.unwrap_or(device.training_dtype());
+    let backend = device.open(dtype, cfg.run.threads)?;
     let interrupt = Interrupt::install()?;
     let outcome = train(&cfg, &out, args.resume, backend, &interrupt)?;
     print_outcome(&outcome, &out);

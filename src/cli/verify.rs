@@ -1,6 +1,6 @@
 //! `saip-engine verify`.
 
-use super::device::{self, parse_dtype};
+use super::device::{Device, parse_dtype};
 use crate::error::{Error, Result};
 use crate::report::table::table;
 use crate::tensor::DType;
@@ -13,13 +13,14 @@ pub struct VerifyArgs {
     /// Fixtures: safetensors files with inputs, state, and what one step must give
     #[arg(required = true)]
     pub fixtures: Vec<PathBuf>,
-    /// Device: auto, cpu
+    /// Device: auto, cpu, cuda, cuda:N, or ptx-vm (the CUDA kernels, interpreted)
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Precision: f64 or f32
-    #[arg(long, default_value = "f64", value_parser = parse_dtype)]
-    pub dtype: DType,
-    /// Largest error that passes [default: 1e-6 in f64, 2e-4 in f32]
+    /// Precision: f64 (cpu), f32, bf16 (not on the CPU) [default: f64 on the CPU, else f32]
+    #[arg(long, value_parser = parse_dtype)]
+    pub dtype: Option<DType>,
+    /// Largest error that passes [default: 1e-6 in f64; in f32 2e-4 on the CPU, else 5e-4; in bf16 2^-8 times the root of
+    /// the longest chain of roundings in the step]
     #[arg(long)]
     pub tol: Option<f64>,
     /// Print JSON instead of tables
@@ -44,17 +45,31 @@ pub fn run(args: &VerifyArgs) -> Result<i32> {
     if args.dump.is_some() && args.fixtures.len() != 1 {
         return Err(Error::usage("--dump writes the numbers of one fixture: name one"));
     }
-    let tolerance = args.tol.unwrap_or(if args.dtype == DType::F64 { 1e-6 } else { 2e-4 });
+    let device = Device::parse(&args.device)?;
+    let on_cpu = device == Device::Cpu;
+    let dtype = args.dtype.unwrap_or(if on_cpu { DType::F64 } else { DType::F32 });
     let mut verdicts = Vec::new();
     for path in &args.fixtures {
         let fixture = Fixture::open(path)?;
-        let backend = device::open(&args.device, args.dtype, args.threads)?;
-        let device = backend.name();
+        let tolerance = match (args.tol, dtype) {
+            (Some(tolerance), _) => tolerance,
+            (None, DType::Bf16) => fixture.bf16_tolerance()?,
+            (None, DType::F64) => 1e-6,
+            (None, _) => {
+                if on_cpu {
+                    2e-4
+                } else {
+                    5e-4
+                }
+            }
+        };
+        let backend = device.open(dtype, args.threads)?;
+        let name = backend.name();
         let results = fixture.run(backend)?;
         if let Some(out) = &args.dump {
             dump(&results, out)?;
         }
-        let verdict = fixture.compare(&results, &device, args.dtype, tolerance)?;
+        let verdict = fixture.compare(&results, &name, dtype, tolerance)?;
         if !args.json {
             print(&verdict, args.rows);
         }

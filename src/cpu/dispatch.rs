@@ -59,6 +59,7 @@ pub fn workspace<T: Real>(op: &Op, inputs: &[&Shape], outputs: &[&Shape], thread
         | Op::Add
         | Op::Scale { .. }
         | Op::Fill { .. }
+        | Op::Cast { .. }
         | Op::ScaleSegments { .. }
         | Op::LayerNorm { .. }
         | Op::SelectRows { .. }
@@ -100,7 +101,7 @@ fn extent(z: &Shape, w: &Shape, zt: &Shape) -> prototype_ce::Extent {
 /// that thread multiplies. Shapes have passed inference; operands that do not fit their shapes panic.
 pub fn execute<T: Real>(io: &mut Io<'_, T>) {
     match io.op() {
-        Op::PatchRows { kept } => patch_rows(io, *kept),
+        Op::PatchRows { kept, .. } => patch_rows(io, *kept),
         Op::EmbedTokens { layout } => embed_tokens(io, layout),
         Op::EmbedTokensBackward { layout, .. } => embed_tokens_backward(io, layout),
         Op::ResizePositions { prefix, from, to } => {
@@ -137,6 +138,7 @@ pub fn execute<T: Real>(io: &mut Io<'_, T>) {
         Op::Add => pointwise::add(io.output(0), io.operand(0), io.operand(1)),
         Op::Scale { factor } => pointwise::scale(io.output(0), io.operand(0), *factor),
         Op::Fill { value, .. } => pointwise::fill(io.output(0), *value),
+        Op::Cast { .. } => io.output(0).copy_from_slice(io.input(0)),
         Op::ScaleSegments { segments } => {
             let d = cols(io.input_shape(0));
             pointwise::scale_segments(io.output(0), io.operand(0), io.input(1), segments, d);
@@ -257,10 +259,14 @@ pub fn execute<T: Real>(io: &mut Io<'_, T>) {
             let (health, workspace) = (io.output(0), io.workspace());
             optim::grad_health(health, io.input(0), io.input(1), io.input(2), workspace);
         }
-        Op::AdamW { segments } => {
+        Op::AdamW { segments, copies } => {
             let (params, m, v, expert) = (io.output(0), io.output(1), io.output(2), io.output(3));
-            let state = optim::State { params, m, v, expert };
+            let state = optim::State { params: &mut *params, m, v, expert: &mut *expert };
             optim::adamw(state, io.input(1), io.input(5), io.input(6), segments);
+            if *copies {
+                let [weights, expert_weights] = [4, 5].map(|i| io.output(i));
+                optim::copy_segments((weights, params), (expert_weights, expert), io.input(6), segments);
+            }
         }
     }
 }

@@ -142,6 +142,25 @@ pub fn adamw<T: Real>(
     }
 }
 
+/// Copies what [`adamw`] updated: `(copy, original)` of the parameters and of the expert.
+pub fn copy_segments<T: Real>(
+    params: (&mut [T], &[T]),
+    expert: (&mut [T], &[T]),
+    health: &[T],
+    segments: &[ParamSegment],
+) {
+    if health[2] == T::ZERO {
+        return;
+    }
+    for s in segments {
+        let range = s.start..s.start + s.len;
+        params.0[range.clone()].copy_from_slice(&params.1[range]);
+        if let Some(at) = s.expert {
+            expert.0[at..at + s.len].copy_from_slice(&expert.1[at..at + s.len]);
+        }
+    }
+}
+
 fn update<T: Real>(p: &mut [T], m: &mut [T], v: &mut [T], g: &[T], expert: Option<&mut [T]>, r: Rule<T>) {
     vectorize(
         #[inline(always)]

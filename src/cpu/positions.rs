@@ -7,41 +7,16 @@
 use super::par::for_rows;
 use super::real::Real;
 use super::simd::{axpy, vectorize};
+use crate::backend::{repeats_first_row, resample_weights};
 
 /// Elements of workspace for grids `from`, `to` (`[height, width]`) and width `d`.
 pub fn workspace(from: [usize; 2], to: [usize; 2], d: usize) -> usize {
     to[0] * from[0] + to[1] * from[1] + from[0] * to[1] * d
 }
 
-/// Keys' cubic kernel with `a = -0.5`.
-fn cubic(x: f64) -> f64 {
-    const A: f64 = -0.5;
-    let x = x.abs();
-    if x < 1.0 {
-        ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
-    } else if x < 2.0 {
-        ((x - 5.0) * x + 8.0) * x * A - 4.0 * A
-    } else {
-        0.0
-    }
-}
-
 /// `weights: [to, from]`; rows sum to 1.
 fn resample_matrix<T: Real>(weights: &mut [T], from: usize, to: usize) {
-    let ratio = from as f64 / to as f64;
-    // When shrinking, the kernel is widened to cover all of its source.
-    let stretch = ratio.max(1.0);
-    let support = 2.0 * stretch;
-    for (i, row) in weights.chunks_exact_mut(from).enumerate() {
-        let center = ratio * (i as f64 + 0.5);
-        let first = ((center - support + 0.5) as i64).max(0) as usize;
-        let end = ((center + support + 0.5) as i64).clamp(0, from as i64) as usize;
-        let weight = |j: usize| cubic((j as f64 - center + 0.5) / stretch);
-        let sum: f64 = (first..end).map(weight).sum();
-        for (j, w) in row.iter_mut().enumerate() {
-            *w = if (first..end).contains(&j) { T::from_f64(weight(j) / sum) } else { T::ZERO };
-        }
-    }
+    weights.iter_mut().zip(resample_weights(from, to)).for_each(|(w, v)| *w = T::from_f64(v));
 }
 
 /// The two matrices and the table between the passes.
@@ -96,10 +71,8 @@ pub fn resize_positions<T: Real>(
     let (down, across, between) = prepare(workspace, from, to, d);
     // between: [h, w', D]
     combine(between, table, d, from[1], |r, j| (across[r % to[1] * from[1] + j], r / to[1] * from[1] + j));
-    // PyTorch (2.13) gives all rows of a grid one token wide the weights of the first row, in the forward pass only; what
-    // was trained there must mean the same here.
-    let one_wide = to[1] == 1 && from[0] != to[0];
-    let row = |r: usize| if one_wide { 0 } else { r / to[1] };
+    let first_only = repeats_first_row(from, to);
+    let row = |r: usize| if first_only { 0 } else { r / to[1] };
     combine(y, between, d, from[0], |r, j| (down[row(r) * from[0] + j], j * to[1] + r % to[1]));
 }
 

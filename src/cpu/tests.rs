@@ -269,7 +269,7 @@ fn l2_normalize() {
 fn patch_rows() {
     let (a, b) = (random(&[2, 3, 32, 16], 1), random(&[2, 3, 32, 48], 2));
     let keep = index(&[2, 2], &[4, 1, 0, 5]);
-    let rows = check_op(&Op::PatchRows { kept: Some(1) }, &[a.clone(), b.clone(), keep]);
+    let rows = check_op(&Op::PatchRows { kept: Some(1), dtype: DType::F64 }, &[a.clone(), b.clone(), keep]);
     // Image 1 of a, patch 1, channel 2, row 3, column 4.
     assert_close(
         &rows[0][3 * 768 + 2 * 256 + 3 * 16 + 4..][..1],
@@ -530,7 +530,7 @@ fn optimizer() {
         ParamSegment { start: 0, len: 100, decay: true, expert: Some(0) },
         ParamSegment { start: 100, len: n - 100, decay: false, expert: None },
     ];
-    let op = Op::AdamW { segments };
+    let op = Op::AdamW { segments, copies: false };
     let step = |healthy: f64| {
         let h = tensor(&[3], &[norm, 0.5, healthy]);
         check_op(&op, &[p.clone(), g.clone(), m.clone(), v.clone(), e.clone(), scalars(), h])

@@ -1,6 +1,7 @@
 //! What the CUDA backend asks of a driver: memory, modules, launches. An interpreter of PTX implements it as well as a
 //! real driver, so everything above this trait runs on machines without a GPU.
 
+use crate::backend::OpCounts;
 use crate::error::Result;
 
 /// What kernels are compiled for.
@@ -16,6 +17,26 @@ pub struct DeviceInfo {
 /// A loaded kernel, owned by the driver that loaded it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct KernelId(pub usize);
+
+/// A recorded list of launches, owned by the driver that recorded it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct GraphId(pub usize);
+
+/// What a driver loads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageKind {
+    /// Text for any device of a capability or later.
+    Ptx,
+    /// Machine code of one architecture.
+    Cubin,
+}
+
+/// What a driver can tell of launches.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Measured {
+    pub seconds: Option<f64>,
+    pub counts: Option<OpCounts>,
+}
 
 /// One launch, prepared ahead: nothing is looked up or formatted when it is made.
 #[derive(Clone, Debug)]
@@ -35,6 +56,9 @@ pub struct Launch {
 pub trait Driver: Send {
     fn info(&self) -> &DeviceInfo;
 
+    /// What [`Driver::load`] takes.
+    fn image_kind(&self) -> ImageKind;
+
     /// Memory of at least `bytes`, aligned to 256 bytes, contents undefined.
     ///
     /// # Errors
@@ -49,11 +73,66 @@ pub trait Driver: Send {
     /// Waits for what was launched, then copies out.
     fn download(&self, at: u64, bytes: &mut [u8]) -> Result<()>;
 
-    /// The kernel `name` of a module given as PTX; loading the same text again is cheap.
-    fn load(&mut self, ptx: &str, name: &str) -> Result<KernelId>;
+    /// The kernel `name` of a module, to be launched with `shared` bytes of dynamic shared memory; loading the same image
+    /// again is cheap.
+    fn load(&mut self, image: &[u8], name: &str, shared: u32) -> Result<KernelId>;
 
     fn launch(&mut self, launch: &Launch) -> Result<()>;
 
+    /// Prepares a list of launches to be made as one.
+    fn record(&mut self, launches: &[Launch]) -> Result<GraphId>;
+
+    /// Starts a recorded list.
+    fn replay(&mut self, graph: GraphId) -> Result<()>;
+
+    /// Drops a recorded list.
+    fn forget(&mut self, graph: GraphId) -> Result<()>;
+
+    /// Makes `launches` as a unit `repeats` times: the median of its times, or what they did.
+    fn measure(&mut self, launches: &[Launch], repeats: usize) -> Result<Measured>;
+
     /// Waits until everything launched has ended.
     fn finish(&mut self) -> Result<()>;
+}
+
+impl<D: Driver + ?Sized> Driver for Box<D> {
+    fn info(&self) -> &DeviceInfo {
+        (**self).info()
+    }
+    fn image_kind(&self) -> ImageKind {
+        (**self).image_kind()
+    }
+    fn allocate(&mut self, bytes: usize) -> Result<u64> {
+        (**self).allocate(bytes)
+    }
+    fn free(&mut self, at: u64) -> Result<()> {
+        (**self).free(at)
+    }
+    fn upload(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
+        (**self).upload(at, bytes)
+    }
+    fn download(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
+        (**self).download(at, bytes)
+    }
+    fn load(&mut self, image: &[u8], name: &str, shared: u32) -> Result<KernelId> {
+        (**self).load(image, name, shared)
+    }
+    fn launch(&mut self, launch: &Launch) -> Result<()> {
+        (**self).launch(launch)
+    }
+    fn record(&mut self, launches: &[Launch]) -> Result<GraphId> {
+        (**self).record(launches)
+    }
+    fn replay(&mut self, graph: GraphId) -> Result<()> {
+        (**self).replay(graph)
+    }
+    fn forget(&mut self, graph: GraphId) -> Result<()> {
+        (**self).forget(graph)
+    }
+    fn measure(&mut self, launches: &[Launch], repeats: usize) -> Result<Measured> {
+        (**self).measure(launches, repeats)
+    }
+    fn finish(&mut self) -> Result<()> {
+        (**self).finish()
+    }
 }

@@ -1,26 +1,82 @@
 //! Kernel sources, the structs they take, and calls of them.
 
+use super::optim::SCALARS;
 use std::fmt::Write;
+
+/// Names and values of a kernel file's compile-time constants.
+pub type Given = Vec<(&'static str, usize)>;
 
 /// A file of `kernels/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
+    Attention,
+    Conv,
+    DenseLoss,
+    Embed,
+    Gemm,
     LayerNorm,
     Layout,
     Optim,
     Pointwise,
+    PrototypeCe,
 }
 
 impl Family {
-    pub const ALL: &'static [Family] = &[Family::LayerNorm, Family::Layout, Family::Optim, Family::Pointwise];
+    pub const ALL: &'static [Family] = &[
+        Family::Attention,
+        Family::Conv,
+        Family::DenseLoss,
+        Family::Embed,
+        Family::Gemm,
+        Family::LayerNorm,
+        Family::Layout,
+        Family::Optim,
+        Family::Pointwise,
+        Family::PrototypeCe,
+    ];
 
     /// File name in `kernels/`.
     pub const fn file(self) -> &'static str {
         match self {
+            Family::Attention => "attention.cu",
+            Family::Conv => "conv.cu",
+            Family::DenseLoss => "dense_loss.cu",
+            Family::Embed => "embed.cu",
+            Family::Gemm => "gemm.cu",
             Family::LayerNorm => "layer_norm.cu",
             Family::Layout => "layout.cu",
             Family::Optim => "optim.cu",
             Family::Pointwise => "pointwise.cu",
+            Family::PrototypeCe => "prototype_ce.cu",
+        }
+    }
+
+    /// Headers of `kernels/` that the file builds on, behind the prelude.
+    const fn headers(self) -> &'static [&'static str] {
+        match self {
+            Family::Attention | Family::Conv | Family::Gemm | Family::PrototypeCe => &[MMA],
+            Family::DenseLoss
+            | Family::Embed
+            | Family::LayerNorm
+            | Family::Layout
+            | Family::Optim
+            | Family::Pointwise => &[],
+        }
+    }
+
+    /// Constants with which the recipes compile this file: what a release is checked to compile with.
+    pub fn variants(self) -> Vec<Given> {
+        match self {
+            Family::Attention => super::attention::variants(),
+            Family::Conv => super::conv::variants(),
+            Family::DenseLoss => super::dense_loss::variants(),
+            Family::Embed => super::embed::variants(),
+            Family::Gemm => super::gemm::variants(),
+            Family::LayerNorm => super::layer_norm::variants(),
+            Family::Layout => vec![vec![("VEC", 1)], vec![("VEC", 4)]],
+            Family::Optim => vec![SCALARS.to_vec()],
+            Family::Pointwise => vec![vec![("VEC", 1)], vec![("VEC", 4)]],
+            Family::PrototypeCe => super::prototype_ce::variants(),
         }
     }
 
@@ -34,21 +90,31 @@ impl Family {
             text.push_str("#define ELEMENT_BF16\n");
         }
         text.push_str(PRELUDE);
+        for header in self.headers() {
+            text.push_str(header);
+        }
         text.push_str(self.text());
         text
     }
 
     const fn text(self) -> &'static str {
         match self {
+            Family::Attention => include_str!("../../kernels/attention.cu"),
+            Family::Conv => include_str!("../../kernels/conv.cu"),
+            Family::DenseLoss => include_str!("../../kernels/dense_loss.cu"),
+            Family::Embed => include_str!("../../kernels/embed.cu"),
+            Family::Gemm => include_str!("../../kernels/gemm.cu"),
             Family::LayerNorm => include_str!("../../kernels/layer_norm.cu"),
             Family::Layout => include_str!("../../kernels/layout.cu"),
             Family::Optim => include_str!("../../kernels/optim.cu"),
             Family::Pointwise => include_str!("../../kernels/pointwise.cu"),
+            Family::PrototypeCe => include_str!("../../kernels/prototype_ce.cu"),
         }
     }
 }
 
 const PRELUDE: &str = include_str!("../../kernels/prelude.cuh");
+const MMA: &str = include_str!("../../kernels/mma.cuh");
 
 /// Size and field offsets of a kernel's parameter struct as Rust lays it out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +154,7 @@ pub struct Call {
     pub family: Family,
     pub kernel: &'static str,
     /// Constants that the file lists as given.
-    pub given: Vec<(&'static str, usize)>,
+    pub given: Given,
     pub bf16: bool,
     pub grid: [u32; 3],
     pub block: [u32; 3],

@@ -1,6 +1,6 @@
 //! Launches of `kernels/layer_norm.cu`.
 
-use super::kernel::{Call, Family, kernel_params};
+use super::kernel::{Call, Family, Given, kernel_params};
 
 kernel_params! {
     LayerNormParams {
@@ -41,6 +41,11 @@ pub fn backward(params: &LayerNormBackwardParams, dgamma: u64, dbeta: u64, width
         call("layer_norm_backward", chunks.max(1), WARPS * 32, params, width),
         call("layer_norm_backward_sum", columns, 128, &sum, width),
     ]
+}
+
+/// Constants with which the recipes compile the kernels: the encoders' and the decoders' widths.
+pub fn variants() -> Vec<Given> {
+    [192, 512].map(|width| vec![("D", width), ("WARPS", WARPS as usize)]).to_vec()
 }
 
 fn call<P: super::kernel::KernelParams>(

@@ -3,6 +3,7 @@
 use super::kernel::{Call, Family, KernelParams, kernel_params};
 use super::pointwise::{self, THREADS, blocks, vector};
 use crate::ir::RowRun;
+use crate::tensor::DType;
 
 kernel_params! {
     RunParams {
@@ -18,6 +19,7 @@ pub struct Rows {
     pub y: u64,
     pub x: u64,
     pub width: u32,
+    pub element: DType,
 }
 
 /// Row numbers and widths fit `u32`: see `lower`.
@@ -26,7 +28,7 @@ fn narrow(x: usize) -> u32 {
 }
 
 fn call<P: KernelParams>(kernel: &'static str, params: &P, rows: u64, at: Rows) -> Call {
-    let vec = vector(u64::from(at.width), 4, &[at.y, at.x]);
+    let vec = vector(u64::from(at.width), at.element, &[at.y, at.x]);
     let threads = rows * u64::from(at.width) / vec;
     Call::new(Family::Layout, kernel, blocks(threads), THREADS, params).given("VEC", vec as usize)
 }
@@ -62,8 +64,8 @@ pub fn scatter_rows(at: Rows, list: &[RowRun], rows: u64, base: Option<u64>) -> 
     let n = rows * u64::from(at.width);
     let mut calls = Vec::new();
     match base {
-        None => calls.push(pointwise::unary("fill", at.y, 0, n, 0.0)),
-        Some(base) if base != at.y => calls.push(pointwise::unary("scale", at.y, base, n, 1.0)),
+        None => calls.push(pointwise::unary("fill", at.y, 0, n, 0.0, at.element)),
+        Some(base) if base != at.y => calls.push(pointwise::unary("scale", at.y, base, n, 1.0, at.element)),
         Some(_) => {}
     }
     let kernel = if base.is_some() { "scatter_rows_accumulate" } else { "scatter_rows" };
@@ -94,20 +96,13 @@ pub fn gather_tokens(at: Rows, of: Kept) -> Vec<Call> {
 /// All tokens: those of `of.index` from `x`, the others 0.
 pub fn scatter_tokens(at: Rows, of: Kept) -> Vec<Call> {
     let n = of.images * u64::from(of.tokens) * u64::from(at.width);
-    vec![pointwise::unary("fill", at.y, 0, n, 0.0), tokens("scatter_tokens", at, of)]
+    vec![pointwise::unary("fill", at.y, 0, n, 0.0, at.element), tokens("scatter_tokens", at, of)]
 }
 
 /// `x: [images * tokens, D]` plus `pos: [tokens, D]` of `each` elements.
-pub fn add_positions(y: u64, x: u64, pos: u64, images: u64, each: u64) -> Vec<Call> {
-    vec![positions("add_positions", PositionParams { y, x, pos, images, each }, images * each)]
-}
-
-/// The sum of `images` blocks of `each` elements.
-pub fn sum_images(y: u64, x: u64, images: u64, each: u64) -> Vec<Call> {
-    vec![positions("sum_images", PositionParams { y, x, pos: 0, images, each }, each)]
-}
-
-fn positions(kernel: &'static str, params: PositionParams, elements: u64) -> Call {
-    let vec = vector(params.each, 4, &[params.y, params.x, params.pos]);
-    Call::new(Family::Layout, kernel, blocks(elements / vec), THREADS, &params).given("VEC", vec as usize)
+pub fn add_positions(y: u64, x: u64, pos: u64, images: u64, each: u64, element: DType) -> Vec<Call> {
+    let vec = vector(each, element, &[y, x, pos]);
+    let params = PositionParams { y, x, pos, images, each };
+    let blocks = blocks(images * each / vec);
+    vec![Call::new(Family::Layout, "add_positions", blocks, THREADS, &params).given("VEC", vec as usize)]
 }

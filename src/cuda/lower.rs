@@ -5,38 +5,73 @@ use super::layer_norm::{self, LayerNormBackwardParams, LayerNormParams};
 use super::layout::{self, Kept, Rows};
 use super::optim::{self, AccumulateParams, AdamWParams};
 use super::pointwise::{self, NormalizeParams};
+use super::{attention, conv, dense_loss, embed, gemm, prototype_ce};
 use crate::backend::OperandType;
 use crate::ir::Op;
-use crate::tensor::Shape;
+use crate::tensor::{DType, Shape};
 
 /// An operand on the device; the address is 0 for an output that is not stored.
 #[derive(Clone, Copy, Debug)]
 pub struct Operand<'a> {
     pub at: u64,
     pub shape: &'a Shape,
+    pub dtype: DType,
 }
 
 impl Operand<'_> {
-    fn count(&self) -> u64 {
+    pub fn count(&self) -> u64 {
         self.shape.count() as u64
+    }
+
+    /// Rows and width as a matrix.
+    ///
+    /// # Errors
+    /// More of either than kernels count.
+    pub fn rows_width(&self) -> Result<(u32, u32), String> {
+        let (rows, width) = self.shape.as_matrix();
+        match (u32::try_from(rows), u32::try_from(width)) {
+            (Ok(rows), Ok(width)) => Ok((rows, width)),
+            _ => Err(format!("takes at most {} rows and columns, not {}", u32::MAX, self.shape)),
+        }
+    }
+}
+
+/// Where an op finds and leaves everything.
+#[derive(Clone, Copy, Debug)]
+pub struct Operands<'a> {
+    pub inputs: &'a [Operand<'a>],
+    pub outputs: &'a [Operand<'a>],
+    /// Memory of [`workspace`] bytes, aligned to 256.
+    pub scratch: u64,
+}
+
+impl Operands<'_> {
+    /// The kernels' `T`: bf16 if any operand is, else f32.
+    pub fn element(&self) -> DType {
+        let bf16 = self.inputs.iter().chain(self.outputs).any(|o| o.dtype == DType::Bf16);
+        if bf16 { DType::Bf16 } else { DType::F32 }
     }
 }
 
 /// Calls that compute an op, or why there are none.
 pub type Lowered = Result<Vec<Call>, String>;
 
-/// Calls for `op` on `inputs` and `outputs`, with scratch memory of [`workspace`] bytes at `scratch`.
-pub fn lower(op: &Op, inputs: &[Operand<'_>], outputs: &[Operand<'_>], scratch: u64) -> Lowered {
+/// Calls for `op`; [`Call::bf16`] is the caller's to set.
+pub fn lower(op: &Op, o: &Operands<'_>) -> Lowered {
+    let Operands { inputs, outputs, scratch } = *o;
     let one = |call: Call| Ok(vec![call]);
-    let (y, n) = (outputs[0].at, outputs[0].count());
+    let (y, n, element) = (outputs[0].at, outputs[0].count(), o.element());
     match op {
-        Op::Gelu => one(pointwise::unary("gelu_forward", y, inputs[0].at, n, 0.0)),
-        Op::Scale { factor } => one(pointwise::unary("scale", y, inputs[0].at, n, *factor)),
-        Op::Fill { value, .. } => one(pointwise::unary("fill", y, 0, n, *value)),
-        Op::GeluBackward => one(pointwise::binary("gelu_backward", y, inputs[0].at, inputs[1].at, n)),
-        Op::Add => one(pointwise::binary("add", y, inputs[0].at, inputs[1].at, n)),
+        Op::Gelu => one(pointwise::unary("gelu_forward", y, inputs[0].at, n, 0.0, element)),
+        Op::Scale { factor } => one(pointwise::unary("scale", y, inputs[0].at, n, *factor, element)),
+        Op::Fill { value, .. } => one(pointwise::unary("fill", y, 0, n, *value, element)),
+        Op::Cast { .. } => one(pointwise::cast(y, inputs[0].at, n, inputs[0].dtype, outputs[0].dtype)),
+        Op::GeluBackward => {
+            one(pointwise::binary("gelu_backward", y, inputs[0].at, inputs[1].at, n, element))
+        }
+        Op::Add => one(pointwise::binary("add", y, inputs[0].at, inputs[1].at, n, element)),
         Op::L2Normalize { eps } => {
-            let (rows, width) = rows_width(&inputs[0])?;
+            let (rows, width) = inputs[0].rows_width()?;
             let (norm, x, eps) = (outputs[1].at, inputs[0].at, *eps as f32);
             one(pointwise::normalize(
                 "l2_normalize",
@@ -44,13 +79,15 @@ pub fn lower(op: &Op, inputs: &[Operand<'_>], outputs: &[Operand<'_>], scratch: 
             ))
         }
         Op::L2NormalizeBackward { eps } => {
-            let (rows, width) = rows_width(&inputs[0])?;
+            let (rows, width) = inputs[0].rows_width()?;
             let (x, unit, norm, eps) = (inputs[0].at, inputs[1].at, inputs[2].at, *eps as f32);
             let params = NormalizeParams { y, norm, x, unit, rows, width, eps, unused: 0 };
-            one(pointwise::normalize("l2_normalize_backward", &params))
+            let wide = inputs[0].dtype == DType::F32;
+            let kernel = if wide { "l2_normalize_backward_wide" } else { "l2_normalize_backward" };
+            one(pointwise::normalize(kernel, &params))
         }
         Op::LayerNorm { eps } => {
-            let (rows, width) = rows_width(&inputs[0])?;
+            let (rows, width) = inputs[0].rows_width()?;
             norm_width(width)?;
             let [x, gamma, beta] = [0, 1, 2].map(|i: usize| inputs[i].at);
             let (mean, rstd) = (outputs[1].at, outputs[2].at);
@@ -58,7 +95,7 @@ pub fn lower(op: &Op, inputs: &[Operand<'_>], outputs: &[Operand<'_>], scratch: 
             Ok(layer_norm::forward(&params, width as usize))
         }
         Op::LayerNormBackward { residual } => {
-            let (rows, width) = rows_width(&inputs[0])?;
+            let (rows, width) = inputs[0].rows_width()?;
             norm_width(width)?;
             let [dy, x, gamma, mean, rstd] = [0, 1, 2, 3, 4].map(|i: usize| inputs[i].at);
             let residual = if *residual { inputs[5].at } else { 0 };
@@ -77,24 +114,27 @@ pub fn lower(op: &Op, inputs: &[Operand<'_>], outputs: &[Operand<'_>], scratch: 
             Ok(layer_norm::backward(&params, outputs[1].at, outputs[2].at, width as usize))
         }
         Op::SelectRows { runs } => {
-            let (_, width) = rows_width(&inputs[0])?;
-            Ok(layout::select_rows(Rows { y, x: inputs[0].at, width }, runs))
+            let (_, width) = inputs[0].rows_width()?;
+            Ok(layout::select_rows(Rows { y, x: inputs[0].at, width, element }, runs))
         }
         Op::ScatterRows { runs, accumulate, .. } => {
-            let (rows, width) = rows_width(&outputs[0])?;
+            let (rows, width) = outputs[0].rows_width()?;
             let base = accumulate.then(|| inputs[1].at);
-            Ok(layout::scatter_rows(Rows { y, x: inputs[0].at, width }, runs, u64::from(rows), base))
+            Ok(layout::scatter_rows(Rows { y, x: inputs[0].at, width, element }, runs, u64::from(rows), base))
         }
         Op::GatherTokens { tokens } => {
-            let (_, width) = rows_width(&inputs[0])?;
-            Ok(layout::gather_tokens(Rows { y, x: inputs[0].at, width }, kept(&inputs[1], *tokens)?))
+            let (_, width) = inputs[0].rows_width()?;
+            Ok(layout::gather_tokens(Rows { y, x: inputs[0].at, width, element }, kept(&inputs[1], *tokens)?))
         }
         Op::ScatterTokens { tokens } => {
-            let (_, width) = rows_width(&inputs[0])?;
-            Ok(layout::scatter_tokens(Rows { y, x: inputs[0].at, width }, kept(&inputs[1], *tokens)?))
+            let (_, width) = inputs[0].rows_width()?;
+            Ok(layout::scatter_tokens(
+                Rows { y, x: inputs[0].at, width, element },
+                kept(&inputs[1], *tokens)?,
+            ))
         }
         Op::ScaleSegments { segments } => {
-            let (_, width) = rows_width(&inputs[0])?;
+            let (_, width) = inputs[0].rows_width()?;
             Ok(pointwise::scale_segments(y, inputs[0].at, inputs[1].at, width, segments))
         }
         Op::WeightedSum { weights } => {
@@ -103,9 +143,9 @@ pub fn lower(op: &Op, inputs: &[Operand<'_>], outputs: &[Operand<'_>], scratch: 
         }
         Op::AddPositions => {
             let each = inputs[1].count();
-            Ok(layout::add_positions(y, inputs[0].at, inputs[1].at, n / each.max(1), each))
+            Ok(layout::add_positions(y, inputs[0].at, inputs[1].at, n / each.max(1), each, element))
         }
-        Op::SumImages { .. } => Ok(layout::sum_images(y, inputs[0].at, inputs[0].count() / n.max(1), n)),
+        Op::SumImages { .. } => embed::sum_images(o),
         Op::AccumulateGrads => {
             let [total, grads, scalars] = [0, 1, 2].map(|i: usize| inputs[i].at);
             Ok(optim::accumulate_grads(&AccumulateParams { total, grads, scalars, n }))
@@ -114,65 +154,116 @@ pub fn lower(op: &Op, inputs: &[Operand<'_>], outputs: &[Operand<'_>], scratch: 
             let [grads, loss, scalars] = [0, 1, 2].map(|i: usize| inputs[i].at);
             optim::grad_health(y, grads, inputs[0].count(), loss, scalars, scratch)
         }
-        Op::AdamW { segments } => {
+        Op::AdamW { segments, copies } => {
             let [params, grads, m, v, expert, scalars, health] =
                 [0, 1, 2, 3, 4, 5, 6].map(|i: usize| inputs[i].at);
-            let params = AdamWParams { params, m, v, expert, grads, scalars, health, pieces: 0 };
+            let [weights, expert_weights] =
+                if *copies { [7, 8].map(|i: usize| inputs[i].at) } else { [0, 0] };
+            let params = AdamWParams {
+                params,
+                m,
+                v,
+                expert,
+                weights,
+                expert_weights,
+                grads,
+                scalars,
+                health,
+                pieces: 0,
+            };
             Ok(optim::adamw(&params, segments))
         }
-        Op::PatchRows { .. }
-        | Op::EmbedTokens { .. }
-        | Op::EmbedTokensBackward { .. }
-        | Op::ResizePositions { .. }
-        | Op::ResizePositionsBackward { .. }
-        | Op::Linear { .. }
-        | Op::LinearBackwardInput { .. }
-        | Op::LinearBackwardWeight { .. }
-        | Op::Attention { .. }
-        | Op::AttentionBackward { .. }
-        | Op::RestoreTokens
-        | Op::RestoreTokensBackward
-        | Op::Conv2d { .. }
-        | Op::Conv2dBackwardInput { .. }
-        | Op::Conv2dBackwardWeight { .. }
-        | Op::DynamicConv { .. }
-        | Op::DynamicConvBackward { .. }
-        | Op::PrototypeCrossEntropy { .. }
-        | Op::PrototypeCrossEntropyBackward { .. }
-        | Op::ExpertStatistics
-        | Op::CenterUpdate
-        | Op::MaskedMse
-        | Op::MaskedMseBackward
-        | Op::BceWithLogits { .. }
-        | Op::BceWithLogitsBackward { .. } => Err("has no kernel yet".to_owned()),
+        Op::PatchRows { kept, .. } => embed::patch_rows(o, *kept),
+        Op::EmbedTokens { layout } => embed::embed_tokens(o, layout),
+        Op::EmbedTokensBackward { layout, tables } => embed::embed_tokens_backward(o, layout, tables),
+        Op::ResizePositions { prefix, from, to } => embed::resize_positions(o, *prefix, *from, *to),
+        Op::ResizePositionsBackward { prefix, from, to } => {
+            embed::resize_positions_backward(o, *prefix, *from, *to)
+        }
+        Op::RestoreTokens => embed::restore_tokens(o),
+        Op::RestoreTokensBackward => embed::restore_tokens_backward(o),
+        Op::Linear { epilogue } => gemm::linear(o, *epilogue),
+        Op::LinearBackwardInput { gelu } => gemm::backward_input(o, *gelu),
+        Op::LinearBackwardWeight { .. } => gemm::backward_weight(o),
+        Op::Conv2d { geometry, epilogue } => conv::forward(o, geometry, *epilogue),
+        Op::Conv2dBackwardInput { geometry, gelu } => conv::backward_input(o, geometry, *gelu),
+        Op::Conv2dBackwardWeight { geometry } => conv::backward_weight(o, geometry),
+        Op::Attention { heads, layout, segments } => attention::forward(o, *heads, *layout, segments),
+        Op::AttentionBackward { heads, layout, segments } => {
+            attention::backward(o, *heads, *layout, segments)
+        }
+        Op::DynamicConv { tokens } => dense_loss::dynamic_conv(o, *tokens),
+        Op::DynamicConvBackward { tokens } => dense_loss::dynamic_conv_backward(o, *tokens),
+        Op::MaskedMse => dense_loss::masked_mse(o),
+        Op::MaskedMseBackward => dense_loss::masked_mse_backward(o),
+        Op::BceWithLogits { groups } => dense_loss::bce_with_logits(o, *groups),
+        Op::BceWithLogitsBackward { groups } => dense_loss::bce_with_logits_backward(o, *groups),
+        Op::PrototypeCrossEntropy { batch } => prototype_ce::forward(o, *batch),
+        Op::PrototypeCrossEntropyBackward { batch } => prototype_ce::backward(o, *batch),
+        Op::ExpertStatistics => prototype_ce::expert_statistics(o),
+        Op::CenterUpdate => prototype_ce::center_update(o),
     }
 }
 
 /// Bytes of scratch memory that [`lower`]'s calls need.
-pub fn workspace(op: &Op, inputs: &[OperandType<'_>]) -> usize {
-    if let Op::LayerNormBackward { .. } = op {
-        let (rows, width) = inputs[0].shape.as_matrix();
-        return layer_norm::backward_workspace(rows, width);
+pub fn workspace(op: &Op, inputs: &[OperandType<'_>], outputs: &[OperandType<'_>]) -> usize {
+    match op {
+        Op::LayerNormBackward { .. } => {
+            let (rows, width) = inputs[0].shape.as_matrix();
+            layer_norm::backward_workspace(rows, width)
+        }
+        Op::GradHealth => optim::health_workspace(inputs[0].shape.count() as u64),
+        Op::EmbedTokens { .. }
+        | Op::EmbedTokensBackward { .. }
+        | Op::RestoreTokensBackward
+        | Op::PatchRows { .. }
+        | Op::ResizePositions { .. }
+        | Op::ResizePositionsBackward { .. }
+        | Op::RestoreTokens
+        | Op::SumImages { .. } => embed::workspace(op, inputs, outputs),
+        Op::Linear { .. } | Op::LinearBackwardInput { .. } | Op::LinearBackwardWeight { .. } => {
+            gemm::workspace(op, inputs, outputs)
+        }
+        Op::Conv2d { .. } | Op::Conv2dBackwardInput { .. } | Op::Conv2dBackwardWeight { .. } => {
+            conv::workspace(op, inputs, outputs)
+        }
+        Op::Attention { .. } | Op::AttentionBackward { .. } => attention::workspace(op, inputs, outputs),
+        Op::DynamicConv { .. }
+        | Op::DynamicConvBackward { .. }
+        | Op::MaskedMse
+        | Op::MaskedMseBackward
+        | Op::BceWithLogits { .. }
+        | Op::BceWithLogitsBackward { .. } => dense_loss::workspace(op, inputs, outputs),
+        Op::PrototypeCrossEntropy { .. }
+        | Op::PrototypeCrossEntropyBackward { .. }
+        | Op::ExpertStatistics
+        | Op::CenterUpdate => prototype_ce::workspace(op, inputs, outputs),
+        Op::Gelu
+        | Op::GeluBackward
+        | Op::Add
+        | Op::Scale { .. }
+        | Op::Fill { .. }
+        | Op::Cast { .. }
+        | Op::ScaleSegments { .. }
+        | Op::LayerNorm { .. }
+        | Op::SelectRows { .. }
+        | Op::ScatterRows { .. }
+        | Op::GatherTokens { .. }
+        | Op::ScatterTokens { .. }
+        | Op::AddPositions
+        | Op::L2Normalize { .. }
+        | Op::L2NormalizeBackward { .. }
+        | Op::WeightedSum { .. }
+        | Op::AccumulateGrads
+        | Op::AdamW { .. } => 0,
     }
-    if let Op::GradHealth = op {
-        return optim::health_workspace(inputs[0].shape.count() as u64);
-    }
-    0
 }
 
 /// The index input `[B, k]` into images of `tokens` tokens.
 fn kept(index: &Operand<'_>, tokens: usize) -> Result<Kept, String> {
-    let (images, kept) = rows_width(index)?;
+    let (images, kept) = index.rows_width()?;
     let tokens = u32::try_from(tokens).map_err(|_| format!("takes at most {} tokens", u32::MAX))?;
     Ok(Kept { index: index.at, images: u64::from(images), kept, tokens })
-}
-
-fn rows_width(x: &Operand<'_>) -> Result<(u32, u32), String> {
-    let (rows, width) = x.shape.as_matrix();
-    match (u32::try_from(rows), u32::try_from(width)) {
-        (Ok(rows), Ok(width)) => Ok((rows, width)),
-        _ => Err(format!("takes at most {} rows and columns, not {}", u32::MAX, x.shape)),
-    }
 }
 
 fn norm_width(width: u32) -> Result<(), String> {

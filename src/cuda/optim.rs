@@ -10,7 +10,8 @@ kernel_params! {
     HealthParams { health: u64, partial: u64, loss: u64, scalars: u64, chunks: u64 }
     Piece { start: u64, expert: u64, len: u32, decay: u32 }
     AdamWParams {
-        params: u64, m: u64, v: u64, expert: u64, grads: u64, scalars: u64, health: u64, pieces: u64,
+        params: u64, m: u64, v: u64, expert: u64, weights: u64, expert_weights: u64, grads: u64, scalars: u64,
+        health: u64, pieces: u64,
     }
 }
 

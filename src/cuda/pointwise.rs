@@ -1,6 +1,7 @@
 //! Launches of `kernels/pointwise.cu`.
 
 use super::kernel::{Call, Family, kernel_params};
+use crate::tensor::DType;
 
 kernel_params! {
     UnaryParams { y: u64, x: u64, n: u64, factor: f32, unused: u32 }
@@ -18,8 +19,8 @@ const MOST_BLOCKS: u64 = 8192;
 const ROWS: u32 = THREADS / 32;
 
 /// Elements that one instruction can move: 16 bytes if counts and addresses allow.
-pub(super) fn vector(n: u64, element: u64, addresses: &[u64]) -> u64 {
-    let most = 16 / element;
+pub(super) fn vector(n: u64, element: DType, addresses: &[u64]) -> u64 {
+    let most = 16 / element.bytes() as u64;
     if n.is_multiple_of(most) && addresses.iter().all(|a| a.is_multiple_of(16)) { most } else { 1 }
 }
 
@@ -30,15 +31,23 @@ pub(super) fn blocks(threads: u64) -> u32 {
 }
 
 /// `y = f(x)` by the kernel of that name; `x` is 0 for one that reads nothing.
-pub fn unary(kernel: &'static str, y: u64, x: u64, n: u64, factor: f64) -> Call {
-    let vec = vector(n, 4, &[x, y]);
+pub fn unary(kernel: &'static str, y: u64, x: u64, n: u64, factor: f64, element: DType) -> Call {
+    let vec = vector(n, element, &[x, y]);
     let params = UnaryParams { y, x, n, factor: factor as f32, unused: 0 };
     Call::new(Family::Pointwise, kernel, blocks(n / vec), THREADS, &params).given("VEC", vec as usize)
 }
 
+/// `y = x` in another type.
+pub fn cast(y: u64, x: u64, n: u64, from: DType, to: DType) -> Call {
+    let vec = vector(n, if from.bytes() > to.bytes() { from } else { to }, &[x, y]);
+    let params = UnaryParams { y, x, n, factor: 0.0, unused: 0 };
+    let kernel = if to == DType::F32 { "widen" } else { "narrow" };
+    Call::new(Family::Pointwise, kernel, blocks(n / vec), THREADS, &params).given("VEC", vec as usize)
+}
+
 /// `y = f(a, b)` by the kernel of that name.
-pub fn binary(kernel: &'static str, y: u64, a: u64, b: u64, n: u64) -> Call {
-    let vec = vector(n, 4, &[y, a, b]);
+pub fn binary(kernel: &'static str, y: u64, a: u64, b: u64, n: u64, element: DType) -> Call {
+    let vec = vector(n, element, &[y, a, b]);
     let params = BinaryParams { y, a, b, n };
     Call::new(Family::Pointwise, kernel, blocks(n / vec), THREADS, &params).given("VEC", vec as usize)
 }
@@ -89,10 +98,10 @@ mod tests {
 
     #[test]
     fn vectors_need_counts_and_addresses() {
-        assert_eq!(vector(8, 4, &[256, 512]), 4);
-        assert_eq!(vector(8, 2, &[256, 512]), 8);
-        assert_eq!(vector(9, 4, &[256, 512]), 1);
-        assert_eq!(vector(8, 4, &[256, 516]), 1);
+        assert_eq!(vector(8, DType::F32, &[256, 512]), 4);
+        assert_eq!(vector(8, DType::Bf16, &[256, 512]), 8);
+        assert_eq!(vector(9, DType::F32, &[256, 512]), 1);
+        assert_eq!(vector(8, DType::F32, &[256, 516]), 1);
     }
 
     #[test]

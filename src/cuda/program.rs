@@ -1,19 +1,21 @@
 //! The CUDA backend: owns the regions and the arena on the device, turns plans into prepared launches, runs them.
 
-use super::driver::{Driver, Launch};
-use super::lower::{self, Operand};
+use super::driver::{Driver, GraphId, Launch, Measured};
+use super::lower::{self, Operand, Operands};
 use super::nvrtc::Compiler;
-use crate::backend::{Backend, HostSlice, HostSliceMut, OperandType, ProgramId, in_place};
+use crate::backend::{Backend, HostSlice, HostSliceMut, OpMeasure, OperandType, ProgramId, in_place};
 use crate::error::{Error, Result};
-use crate::ir::{Op, Region};
+use crate::ir::{Op, Region, matrix_flops};
 use crate::plan::{Plan, Slot, Space, Step};
 use crate::tensor::DType;
+use half::bf16;
 use std::collections::BTreeMap;
 
-/// Executes plans on a device in f32.
+/// Executes plans on a device in f32 or bf16.
 pub struct CudaBackend<D> {
     driver: D,
     compiler: Compiler,
+    dtype: DType,
     regions: BTreeMap<Region, RegionMemory>,
     arena: Memory,
     programs: Vec<Program>,
@@ -35,15 +37,24 @@ struct RegionMemory {
 struct Program {
     plan: Plan,
     launches: Vec<Launch>,
+    /// Where the launches of each step of the plan end.
+    ends: Vec<usize>,
+    graph: Option<GraphId>,
     /// Addresses of constant tables.
     tables: Vec<u64>,
 }
 
 impl<D: Driver> CudaBackend<D> {
-    /// A backend on `driver`; `compiler` makes kernels for its device.
-    pub fn new(driver: D, compiler: Compiler) -> Self {
+    /// A backend on `driver` that computes in `dtype`; `compiler` makes kernels for its device.
+    ///
+    /// # Errors
+    /// A type other than bf16 and f32.
+    pub fn new(driver: D, compiler: Compiler, dtype: DType) -> Result<Self> {
+        if !matches!(dtype, DType::Bf16 | DType::F32) {
+            return Err(Error::device("cuda", format!("computes in bf16 or f32, not in {dtype}")));
+        }
         let arena = Memory::default();
-        CudaBackend { driver, compiler, regions: BTreeMap::new(), arena, programs: Vec::new() }
+        Ok(CudaBackend { driver, compiler, dtype, regions: BTreeMap::new(), arena, programs: Vec::new() })
     }
 
     pub fn driver(&mut self) -> &mut D {
@@ -73,8 +84,8 @@ impl<D: Driver> CudaBackend<D> {
     /// Makes room for what `plan` needs; contents of regions are kept.
     fn grow(&mut self, plan: &Plan) -> Result<()> {
         for size in &plan.regions {
-            if !matches!(size.dtype, DType::F32 | DType::I32) {
-                let message = format!("computes in f32, the plan's {} is {}", size.region.name(), size.dtype);
+            if !matches!(size.dtype, DType::Bf16 | DType::F32 | DType::I32) {
+                let message = format!("the plan's {} is {}", size.region.name(), size.dtype);
                 return Err(Error::device("cuda", message));
             }
             let old = self.regions.get(&size.region).map_or(Memory::default(), |r| r.memory);
@@ -114,11 +125,14 @@ impl<D: Driver> CudaBackend<D> {
         let outputs = with_shapes(&step.outputs, &outputs);
         let scratch = self.arena.at + step.workspace.0 as u64;
         let refused = |why: String| Error::device("cuda", format!("{}: {} {why}", step.path, step.op.name()));
-        let calls = lower::lower(&step.op, &inputs, &outputs, scratch).map_err(refused)?;
+        let operands = Operands { inputs: &inputs, outputs: &outputs, scratch };
+        let bf16 = operands.element() == DType::Bf16;
+        let calls = lower::lower(&step.op, &operands).map_err(refused)?;
         let mut launches = Vec::with_capacity(calls.len());
-        for call in calls {
-            let ptx = self.compiler.ptx(call.family.file(), &call.source())?;
-            let kernel = self.driver.load(&ptx, call.kernel)?;
+        for mut call in calls {
+            call.bf16 = bf16;
+            let image = self.compiler.image(call.family.file(), &call.source(), self.driver.image_kind())?;
+            let kernel = self.driver.load(&image, call.kernel, call.shared)?;
             let (grid, block, shared, mut params) = (call.grid, call.block, call.shared, call.params);
             for (offset, bytes) in call.tables {
                 let at = self.driver.allocate(bytes.len())?;
@@ -129,6 +143,12 @@ impl<D: Driver> CudaBackend<D> {
             launches.push(Launch { kernel, grid, block, shared, params });
         }
         Ok(launches)
+    }
+
+    fn download_halves(&self, at: u64, len: usize) -> Result<Vec<bf16>> {
+        let mut values = vec![bf16::ZERO; len];
+        self.driver.download(at, bytemuck::cast_slice_mut(&mut values))?;
+        Ok(values)
     }
 
     fn region(&self, region: Region) -> Result<&RegionMemory> {
@@ -153,20 +173,20 @@ impl<D: Driver> CudaBackend<D> {
 }
 
 fn with_shapes<'a>(slots: &'a [Slot], at: &[u64]) -> Vec<Operand<'a>> {
-    slots.iter().zip(at).map(|(slot, &at)| Operand { at, shape: &slot.shape }).collect()
+    slots.iter().zip(at).map(|(slot, &at)| Operand { at, shape: &slot.shape, dtype: slot.dtype }).collect()
 }
 
 impl<D: Driver> Backend for CudaBackend<D> {
     fn name(&self) -> String {
-        format!("{} (f32)", self.driver.info().name)
+        format!("{} ({})", self.driver.info().name, self.dtype)
     }
 
     fn dtype(&self) -> DType {
-        DType::F32
+        self.dtype
     }
 
-    fn workspace(&self, op: &Op, inputs: &[OperandType<'_>], _outputs: &[OperandType<'_>]) -> usize {
-        lower::workspace(op, inputs)
+    fn workspace(&self, op: &Op, inputs: &[OperandType<'_>], outputs: &[OperandType<'_>]) -> usize {
+        lower::workspace(op, inputs, outputs)
     }
 
     fn in_place(&self, op: &Op) -> &'static [usize] {
@@ -175,17 +195,29 @@ impl<D: Driver> Backend for CudaBackend<D> {
 
     fn compile(&mut self, plan: Plan) -> Result<ProgramId> {
         self.grow(&plan)?;
-        self.programs.push(Program { plan, launches: Vec::new(), tables: Vec::new() });
+        self.programs.push(Program {
+            plan,
+            launches: Vec::new(),
+            ends: Vec::new(),
+            graph: None,
+            tables: Vec::new(),
+        });
         // Growing may have moved memory under earlier programs.
         let mut programs = std::mem::take(&mut self.programs);
         for program in &mut programs {
             program.launches.clear();
+            program.ends.clear();
+            if let Some(graph) = program.graph.take() {
+                self.driver.forget(graph)?;
+            }
             for table in program.tables.drain(..) {
                 self.driver.free(table)?;
             }
             for step in &program.plan.steps {
                 program.launches.extend(self.launches(step, &mut program.tables)?);
+                program.ends.push(program.launches.len());
             }
+            program.graph = Some(self.driver.record(&program.launches)?);
         }
         self.programs = programs;
         Ok(ProgramId(self.programs.len() - 1))
@@ -193,13 +225,21 @@ impl<D: Driver> Backend for CudaBackend<D> {
 
     fn write(&mut self, region: Region, offset: usize, data: HostSlice<'_>) -> Result<()> {
         let (at, dtype) = self.range(region, offset, data.len())?;
-        let converted: Vec<f32>;
+        let (singles, halves): (Vec<f32>, Vec<bf16>);
         let bytes: &[u8] = match (data, dtype) {
             (HostSlice::I32(x), DType::I32) => bytemuck::cast_slice(x),
             (HostSlice::F32(x), DType::F32) => bytemuck::cast_slice(x),
             (HostSlice::F64(x), DType::F32) => {
-                converted = x.iter().map(|v| *v as f32).collect();
-                bytemuck::cast_slice(&converted)
+                singles = x.iter().map(|v| *v as f32).collect();
+                bytemuck::cast_slice(&singles)
+            }
+            (HostSlice::F32(x), DType::Bf16) => {
+                halves = x.iter().map(|v| bf16::from_f32(*v)).collect();
+                bytemuck::cast_slice(&halves)
+            }
+            (HostSlice::F64(x), DType::Bf16) => {
+                halves = x.iter().map(|v| bf16::from_f64(*v)).collect();
+                bytemuck::cast_slice(&halves)
             }
             _ => return Err(type_mismatch(region, dtype)),
         };
@@ -222,18 +262,60 @@ impl<D: Driver> Backend for CudaBackend<D> {
                 x.iter_mut().zip(values).for_each(|(x, v)| *x = f64::from(v));
                 Ok(())
             }
+            (HostSliceMut::F32(x), DType::Bf16) => {
+                let values = self.download_halves(at, len)?;
+                x.iter_mut().zip(values).for_each(|(x, v)| *x = v.to_f32());
+                Ok(())
+            }
+            (HostSliceMut::F64(x), DType::Bf16) => {
+                let values = self.download_halves(at, len)?;
+                x.iter_mut().zip(values).for_each(|(x, v)| *x = v.to_f64());
+                Ok(())
+            }
             _ => Err(type_mismatch(region, dtype)),
         }
     }
 
     fn run(&mut self, program: ProgramId) -> Result<()> {
+        let Some(graph) = self.programs.get(program.0).and_then(|p| p.graph) else {
+            return Err(Error::device("cuda", format!("program {} was never compiled", program.0)));
+        };
+        self.driver.replay(graph)?;
+        self.driver.finish()
+    }
+
+    fn measure(&mut self, program: ProgramId, repeats: usize) -> Result<Vec<OpMeasure>> {
         let Some(program) = self.programs.get(program.0) else {
             return Err(Error::device("cuda", format!("program {} was never compiled", program.0)));
         };
-        for launch in &program.launches {
-            self.driver.launch(launch)?;
+        let mut measures = Vec::with_capacity(program.ends.len());
+        let mut first = 0;
+        for (step, &end) in program.plan.steps.iter().zip(&program.ends) {
+            let measured = self.driver.measure(&program.launches[first..end], repeats)?;
+            measures.push(op_measure(step, end - first, measured));
+            first = end;
         }
-        self.driver.finish()
+        Ok(measures)
+    }
+}
+
+fn op_measure(step: &Step, launches: usize, measured: Measured) -> OpMeasure {
+    let shapes = |slots: &'_ [Slot]| slots.iter().map(|s| s.shape.clone()).collect::<Vec<_>>();
+    let (inputs, outputs) = (shapes(&step.inputs), shapes(&step.outputs));
+    let operands = step.inputs.iter().chain(&step.outputs);
+    OpMeasure {
+        path: step.path.clone(),
+        op: step.op.name(),
+        shape: inputs.first().unwrap_or(&outputs[0]).clone(),
+        launches,
+        flops: matrix_flops(
+            &step.op,
+            &inputs.iter().collect::<Vec<_>>(),
+            &outputs.iter().collect::<Vec<_>>(),
+        ),
+        least_bytes: operands.map(|s| (s.shape.count() * s.dtype.bytes()) as u64).sum(),
+        seconds: measured.seconds,
+        counts: measured.counts,
     }
 }
 

@@ -1,6 +1,7 @@
 //! A driver without a GPU: interprets the PTX, and refuses launches that do what a GPU would leave undefined.
 
-use super::driver::{DeviceInfo, Driver, KernelId, Launch};
+use super::driver::{DeviceInfo, Driver, GraphId, ImageKind, KernelId, Launch, Measured};
+use crate::backend::OpCounts;
 use crate::error::{Error, Result};
 use ptx_vm::{Counts, Memory, Module, Options};
 use std::collections::BTreeMap;
@@ -11,9 +12,10 @@ pub struct VmDriver {
     memory: Memory,
     modules: Vec<Module>,
     /// Module of each text that was loaded.
-    loaded: BTreeMap<String, usize>,
+    loaded: BTreeMap<Vec<u8>, usize>,
     /// Module and name of each kernel.
     kernels: Vec<(usize, String)>,
+    graphs: Vec<Vec<Launch>>,
     options: Options,
     counts: Counts,
 }
@@ -27,6 +29,7 @@ impl VmDriver {
             modules: Vec::new(),
             loaded: BTreeMap::new(),
             kernels: Vec::new(),
+            graphs: Vec::new(),
             options: Options::default(),
             counts: Counts::default(),
         }
@@ -47,6 +50,10 @@ impl Driver for VmDriver {
         &self.info
     }
 
+    fn image_kind(&self) -> ImageKind {
+        ImageKind::Ptx
+    }
+
     fn allocate(&mut self, bytes: usize) -> Result<u64> {
         self.memory.allocate(bytes as u64).map_err(failed)
     }
@@ -63,12 +70,14 @@ impl Driver for VmDriver {
         self.memory.read(at, bytes).map_err(failed)
     }
 
-    fn load(&mut self, ptx: &str, name: &str) -> Result<KernelId> {
-        let module = match self.loaded.get(ptx) {
+    fn load(&mut self, image: &[u8], name: &str, _shared: u32) -> Result<KernelId> {
+        let module = match self.loaded.get(image) {
             Some(module) => *module,
             None => {
+                let ptx =
+                    std::str::from_utf8(image).map_err(|_| Error::device("ptx-vm", "PTX must be UTF-8"))?;
                 self.modules.push(Module::parse(ptx).map_err(failed)?);
-                self.loaded.insert(ptx.to_owned(), self.modules.len() - 1);
+                self.loaded.insert(image.to_vec(), self.modules.len() - 1);
                 self.modules.len() - 1
             }
         };
@@ -87,6 +96,41 @@ impl Driver for VmDriver {
             ptx_vm::launch(module, name, *grid, *block, *shared, params, &mut self.memory, &self.options);
         self.counts.add(&report.map_err(failed)?.counts);
         Ok(())
+    }
+
+    fn record(&mut self, launches: &[Launch]) -> Result<GraphId> {
+        self.graphs.push(launches.to_vec());
+        Ok(GraphId(self.graphs.len() - 1))
+    }
+
+    fn replay(&mut self, graph: GraphId) -> Result<()> {
+        let Some(launches) = self.graphs.get_mut(graph.0).map(std::mem::take) else {
+            return Err(Error::device("ptx-vm", format!("graph {} was never recorded", graph.0)));
+        };
+        let done = launches.iter().try_for_each(|l| self.launch(l));
+        self.graphs[graph.0] = launches;
+        done
+    }
+
+    fn forget(&mut self, graph: GraphId) -> Result<()> {
+        if let Some(launches) = self.graphs.get_mut(graph.0) {
+            launches.clear();
+        }
+        Ok(())
+    }
+
+    fn measure(&mut self, launches: &[Launch], _repeats: usize) -> Result<Measured> {
+        let before = self.counts.clone();
+        launches.iter().try_for_each(|l| self.launch(l))?;
+        let (a, b) = (&before, &self.counts);
+        let bytes = |c: &Counts| c.global.loaded + c.global.stored;
+        let counts = OpCounts {
+            global_bytes: bytes(b) - bytes(a),
+            sectors: [b.global_sectors - a.global_sectors, b.global_sectors_ideal - a.global_sectors_ideal],
+            bank_conflicts: b.bank_conflicts() - a.bank_conflicts(),
+            lane_instructions: b.lane_instructions - a.lane_instructions,
+        };
+        Ok(Measured { seconds: None, counts: Some(counts) })
     }
 
     fn finish(&mut self) -> Result<()> {

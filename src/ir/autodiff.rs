@@ -143,6 +143,10 @@ impl Vjp<'_> {
             Op::Add => Ok(vec![Some(dy), Some(dy)]),
             Op::Scale { factor } => self.one(Op::Scale { factor }, &[dy]),
             Op::Fill { .. } => Ok(vec![]),
+            Op::Cast { .. } => {
+                let dtype = self.graph.value(x[0]).dtype;
+                self.one(Op::Cast { dtype }, &[dy])
+            }
             Op::ScaleSegments { segments } => {
                 self.not_differentiable(1)?;
                 let d = self.push(Op::ScaleSegments { segments }, &[dy, x[1]])?[0];

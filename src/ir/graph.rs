@@ -40,6 +40,11 @@ pub enum Region {
     Moment2,
     /// The expert's parameters.
     Expert,
+    /// The student's weight matrices in the type that the step computes in, laid out as `Params`; present where that type
+    /// is narrower.
+    Weights,
+    /// The expert's, laid out as `Expert`.
+    ExpertWeights,
     /// Other state that training carries along (the center).
     State,
     /// What the host writes before a step.
@@ -53,19 +58,30 @@ pub enum Region {
 }
 
 impl Region {
-    pub const ALL: [Region; 11] = [
+    pub const ALL: [Region; 13] = [
         Region::Params,
         Region::Grads,
         Region::MicroGrads,
         Region::Moment1,
         Region::Moment2,
         Region::Expert,
+        Region::Weights,
+        Region::ExpertWeights,
         Region::State,
         Region::Inputs,
         Region::Indices,
         Region::Scalars,
         Region::Outputs,
     ];
+
+    /// Where a region of parameters has its copy in the type that the step computes in.
+    pub const fn in_compute_type(self) -> Region {
+        match self {
+            Region::Params => Region::Weights,
+            Region::Expert => Region::ExpertWeights,
+            other => other,
+        }
+    }
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -75,6 +91,8 @@ impl Region {
             Region::Moment1 => "moment1",
             Region::Moment2 => "moment2",
             Region::Expert => "expert",
+            Region::Weights => "weights",
+            Region::ExpertWeights => "expert_weights",
             Region::State => "state",
             Region::Inputs => "inputs",
             Region::Indices => "indices",

@@ -1,6 +1,7 @@
 //! Shape and type inference. Every check names the layer, the op, what came and what was expected.
 
 use super::op::{AttentionLayout, ConvGeometry, Epilogue, Op, RowRun, Scalar, Segments, TokenLayout};
+use super::types::{Role, element_type, named_type, output_role};
 use crate::error::{Error, Result};
 use crate::saip::config::PATCH;
 use crate::tensor::{DType, Shape};
@@ -109,48 +110,35 @@ impl Cx<'_> {
 /// Types of the op's outputs, or why its operands do not fit.
 pub(crate) fn infer(path: &str, op: &Op, inputs: &[Operand<'_>]) -> Result<Outputs> {
     let cx = Cx { path, op: op.name(), inputs };
-    let dtype = float_type(&cx, op)?;
     let shapes = shapes(&cx, op)?;
-    let acc = dtype.accumulator();
-    // Statistics and losses are kept in the accumulator's type.
-    let statistic = |slot: usize| match op {
-        Op::LayerNorm { .. } | Op::Attention { .. } | Op::L2Normalize { .. } => slot > 0,
-        Op::PrototypeCrossEntropy { .. }
-        | Op::ExpertStatistics
-        | Op::MaskedMse
-        | Op::BceWithLogits { .. }
-        | Op::GradHealth => true,
-        _ => false,
+    let floats = inputs.iter().map(|o| o.dtype).enumerate().filter(|(_, t)| t.is_float());
+    let element = match element_type(op, floats) {
+        Ok(element) => element,
+        Err((i, want)) => {
+            return cx.err(format!("operand {i} must be {want}, got {}", inputs[i].dtype));
+        }
     };
-    Ok(shapes
+    shapes
         .into_iter()
         .enumerate()
-        .map(|(slot, dims)| (Shape::new(dims), if statistic(slot) { acc } else { dtype }))
-        .collect())
-}
-
-/// All float operands share one type up to its accumulator; the widest non-accumulating one wins.
-fn float_type(cx: &Cx<'_>, op: &Op) -> Result<DType> {
-    let mut found: Option<DType> = None;
-    for o in cx.inputs.iter().filter(|o| o.dtype.is_float()) {
-        match found {
-            None => found = Some(o.dtype),
-            Some(t) if t == o.dtype => {}
-            Some(t) if t.accumulator() == o.dtype => {}
-            Some(t) if o.dtype.accumulator() == t => found = Some(o.dtype),
-            Some(t) => return cx.err(format!("operands of types {t} and {} do not mix", o.dtype)),
-        }
-    }
-    match (found, op) {
-        (Some(t), _) => Ok(t),
-        (None, Op::Fill { dtype, .. }) => Ok(*dtype),
-        (None, _) => cx.err("needs a floating-point operand".into()),
-    }
+        .map(|(slot, dims)| {
+            let dtype = match (named_type(op), op, output_role(op, slot)) {
+                (Some(named), _, _) => Some(named),
+                (None, Op::L2NormalizeBackward { .. }, _) => Some(inputs[0].dtype),
+                (None, _, Role::Element) => element,
+                (None, _, Role::Wide) => element.map(DType::accumulator),
+            };
+            match dtype {
+                Some(dtype) => Ok((Shape::new(dims), dtype)),
+                None => cx.err("needs a floating-point operand".into()),
+            }
+        })
+        .collect()
 }
 
 fn shapes(cx: &Cx<'_>, op: &Op) -> Result<Vec<Vec<usize>>> {
     match op {
-        Op::PatchRows { kept } => patch_rows(cx, *kept),
+        Op::PatchRows { kept, .. } => patch_rows(cx, *kept),
         Op::EmbedTokens { layout } => embed_tokens(cx, layout),
         Op::EmbedTokensBackward { layout, tables } => embed_tokens_backward(cx, layout, tables),
         Op::ResizePositions { prefix, from, to } => {
@@ -198,7 +186,7 @@ fn shapes(cx: &Cx<'_>, op: &Op) -> Result<Vec<Vec<usize>>> {
             }
             Ok(vec![weight.clone(), vec![n]])
         }
-        Op::Gelu | Op::Scale { .. } => {
+        Op::Gelu | Op::Scale { .. } | Op::Cast { .. } => {
             cx.arity(1)?;
             Ok(vec![cx.shape(0).dims().to_vec()])
         }
@@ -435,8 +423,8 @@ fn shapes(cx: &Cx<'_>, op: &Op) -> Result<Vec<Vec<usize>>> {
             cx.scalars(2)?;
             Ok(vec![vec![3]])
         }
-        Op::AdamW { segments } => {
-            cx.arity(7)?;
+        Op::AdamW { segments, copies } => {
+            cx.arity(if *copies { 9 } else { 7 })?;
             (1..4).try_for_each(|i| cx.same(0, i))?;
             cx.scalars(5)?;
             cx.vector(6, "health", 3)?;
@@ -448,7 +436,12 @@ fn shapes(cx: &Cx<'_>, op: &Op) -> Result<Vec<Vec<usize>>> {
                         .err(format!("segment {s:?} leaves the buffers of {params} and {expert} elements"));
                 }
             }
-            Ok([0, 2, 3, 4].map(|i| cx.shape(i).dims().to_vec()).to_vec())
+            if *copies {
+                cx.same(0, 7)?;
+                cx.same(4, 8)?;
+            }
+            let slots: &[usize] = if *copies { &[0, 2, 3, 4, 7, 8] } else { &[0, 2, 3, 4] };
+            Ok(slots.iter().map(|&i| cx.shape(i).dims().to_vec()).collect())
         }
     }
 }

@@ -6,7 +6,9 @@ mod dump;
 mod graph;
 mod infer;
 mod op;
+mod types;
 mod verify;
+mod work;
 
 pub use autodiff::differentiate;
 pub use dump::dump;
@@ -15,5 +17,7 @@ pub use op::{
     AttentionLayout, ConvGeometry, Epilogue, Op, OpKind, ParamSegment, RowRun, Scalar, SegmentRun, Segments,
     TokenLayout, TokenView,
 };
+pub use types::{Role, input_role, output_role};
 pub(crate) use verify::region_order;
 pub use verify::verify;
+pub use work::matrix_flops;

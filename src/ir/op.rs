@@ -243,8 +243,8 @@ macro_rules! ops {
 
 ops! {
     /// `images...: [B_i, 3, H_i, W_i]`, then the `keep: [B, k]` of image input `kept` if any
-    /// -> `rows: [sum of patches, 3 * 16 * 16]`, values ordered (channel, row, column) inside a patch.
-    PatchRows { kept: Option<usize> } => "patch_rows";
+    /// -> `rows: [sum of patches, 3 * 16 * 16]` of type `dtype`, values ordered (channel, row, column) inside a patch.
+    PatchRows { kept: Option<usize>, dtype: DType } => "patch_rows";
     /// `rows: [R, D]`, `token: [.., D]`; with positions also `token_pos: [1, D]` and `pos_v: [n_v, D]` per view; then
     /// `keep` if any -> `stream: [T, D]`.
     EmbedTokens { layout: TokenLayout } => "embed_tokens";
@@ -276,6 +276,8 @@ ops! {
     Scale { factor: f64 } => "scale";
     /// No input -> a value of shape `shape`, every element `value`.
     Fill { shape: Vec<usize>, value: f64, dtype: DType } => "fill";
+    /// `x` -> the same values in another type.
+    Cast { dtype: DType } => "cast";
     /// `x: [T, D]`, `factors: [S]` -> every row times its segment's factor (stochastic depth); `segments` lists
     /// `(count, rows)`.
     ScaleSegments { segments: Vec<(usize, usize)> } => "scale_segments";
@@ -356,7 +358,9 @@ ops! {
     /// skipped).
     GradHealth => "grad_health";
     /// `params: [P]`, `grads: [P]`, `m: [P]`, `v: [P]`, `expert: [E]`, `scalars`, `health`
-    /// -> `params`, `m`, `v`, `expert`, in place: AdamW on `grads * clip factor`, then the expert's moving
-    /// average. A skipped step leaves all four, the expert too, unchanged.
-    AdamW { segments: Vec<ParamSegment> } => "adamw";
+    /// (with `copies` also `weights: [P]`, `expert_weights: [E]`) -> `params`, `m`, `v`, `expert` (`weights`,
+    /// `expert_weights`), in place: AdamW on `grads * clip factor`, then the expert's moving
+    /// average; copies hold parameters and expert in the type that the step computes in. A skipped step leaves
+    /// everything, the expert too, unchanged; so are elements outside of `segments`.
+    AdamW { segments: Vec<ParamSegment>, copies: bool } => "adamw";
 }

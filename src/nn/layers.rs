@@ -15,14 +15,15 @@ const NORM_EPS: f64 = 1e-6;
 pub struct Weights<'r> {
     registry: &'r ParamRegistry,
     region: Region,
-    dtype: DType,
+    compute: DType,
     values: HashMap<String, ValueId>,
 }
 
 impl<'r> Weights<'r> {
-    /// `dtype` is the type in which the region holds its elements.
-    pub fn new(registry: &'r ParamRegistry, region: Region, dtype: DType) -> Self {
-        Weights { registry, region, dtype, values: HashMap::new() }
+    /// `region` is [`Region::Params`] or [`Region::Expert`]. Where `compute` is narrower than its accumulator, matrices
+    /// are read from the region's copy in that type.
+    pub fn new(registry: &'r ParamRegistry, region: Region, compute: DType) -> Self {
+        Weights { registry, region, compute, values: HashMap::new() }
     }
 
     /// The parameter `name`.
@@ -36,11 +37,17 @@ impl<'r> Weights<'r> {
         let spec = self.registry.get(name).ok_or_else(|| {
             Error::invariant("model building", format!("the parameter `{name}` is not registered"))
         })?;
+        let (dtype, region) = match spec.is_matrix() {
+            true if self.compute != self.compute.accumulator() => {
+                (self.compute, self.region.in_compute_type())
+            }
+            _ => (self.compute.accumulator(), self.region),
+        };
         let id = graph.source(
             format!("{}{name}", self.label()),
             Shape::new(spec.shape.clone()),
-            self.dtype,
-            Binding { region: self.region, offset: spec.offset },
+            dtype,
+            Binding { region, offset: spec.offset },
         );
         self.values.insert(name.to_owned(), id);
         Ok(id)
@@ -49,6 +56,11 @@ impl<'r> Weights<'r> {
     /// The parameter `name` if the graph reads it.
     pub fn used(&self, name: &str) -> Option<ValueId> {
         self.values.get(name).copied()
+    }
+
+    /// The type that the layers compute in.
+    pub fn compute(&self) -> DType {
+        self.compute
     }
 
     /// What node paths and value names start with.

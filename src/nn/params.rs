@@ -52,6 +52,14 @@ pub struct ParamSpec {
     pub len: usize,
 }
 
+impl ParamSpec {
+    /// Whether it is a weight matrix, which products read in the type that a step computes in; all others are read as
+    /// they are kept. Exactly those are decayed.
+    pub fn is_matrix(&self) -> bool {
+        self.decay
+    }
+}
+
 /// An ordered list of parameters with their places in one flat buffer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ParamRegistry {

@@ -149,7 +149,8 @@ impl Vit {
         let mut images: Vec<ValueId> = views.iter().map(|v| v.image).collect();
         let keep = views.iter().find_map(|v| v.keep.map(|(id, _)| id));
         images.extend(keep);
-        let rows = net.push(&format!("{p}.patch_embed"), Op::PatchRows { kept }, &images)?;
+        let dtype = net.weights.compute();
+        let rows = net.push(&format!("{p}.patch_embed"), Op::PatchRows { kept, dtype }, &images)?;
         let rows = net.linear(&format!("{p}.patch_embed.proj"), rows)?;
 
         let table = net.param(&format!("{p}.pos_embed"))?;

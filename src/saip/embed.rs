@@ -60,18 +60,18 @@ pub fn build_embed(
     let (mut inputs, mut outputs, mut graph) = (Slots::default(), Slots::default(), Graph::new());
     let shape = [opts.batch, 3, h, w];
     let at = inputs.add("images", Region::Inputs, shape);
-    let image = graph.source("images", shape, types.compute, at);
+    let image = graph.source("images", shape, types.master, at);
     let view = View { image, count: opts.batch, size: opts.size, image_token: true, keep: None };
     let taps = if opts.patch_tokens { vec![TapGroup::new([(0, opts.batch)])] } else { Vec::new() };
-    let mut weights = Weights::new(registry, opts.region, types.master);
+    let mut weights = Weights::new(registry, opts.region, types.compute);
     let mut net = Net { graph: &mut graph, weights: &mut weights };
     let tokens = encoder.build(&mut net, &[view], &taps, None)?;
     if let Some(id) = tokens.image {
-        outputs.output(&mut graph, "image", id);
+        outputs.output(&mut graph, "image", id)?;
     }
     if let Some(&id) = tokens.taps.first() {
         let n = grid(opts.size).iter().product();
-        outputs.output_shaped(&mut graph, "patch", id, [opts.batch, n, encoder.dims().tap]);
+        outputs.output_shaped(&mut graph, "patch", id, [opts.batch, n, encoder.dims().tap])?;
     }
     Ok(EmbedGraph { graph, inputs: inputs.list, outputs: outputs.list })
 }

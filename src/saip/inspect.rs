@@ -41,14 +41,14 @@ pub fn build_inspect(cfg: &StepConfig, dtype: DType) -> Result<InspectGraph> {
     let mut views = ViewValues::read(&mut graph, cfg, &model, &slots, types, false);
     views.student[0].image_token = true;
 
-    let mut weights = Weights::new(&expert, Region::Expert, types.master);
+    let mut weights = Weights::new(&expert, Region::Expert, types.compute);
     let mut net = Net { graph: &mut graph, weights: &mut weights };
     let expert_tokens = if views.expert.is_empty() {
         Default::default()
     } else {
         model.expert.build(&mut net, &views.expert, &views.expert_taps, None)?
     };
-    let mut weights = Weights::new(&student, Region::Params, types.master);
+    let mut weights = Weights::new(&student, Region::Params, types.compute);
     let mut net = Net { graph: &mut graph, weights: &mut weights };
     let tokens = model.student.build(&mut net, &views.student, &views.student_taps, None)?;
     let patches = PatchTokens::new(&views, &tokens, &expert_tokens);
@@ -56,20 +56,20 @@ pub fn build_inspect(cfg: &StepConfig, dtype: DType) -> Result<InspectGraph> {
     if let Some(masked) = &views.masked {
         let id = reconstruct(&mut net, cfg, &model, masked, &patches)?;
         let shape = [b, patch_counts(cfg).1, net.graph.shape(id).as_matrix().1];
-        outputs.output_shaped(net.graph, "reconstruction", id, shape);
+        outputs.output_shaped(net.graph, "reconstruction", id, shape)?;
     }
     if views.boxes.is_some() {
         let id = search(&mut net, cfg, &model, &patches)?;
         let m = net.graph.shape(id).as_matrix().1;
-        outputs.output_shaped(net.graph, "search", id, [2, b, m]);
+        outputs.output_shaped(net.graph, "search", id, [2, b, m])?;
     }
     if let Some(id) = tokens.image {
-        outputs.output(&mut graph, "image", id);
+        outputs.output(&mut graph, "image", id)?;
     }
     if let Some(id) = tokens.last_qkv {
         let n: usize = grid(cfg.global_size).iter().product();
         let width = graph.shape(id).as_matrix().1;
-        outputs.output_shaped(&mut graph, "qkv", id, [b, 1 + n, width]);
+        outputs.output_shaped(&mut graph, "qkv", id, [b, 1 + n, width])?;
     }
     Ok(InspectGraph { graph, student, expert, inputs: inputs.list, outputs: outputs.list })
 }

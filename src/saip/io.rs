@@ -1,6 +1,7 @@
 //! What the host writes and reads: named places in the regions.
 
-use crate::ir::{Binding, Graph, Region, ValueId};
+use crate::error::Result;
+use crate::ir::{Binding, Graph, Op, Region, ValueId};
 use crate::tensor::{DType, Shape};
 
 /// Places start at multiples of this many elements.
@@ -38,8 +39,8 @@ impl Slots {
         Binding { region, offset }
     }
 
-    /// A new place that `value` is written to.
-    pub fn output(&mut self, graph: &mut Graph, name: &str, value: ValueId) -> Binding {
+    /// A new place that `value` is written to, in its accumulator's type.
+    pub fn output(&mut self, graph: &mut Graph, name: &str, value: ValueId) -> Result<Binding> {
         let shape = graph.shape(value).clone();
         self.output_shaped(graph, name, value, shape)
     }
@@ -51,19 +52,24 @@ impl Slots {
         name: &str,
         value: ValueId,
         shape: impl Into<Shape>,
-    ) -> Binding {
+    ) -> Result<Binding> {
         let binding = self.add(name, Region::Outputs, shape);
+        let (dtype, wide) = (graph.value(value).dtype, graph.value(value).dtype.accumulator());
+        let value = match dtype == wide {
+            true => value,
+            false => graph.push1(format!("{name}.wide"), Op::Cast { dtype: wide }, &[value])?,
+        };
         graph.bind(value, binding);
-        binding
+        Ok(binding)
     }
 }
 
 /// The element types of a step's regions.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Types {
-    /// Inputs and activations.
+    /// Activations and the weight matrices that they meet.
     pub compute: DType,
-    /// Parameters, gradients, moments, state, scalars.
+    /// Inputs, outputs, parameters, gradients, moments, state, scalars.
     pub master: DType,
 }
 

@@ -130,7 +130,7 @@ impl StepBuilder<'_> {
             .then(|| self.state.add("center", Region::State, [1, self.cfg.csm.prototypes]));
 
         let registry = self.student.clone();
-        let mut weights = Weights::new(&registry, Region::Params, self.types.master);
+        let mut weights = Weights::new(&registry, Region::Params, self.types.compute);
         let forward = self.forward(&mut graph, &mut weights, &slots, scalars, center)?;
         self.gradients(&mut graph, &weights, forward.total)?;
 
@@ -168,7 +168,7 @@ impl StepBuilder<'_> {
         let views = ViewValues::read(graph, cfg, &model, slots, self.types, model.csm.is_some());
         let drop_path = self.drop_path(&views);
         let registry = self.expert.clone();
-        let mut expert_weights = Weights::new(&registry, Region::Expert, self.types.master);
+        let mut expert_weights = Weights::new(&registry, Region::Expert, self.types.compute);
         let mut expert_net = Net { graph: &mut *graph, weights: &mut expert_weights };
         let expert = model.expert.build(&mut expert_net, &views.expert, &views.expert_taps, None)?;
         let targets = match (&model.csm, expert.image) {
@@ -189,18 +189,18 @@ impl StepBuilder<'_> {
         if let Some(masked) = &views.masked {
             let pred = reconstruct(&mut net, cfg, &model, masked, &patches)?;
             let loss = net.push("csr.loss", Op::MaskedMse, &[pred, masked.image, masked.hidden])?;
-            self.outputs.output(net.graph, "csr", loss);
+            self.outputs.output(net.graph, "csr", loss)?;
             losses.push((cfg.loss_weights[1], loss));
         }
         if let Some(boxes) = views.boxes {
             let logits = search(&mut net, cfg, &model, &patches)?;
             let loss = net.push("css.loss", Op::BceWithLogits { groups: 2 }, &[logits, boxes])?;
-            self.outputs.output(net.graph, "css", loss);
+            self.outputs.output(net.graph, "css", loss)?;
             losses.push((cfg.loss_weights[2], loss));
         }
         let (weights, values): (Vec<f64>, Vec<ValueId>) = losses.into_iter().unzip();
         let total = net.push("total", Op::WeightedSum { weights }, &values)?;
-        self.outputs.output(net.graph, "total", total);
+        self.outputs.output(net.graph, "total", total)?;
         Ok(Forward { total, expert: targets })
     }
 
@@ -212,7 +212,7 @@ impl StepBuilder<'_> {
         let segments = views.student.iter().map(|v| v.count).sum();
         let shape = [self.model.student.residual_branches(), segments];
         let at = self.inputs.add("drop_path", Region::Inputs, shape);
-        Some(DropPath { region: at.region, offset: at.offset, segments, dtype: self.types.compute })
+        Some(DropPath { region: at.region, offset: at.offset, segments, dtype: self.types.master })
     }
 
     /// CSM's loss, and the statistics of the expert's targets.
@@ -234,8 +234,8 @@ impl StepBuilder<'_> {
         let features = present(expert.image, "csm: the expert's image tokens")?;
         let operands = [zt, wt, center, scalars, out[2], features];
         let statistics = net.push("csm.statistics", Op::ExpertStatistics, &operands)?;
-        self.outputs.output(net.graph, "csm", out[0]);
-        self.outputs.output(net.graph, "statistics", statistics);
+        self.outputs.output(net.graph, "csm", out[0])?;
+        self.outputs.output(net.graph, "statistics", statistics)?;
         Ok(out[0])
     }
 
@@ -277,10 +277,23 @@ impl StepBuilder<'_> {
         Ok(())
     }
 
+    /// `value` in another type, itself if it has it already.
+    fn cast(&self, graph: &mut Graph, path: &str, value: ValueId, dtype: DType) -> Result<ValueId> {
+        match graph.value(value).dtype == dtype {
+            true => Ok(value),
+            false => graph.push1(path, Op::Cast { dtype }, &[value]),
+        }
+    }
+
     /// A whole region as one vector.
     fn region(&self, graph: &mut Graph, region: Region) -> ValueId {
-        let len = if region == Region::Expert { self.expert.len() } else { self.student.len() };
-        graph.source(region.name(), [len], self.types.master, Binding { region, offset: 0 })
+        let (len, dtype) = match region {
+            Region::Expert => (self.expert.len(), self.types.master),
+            Region::ExpertWeights => (self.expert.len(), self.types.compute),
+            Region::Weights => (self.student.len(), self.types.compute),
+            _ => (self.student.len(), self.types.master),
+        };
+        graph.source(region.name(), [len], dtype, Binding { region, offset: 0 })
     }
 
     /// Gradient health, AdamW with the expert's moving average, and the center from `(place, (zt, wt))`.
@@ -293,13 +306,18 @@ impl StepBuilder<'_> {
     ) -> Result<()> {
         let grads = self.region(graph, Region::Grads);
         let health = graph.push1("health", Op::GradHealth, &[grads, loss, scalars])?;
-        self.outputs.output(graph, "health", health);
+        self.outputs.output(graph, "health", health)?;
         let regions = [Region::Params, Region::Moment1, Region::Moment2, Region::Expert];
         let [params, m, v, expert] = regions.map(|r| self.region(graph, r));
         let segments = self.model.segments(&self.student, &self.expert);
-        let operands = [params, grads, m, v, expert, scalars, health];
-        let out = graph.push("adamw", Op::AdamW { segments }, &operands)?;
-        for (id, region) in out.into_iter().zip(regions) {
+        let mut operands = vec![params, grads, m, v, expert, scalars, health];
+        let copies = self.types.compute != self.types.master;
+        let copied = [Region::Params, Region::Expert].map(Region::in_compute_type);
+        if copies {
+            operands.extend(copied.map(|r| self.region(graph, r)));
+        }
+        let out = graph.push("adamw", Op::AdamW { segments, copies }, &operands)?;
+        for (id, region) in out.into_iter().zip(regions.into_iter().chain(copied)) {
             graph.bind(id, Binding { region, offset: 0 });
         }
         if let Some((at, (zt, wt))) = center {
@@ -332,12 +350,15 @@ impl StepBuilder<'_> {
             let shape = micro.shape(zt).clone();
             let at = self.state.add("center_rows", Region::State, shape.clone());
             let old = micro.source("center_rows", shape.clone(), self.types.master, at);
-            let new = micro.push1("center_rows", Op::AccumulateGrads, &[old, zt, scalars])?;
+            let wide = self.cast(micro, "center_rows.wide", zt, self.types.master)?;
+            let new = micro.push1("center_rows", Op::AccumulateGrads, &[old, wide, scalars])?;
             micro.bind(new, at);
             let registry = self.expert.clone();
-            let mut weights = Weights::new(&registry, Region::Expert, self.types.master);
+            let mut weights = Weights::new(&registry, Region::Expert, self.types.compute);
             let wt = csm.prototypes(&mut Net { graph: &mut update, weights: &mut weights })?;
-            rows = Some((center, (update.source("center_rows", shape, self.types.master, at), wt)));
+            let mean = update.source("center_rows", shape, self.types.master, at);
+            let mean = self.cast(&mut update, "center_rows.narrow", mean, self.types.compute)?;
+            rows = Some((center, (mean, wt)));
         }
         let at = self.outputs.list.iter().find(|s| s.name == "total").map(IoSlot::binding);
         let at = present(at, "the loss")?;

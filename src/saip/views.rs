@@ -125,7 +125,7 @@ impl ViewValues {
     ) -> Self {
         let b = cfg.batch;
         let mut image = |name: &str, at: Binding, count: usize, size: [usize; 2]| {
-            graph.source(name, [count, 3, size[0], size[1]], types.compute, at)
+            graph.source(name, [count, 3, size[0], size[1]], types.master, at)
         };
         let view = |image, count, size, image_token| View { image, count, size, image_token, keep: None };
         let views = if image_tokens { 2 } else { 1 };
@@ -169,7 +169,7 @@ impl ViewValues {
             expert.push(View { keep: Some((m.keep, visible)), ..view });
         }
         let [gh, gw] = grid(size);
-        let boxes = slots.scene.map(|(_, at)| graph.source("boxes", [2, b, gh, gw], types.compute, at));
+        let boxes = slots.scene.map(|(_, at)| graph.source("boxes", [2, b, gh, gw], types.master, at));
         ViewValues { student, student_taps, expert, expert_taps, masked, boxes }
     }
 }

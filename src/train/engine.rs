@@ -1,6 +1,6 @@
 //! The step on a backend: compiled once per shape bucket, fed with batches, its state read and written.
 
-use crate::backend::{Backend, HostSlice, HostSliceMut, ProgramId};
+use crate::backend::{Backend, HostSlice, HostSliceMut, OpMeasure, ProgramId};
 use crate::data::batch::Batch;
 use crate::data::rng::{Purpose, stream};
 use crate::error::{Error, Result};
@@ -135,8 +135,8 @@ impl Engine {
         let student = initialise(&self.student, self.options.seed)?;
         let mut expert = initialise(&self.expert, self.options.seed)?;
         copy_shared((&self.student, &student), (&self.expert, &mut expert), |_| true)?;
-        self.backend.write(Region::Params, 0, HostSlice::F32(&student))?;
-        self.backend.write(Region::Expert, 0, HostSlice::F32(&expert))?;
+        self.write_state(Region::Params, &student)?;
+        self.write_state(Region::Expert, &expert)?;
         let zero = vec![0.0; student.len()];
         self.backend.write(Region::Moment1, 0, HostSlice::F32(&zero))?;
         self.backend.write(Region::Moment2, 0, HostSlice::F32(&zero))?;
@@ -304,12 +304,37 @@ impl Engine {
             for p in registry {
                 read(&format!("{prefix}{}", p.name), &mut values[p.offset..p.offset + p.len])?;
             }
-            self.backend.write(region, 0, HostSlice::F32(&values))?;
+            self.write_state(region, &values)?;
         }
         for slot in &self.state {
             let mut values = vec![0.0; slot.shape.count()];
             read(&format!("state.{}", slot.name), &mut values)?;
             self.backend.write(slot.region, slot.offset, HostSlice::F32(&values))?;
+        }
+        Ok(())
+    }
+
+    /// Measures every op of bucket `bucket` after a step on `batch`. The state is spoilt afterwards.
+    ///
+    /// # Errors
+    /// Those of [`Engine::micro_step`] and of [`Backend::measure`].
+    pub fn measure(
+        &mut self,
+        bucket: usize,
+        batch: &Batch,
+        point: &StepPoint,
+        repeats: usize,
+    ) -> Result<Vec<OpMeasure>> {
+        self.micro_step(bucket, batch, point)?;
+        self.backend.measure(self.buckets[bucket].program, repeats)
+    }
+
+    /// Writes a flat buffer, and its copy in the type that the step computes in.
+    fn write_state(&mut self, region: Region, values: &[f32]) -> Result<()> {
+        self.backend.write(region, 0, HostSlice::F32(values))?;
+        let (copy, dtype) = (region.in_compute_type(), self.backend.dtype());
+        if copy != region && dtype != dtype.accumulator() {
+            self.backend.write(copy, 0, HostSlice::F32(values))?;
         }
         Ok(())
     }

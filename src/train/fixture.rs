@@ -8,8 +8,8 @@ use crate::backend::Backend;
 use crate::data::batch::{Batch, ViewGeometry};
 use crate::error::{Error, Result};
 use crate::ir::Region;
-use crate::saip::StepPoint;
 use crate::saip::config::StepConfig;
+use crate::saip::{StepOptions, StepPoint, build_step};
 use crate::tensor::DType;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::Serialize;
@@ -225,6 +225,26 @@ impl Fixture {
         let passed = !deviations.is_empty() && deviations.iter().all(|d| d.error <= tolerance);
         let fixture = self.path.display().to_string();
         Ok(Verdict { fixture, device: device.to_owned(), tolerance, passed, deviations, left_out })
+    }
+
+    /// How far a correct step in bf16 may be from the recorded one. Every value that is stored in bf16 is off by at most
+    /// 2^-9 of itself, independently of the others: after `n` of them in a row the expected deviation is about
+    /// `sqrt(n) 2^-9`, and `n` is the longest chain of such values in the step. Twice that passes.
+    ///
+    /// # Errors
+    /// Those of building the step.
+    pub fn bf16_tolerance(&self) -> Result<f64> {
+        let opts = StepOptions { dtype: DType::Bf16, ..StepOptions::default() };
+        let graph = build_step(&self.config, &opts)?.graph;
+        let mut rounded = vec![0u32; graph.values.len()];
+        for node in &graph.nodes {
+            let longest = node.inputs.iter().map(|i| rounded[i.index()]).max().unwrap_or(0);
+            for o in &node.outputs {
+                rounded[o.index()] = longest + u32::from(graph.value(*o).dtype == DType::Bf16);
+            }
+        }
+        let longest = rounded.into_iter().max().unwrap_or(0);
+        Ok(f64::from(longest).sqrt() * 2.0 / 512.0)
     }
 
     /// The recorded counterpart of every result; there is nothing else that a step must give.

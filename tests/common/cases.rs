@@ -4,7 +4,7 @@ mod derivatives;
 mod table;
 mod tolerance;
 
-use super::check::{Probe, probes};
+use super::check::{Precision, Probe, probes};
 use super::reference::forward;
 use super::tensor::{Input, Tensor};
 use saip_engine::ir::{Op, OpKind};
@@ -68,11 +68,16 @@ impl Case {
         self.op.kind()
     }
 
-    /// The reference's outputs and, per element, how far a computation with roundoff `eps` may be from them.
-    pub fn reference(&self, eps: f64) -> Vec<(Tensor, Tensor)> {
+    /// The reference's outputs and, per element, how far a computation may be from them.
+    pub fn reference(&self, precision: Precision) -> Vec<(Tensor, Tensor)> {
         let outputs = forward(&self.op, &self.inputs);
-        let tolerances = tolerance::tolerances(&self.op, &self.inputs, &outputs, eps);
+        let tolerances = tolerance::tolerances(&self.op, &self.inputs, &outputs, precision);
         outputs.into_iter().zip(tolerances).collect()
+    }
+
+    /// The part of the error of output `slot` that storing makes.
+    pub fn stored(&self, slot: usize, precision: Precision) -> f64 {
+        tolerance::stored(&self.op, slot, precision)
     }
 
     /// Longest sum inside the op.
@@ -84,7 +89,7 @@ impl Case {
 /// Inputs that the op overwrites: `(input, output)`.
 pub fn in_place(kind: OpKind) -> &'static [(usize, usize)] {
     match kind {
-        OpKind::AdamW => &[(0, 0), (2, 1), (3, 2), (4, 3)],
+        OpKind::AdamW => &[(0, 0), (2, 1), (3, 2), (4, 3), (7, 4), (8, 5)],
         OpKind::CenterUpdate | OpKind::AccumulateGrads => &[(0, 0)],
         _ => &[],
     }

@@ -6,6 +6,22 @@ use super::tensor::{Gen, Input, Tensor};
 pub const EPS_F32: f64 = 5.96e-8;
 pub const EPS_F64: f64 = 1.11e-16;
 
+/// How exactly an op is computed.
+#[derive(Clone, Copy, Debug)]
+pub struct Precision {
+    /// Roundoff of sums.
+    pub sums: f64,
+    /// What storing in a narrower type adds, relative to the sum of magnitudes; 0 where the types are one.
+    pub stored: f64,
+}
+
+impl Precision {
+    pub const F32: Precision = Precision { sums: EPS_F32, stored: 0.0 };
+    pub const F64: Precision = Precision { sums: EPS_F64, stored: 0.0 };
+    /// Sums in f32; outputs, and up to two factors of every product on the way, rounded to bf16 (half an ulp: 2^-9).
+    pub const BF16: Precision = Precision { sums: EPS_F32, stored: 3.0 / 512.0 };
+}
+
 /// Probabilistic bound on the growth of roundoff in a sum of `k` terms (Higham and Mary 2019: `lambda sqrt(k) eps` times
 /// the sum of magnitudes), with room for the handful of operations around the sum.
 pub fn growth(k: usize) -> f64 {
@@ -96,15 +112,14 @@ pub fn probes(name: &str, at: &[Input], wrt: &[usize], mut f: impl FnMut(&[Input
     out
 }
 
-/// Compares gradients (one per entry of `wrt`) with probes: `relative` of the largest derivative of the same tensor,
-/// plus `absolute`.
+/// Compares gradients (one per entry of `wrt`) with probes. Tolerances, per gradient: relative to the largest derivative
+/// of the same tensor, and absolute.
 pub fn compare_gradients(
     got: &[Vec<f64>],
     probes: &[Probe],
-    relative: f64,
-    absolute: f64,
+    tolerances: &[(f64, f64)],
 ) -> Result<(), String> {
-    for (slot, g) in got.iter().enumerate() {
+    for ((slot, g), &(relative, absolute)) in got.iter().enumerate().zip(tolerances) {
         let mine = || probes.iter().filter(move |p| p.slot == slot);
         let scale = mine().fold(0.0f64, |m, p| m.max(p.derivative.abs()));
         if let Some(i) = g.iter().position(|v| !v.is_finite()) {

@@ -234,7 +234,10 @@ fn attention_matches() {
 
 #[test]
 fn adamw_matches_three_steps() {
-    let op = Op::AdamW { segments: vec![ParamSegment { start: 0, len: 4, decay: true, expert: None }] };
+    let op = Op::AdamW {
+        segments: vec![ParamSegment { start: 0, len: 4, decay: true, expert: None }],
+        copies: false,
+    };
     let zero = || Tensor::zeros([4]);
     let (mut p, mut m, mut v) = (r(&[4], 3), zero(), zero());
     for step in 0..3 {

@@ -1,7 +1,7 @@
 //! Whether the results of a case are right.
 
 use super::cases::{Case, Derivative, Expected};
-use super::check::{Probe, compare, compare_gradients, growth};
+use super::check::{Precision, Probe, compare, compare_gradients, growth};
 use super::tensor::Tensor;
 
 /// What the outputs of a case must be.
@@ -11,21 +11,26 @@ pub enum Judge<'a> {
     Derivative {
         of: &'a Derivative,
         probes: Vec<Probe>,
-        relative: f64,
-        absolute: f64,
+        /// Per output: relative, absolute.
+        tolerances: Vec<(f64, f64)>,
     },
 }
 
 impl<'a> Judge<'a> {
-    /// For results computed with roundoff `eps`.
-    pub fn new(case: &'a Case, eps: f64) -> Self {
+    /// For results computed with `precision`.
+    pub fn new(case: &'a Case, precision: Precision) -> Self {
         match &case.expected {
-            Expected::Reference => Judge::Reference(case.reference(eps)),
+            Expected::Reference => Judge::Reference(case.reference(precision)),
             Expected::Derivative(of) => {
-                // Central differences are good to 1e-9 or so; f32 is held to its own roundoff.
-                let roundoff = 4.0 * eps * growth(case.longest_sum());
-                let (relative, absolute) = (roundoff.max(1e-6), roundoff.max(1e-9) * of.magnitude());
-                Judge::Derivative { of, probes: of.probes(&case.name), relative, absolute }
+                let sums = 4.0 * precision.sums * growth(case.longest_sum());
+                let tolerances = (0..of.wrt.len())
+                    .map(|slot| {
+                        let roundoff = sums + case.stored(slot, precision);
+                        // Central differences are good to 1e-9 or so; f32 is held to its own roundoff.
+                        (roundoff.max(1e-6), roundoff.max(1e-9) * of.magnitude())
+                    })
+                    .collect();
+                Judge::Derivative { of, probes: of.probes(&case.name), tolerances }
             }
         }
     }
@@ -47,12 +52,12 @@ impl<'a> Judge<'a> {
                 }
                 Ok(())
             }
-            Judge::Derivative { of, probes, relative, absolute } => {
+            Judge::Derivative { of, probes, tolerances } => {
                 let mut got = got.to_vec();
                 if let Some(plus) = &of.plus {
                     got[0].iter_mut().zip(&plus.data).for_each(|(g, p)| *g -= p);
                 }
-                compare_gradients(&got, probes, *relative, *absolute)
+                compare_gradients(&got, probes, tolerances)
             }
         }
     }

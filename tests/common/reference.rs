@@ -15,7 +15,7 @@ use saip_engine::ir::Op;
 /// The op's outputs.
 pub fn forward(op: &Op, x: &[Input]) -> Vec<Tensor> {
     match op {
-        Op::PatchRows { kept } => vec![layout::patch_rows(x, *kept)],
+        Op::PatchRows { kept, .. } => vec![layout::patch_rows(x, *kept)],
         Op::EmbedTokens { layout } => vec![layout::embed_tokens(x, layout)],
         Op::ResizePositions { prefix, from, to } => {
             vec![layout::resize_positions(x[0].float(), *prefix, *from, *to)]
@@ -37,6 +37,7 @@ pub fn forward(op: &Op, x: &[Input]) -> Vec<Tensor> {
         Op::Gelu => vec![x[0].float().map(gelu)],
         Op::Add => vec![dense::add(x[0].float(), x[1].float())],
         Op::Scale { factor } => vec![x[0].float().map(|v| v * factor)],
+        Op::Cast { .. } => vec![x[0].float().clone()],
         Op::Fill { shape, value, .. } => vec![Tensor::from_fn(shape.clone(), |_| *value)],
         Op::LayerNorm { eps } => dense::layer_norm(x, *eps),
         Op::Attention { heads, layout, segments } => dense::attention(x, *heads, *layout, segments),
@@ -53,7 +54,7 @@ pub fn forward(op: &Op, x: &[Input]) -> Vec<Tensor> {
         }
         Op::AccumulateGrads => vec![optim::accumulate_grads(x)],
         Op::GradHealth => vec![optim::grad_health(x)],
-        Op::AdamW { segments } => optim::adamw(x, segments),
+        Op::AdamW { segments, copies } => optim::adamw(x, segments, *copies),
         Op::EmbedTokensBackward { .. }
         | Op::ResizePositionsBackward { .. }
         | Op::LinearBackwardInput { .. }

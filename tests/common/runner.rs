@@ -4,15 +4,32 @@ use super::tensor::{Input, Tensor};
 use saip_engine::Result;
 use saip_engine::backend::{Backend, HostSlice, HostSliceMut, ProgramId};
 use saip_engine::cpu::{CpuBackend, Real};
-use saip_engine::ir::{self, Binding, Graph, Op, Region, RowRun, ValueId};
+use saip_engine::ir::{self, Binding, Graph, Op, Region, Role, RowRun, ValueId, input_role};
 use saip_engine::plan;
 use saip_engine::tensor::{DType, Shape};
 use std::collections::BTreeMap;
 
 /// Elements between two tensors of a region, and behind the last.
 const GUARD: usize = 64;
-const GUARD_VALUE: f64 = -12345.0;
+/// Representable in every type.
+const GUARD_VALUE: f64 = -12288.0;
 const GUARD_INDEX: i32 = 0x5a5a_5a5a;
+
+/// In a case: the op casts to the narrower of the bench's two types.
+pub const NARROW: DType = DType::Bf16;
+
+/// Regions of this file that hold bf16, since a region holds one type.
+const NARROW_HOMES: [Region; 3] = [Region::Weights, Region::ExpertWeights, Region::MicroGrads];
+
+/// Where values of `dtype` that belong in `region` are kept.
+fn home(region: Region, dtype: DType) -> Region {
+    match (region, dtype) {
+        (Region::Inputs, DType::Bf16) => Region::Weights,
+        (Region::State, DType::Bf16) => Region::ExpertWeights,
+        (Region::Outputs, DType::Bf16) => Region::MicroGrads,
+        _ => region,
+    }
+}
 
 /// A graph under construction whose sources and results get their places here.
 pub struct Bench {
@@ -35,9 +52,14 @@ impl Bench {
         Binding { region, offset }
     }
 
-    /// A source with its contents, in `region`.
-    pub fn source_in(&mut self, region: Region, input: &Input) -> ValueId {
-        let dtype = if matches!(input, Input::Index { .. }) { DType::I32 } else { self.dtype };
+    /// A source with its contents, in `region`, of the type that `role` stands for.
+    pub fn source_in(&mut self, region: Region, input: &Input, role: Role) -> ValueId {
+        let dtype = match (input, role) {
+            (Input::Index { .. }, _) => DType::I32,
+            (Input::Float(_), Role::Element) => self.dtype,
+            (Input::Float(_), Role::Wide) => self.dtype.accumulator(),
+        };
+        let region = home(region, dtype);
         let binding = self.place(region, input.shape().iter().product());
         let name = format!("operand {}", self.sources.len());
         let id = self.graph.source(name, Shape::from(input.shape()), dtype, binding);
@@ -45,10 +67,14 @@ impl Bench {
         id
     }
 
-    /// A source with its contents.
+    /// A source with its contents, of the type that the bench computes in.
     pub fn source(&mut self, input: &Input) -> ValueId {
+        self.source_with(input, Role::Element)
+    }
+
+    fn source_with(&mut self, input: &Input, role: Role) -> ValueId {
         let region = if matches!(input, Input::Index { .. }) { Region::Indices } else { Region::Inputs };
-        self.source_in(region, input)
+        self.source_in(region, input, role)
     }
 
     /// The op with the element type of this bench.
@@ -57,6 +83,9 @@ impl Bench {
             Op::Fill { shape, value, .. } => {
                 Op::Fill { shape: shape.clone(), value: *value, dtype: self.dtype }
             }
+            Op::PatchRows { kept, .. } => Op::PatchRows { kept: *kept, dtype: self.dtype },
+            Op::Cast { dtype: NARROW } => Op::Cast { dtype: self.dtype },
+            Op::Cast { .. } => Op::Cast { dtype: self.dtype.accumulator() },
             other => other.clone(),
         };
         let path = format!("test.{}", op.name());
@@ -66,7 +95,8 @@ impl Bench {
     /// Makes `value` readable after a run.
     pub fn result(&mut self, value: ValueId) {
         if self.graph.value(value).binding.is_none() {
-            let binding = self.place(Region::Outputs, self.graph.shape(value).count());
+            let region = home(Region::Outputs, self.graph.value(value).dtype);
+            let binding = self.place(region, self.graph.shape(value).count());
             self.graph.bind(value, binding);
             self.results.push(value);
         }
@@ -83,7 +113,11 @@ impl Bench {
     pub fn compile<B: Backend>(mut self, mut backend: B, poison: fn(&mut B)) -> Result<Runner<B>> {
         // A source that no node reads keeps room for the guard behind the last tensor of each region.
         for (region, end) in self.ends.clone() {
-            let dtype = if region == Region::Indices { DType::I32 } else { self.dtype };
+            let dtype = match region {
+                Region::Indices => DType::I32,
+                region if NARROW_HOMES.contains(&region) => self.dtype,
+                _ => self.dtype.accumulator(),
+            };
             let binding = Binding { region, offset: end - GUARD };
             self.graph.source(format!("guard of {}", region.name()), [GUARD], dtype, binding);
         }
@@ -205,7 +239,10 @@ pub fn run_op<B: Backend>(
     let sources: Vec<ValueId> = inputs
         .iter()
         .enumerate()
-        .map(|(i, x)| if updated(i) { bench.source_in(Region::State, x) } else { bench.source(x) })
+        .map(|(i, x)| {
+            let role = if let Op::Cast { dtype: NARROW } = op { Role::Wide } else { input_role(op, i) };
+            if updated(i) { bench.source_in(Region::State, x, role) } else { bench.source_with(x, role) }
+        })
         .collect();
     let arena = placement == Placement::Arena;
     let operands = sources

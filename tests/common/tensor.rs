@@ -114,6 +114,23 @@ impl From<Tensor> for Input {
 /// serves f32 and f64.
 pub struct Gen(u64);
 
+thread_local! {
+    static IN_BF16: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// What `make` gives when generators draw values that are exactly representable in bf16.
+pub fn in_bf16<R>(make: impl FnOnce() -> R) -> R {
+    IN_BF16.set(true);
+    let made = make();
+    IN_BF16.set(false);
+    made
+}
+
+/// To the type that generators draw.
+fn representable(x: f64) -> f64 {
+    if IN_BF16.get() { half::bf16::from_f64(x).to_f64() } else { f64::from(x as f32) }
+}
+
 impl Gen {
     pub fn new(name: &str) -> Self {
         // FNV-1a of the name: stable between runs and platforms.
@@ -142,7 +159,7 @@ impl Gen {
     }
 
     pub fn tensor(&mut self, shape: &[usize], mut f: impl FnMut(&mut Gen) -> f64) -> Tensor {
-        Tensor::from_fn(shape, |_| f64::from(f(self) as f32))
+        Tensor::from_fn(shape, |_| representable(f(self)))
     }
 
     /// Standard normal times `scale`.
@@ -158,12 +175,12 @@ impl Gen {
         self.tensor(shape, |g| low + (high - low) * g.unit()).into()
     }
 
-    /// Rows of Euclidean length 1 (to f32 rounding).
+    /// Rows of Euclidean length 1 (to rounding).
     pub fn unit_rows(&mut self, shape: &[usize]) -> Input {
         let mut t = Tensor::from_fn(shape, |_| self.gauss());
         for r in 0..t.rows() {
             let norm = t.row(r).iter().map(|x| x * x).sum::<f64>().sqrt();
-            t.row_mut(r).iter_mut().for_each(|x| *x = f64::from((*x / norm) as f32));
+            t.row_mut(r).iter_mut().for_each(|x| *x = representable(*x / norm));
         }
         t.into()
     }

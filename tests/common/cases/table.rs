@@ -1,6 +1,7 @@
 //! The cases of ops with a reference of their own, and the table itself.
 
 use super::{Case, derivatives};
+use crate::common::runner::NARROW as NARROW_TYPE;
 use crate::common::tensor::{Gen, Input, Tensor, scalars};
 use saip_engine::ir::{
     AttentionLayout, ConvGeometry, Epilogue, Op, OpKind, ParamSegment, RowRun, Scalar, SegmentRun, Segments,
@@ -24,6 +25,7 @@ pub fn cases(kind: OpKind) -> Vec<Case> {
         OpKind::Add => add(),
         OpKind::Scale => scale(),
         OpKind::Fill => fill(),
+        OpKind::Cast => cast(),
         OpKind::ScaleSegments => scale_segments(),
         OpKind::LayerNorm => layer_norm(),
         OpKind::LayerNormBackward => derivatives::layer_norm(),
@@ -65,6 +67,17 @@ fn case(name: String, op: Op, inputs: impl FnOnce(&mut Gen) -> Vec<Input>) -> Ca
     Case::new(name, op, inputs)
 }
 
+fn cast() -> Vec<Case> {
+    let shapes: [&[usize]; 3] = [&[1], &[3, 7], &[33, 64]];
+    [NARROW_TYPE, NARROW_TYPE.accumulator()]
+        .into_iter()
+        .flat_map(|dtype| shapes.map(|shape| (dtype, shape)))
+        .map(|(dtype, shape)| {
+            case(format!("{shape:?} to {dtype}"), Op::Cast { dtype }, |g| vec![g.normal(shape)])
+        })
+        .collect()
+}
+
 fn patch_rows() -> Vec<Case> {
     // (B, H, W) per image, then (kept view, k).
     type Images<'a> = &'a [(usize, usize, usize)];
@@ -77,7 +90,7 @@ fn patch_rows() -> Vec<Case> {
     ];
     all.into_iter()
         .map(|(images, kept)| {
-            let op = Op::PatchRows { kept: kept.map(|k| k.0) };
+            let op = Op::PatchRows { kept: kept.map(|k| k.0), dtype: DType::F64 };
             case(format!("{images:?} kept {kept:?}"), op, |g| {
                 let mut x: Vec<Input> = images.iter().map(|&(b, h, w)| g.normal(&[b, 3, h, w])).collect();
                 if let Some((view, k)) = kept {
@@ -248,9 +261,8 @@ fn layer_norm() -> Vec<Case> {
         .into_iter()
         .map(|(m, d, eps)| {
             case(format!("{m}x{d} eps {eps}"), Op::LayerNorm { eps }, |g| {
-                let mut x = g.normal(&[m, d]);
                 // Rows away from 0: the variance must not be a difference of squares.
-                x.float_mut().data.iter_mut().for_each(|v| *v = f64::from((*v + 3.0) as f32));
+                let x = g.tensor(&[m, d], |g| g.gauss() + 3.0).into();
                 vec![x, g.uniform(&[d], 0.5, 1.5), g.normal(&[d])]
             })
         })
@@ -278,6 +290,11 @@ fn attention() -> Vec<Case> {
         (3, 9, Separate, segments(&[run(4, 3, 17)], 2)),
         (1, 2, Separate, segments(&[run(3, 2, 3)], 3)),
         (2, 32, Separate, segments(&[run(2, 65, 33)], 2)),
+        // Heads and lengths of several tiles on tensor cores.
+        (1, 64, Packed, Segments::full([(1, 130)])),
+        (1, 128, Separate, segments(&[run(1, 70, 66)], 1)),
+        (2, 64, Separate, segments(&[run(4, 70, 40)], 2)),
+        (1, 32, Packed, segments(&[run(1, 20, 70)], 1)),
     ];
     all.into_iter()
         .map(|(heads, d, layout, segments)| {
@@ -452,6 +469,7 @@ fn prototype_cross_entropy() -> Vec<Case> {
         (7, 2, 16, 80, 0.1, 0.04),
         (4, 3, 12, 130, 0.5, 0.2),
         (2, 5, 4, 257, 0.1, 0.07),
+        (3, 2, 8, 2100, 0.1, 0.07),
     ]
     .into_iter()
     .map(|(views, batch, d, k, student, teacher)| {
@@ -472,7 +490,7 @@ fn prototype_cross_entropy() -> Vec<Case> {
 
 fn expert_statistics() -> Vec<Case> {
     // (B, d, K, D)
-    [(1, 3, 5, 4), (2, 8, 33, 7), (3, 16, 130, 12), (5, 4, 257, 192)]
+    [(1, 3, 5, 4), (2, 8, 33, 7), (3, 16, 130, 12), (5, 4, 257, 192), (2, 4, 2100, 8)]
         .into_iter()
         .map(|(batch, d, k, width)| {
             case(format!("B {batch} d {d} K {k} D {width}"), Op::ExpertStatistics, |g| {
@@ -592,10 +610,10 @@ fn adamw() -> Vec<Case> {
     ];
     let mut out = Vec::new();
     for (params, expert, segments) in all {
-        for (factor, finite) in [(1.0, 1.0), (0.3, 1.0), (1.0, 0.0)] {
-            let op = Op::AdamW { segments: segments.clone() };
-            out.push(case(format!("{params} factor {factor} finite {finite}"), op, |g| {
-                vec![
+        for (factor, finite, copies) in [(1.0, 1.0, false), (0.3, 1.0, true), (1.0, 0.0, true)] {
+            let op = Op::AdamW { segments: segments.clone(), copies };
+            out.push(case(format!("{params} factor {factor} finite {finite} copies {copies}"), op, |g| {
+                let mut x = vec![
                     g.normal(&[params]),
                     g.normal(&[params]),
                     g.scaled(&[params], 0.3),
@@ -603,25 +621,33 @@ fn adamw() -> Vec<Case> {
                     g.normal(&[expert]),
                     scalars(&[]),
                     health(1.0, f64::from(factor as f32), finite),
-                ]
+                ];
+                if copies {
+                    x.extend([g.normal(&[params]), g.normal(&[expert])]);
+                }
+                x
             }));
         }
     }
     // The first step: moments are 0.
-    out.push(case("first step".into(), Op::AdamW { segments: vec![segment(0, 9, true, None)] }, |g| {
-        vec![
-            g.normal(&[9]),
-            g.normal(&[9]),
-            Tensor::zeros([9]).into(),
-            Tensor::zeros([9]).into(),
-            g.normal(&[1]),
-            scalars(&[
-                (Scalar::BiasCorrection1, 0.1),
-                (Scalar::BiasCorrection2, 0.05),
-                (Scalar::AdamEps, 1e-8),
-            ]),
-            health(1.0, 1.0, 1.0),
-        ]
-    }));
+    out.push(case(
+        "first step".into(),
+        Op::AdamW { segments: vec![segment(0, 9, true, None)], copies: false },
+        |g| {
+            vec![
+                g.normal(&[9]),
+                g.normal(&[9]),
+                Tensor::zeros([9]).into(),
+                Tensor::zeros([9]).into(),
+                g.normal(&[1]),
+                scalars(&[
+                    (Scalar::BiasCorrection1, 0.1),
+                    (Scalar::BiasCorrection2, 0.05),
+                    (Scalar::AdamEps, 1e-8),
+                ]),
+                health(1.0, 1.0, 1.0),
+            ]
+        },
+    ));
     out
 }

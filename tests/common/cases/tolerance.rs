@@ -2,10 +2,10 @@
 //! the sum of the absolute values of the terms where the op is a sum of products, and the size of the largest
 //! intermediate elsewhere.
 
-use crate::common::check::growth;
+use crate::common::check::{Precision, growth};
 use crate::common::reference::forward;
 use crate::common::tensor::{Input, Tensor};
-use saip_engine::ir::{AttentionLayout, Epilogue, Op, Scalar};
+use saip_engine::ir::{AttentionLayout, Epilogue, Op, Role, Scalar, output_role};
 
 /// Number of terms in the longest sum inside the op.
 pub fn longest_sum(op: &Op, x: &[Input]) -> usize {
@@ -20,6 +20,7 @@ pub fn longest_sum(op: &Op, x: &[Input]) -> usize {
         | Op::Add
         | Op::Scale { .. }
         | Op::Fill { .. }
+        | Op::Cast { .. }
         | Op::ScaleSegments { .. }
         | Op::SelectRows { .. }
         | Op::ScatterRows { .. }
@@ -78,6 +79,7 @@ fn magnitudes(op: &Op, x: &[Input], outputs: &[Tensor]) -> Vec<Tensor> {
         // Values are moved, not computed.
         Op::PatchRows { .. }
         | Op::Fill { .. }
+        | Op::Cast { .. }
         | Op::SelectRows { .. }
         | Op::ScatterRows { accumulate: false, .. }
         | Op::GatherTokens { .. }
@@ -163,7 +165,21 @@ fn magnitudes(op: &Op, x: &[Input], outputs: &[Tensor]) -> Vec<Tensor> {
     }
 }
 
-pub fn tolerances(op: &Op, x: &[Input], outputs: &[Tensor], eps: f64) -> Vec<Tensor> {
-    let factor = eps * growth(longest_sum(op, x));
-    magnitudes(op, x, outputs).iter().map(|m| m.map(|v| v * factor)).collect()
+/// Output `slot` is stored in the narrow type, or summed from factors that were rounded to it.
+fn narrow(op: &Op, slot: usize) -> bool {
+    let rounded_factors =
+        matches!(op, Op::PrototypeCrossEntropy { .. } | Op::PrototypeCrossEntropyBackward { .. });
+    rounded_factors || output_role(op, slot) == Role::Element
+}
+
+/// Of gradients: per output, the part of the error that storing in the narrow type makes.
+pub fn stored(op: &Op, slot: usize, precision: Precision) -> f64 {
+    if narrow(op, slot) { precision.stored } else { 0.0 }
+}
+
+pub fn tolerances(op: &Op, x: &[Input], outputs: &[Tensor], precision: Precision) -> Vec<Tensor> {
+    let sums = precision.sums * growth(longest_sum(op, x));
+    // Values that are only moved have magnitude 0 and are held to equality: they are representable.
+    let each = magnitudes(op, x, outputs).into_iter().enumerate();
+    each.map(|(slot, m)| m.map(|v| v * (sums + stored(op, slot, precision)))).collect()
 }

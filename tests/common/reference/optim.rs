@@ -25,8 +25,25 @@ pub fn grad_health(x: &[Input]) -> Tensor {
     Tensor::new([3], vec![norm, factor, f64::from(u8::from(finite))])
 }
 
-/// Inputs `params, grads, m, v, expert, scalars, health` -> `params, m, v, expert`.
-pub fn adamw(x: &[Input], segments: &[ParamSegment]) -> Vec<Tensor> {
+/// Inputs `params, grads, m, v, expert, scalars, health` (`weights, expert_weights`) -> `params, m, v, expert`
+/// (`weights, expert_weights`).
+pub fn adamw(x: &[Input], segments: &[ParamSegment], copies: bool) -> Vec<Tensor> {
+    let mut out = update(x, segments);
+    if copies {
+        let skipped = x[6].float().data[2] == 0.0;
+        let [mut weights, mut expert] = [7, 8].map(|i| x[i].float().clone());
+        for s in segments.iter().filter(|_| !skipped) {
+            weights.data[s.start..s.start + s.len].copy_from_slice(&out[0].data[s.start..s.start + s.len]);
+            if let Some(e) = s.expert {
+                expert.data[e..e + s.len].copy_from_slice(&out[3].data[e..e + s.len]);
+            }
+        }
+        out.extend([weights, expert]);
+    }
+    out
+}
+
+fn update(x: &[Input], segments: &[ParamSegment]) -> Vec<Tensor> {
     let [mut p, g, mut m, mut v, mut expert] = [0, 1, 2, 3, 4].map(|i| x[i].float().clone());
     let s = |which| scalar(&x[5], which);
     let health = &x[6].float().data;

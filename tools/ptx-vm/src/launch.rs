@@ -1,5 +1,6 @@
 //! Launching: checks the configuration, runs the blocks in parallel, gathers counts and faults.
 
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use rayon::prelude::*;
@@ -103,12 +104,14 @@ pub fn launch(
 /// Runs all blocks; once a block has aborted, later ones are skipped, earlier ones still run, so that which fault is
 /// reported does not depend on the number of host threads.
 fn run_blocks(env: &Env<'_>, blocks: u64) -> (Counts, Vec<(u64, Fault)>) {
+    // Waking other threads costs more than a small grid itself: the first blocks run here until there is enough work.
+    let (mut done, mut state) = (0, (Counts::default(), Vec::new(), None));
     let first_bad = AtomicU64::new(u64::MAX);
     let run = |mut state: (Counts, Vec<(u64, Fault)>, Option<Block>), index: u64| {
         if index > first_bad.load(Relaxed) {
             return state;
         }
-        let block = state.2.get_or_insert_with(Block::default);
+        let block = state.2.get_or_insert_with(borrow_block);
         block.run(env, index);
         state.0.add(&block.counts);
         if !block.faults.is_empty() {
@@ -119,12 +122,46 @@ fn run_blocks(env: &Env<'_>, blocks: u64) -> (Counts, Vec<(u64, Fault)>) {
         }
         state
     };
-    let parts = (0..blocks).into_par_iter().fold(|| (Counts::default(), Vec::new(), None), run);
-    parts.map(|(c, f, _)| (c, f)).reduce(Default::default, |(mut c, mut f), (c2, f2)| {
-        c.add(&c2);
-        f.extend(f2);
-        (c, f)
-    })
+    while done < blocks && state.0.lane_instructions < ALONE && state.1.is_empty() {
+        state = run(state, done);
+        done += 1;
+    }
+    let finish = |(counts, faults, block): (Counts, Vec<(u64, Fault)>, Option<Block>)| {
+        return_block(block);
+        (counts, faults)
+    };
+    let (mut counts, mut faults) = finish(state);
+    if done < blocks && (faults.is_empty() || env.options.on_fault != OnFault::Abort) {
+        let parts = (done..blocks).into_par_iter().fold(|| (Counts::default(), Vec::new(), None), run);
+        let (c, f) = parts.map(finish).reduce(Default::default, |(mut c, mut f), (c2, f2)| {
+            c.add(&c2);
+            f.extend(f2);
+            (c, f)
+        });
+        counts.add(&c);
+        faults.extend(f);
+    }
+    (counts, faults)
+}
+
+/// Lane instructions (about a millisecond) that a launch runs before it asks for other threads.
+const ALONE: u64 = 200_000;
+
+thread_local! {
+    /// The state of a block, kept from one launch to the next.
+    static SPARE: RefCell<Option<Block>> = const { RefCell::new(None) };
+}
+
+fn borrow_block() -> Block {
+    SPARE.with(|s| s.try_borrow_mut().ok().and_then(|mut s| s.take())).unwrap_or_default()
+}
+
+fn return_block(block: Option<Block>) {
+    SPARE.with(|s| {
+        if let (Ok(mut s), Some(block)) = (s.try_borrow_mut(), block) {
+            *s = Some(block);
+        }
+    });
 }
 
 /// Refuses what the driver would refuse; gives the block's shared memory in bytes.

@@ -194,6 +194,34 @@ impl Shared {
         clash
     }
 
+    /// Records a read of aligned bytes in bounds if nothing speaks against it; false: ask [`Shared::touch`], which says
+    /// what. A read that was recorded already may be recorded again.
+    #[inline]
+    pub fn quiet_read(&mut self, at: u32, bytes: u32, who: &Who<'_>) -> bool {
+        let first = (at / 4) as usize;
+        let n = bytes.div_ceil(4) as usize;
+        if bytes < 4 || self.split[first..first + n].iter().any(|s| *s) {
+            return false;
+        }
+        let now = who.clocks[who.warp as usize & 31];
+        let me = 1 << who.warp;
+        self.cells[first..first + n].iter_mut().all(|cell| {
+            let ordered = cell.warp == who.warp && !who.strict
+                || cell.warp != who.warp && who.clocks[cell.warp as usize & 31] >= cell.clock;
+            if cell.flags & (WRITTEN | FLYING) != WRITTEN || !ordered {
+                return false;
+            }
+            if cell.read_clock == now && cell.readers != 0 {
+                let same = cell.readers == me && cell.read_lane == who.lane;
+                cell.readers |= me;
+                cell.read_lane = if same { who.lane } else { MANY };
+            } else {
+                cell.read(who, now);
+            }
+            true
+        })
+    }
+
     fn split_word(&mut self, word: usize) {
         if self.bytes.len() < self.cells.len() * 4 {
             self.bytes.resize(self.cells.len() * 4, Cell::default());

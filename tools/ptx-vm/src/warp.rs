@@ -6,6 +6,16 @@ pub(crate) const ALL: u32 = u32::MAX;
 pub(crate) type Lanes = [u32; 32];
 pub(crate) type Wide = [u64; 32];
 
+/// One value a lane. A plain loop: the library's array functions are calls per element where they are not inlined.
+#[inline(always)]
+pub(crate) fn each<T: Copy + Default>(mut f: impl FnMut(usize) -> T) -> [T; 32] {
+    let mut out = [T::default(); 32];
+    for (lane, v) in out.iter_mut().enumerate() {
+        *v = f(lane);
+    }
+    out
+}
+
 /// An entry of the reconvergence stack: `mask` runs at `pc` until it gets to `meet`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Path {
@@ -15,7 +25,7 @@ pub(crate) struct Path {
 }
 
 /// A function call in progress.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Frame {
     pub function: u32,
     pub regs: usize,
@@ -27,8 +37,9 @@ pub(crate) struct Frame {
     pub paths: usize,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) enum State {
+    #[default]
     Ready,
     /// Waits at a barrier; a reduction writes its result there.
     Barrier(u8),
@@ -51,7 +62,7 @@ pub(crate) struct Group {
     pub flights: Vec<Flight>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Warp {
     pub index: u32,
     /// Lanes that exist in this block, and those that have not exited.
@@ -76,6 +87,8 @@ pub(crate) struct Warp {
     pub clocks: [u32; 32],
     pub open: Vec<Flight>,
     pub groups: Vec<Group>,
+    /// Emptied lists of groups, to be used again.
+    pub spare: Vec<Vec<Flight>>,
     pub executed: u64,
     /// Destination of the barrier reduction being waited for.
     pub reduction: Option<(crate::ir::Redux, Src)>,
@@ -84,7 +97,28 @@ pub(crate) struct Warp {
 }
 
 impl Warp {
-    pub fn new(index: u32, present: u32, tid: [Lanes; 3], f: &Function, function: u32) -> Self {
+    /// A warp at the start of a kernel; `old` gives its storage.
+    pub fn new(
+        index: u32,
+        present: u32,
+        tid: [Lanes; 3],
+        f: &Function,
+        function: u32,
+        old: Option<Warp>,
+    ) -> Self {
+        let mut old = old.unwrap_or_default();
+        old.paths.clear();
+        old.paths.push(Path { pc: 0, meet: NO_PC, mask: present });
+        old.frames.clear();
+        old.regs.clear();
+        old.preds.clear();
+        old.init.clear();
+        old.pred_init.clear();
+        old.local.clear();
+        old.local_init.clear();
+        old.param.clear();
+        old.open.clear();
+        old.groups.clear();
         let mut clocks = [0; 32];
         clocks[index as usize & 31] = 1;
         let frame = Frame { function, regs: 0, preds: 0, param: 0, local: 0, paths: 0 };
@@ -94,23 +128,12 @@ impl Warp {
             live: present,
             tid,
             state: State::Ready,
-            paths: vec![Path { pc: 0, meet: NO_PC, mask: present }],
-            frames: Vec::new(),
             frame,
-            regs: Vec::new(),
-            preds: Vec::new(),
-            init: Vec::new(),
-            pred_init: Vec::new(),
             carry: 0,
-            local: Vec::new(),
-            local_init: Vec::new(),
-            param: Vec::new(),
             clocks,
-            open: Vec::new(),
-            groups: Vec::new(),
             executed: 0,
             reduction: None,
-            hint: 0,
+            ..old
         };
         w.reserve(f);
         w
@@ -159,10 +182,10 @@ impl Warp {
     /// Writes 32-bit results; the upper half of a 64-bit register becomes zero (or the sign).
     pub fn put(&mut self, d: Reg, mask: u32, v: &Lanes, sign: bool) {
         match d.size {
-            2 => self.blend(d.slot as usize, mask, &v.map(|x| x & 0xffff)),
+            2 => self.blend(d.slot as usize, mask, &each(|l| v[l] & 0xffff)),
             8 => {
                 self.blend(d.slot as usize, mask, v);
-                let high = if sign { v.map(|x| ((x as i32) >> 31) as u32) } else { [0; 32] };
+                let high = if sign { each(|l| ((v[l] as i32) >> 31) as u32) } else { [0; 32] };
                 self.blend(d.slot as usize + 1, mask, &high);
             }
             _ => self.blend(d.slot as usize, mask, v),
@@ -171,11 +194,11 @@ impl Warp {
 
     /// Writes 64-bit results (or the part of them that fits).
     pub fn put_wide(&mut self, d: Reg, mask: u32, v: &Wide) {
-        let low = v.map(|x| x as u32);
+        let low = each(|l| v[l] as u32);
         if d.size < 8 {
             return self.put(d, mask, &low, false);
         }
         self.blend(d.slot as usize, mask, &low);
-        self.blend(d.slot as usize + 1, mask, &v.map(|x| (x >> 32) as u32));
+        self.blend(d.slot as usize + 1, mask, &each(|l| (v[l] >> 32) as u32));
     }
 }

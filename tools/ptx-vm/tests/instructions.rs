@@ -560,3 +560,39 @@ fn unknown_text_is_an_error_that_names_it() {
         assert!(e.contains(what) && e.contains(&format!("PTX line {line} in `k`")), "{e}");
     }
 }
+
+#[test]
+fn fma_is_rounded_once() {
+    // The exact sums lie next to a tie of f32 by less than f64 can hold, or are subnormal.
+    let tie = 1.0 + f32::EPSILON;
+    let cases: Vec<[f32; 3]> = vec![
+        [tie, 2f32.powi(-24), 1.0],
+        [1.0, 2f32.powi(-24), 1.0],
+        [-tie, 2f32.powi(-24), -1.0],
+        [2f32.powi(-60), 2f32.powi(-60), 1.0 + 2f32.powi(-23)],
+        [1.5 * 2f32.powi(-75), 2f32.powi(-74), 2f32.powi(-126)],
+        [1.25 * 2f32.powi(-74), 2f32.powi(-75), 0.0],
+        [3.0, 5.0, -15.0],
+        [f32::MAX, 2.0, f32::NEG_INFINITY],
+        [f32::MAX, 2.0, 0.0],
+    ];
+    let inputs: Vec<[u32; 3]> = cases.iter().map(|c| c.map(f32::to_bits)).collect();
+    let got = run32("fma.rn.f32 %r10, %r1, %r2, %r3;", &inputs, 1);
+    for (c, got) in cases.iter().zip(got) {
+        assert_eq!(f32::from_bits(got), c[0].mul_add(c[1], c[2]), "{c:?}");
+    }
+}
+
+#[test]
+fn min_and_max_of_zeros_and_nan() {
+    let bits = f32::to_bits;
+    let inputs = [
+        [bits(0.0), bits(-0.0), 0],
+        [bits(-0.0), bits(0.0), 0],
+        [0x7fc0_0001, bits(2.0), 0],
+        [bits(2.0), 0x7fc0_0001, 0],
+    ];
+    let got = run32("min.f32 %r10, %r1, %r2; max.f32 %r11, %r1, %r2;", &inputs, 2);
+    let want = [-0.0f32, 0.0, -0.0, 0.0, 2.0, 2.0, 2.0, 2.0].map(bits);
+    assert_eq!(got, want);
+}

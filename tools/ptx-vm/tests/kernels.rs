@@ -225,3 +225,22 @@ fn a_gemm_without_any_one_of_its_synchronisations_is_caught() {
         assert!(kinds.contains(&fault.kind), "without `{what}`: {fault}");
     }
 }
+
+#[test]
+fn gemm_of_register_tiles_in_f32() {
+    let module = Module::parse(include_str!("data/simt.ptx")).unwrap_or_else(|e| panic!("{e}"));
+    let mut m = Memory::default();
+    let (rows, cols, k) = (128, 64, 48);
+    let (a, b) = (noise(rows * k, 9), noise(k * cols, 10));
+    let (pa, pb) = (upload_f32(&mut m, &a), upload_f32(&mut m, &b));
+    let c = m.allocate((rows * cols * 4) as u64).unwrap();
+    let p = Params::default().ptr(pa).ptr(pb).ptr(c).i32(rows as i32).i32(cols as i32).i32(k as i32);
+    launch(&module, "sgemm", [1, 2, 1], [256, 1, 1], 0, &p.0, &mut m, &Options::default()).unwrap();
+    let got = read_f32(&m, c, rows * cols);
+    for i in 0..rows {
+        for j in 0..cols {
+            let want = (0..k).fold(0f32, |s, l| a[i * k + l].mul_add(b[l * cols + j], s));
+            assert_eq!(got[i * cols + j].to_bits(), want.to_bits(), "element {i}, {j}");
+        }
+    }
+}

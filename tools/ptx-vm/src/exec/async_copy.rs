@@ -57,7 +57,8 @@ impl Cx<'_> {
     pub(super) fn cp_commit(&mut self) {
         let mask = self.mask;
         let mine = |f: &Flight| mask >> f.lane & 1 == 1;
-        let flights = self.w.open.iter().copied().filter(mine).collect();
+        let mut flights = self.w.spare.pop().unwrap_or_default();
+        flights.extend(self.w.open.iter().copied().filter(mine));
         self.w.open.retain(|f| !mine(f));
         self.w.groups.push(Group { lanes: mask, flights });
     }
@@ -92,7 +93,7 @@ impl Cx<'_> {
         }
         // Old groups with nothing in flight no longer matter: waits count from the newest.
         let keep = self.w.groups.iter().position(|g| !g.flights.is_empty()).unwrap_or(self.w.groups.len());
-        self.w.groups.drain(..keep);
+        self.w.spare.extend(self.w.groups.drain(..keep).map(|g| g.flights));
     }
 
     /// Exiting lanes must not leave copies behind.

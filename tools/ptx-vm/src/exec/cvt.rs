@@ -3,7 +3,7 @@
 use super::Cx;
 use super::round::{decode, encode, flush, integral};
 use crate::ir::{FMod, Op, Round, Ty};
-use crate::warp::{Lanes, Wide};
+use crate::warp::{Lanes, Wide, each};
 
 impl Cx<'_> {
     pub(super) fn convert(&mut self) {
@@ -11,17 +11,17 @@ impl Cx<'_> {
             Op::Cvt { to, from, m, d, a } => {
                 let a = self.fetch_wide(a);
                 let v: Wide = match (from, to) {
-                    (Ty::U32, Ty::U64 | Ty::S64) => a.map(|v| v & 0xffff_ffff),
-                    (Ty::S32, Ty::S64 | Ty::U64) => a.map(|v| v as i32 as i64 as u64),
-                    (Ty::S64 | Ty::U64, Ty::S32 | Ty::U32) if !m.sat => a.map(|v| v & 0xffff_ffff),
-                    _ => a.map(|v| convert(*to, *from, *m, v)),
+                    (Ty::U32, Ty::U64 | Ty::S64) => each(|l| a[l] & 0xffff_ffff),
+                    (Ty::S32, Ty::S64 | Ty::U64) => each(|l| a[l] as i32 as i64 as u64),
+                    (Ty::S64 | Ty::U64, Ty::S32 | Ty::U32) if !m.sat => each(|l| a[l] & 0xffff_ffff),
+                    _ => each(|l| convert(*to, *from, *m, a[l])),
                 };
                 self.w.put_wide(*d, self.mask, &v);
             }
             Op::CvtPack { to, m, d, a, b } => {
                 let (a, b) = (self.fetch(a), self.fetch(b));
                 let one = |v: u32| convert(*to, Ty::F32, *m, u64::from(v)) as u32 & 0xffff;
-                let v: Lanes = std::array::from_fn(|l| one(a[l]) << 16 | one(b[l]));
+                let v: Lanes = each(|l| one(a[l]) << 16 | one(b[l]));
                 self.w.put(*d, self.mask, &v, false);
             }
             _ => {}

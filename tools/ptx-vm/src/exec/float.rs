@@ -4,7 +4,7 @@
 use super::round::{NAN, add_odd, decode, encode, flush};
 use super::{Cx, Run};
 use crate::ir::{FMod, FloatOp, Reg, Round, Src, Ty};
-use crate::warp::{Lanes, Wide};
+use crate::warp::{Lanes, Wide, each};
 
 #[inline]
 fn canonical(v: f32) -> u32 {
@@ -13,40 +13,76 @@ fn canonical(v: f32) -> u32 {
 
 #[inline]
 fn map(a: &Lanes, b: &Lanes, f: impl Fn(f32, f32) -> f32) -> Lanes {
-    std::array::from_fn(|l| canonical(f(f32::from_bits(a[l]), f32::from_bits(b[l]))))
+    each(|l| canonical(f(f32::from_bits(a[l]), f32::from_bits(b[l]))))
+}
+
+/// The product of two f32 is exact in f64, so that only the sum is rounded twice; that matters where the f64 sum lies
+/// halfway between two f32 or the result is subnormal. Then (rarely) the whole warp takes the exact way.
+fn fma(a: &Lanes, b: &Lanes, c: &Lanes) -> Lanes {
+    const REST: u64 = (1 << 29) - 1;
+    let mut doubtful = 0u32;
+    let v = each(|l| {
+        let wide = |v: u32| f64::from(f32::from_bits(v));
+        let sum = wide(a[l]) * wide(b[l]) + wide(c[l]);
+        let bits = sum.to_bits();
+        let tie = bits & REST == 1 << 28;
+        let tiny = sum.abs() < f64::from(f32::MIN_POSITIVE) && sum != 0.0;
+        doubtful |= u32::from(tie | tiny);
+        canonical(sum as f32)
+    });
+    if doubtful == 0 {
+        return v;
+    }
+    each(|l| canonical(f32::from_bits(a[l]).mul_add(f32::from_bits(b[l]), f32::from_bits(c[l]))))
+}
+
+/// min and max of numbers without modifiers; NaN and zeros of both signs take the general way.
+fn extremes(a: &Lanes, b: &Lanes, min: bool) -> Option<Lanes> {
+    let mut special = false;
+    let v = each(|l| {
+        let (x, y) = (f32::from_bits(a[l]), f32::from_bits(b[l]));
+        special |= (x == y || y.is_nan()) && a[l] != b[l] || x.is_nan();
+        if (x < y) == min { a[l] } else { b[l] }
+    });
+    (!special).then_some(v)
 }
 
 impl Cx<'_> {
     pub(super) fn float(&mut self, op: FloatOp, ty: Ty, m: FMod, d: Reg, s: &[Src; 3]) -> Run {
         if ty == Ty::F64 {
             let (a, b, c) = (self.fetch_wide(&s[0]), self.fetch_wide(&s[1]), self.fetch_wide(&s[2]));
-            let v: Wide = std::array::from_fn(|l| double(op, m, a[l], b[l], c[l]));
+            let v: Wide = each(|l| double(op, m, a[l], b[l], c[l]));
             self.w.put_wide(d, self.mask, &v);
             return Ok(());
         }
-        let (a, b, c) = (self.fetch(&s[0]), self.fetch(&s[1]), self.fetch(&s[2]));
+        let unused = [0; 32];
+        let (a, b) = (self.fetch(&s[0]), self.fetch(&s[1]));
+        let c = if op == FloatOp::Fma { self.fetch(&s[2]) } else { unused };
         let plain = m.round == Round::Near && !m.ftz && !m.sat && !m.relu;
         let v: Lanes = match (ty, op) {
             (Ty::F32, FloatOp::Add) if plain => map(&a, &b, |a, b| a + b),
             (Ty::F32, FloatOp::Sub) if plain => map(&a, &b, |a, b| a - b),
             (Ty::F32, FloatOp::Mul) if plain => map(&a, &b, |a, b| a * b),
-            (Ty::F32, FloatOp::Fma) if plain => std::array::from_fn(|l| {
-                canonical(f32::from_bits(a[l]).mul_add(f32::from_bits(b[l]), f32::from_bits(c[l])))
-            }),
-            (Ty::F16x2 | Ty::Bf16x2, _) => std::array::from_fn(|l| {
+            (Ty::F32, FloatOp::Fma) if plain => fma(&a, &b, &c),
+            (Ty::F32, FloatOp::Min | FloatOp::Max)
+                if plain
+                    && !m.abs
+                    && let Some(v) = extremes(&a, &b, op == FloatOp::Min) =>
+            {
+                v
+            }
+            (Ty::F16x2 | Ty::Bf16x2, _) => each(|l| {
                 let half = |shift: u32| {
                     let pick = |v: u32| u64::from(v >> shift & 0xffff);
                     (narrow(op, ty, m, pick(a[l]), pick(b[l]), pick(c[l])) as u32) << shift
                 };
                 half(0) | half(16)
             }),
-            (Ty::F16 | Ty::Bf16, _) => std::array::from_fn(|l| {
+            (Ty::F16 | Ty::Bf16, _) => each(|l| {
                 let pick = |v: u32| u64::from(v & 0xffff);
                 narrow(op, ty, m, pick(a[l]), pick(b[l]), pick(c[l])) as u32
             }),
-            _ => std::array::from_fn(|l| {
-                narrow(op, ty, m, u64::from(a[l]), u64::from(b[l]), u64::from(c[l])) as u32
-            }),
+            _ => each(|l| narrow(op, ty, m, u64::from(a[l]), u64::from(b[l]), u64::from(c[l])) as u32),
         };
         self.w.put(d, self.mask, &v, false);
         Ok(())

@@ -2,11 +2,11 @@
 
 use super::{Cx, Run};
 use crate::ir::{CarryOp, IntOp, PrmtMode, Reg, Src, Ty};
-use crate::warp::{Lanes, Wide};
+use crate::warp::{Lanes, Wide, each};
 
 #[inline]
 fn map2(a: &Lanes, b: &Lanes, f: impl Fn(u32, u32) -> u32) -> Lanes {
-    std::array::from_fn(|l| f(a[l], b[l]))
+    each(|l| f(a[l], b[l]))
 }
 
 impl Cx<'_> {
@@ -19,12 +19,10 @@ impl Cx<'_> {
         }
         let (a, b, c) = (self.fetch_wide(&s[0]), self.fetch_wide(&s[1]), self.fetch_wide(&s[2]));
         let v: Wide = match (op, ty) {
-            (IntOp::Add, Ty::S64 | Ty::U64 | Ty::B64) => std::array::from_fn(|l| a[l].wrapping_add(b[l])),
-            (IntOp::MulWide, Ty::S32) => {
-                std::array::from_fn(|l| (a[l] as i32 as i64 * b[l] as i32 as i64) as u64)
-            }
-            (IntOp::MulWide, Ty::U32) => std::array::from_fn(|l| (a[l] & 0xffff_ffff) * (b[l] & 0xffff_ffff)),
-            _ => std::array::from_fn(|l| scalar(op, ty.bits(), ty.signed(), a[l], b[l], c[l])),
+            (IntOp::Add, Ty::S64 | Ty::U64 | Ty::B64) => each(|l| a[l].wrapping_add(b[l])),
+            (IntOp::MulWide, Ty::S32) => each(|l| (a[l] as i32 as i64 * b[l] as i32 as i64) as u64),
+            (IntOp::MulWide, Ty::U32) => each(|l| (a[l] & 0xffff_ffff) * (b[l] & 0xffff_ffff)),
+            _ => each(|l| scalar(op, ty.bits(), ty.signed(), a[l], b[l], c[l])),
         };
         self.w.put_wide(d, self.mask, &v);
         Ok(())
@@ -40,7 +38,7 @@ impl Cx<'_> {
             IntOp::MulLo => map2(&a, &b, u32::wrapping_mul),
             IntOp::MadLo => {
                 let c = self.fetch(&s[2]);
-                std::array::from_fn(|l| a[l].wrapping_mul(b[l]).wrapping_add(c[l]))
+                each(|l| a[l].wrapping_mul(b[l]).wrapping_add(c[l]))
             }
             IntOp::And => map2(&a, &b, |a, b| a & b),
             IntOp::Or => map2(&a, &b, |a, b| a | b),
@@ -61,7 +59,7 @@ impl Cx<'_> {
         let (a, b) = (self.fetch_wide(&s[0]), self.fetch_wide(&s[1]));
         let (pos, len) = (self.fetch(pos), self.fetch(len));
         let bits = ty.bits();
-        let v: Wide = std::array::from_fn(|l| {
+        let v: Wide = each(|l| {
             let (pos, len) = (pos[l] & 0xff, len[l] & 0xff);
             let field = if len >= 64 { u64::MAX } else { (1 << len) - 1 };
             let mask = field.checked_shl(pos).unwrap_or(0) & width(bits);
@@ -74,7 +72,7 @@ impl Cx<'_> {
         let (a, b, c) = (self.fetch_wide(&s[0]), self.fetch_wide(&s[1]), self.fetch_wide(&s[2]));
         let (bits, signed) = (ty.bits(), ty.signed());
         let mut carries = 0;
-        let v: Wide = std::array::from_fn(|l| {
+        let v: Wide = each(|l| {
             let carry = u128::from(flags.0 && self.w.carry >> l & 1 == 1);
             let m = width(bits);
             let (x, y) = match op {

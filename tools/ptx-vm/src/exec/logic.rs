@@ -3,7 +3,7 @@
 use super::round::decode;
 use super::{Cx, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW};
 use crate::ir::{Bool, Cmp, Guard, Op, Space, Src, TestP, Ty};
-use crate::warp::{Lanes, Wide};
+use crate::warp::{Lanes, Wide, each};
 
 impl Cx<'_> {
     pub(super) fn logic(&mut self) {
@@ -56,12 +56,12 @@ impl Cx<'_> {
             Op::Bfi { ty, d, s, pos, len } => self.bfi(*ty, *d, s, pos, len),
             Op::Selp { d, a, b, p, .. } => {
                 let (a, b, p) = (self.fetch_wide(a), self.fetch_wide(b), self.guard(*p));
-                let v: Wide = std::array::from_fn(|l| if p >> l & 1 == 1 { a[l] } else { b[l] });
+                let v: Wide = each(|l| if p >> l & 1 == 1 { a[l] } else { b[l] });
                 self.w.put_wide(*d, mask, &v);
             }
             Op::Slct { cty, d, s, .. } => {
                 let (a, b, c) = (self.fetch_wide(&s[0]), self.fetch_wide(&s[1]), self.fetch(&s[2]));
-                let v: Wide = std::array::from_fn(|l| {
+                let v: Wide = each(|l| {
                     let first = if *cty == Ty::F32 { f32::from_bits(c[l]) >= 0.0 } else { c[l] as i32 >= 0 };
                     if first { a[l] } else { b[l] }
                 });
@@ -102,7 +102,7 @@ impl Cx<'_> {
                     Ty::Bf16 => 0x3f80,
                     _ => u32::MAX,
                 };
-                let v: Lanes = std::array::from_fn(|l| if v >> l & 1 == 1 { yes } else { 0 });
+                let v: Lanes = each(|l| if v >> l & 1 == 1 { yes } else { 0 });
                 self.w.put(*d, mask, &v, false);
             }
             Op::TestP { test, ty, p, a } => {

@@ -11,7 +11,7 @@ use super::{Cx, Run};
 use crate::error::FaultKind;
 use crate::ir::{Addr, MmaKind, Reg, Space, Src, Ty};
 use crate::shared::Touch;
-use crate::warp::{ALL, Lanes};
+use crate::warp::{ALL, Lanes, each};
 
 impl Cx<'_> {
     /// Matrix instructions are executed by whole warps.
@@ -34,8 +34,12 @@ impl Cx<'_> {
                 rows[lane] = Some(addrs[lane] as u32);
             }
         }
-        let count: Vec<u32> = rows.iter().flatten().copied().collect();
-        self.count_banks(&count, 16);
+        let (mut count, mut total) = ([0u32; 32], 0);
+        for row in rows.iter().flatten() {
+            count[total] = *row;
+            total += 1;
+        }
+        self.count_banks(&count[..total], 16);
         let traffic = &mut self.core.counts.shared;
         let bytes = u64::from(n) * 128;
         if what == Touch::Read {
@@ -55,7 +59,7 @@ impl Cx<'_> {
                     self.core.shared.read(*at, 16, row);
                 }
             }
-            let v: Lanes = std::array::from_fn(|l| fragment(&m, l, trans));
+            let v: Lanes = each(|l| fragment(&m, l, trans));
             self.w.put(*d, self.mask, &v, false);
         }
         Ok(())
@@ -77,7 +81,7 @@ impl Cx<'_> {
     pub(super) fn movmatrix(&mut self, d: Reg, a: &Src) -> Run {
         self.whole_warp()?;
         let m = matrix(&self.fetch(a), false);
-        let v: Lanes = std::array::from_fn(|l| fragment(&m, l, true));
+        let v: Lanes = each(|l| fragment(&m, l, true));
         self.w.put(d, self.mask, &v, false);
         Ok(())
     }
@@ -90,17 +94,18 @@ impl Cx<'_> {
         let per = if kind.input == Ty::Tf32 { 1 } else { 2 };
         // A register covers 4 * per columns of k; rows g and g + 8 alternate before k advances.
         for (i, s) in a.iter().enumerate() {
-            for (l, v) in self.fetch(s).into_iter().enumerate() {
-                let (row, col) = (l / 4 + i % 2 * 8, l % 4 * per + i / 2 * 4 * per);
-                for (j, x) in elements(v, kind.input).into_iter().enumerate().take(per) {
-                    am[row][col + j] = x;
-                }
+            let [low, high] = lane_elements(&self.fetch(s), kind.input);
+            for g in 0..8 {
+                let row = &mut am[g + i % 2 * 8][i / 2 * 4 * per..][..4 * per];
+                spread(row, &low[g * 4..], &high[g * 4..]);
             }
         }
         for (i, s) in b.iter().enumerate() {
-            for (l, v) in self.fetch(s).into_iter().enumerate() {
-                for (j, x) in elements(v, kind.input).into_iter().enumerate().take(per) {
-                    bm[l % 4 * per + i * 4 * per + j][l / 4] = x;
+            let [low, high] = lane_elements(&self.fetch(s), kind.input);
+            for (j, row) in bm[i * 4 * per..][..4 * per].iter_mut().enumerate() {
+                let source = if per == 2 && j % 2 == 1 { &high } else { &low };
+                for (g, x) in row.iter_mut().enumerate() {
+                    *x = source[g * 4 + j / per];
                 }
             }
         }
@@ -115,12 +120,16 @@ impl Cx<'_> {
             }
         }
         for (acc, row) in acc.iter_mut().zip(&am) {
+            let mut sums = *acc;
             for (x, b) in row.iter().zip(&bm).take(k) {
-                acc.iter_mut().zip(b).for_each(|(s, b)| *s += x * b);
+                for (s, b) in sums.iter_mut().zip(b) {
+                    *s += x * b;
+                }
             }
+            *acc = sums;
         }
         for (i, d) in d.iter().enumerate() {
-            let v: Lanes = std::array::from_fn(|l| {
+            let v: Lanes = each(|l| {
                 let at = |j: usize| acc[l / 4 + i % 2 * 8][l % 4 * 2 + j];
                 if kind.half_acc {
                     let bits = |j| u32::from(f16::from_f32(at(j)).to_bits());
@@ -133,6 +142,25 @@ impl Cx<'_> {
         }
         self.core.counts.mma_flops += 2 * 16 * 8 * u64::from(kind.k);
         Ok(())
+    }
+}
+
+/// The first and second elements of an input register in every lane.
+fn lane_elements(v: &Lanes, ty: Ty) -> [[f32; 32]; 2] {
+    if ty == Ty::Bf16 {
+        return [each(|l| f32::from_bits(v[l] << 16)), each(|l| f32::from_bits(v[l] & 0xffff_0000))];
+    }
+    [each(|l| elements(v[l], ty)[0]), each(|l| elements(v[l], ty)[1])]
+}
+
+/// Four lanes' elements in a row: one or two of each.
+fn spread(row: &mut [f32], low: &[f32], high: &[f32]) {
+    if row.len() == 4 {
+        row.copy_from_slice(&low[..4]);
+        return;
+    }
+    for ((pair, low), high) in row.chunks_exact_mut(2).zip(low).zip(high) {
+        (pair[0], pair[1]) = (*low, *high);
     }
 }
 

@@ -6,7 +6,7 @@ use crate::ir::{Addr, FRAME_BASE, Reg, Space, Src, Ty};
 use crate::launch::OnFault;
 use crate::memory::Alloc;
 use crate::shared::{Clash, Touch, Who};
-use crate::warp::{Lanes, Wide};
+use crate::warp::{ALL, Lanes, Wide, each};
 
 /// The space a generic address lies in, and the address there.
 pub(super) fn resolve(space: Space, addr: u64) -> (Space, u64) {
@@ -31,7 +31,8 @@ fn space_name(space: Space) -> &'static str {
 
 impl<'a> Cx<'a> {
     pub(super) fn addresses(&self, addr: &Addr) -> Wide {
-        self.fetch_wide(&addr.base).map(|b| b.wrapping_add(addr.offset as u64))
+        let base = self.fetch_wide(&addr.base);
+        each(|l| base[l].wrapping_add(addr.offset as u64))
     }
 
     pub(super) fn load(&mut self, space: Space, ty: Ty, d: &[Option<Reg>], addr: &Addr) -> Run {
@@ -39,12 +40,14 @@ impl<'a> Cx<'a> {
         let size = ty.size();
         let bytes = size * d.len() as u32;
         let mut words = [[0u32; 32]; 4];
-        for lane in self.lanes() {
-            let mut out = [0; 4];
-            let (space, at) = resolve(space, addrs[lane]);
-            self.read(space, at, bytes, lane, &mut out)?;
-            for (w, o) in words.iter_mut().zip(out) {
-                w[lane] = o;
+        if !self.load_at_once(space, &addrs, bytes, &mut words) {
+            for lane in self.lanes() {
+                let mut out = [0; 4];
+                let (space, at) = resolve(space, addrs[lane]);
+                self.read(space, at, bytes, lane, &mut out)?;
+                for (w, o) in words.iter_mut().zip(out) {
+                    w[lane] = o;
+                }
             }
         }
         self.count(space, &addrs, bytes, false);
@@ -52,17 +55,16 @@ impl<'a> Cx<'a> {
             let Some(d) = d else { continue };
             match size {
                 8 => {
-                    let v: Wide = std::array::from_fn(|l| {
-                        u64::from(words[2 * i][l]) | u64::from(words[2 * i + 1][l]) << 32
-                    });
+                    let v: Wide = each(|l| u64::from(words[2 * i][l]) | u64::from(words[2 * i + 1][l]) << 32);
                     self.w.put_wide(*d, self.mask, &v);
                 }
                 4 => self.w.put(*d, self.mask, &words[i], ty.signed()),
                 _ => {
                     let bit = size * 8 * i as u32;
                     let up = 32 - size * 8;
-                    let v: Lanes = words[bit as usize / 32].map(|w| w >> (bit % 32) << up);
-                    let v = if ty.signed() { v.map(|x| (x as i32 >> up) as u32) } else { v.map(|x| x >> up) };
+                    let v: Lanes = each(|l| words[bit as usize / 32][l] >> (bit % 32) << up);
+                    let v =
+                        if ty.signed() { each(|l| (v[l] as i32 >> up) as u32) } else { each(|l| v[l] >> up) };
                     self.w.put(*d, self.mask, &v, ty.signed());
                 }
             }
@@ -87,13 +89,112 @@ impl<'a> Cx<'a> {
                 *w |= (v & field) << (bit % 32);
             }
         }
-        for lane in self.lanes() {
-            let value = std::array::from_fn(|i| words[i][lane]);
-            let (space, at) = resolve(space, addrs[lane]);
-            self.write(space, at, bytes, lane, &value)?;
+        if !self.store_at_once(space, &addrs, bytes, &words) {
+            for lane in self.lanes() {
+                let value = std::array::from_fn(|i| words[i][lane]);
+                let (space, at) = resolve(space, addrs[lane]);
+                self.write(space, at, bytes, lane, &value)?;
+            }
         }
         self.count(space, &addrs, bytes, true);
         Ok(())
+    }
+
+    /// Space and bounds of a whole warp's access, if all of it is aligned and in one space.
+    fn extent(&self, space: Space, addrs: &Wide, bytes: u32) -> Option<(Space, u64, u64)> {
+        let (mut low, mut high, mut bits) = (u64::MAX, 0, 0);
+        if self.mask == ALL {
+            for a in addrs {
+                (low, high, bits) = (low.min(*a), high.max(*a), bits | a);
+            }
+        } else {
+            for lane in self.lanes() {
+                let a = addrs[lane];
+                (low, high, bits) = (low.min(a), high.max(a), bits | a);
+            }
+        }
+        let (first, from) = resolve(space, low);
+        let (last, to) = resolve(space, high);
+        (first == last && bits & u64::from(bytes - 1) == 0).then_some((
+            first,
+            from,
+            to.checked_add(bytes.into())?,
+        ))
+    }
+
+    /// A load without any doubt about it, checked once for the whole warp; false: nothing was done, lane by lane now.
+    fn load_at_once(&mut self, space: Space, addrs: &Wide, bytes: u32, words: &mut [Lanes; 4]) -> bool {
+        let Some((to, low, end)) = self.extent(space, addrs, bytes) else { return false };
+        match to {
+            Space::Shared => {
+                if end > u64::from(self.core.shared.size) {
+                    return false;
+                }
+                let clocks = &self.w.clocks;
+                let (warp, strict) = (self.w.index as u8, self.env.options.strict_warp);
+                let mut before: Option<usize> = None;
+                for lane in self.lanes() {
+                    // Lanes that read the same place follow each other; one look serves them.
+                    if let Some(b) = before.filter(|b| addrs[*b] == addrs[lane] && !strict) {
+                        words.iter_mut().for_each(|w| w[lane] = w[b]);
+                        continue;
+                    }
+                    before = Some(lane);
+                    let who = Who { warp, lane: lane as u8, clocks, strict };
+                    let at = addrs[lane] as u32;
+                    // Shared addresses have 32 bits in either form: the windows are multiples of 2^32.
+                    if !self.core.shared.quiet_read(at, bytes, &who) {
+                        return false;
+                    }
+                    let mut out = [0; 4];
+                    self.core.shared.read(at, bytes, &mut out);
+                    words.iter_mut().zip(out).for_each(|(w, o)| w[lane] = o);
+                }
+                true
+            }
+            Space::Param if low + u64::from(bytes) == end && low < FRAME_BASE => {
+                let (Ok(from), Ok(end)) = (usize::try_from(low), usize::try_from(end)) else { return false };
+                let Some(source) = self.env.params.get(from..end) else { return false };
+                let mut value = [0u8; 16];
+                value[..source.len()].copy_from_slice(source);
+                for (w, b) in words.iter_mut().zip(value.chunks_exact(4)) {
+                    *w = [u32::from_le_bytes([b[0], b[1], b[2], b[3]]); 32];
+                }
+                true
+            }
+            Space::Global => {
+                let Some(a) = self.whole(low, end) else { return false };
+                let mut known = true;
+                for lane in self.lanes() {
+                    let mut out = [0; 4];
+                    known &= a.read(addrs[lane] - a.base, bytes, &mut out);
+                    words.iter_mut().zip(out).for_each(|(w, o)| w[lane] = o);
+                }
+                known
+            }
+            _ => false,
+        }
+    }
+
+    /// The same for stores.
+    fn store_at_once(&mut self, space: Space, addrs: &Wide, bytes: u32, words: &[Lanes; 4]) -> bool {
+        let Some((Space::Global, low, end)) = self.extent(space, addrs, bytes) else { return false };
+        let Some(a) = self.whole(low, end).filter(|a| !a.constant) else { return false };
+        for lane in self.lanes() {
+            a.write(addrs[lane] - a.base, bytes, &std::array::from_fn(|i| words[i][lane]));
+        }
+        true
+    }
+
+    /// The allocation that holds all of a range.
+    fn whole(&mut self, low: u64, end: u64) -> Option<&'a Alloc> {
+        let memory = self.env.memory;
+        let bytes = end - low;
+        if let Some(a) = memory.alloc(self.w.hint).filter(|a| a.contains(low, bytes)) {
+            return Some(a);
+        }
+        self.w.hint = memory.find(low, bytes)?;
+        memory.alloc(self.w.hint)
     }
 
     /// True if the address is a multiple of the access size; else a fault.
@@ -381,6 +482,11 @@ impl<'a> Cx<'a> {
     pub(super) fn count_banks(&mut self, addrs: &[u32], bytes: u32) {
         let group = (128 / bytes.max(4)) as usize;
         for phase in addrs.chunks(group.max(1)) {
+            if one_pass(phase, bytes) {
+                self.core.counts.shared_wavefronts += 1;
+                self.core.counts.shared_wavefronts_ideal += 1;
+                continue;
+            }
             let mut seen = [[u32::MAX; 32]; 32];
             let mut depth = [0u8; 32];
             let mut most = 0;
@@ -399,4 +505,17 @@ impl<'a> Cx<'a> {
             self.core.counts.shared_wavefronts_ideal += 1;
         }
     }
+}
+
+/// True if no bank is asked for two different words.
+fn one_pass(phase: &[u32], bytes: u32) -> bool {
+    let mut banks = [u32::MAX; 32];
+    phase.iter().all(|at| {
+        (at / 4..(at + bytes).div_ceil(4)).all(|word| {
+            let bank = &mut banks[(word % 32) as usize];
+            let free = *bank == u32::MAX || *bank == word;
+            *bank = word;
+            free
+        })
+    })
 }

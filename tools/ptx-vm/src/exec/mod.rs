@@ -16,7 +16,7 @@ use crate::ir::{Function, Guard, Inst, NO_PC, Op, Src, Sreg};
 use crate::launch::{Env, OnFault};
 use crate::report::Counts;
 use crate::shared::Shared;
-use crate::warp::{ALL, Frame, Lanes, Path, State, Warp, Wide};
+use crate::warp::{ALL, Frame, Lanes, Path, State, Warp, Wide, each};
 use sync::Barrier;
 
 /// The block cannot continue; its fault has been recorded.
@@ -73,16 +73,16 @@ impl Block {
         self.core.faults.clear();
         self.core.suspect = None;
         self.core.barriers = Default::default();
-        self.warps.clear();
+        let mut spare = std::mem::take(&mut self.warps);
         let threads: u32 = env.block.iter().product();
         let (f, id) = (env.kernel.f(), env.kernel.function);
         for warp in 0..threads.div_ceil(32) {
             let count = (threads - warp * 32).min(32);
             let present = if count == 32 { ALL } else { (1 << count) - 1 };
-            let lin: Lanes = std::array::from_fn(|l| warp * 32 + l as u32);
+            let lin: Lanes = each(|l| warp * 32 + l as u32);
             let [bx, by, _] = env.block;
             let tid = [lin.map(|t| t % bx), lin.map(|t| t / bx % by), lin.map(|t| t / bx / by)];
-            self.warps.push(Warp::new(warp, present, tid, f, id));
+            self.warps.push(Warp::new(warp, present, tid, f, id, spare.pop()));
         }
         // A stop has recorded its fault, there is nothing else to hand on.
         let _ = self.schedule(env);
@@ -450,7 +450,10 @@ impl Cx<'_> {
         match s {
             Src::Reg(r) => *self.w.reg(r.slot),
             Src::Imm(v) => [*v as u32; 32],
-            Src::Special(s) => self.special(*s).map(|v| v as u32),
+            Src::Special(s) => {
+                let v = self.special(*s);
+                each(|l| v[l] as u32)
+            }
             other => [self.address_of(other) as u32; 32],
         }
     }
@@ -461,9 +464,12 @@ impl Cx<'_> {
         match s {
             Src::Reg(r) if r.size == 8 => {
                 let (low, high) = (self.w.reg(r.slot), self.w.reg(r.slot + 1));
-                std::array::from_fn(|l| u64::from(low[l]) | u64::from(high[l]) << 32)
+                each(|l| u64::from(low[l]) | u64::from(high[l]) << 32)
             }
-            Src::Reg(r) => self.w.reg(r.slot).map(u64::from),
+            Src::Reg(r) => {
+                let r = self.w.reg(r.slot);
+                each(|l| u64::from(r[l]))
+            }
             Src::Imm(v) => [*v; 32],
             Src::Special(s) => self.special(*s),
             other => [self.address_of(other); 32],
@@ -482,9 +488,12 @@ impl Cx<'_> {
 
     fn special(&self, s: Sreg) -> Wide {
         let axis = |v: [u32; 3], a: u8| [u64::from(v[a as usize % 3]); 32];
-        let lane = |f: fn(u64) -> u64| std::array::from_fn(|l| f(l as u64));
+        let lane = |f: fn(u64) -> u64| each(|l| f(l as u64));
         match s {
-            Sreg::Tid(a) => self.w.tid[a as usize % 3].map(u64::from),
+            Sreg::Tid(a) => {
+                let t = &self.w.tid[a as usize % 3];
+                each(|l| u64::from(t[l]))
+            }
             Sreg::Ntid(a) => axis(self.env.block, a),
             Sreg::Ctaid(a) => axis(self.core.ctaid, a),
             Sreg::Nctaid(a) => axis(self.env.grid, a),

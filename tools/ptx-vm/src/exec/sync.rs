@@ -25,10 +25,11 @@ pub(crate) struct Barrier {
 /// The barrier is complete: joins the clocks and wakes the waiting warps.
 pub(crate) fn release(env: &Env<'_>, core: &mut Core, warps: &mut [Warp]) -> Run {
     for id in 0..core.barriers.len() {
-        let b = core.barriers[id];
+        let b = &core.barriers[id];
         if b.expected == 0 || b.threads < b.expected {
             continue;
         }
+        let b = *b;
         core.barriers[id] = Barrier::default();
         for w in warps.iter_mut().filter(|w| b.waiting >> w.index & 1 == 1) {
             if b.threads > b.expected {

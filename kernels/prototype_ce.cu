@@ -1,0 +1,302 @@
+// What follows the logits of a chunk of prototypes: the cross-entropy of student views against the expert's
+// distributions, its gradient, the expert's statistics, the center. The logits of a chunk, cosines in float, come from
+// gemm.cu; those of all prototypes never exist at once.
+//
+// Given: STUDENT_TEMP, TEACHER_TEMP, CENTER_MOMENTUM: places in the scalar block.
+// B images, V student views (row v B + b), 2 expert views, K prototypes, C of them in this chunk.
+// Deterministic: every sum has an order that the shape determines.
+
+constexpr u32 THREADS = 256, WARPS = THREADS / WARP;
+
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+    for (u32 step = WARP / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, step));
+    return x;
+}
+
+struct ChunkParams {
+    const float* student;  // [V * B, C]: cosines
+    const float* expert;   // [2B, C]
+    const float* center;   // [C], of this chunk
+    const float* scalars;
+    float* tops;           // [V * B + 2B]: largest exponent of a row in this chunk
+    float* sums;           // [V * B + 2B]: sum of exponentials less it
+    float* cross;          // [2B, V]: sum of the expert's exponentials times the student's exponents
+    u32 images, views;     // B, V
+    u32 count;             // C
+    u32 unused;
+};
+
+// A block an image. Dynamic shared memory: [2][C] floats.
+extern "C" __global__ void __launch_bounds__(THREADS) chunk_sums(const ChunkParams p) {
+    extern __shared__ __align__(16) float weights[];
+    const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, image = blockIdx.x;
+    const float cool = 1.0f / p.scalars[STUDENT_TEMP], sharp = 1.0f / p.scalars[TEACHER_TEMP];
+    const u32 rows = p.views * p.images;
+    if (warp < 2) {
+        const float* x = p.expert + (u64)(warp * p.images + image) * p.count;
+        float* e = weights + warp * p.count;
+        float top = -INFINITY;
+        for (u32 k = lane; k < p.count; k += WARP) {
+            e[k] = (x[k] - p.center[k]) * sharp;
+            top = fmaxf(top, e[k]);
+        }
+        top = warp_max(top);
+        float sum = 0.0f;
+        for (u32 k = lane; k < p.count; k += WARP) {
+            e[k] = expf(e[k] - top);
+            sum += e[k];
+        }
+        sum = warp_sum(sum);
+        if (lane == 0) {
+            p.tops[rows + warp * p.images + image] = top;
+            p.sums[rows + warp * p.images + image] = sum;
+        }
+    }
+    // All warps read both rows' exponentials.
+    __syncthreads();
+    for (u32 v = warp; v < p.views; v += WARPS) {
+        const u32 row = v * p.images + image;
+        const float* x = p.student + (u64)row * p.count;
+        float top = -INFINITY;
+        for (u32 k = lane; k < p.count; k += WARP) top = fmaxf(top, x[k]);
+        top = warp_max(top) * cool;
+        float sum = 0.0f, cross0 = 0.0f, cross1 = 0.0f;
+        for (u32 k = lane; k < p.count; k += WARP) {
+            const float s = x[k] * cool;
+            sum += expf(s - top);
+            cross0 += weights[k] * s;
+            cross1 += weights[p.count + k] * s;
+        }
+        sum = warp_sum(sum);
+        cross0 = warp_sum(cross0);
+        cross1 = warp_sum(cross1);
+        if (lane == 0) {
+            p.tops[row] = top;
+            p.sums[row] = sum;
+            p.cross[(u64)image * p.views + v] = cross0;
+            p.cross[(u64)(p.images + image) * p.views + v] = cross1;
+        }
+    }
+}
+
+struct MergeParams {
+    float* lse;          // [V * B]
+    float* lse_t;        // [2B]
+    const float* parts;  // [chunks][each]: tops, sums, cross of ChunkParams one after the other
+    u64 each;
+    u32 chunks;
+    u32 images, views;   // B, V
+    u32 unused;
+};
+
+// Log of the sum of exponentials of every row. A thread a row.
+extern "C" __global__ void __launch_bounds__(THREADS) merge_chunks(const MergeParams p) {
+    const u32 row = blockIdx.x * THREADS + threadIdx.x, rows = p.views * p.images, all = rows + 2 * p.images;
+    if (row >= all) return;
+    float top = -INFINITY;
+    for (u32 c = 0; c < p.chunks; ++c) top = fmaxf(top, p.parts[c * p.each + row]);
+    float sum = 0.0f;
+    for (u32 c = 0; c < p.chunks; ++c) sum += p.parts[c * p.each + all + row] * expf(p.parts[c * p.each + row] - top);
+    (row < rows ? p.lse[row] : p.lse_t[row - rows]) = top + logf(sum);
+}
+
+struct CrossEntropyParams {
+    float* loss;         // [1]
+    const float* lse;    // [V * B]
+    const float* lse_t;  // [2B]
+    const float* parts;  // as MergeParams
+    u64 each;
+    u32 chunks;
+    u32 images, views;   // B, V
+    u32 unused;
+};
+
+// One block: the mean over pairs of an expert view and another student view, and over images.
+extern "C" __global__ void __launch_bounds__(THREADS) cross_entropy(const CrossEntropyParams p) {
+    const u32 rows = p.views * p.images, all = rows + 2 * p.images;
+    double sum = 0.0;
+    for (u32 i = threadIdx.x; i < 2 * p.images * p.views; i += THREADS) {
+        const u32 r = i / p.views, v = i % p.views;
+        if (v == r / p.images) continue;
+        double cross = 0.0;
+        for (u32 c = 0; c < p.chunks; ++c) {
+            const float* part = p.parts + c * p.each;
+            cross += (double)part[2 * all + i] * expf(part[rows + r] - p.lse_t[r]);
+        }
+        sum += p.lse[v * p.images + r % p.images] - cross;
+    }
+    sum = block_sum<THREADS>(sum);
+    if (threadIdx.x == 0) *p.loss = (float)(sum / (2.0 * (p.views - 1) * p.images));
+}
+
+struct GradientParams {
+    T* gradient;           // [V * B, C]
+    const float* student;  // [V * B, C]: cosines
+    const float* expert;   // [2B, C]
+    const float* center;   // [C], of this chunk
+    const float* scalars;
+    const float* dloss;    // [1]
+    const float* lse;      // [V * B]
+    const float* lse_t;    // [2B]
+    u32 images, views;     // B, V
+    u32 count;             // C
+    u32 unused;
+};
+
+// The gradient of the cosines: (pairs of the row) times the student's distribution less the expert's of the other views.
+// Grid: columns, images.
+extern "C" __global__ void __launch_bounds__(THREADS) chunk_gradient(const GradientParams p) {
+    const u32 k = blockIdx.x * THREADS + threadIdx.x, image = blockIdx.y;
+    if (k >= p.count) return;
+    const float cool = 1.0f / p.scalars[STUDENT_TEMP], sharp = 1.0f / p.scalars[TEACHER_TEMP];
+    const float factor = *p.dloss * cool / (2.0f * (p.views - 1) * p.images);
+    const float center = p.center[k];
+    float q[2];
+#pragma unroll
+    for (u32 t = 0; t < 2; ++t) {
+        const u32 row = t * p.images + image;
+        q[t] = expf((p.expert[(u64)row * p.count + k] - center) * sharp - p.lse_t[row]);
+    }
+    for (u32 v = 0; v < p.views; ++v) {
+        const u64 row = (u64)v * p.images + image;
+        const float s = expf(p.student[row * p.count + k] * cool - p.lse[row]);
+        const float g = v == 0 ? s - q[1] : v == 1 ? s - q[0] : 2.0f * s - (q[0] + q[1]);
+        p.gradient[row * p.count + k] = from_float<T>(g * factor);
+    }
+}
+
+struct SumPartsParams {
+    T* y;                // [n]
+    const float* parts;  // [count][n]
+    u64 n;
+    u32 count;
+    u32 unused;
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS) sum_parts(const SumPartsParams p) {
+    const u64 i = (u64)blockIdx.x * THREADS + threadIdx.x;
+    if (i >= p.n) return;
+    float sum = 0.0f;
+    for (u32 c = 0; c < p.count; ++c) sum += p.parts[c * p.n + i];
+    p.y[i] = from_float<T>(sum);
+}
+
+struct EntropyParams {
+    float* parts;         // [blocks][2]: entropies summed over rows, entropy of the mean
+    const float* expert;  // [2B, C]: cosines
+    const float* center;  // [C], of this chunk
+    const float* scalars;
+    const float* lse_t;   // [2B]
+    u32 rows;             // 2B
+    u32 count;            // C
+};
+
+// A block WARP prototypes; its warps share the rows.
+extern "C" __global__ void __launch_bounds__(THREADS) chunk_entropy(const EntropyParams p) {
+    __shared__ float shares[WARPS][WARP];
+    const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, k = blockIdx.x * WARP + lane;
+    const float sharp = 1.0f / p.scalars[TEACHER_TEMP];
+    float entropy = 0.0f, share = 0.0f;
+    if (k < p.count) {
+        for (u32 row = warp; row < p.rows; row += WARPS) {
+            const float x = (p.expert[(u64)row * p.count + k] - p.center[k]) * sharp, l = p.lse_t[row];
+            const float q = expf(x - l);
+            entropy += q * (l - x);
+            share += q;
+        }
+    }
+    shares[warp][lane] = share;
+    // This also has every warp's shares complete.
+    entropy = block_sum<THREADS>(entropy);
+    if (warp != 0) return;
+    float mean = 0.0f;
+#pragma unroll
+    for (u32 w = 0; w < WARPS; ++w) mean += shares[w][lane];
+    mean /= p.rows;
+    const float of_mean = warp_sum(mean > 0.0f ? -mean * logf(mean) : 0.0f);
+    if (lane == 0) {
+        p.parts[blockIdx.x * 2] = entropy / p.rows;
+        p.parts[blockIdx.x * 2 + 1] = of_mean;
+    }
+}
+
+struct SpreadParams {
+    float* y;            // [3]
+    float* lengths;      // [rows]: workspace, 1 / length of each row
+    float* deviations;   // [D]: workspace
+    const float* parts;  // [blocks][2]
+    const T* features;   // [rows, D]
+    u64 blocks;
+    u32 rows;            // 2B
+    u32 width;           // D
+};
+
+// A warp a row.
+extern "C" __global__ void __launch_bounds__(THREADS) feature_lengths(const SpreadParams p) {
+    const u32 row = (blockIdx.x * THREADS + threadIdx.x) / WARP, lane = threadIdx.x % WARP;
+    if (row >= p.rows) return;
+    float sum = 0.0f;
+    for (u32 i = lane; i < p.width; i += WARP) {
+        const float x = to_float(p.features[(u64)row * p.width + i]);
+        sum += x * x;
+    }
+    sum = warp_sum(sum);
+    if (lane == 0) p.lengths[row] = 1.0f / fmaxf(sqrtf(sum), 1e-12f);
+}
+
+// A block a dimension: the population standard deviation of the unit features.
+extern "C" __global__ void __launch_bounds__(THREADS) feature_deviations(const SpreadParams p) {
+    double sum = 0.0, square = 0.0;
+    for (u32 row = threadIdx.x; row < p.rows; row += THREADS)
+        sum += to_float(p.features[(u64)row * p.width + blockIdx.x]) * p.lengths[row];
+    const double mean = block_sum<THREADS>(sum) / p.rows;
+    // The sums of the block's warps are used again.
+    __syncthreads();
+    for (u32 row = threadIdx.x; row < p.rows; row += THREADS) {
+        const double d = to_float(p.features[(u64)row * p.width + blockIdx.x]) * p.lengths[row] - mean;
+        square += d * d;
+    }
+    square = block_sum<THREADS>(square);
+    if (threadIdx.x == 0) p.deviations[blockIdx.x] = (float)sqrt(square / p.rows);
+}
+
+// One block.
+extern "C" __global__ void __launch_bounds__(THREADS) expert_statistics(const SpreadParams p) {
+    double sums[3] = {};
+    for (u64 i = threadIdx.x; i < p.blocks; i += THREADS) {
+        sums[0] += p.parts[i * 2];
+        sums[1] += p.parts[i * 2 + 1];
+    }
+    for (u32 c = threadIdx.x; c < p.width; c += THREADS) sums[2] += p.deviations[c];
+#pragma unroll
+    for (u32 i = 0; i < 3; ++i) {
+        const double total = block_sum<THREADS>(sums[i]);
+        if (threadIdx.x == 0) p.y[i] = (float)(i < 2 ? total : total / sqrt((double)p.width));
+        // The sums of the block's warps are used again.
+        __syncthreads();
+    }
+}
+
+struct CenterParams {
+    float* center;       // [K], in place
+    const float* sum;    // [d]: sum of the expert's unit vectors
+    const T* wt;         // [K, d]
+    const float* scalars;
+    const float* health; // [3]
+    u32 count;           // K
+    u32 width;           // d
+    u32 rows;
+    u32 unused;
+};
+
+// center = m center + (1 - m) wt mean, unless the step is skipped. A warp a prototype.
+extern "C" __global__ void __launch_bounds__(THREADS) center_update(const CenterParams p) {
+    const u32 k = (blockIdx.x * THREADS + threadIdx.x) / WARP, lane = threadIdx.x % WARP;
+    if (k >= p.count || p.health[2] == 0.0f) return;
+    float dot = 0.0f;
+    for (u32 i = lane; i < p.width; i += WARP) dot += to_float(p.wt[(u64)k * p.width + i]) * p.sum[i];
+    dot = warp_sum(dot) / p.rows;
+    const float keep = p.scalars[CENTER_MOMENTUM];
+    if (lane == 0) p.center[k] = keep * p.center[k] + (1.0f - keep) * dot;
+}

@@ -1,0 +1,332 @@
+//! Pixels to token streams: patches, positions, mask tokens.
+
+use super::kernel::{Call, Family, Given, kernel_params};
+use super::layout::{self, Kept, Rows};
+use super::lower::{Lowered, Operand, Operands};
+use super::pointwise::{THREADS, blocks, vector};
+use crate::backend::{OperandType, repeats_first_row, resample_weights};
+use crate::ir::{Op, RowRun, TokenLayout};
+use crate::tensor::DType;
+use std::mem::offset_of;
+
+kernel_params! {
+    PatchParams { rows: u64, image: u64, keep: u64, count: u64, kept: u32, height: u32, width: u32, unused: u32 }
+    EmbedParams {
+        stream: u64, rows: u64, token: u64, token_position: u64, positions: u64, keep: u64, images: u64, tokens: u32,
+        width: u32,
+    }
+    InvertParams { inverse: u64, keep: u64, count: u64, kept: u32, tokens: u32 }
+    ImageSumParams {
+        y: u64, x: u64, inverse: u64, images: u64, stride: u64, each: u64, chunk: u32, width: u32, rows: u32,
+        unused: u32,
+    }
+    RowSumParams { y: u64, x: u64, runs: u64, count: u32, width: u32 }
+    Run { start: u64, stride: u64, count: u64 }
+    AddPartsParams { y: u64, parts: u64, each: u64, count: u64 }
+    RestoreParams {
+        y: u64, visible: u64, inverse: u64, mask: u64, positions: u64, images: u64, tokens: u32, kept: u32,
+        width: u32, unused: u32,
+    }
+    ResampleParams {
+        y: u64, x: u64, weights: u64, rows: [u32; 2], columns: [u32; 2], prefix: u32, width: u32,
+    }
+}
+
+/// Values of one pixel patch.
+const PATCH_VALUES: u64 = 3 * 16 * 16;
+/// Threads that a sum over images should have at least, to keep a large GPU busy.
+const ENOUGH_THREADS: u64 = 1 << 16;
+
+fn call<P: super::kernel::KernelParams>(kernel: &'static str, threads: u64, vec: u64, params: &P) -> Call {
+    Call::new(Family::Embed, kernel, blocks(threads), THREADS, params).given("VEC", vec as usize)
+}
+
+/// `count: [B, k]` of an index operand.
+fn index(o: &Operand<'_>) -> Result<(u64, u32), String> {
+    let (images, kept) = o.rows_width()?;
+    Ok((u64::from(images), kept))
+}
+
+fn width_u32(n: usize) -> Result<u32, String> {
+    u32::try_from(n).map_err(|_| format!("takes at most {} tokens", u32::MAX))
+}
+
+pub fn patch_rows(o: &Operands<'_>, kept: Option<usize>) -> Lowered {
+    let images = o.inputs.len() - usize::from(kept.is_some());
+    let (mut calls, mut row) = (Vec::with_capacity(images), 0);
+    for (i, image) in o.inputs[..images].iter().enumerate() {
+        let &[count, _, height, width] = image.shape.dims() else {
+            return Err(format!("takes images [B, 3, H, W], not {}", image.shape));
+        };
+        let (height, width) = (width_u32(height)?, width_u32(width)?);
+        let (keep, each) = match kept {
+            Some(view) if view == i => (o.inputs[images].at, index(&o.inputs[images])?.1),
+            _ => (0, height / 16 * (width / 16)),
+        };
+        let count = count as u64 * u64::from(each);
+        let rows = o.outputs[0].at + row * PATCH_VALUES * o.outputs[0].dtype.bytes() as u64;
+        let vec = vector(16, o.element(), &[rows, image.at]);
+        let params = PatchParams { rows, image: image.at, keep, count, kept: each, height, width, unused: 0 };
+        if count > 0 {
+            calls.push(call("patch_rows", count * PATCH_VALUES / vec, vec, &params));
+        }
+        row += count;
+    }
+    Ok(calls)
+}
+
+pub fn embed_tokens(o: &Operands<'_>, layout: &TokenLayout) -> Lowered {
+    let (_, width) = o.outputs[0].rows_width()?;
+    let bytes = u64::from(width) * o.element().bytes() as u64;
+    let (mut calls, mut stream, mut rows) = (Vec::new(), o.outputs[0].at, o.inputs[0].at);
+    for (v, view) in layout.views.iter().enumerate() {
+        let (images, tokens) = (view.count as u64, width_u32(view.tokens)?);
+        let [token_position, positions] =
+            if layout.positions { [o.inputs[2].at, o.inputs[3 + v].at] } else { [0, 0] };
+        let keep = match (layout.kept, o.inputs.last()) {
+            (Some(kept), Some(keep)) if kept == v => keep.at,
+            _ => 0,
+        };
+        let token = o.inputs[1].at;
+        let addresses = [stream, rows, token, token_position, positions];
+        let vec = vector(u64::from(width), o.element(), &addresses);
+        let params =
+            EmbedParams { stream, rows, token, token_position, positions, keep, images, tokens, width };
+        let count = images * (u64::from(tokens) + 1);
+        calls.push(call("embed_tokens", count * u64::from(width) / vec, vec, &params));
+        stream += count * bytes;
+        rows += images * u64::from(tokens) * bytes;
+    }
+    Ok(calls)
+}
+
+/// A sum over the images of a stretch of rows: what is summed and into what.
+struct ImageSum {
+    y: u64,
+    x: u64,
+    images: u64,
+    /// Elements from one image to the next.
+    stride: u64,
+    /// `n * D` elements of the sum.
+    each: u64,
+    width: u32,
+    /// ROWS_ and the inverse index of the kernel.
+    rows: (u32, u64),
+}
+
+/// Images of one chunk of a sum of `each` elements over `images`.
+fn chunk(images: u64, each: u64) -> u64 {
+    // Eight elements a thread at most; a chunk of fewer than 16 images is not worth its part.
+    let chunks = (ENOUGH_THREADS * 8).div_ceil(each.max(1)).clamp(1, images.div_ceil(16).max(1));
+    images.div_ceil(chunks).max(1)
+}
+
+/// Bytes of parts that [`ImageSum::calls`] needs.
+fn parts(images: u64, each: u64) -> u64 {
+    match images.div_ceil(chunk(images, each)) {
+        0 | 1 => 0,
+        chunks => (chunks * each * 4).next_multiple_of(256),
+    }
+}
+
+impl ImageSum {
+    /// Parts are kept at `scratch`.
+    fn calls(&self, scratch: u64, element: DType) -> Vec<Call> {
+        let chunk = chunk(self.images, self.each);
+        let count = self.images.div_ceil(chunk).max(1);
+        let y = if count > 1 { scratch } else { self.y };
+        let extent = u64::from(self.width).min(self.stride.max(1));
+        let strides = self.stride.is_multiple_of(16 / element.bytes() as u64);
+        let vec = if strides { vector(extent, element, &[y, self.x]) } else { 1 };
+        let params = ImageSumParams {
+            y,
+            x: self.x,
+            inverse: self.rows.1,
+            images: self.images,
+            stride: self.stride,
+            each: self.each,
+            chunk: chunk as u32,
+            width: self.width,
+            rows: self.rows.0,
+            unused: 0,
+        };
+        let mut sum = call("sum_images", 1, vec, &params);
+        sum.grid = [(self.each / vec).div_ceil(u64::from(THREADS)).max(1) as u32, count as u32, 1];
+        let mut calls = vec![sum];
+        if count > 1 {
+            let params = AddPartsParams { y: self.y, parts: scratch, each: self.each, count };
+            calls.push(call("add_parts", self.each, vec, &params));
+        }
+        calls
+    }
+}
+
+pub fn sum_images(o: &Operands<'_>) -> Lowered {
+    let (n, width) = (o.outputs[0].count(), o.outputs[0].rows_width()?.1);
+    let images = o.inputs[0].count() / n.max(1);
+    let (y, x) = (o.outputs[0].at, o.inputs[0].at);
+    let sum = ImageSum { y, x, images, stride: n, each: n, width, rows: (0, 0) };
+    Ok(sum.calls(o.scratch, o.element()))
+}
+
+/// The sum of the rows of `runs` of `x`.
+pub fn sum_rows(kernel: &'static str, y: u64, x: u64, width: u32, runs: &[Run]) -> Call {
+    let params = RowSumParams { y, x, runs: 0, count: runs.len() as u32, width };
+    let mut call = Call::new(Family::Embed, kernel, width.div_ceil(32), 1024, &params).given("VEC", 1);
+    call = call.table(offset_of!(RowSumParams, runs), bytemuck::cast_slice(runs).to_vec());
+    call
+}
+
+fn invert(keep: u64, inverse: u64, images: u64, kept: u32, tokens: u32) -> Call {
+    let params = InvertParams { inverse, keep, count: images * u64::from(tokens), kept, tokens };
+    call("invert_index", params.count, 1, &params)
+}
+
+/// Bytes of an inverse index.
+fn inverse_bytes(images: u64, tokens: u64) -> u64 {
+    (images * tokens * 4).next_multiple_of(256)
+}
+
+pub fn embed_tokens_backward(o: &Operands<'_>, layout: &TokenLayout, tables: &[usize]) -> Lowered {
+    let (_, width) = o.inputs[0].rows_width()?;
+    let (dy, element) = (o.inputs[0].at, o.element());
+    let (mut runs, mut leading, mut start) = (Vec::new(), Vec::new(), 0);
+    for view in &layout.views {
+        let len = view.tokens + 1;
+        runs.push(RowRun { start: start + 1, len: view.tokens, stride: len, count: view.count });
+        leading.push(Run { start: start as u64, stride: len as u64, count: view.count as u64 });
+        start += view.count * len;
+    }
+    let mut calls = layout::select_rows(Rows { y: o.outputs[0].at, x: dy, width, element }, &runs);
+    calls.push(sum_rows("sum_rows_narrow", o.outputs[1].at, dy, width, &leading));
+    for (v, (view, run)) in layout.views.iter().zip(&leading).enumerate().take(tables.len()) {
+        let (table, images) = (tables[v], view.count as u64);
+        let x = dy + (run.start + 1) * u64::from(width) * element.bytes() as u64;
+        let (each, stride) = ((table * width as usize) as u64, run.stride * u64::from(width));
+        let mut sum = ImageSum { y: o.outputs[2 + v].at, x, images, stride, each, width, rows: (0, 0) };
+        let mut scratch = o.scratch;
+        if let (true, Some(keep)) = (layout.kept == Some(v), o.inputs.get(1)) {
+            calls.push(invert(keep.at, scratch, images, width_u32(view.tokens)?, width_u32(table)?));
+            sum.rows = (1, scratch);
+            scratch += inverse_bytes(images, table as u64);
+        }
+        calls.extend(sum.calls(scratch, element));
+    }
+    Ok(calls)
+}
+
+/// Both weight matrices, one after the other; `transposed` for the way back.
+fn weights(from: [usize; 2], to: [usize; 2], transposed: bool) -> Vec<u8> {
+    let mut all: Vec<f32> = Vec::new();
+    for axis in [0, 1] {
+        let (from_n, to_n) = (from[axis], to[axis]);
+        let matrix: Vec<f32> = resample_weights(from_n, to_n).map(|w| w as f32).collect();
+        let repeat = axis == 0 && !transposed && repeats_first_row(from, to);
+        if transposed {
+            all.extend((0..from_n).flat_map(|j| (0..to_n).map(move |i| i * from_n + j)).map(|i| matrix[i]));
+        } else if repeat {
+            all.extend((0..to_n).flat_map(|_| &matrix[..from_n]));
+        } else {
+            all.extend(matrix);
+        }
+    }
+    bytemuck::cast_slice(&all).to_vec()
+}
+
+fn resample(params: &ResampleParams, weights: Vec<u8>) -> Lowered {
+    let rows = u64::from(params.prefix) + u64::from(params.rows[0]) * u64::from(params.rows[1]);
+    let blocks = (rows * u64::from(params.width)).div_ceil(u64::from(THREADS)).max(1);
+    let blocks = u32::try_from(blocks).map_err(|_| "takes smaller tables".to_owned())?;
+    let call = Call::new(Family::Embed, "resample", blocks, THREADS, params).given("VEC", 1);
+    Ok(vec![call.table(offset_of!(ResampleParams, weights), weights)])
+}
+
+fn grid([height, width]: [usize; 2]) -> Result<[u32; 2], String> {
+    Ok([width_u32(height)?, width_u32(width)?])
+}
+
+pub fn resize_positions(o: &Operands<'_>, prefix: usize, from: [usize; 2], to: [usize; 2]) -> Lowered {
+    let (_, width) = o.inputs[0].rows_width()?;
+    let x = o.inputs[0].at + (prefix * width as usize * size_of::<f32>()) as u64;
+    let (rows, columns) = (grid(to)?, grid(from)?);
+    let params = ResampleParams { y: o.outputs[0].at, x, weights: 0, rows, columns, prefix: 0, width };
+    resample(&params, weights(from, to, false))
+}
+
+pub fn resize_positions_backward(
+    o: &Operands<'_>,
+    prefix: usize,
+    from: [usize; 2],
+    to: [usize; 2],
+) -> Lowered {
+    let (_, width) = o.inputs[0].rows_width()?;
+    let (rows, columns, prefix) = (grid(from)?, grid(to)?, width_u32(prefix)?);
+    let params =
+        ResampleParams { y: o.outputs[0].at, x: o.inputs[0].at, weights: 0, rows, columns, prefix, width };
+    resample(&params, weights(from, to, true))
+}
+
+pub fn restore_tokens(o: &Operands<'_>) -> Lowered {
+    let (tokens, width) = o.inputs[3].rows_width()?;
+    let (images, kept) = index(&o.inputs[1])?;
+    let [visible, _, mask, positions] = [0, 1, 2, 3].map(|i: usize| o.inputs[i].at);
+    let (y, inverse) = (o.outputs[0].at, o.scratch);
+    let vec = vector(u64::from(width), o.element(), &[y, visible, mask, positions]);
+    let params =
+        RestoreParams { y, visible, inverse, mask, positions, images, tokens, kept, width, unused: 0 };
+    let threads = images * u64::from(tokens) * u64::from(width) / vec;
+    Ok(vec![
+        invert(o.inputs[1].at, inverse, images, kept, tokens),
+        call("restore_tokens", threads, vec, &params),
+    ])
+}
+
+pub fn restore_tokens_backward(o: &Operands<'_>) -> Lowered {
+    let (tokens, width) = o.outputs[2].rows_width()?;
+    let (images, kept) = index(&o.inputs[1])?;
+    let (dy, element) = (o.inputs[0].at, o.element());
+    let of = Kept { index: o.inputs[1].at, images, kept, tokens };
+    let mut calls = layout::gather_tokens(Rows { y: o.outputs[0].at, x: dy, width, element }, of);
+    let each = u64::from(tokens) * u64::from(width);
+    let (inverse, hidden) = (o.scratch, o.scratch + inverse_bytes(images, u64::from(tokens)));
+    let scratch = hidden + (each * 4).next_multiple_of(256);
+    let sum = |y, rows| ImageSum { y, x: dy, images, stride: each, each, width, rows };
+    calls.extend(sum(o.outputs[2].at, (0, 0)).calls(scratch, element));
+    calls.push(invert(o.inputs[1].at, inverse, images, kept, tokens));
+    calls.extend(sum(hidden, (2, inverse)).calls(scratch, element));
+    let all = [Run { start: 0, stride: 1, count: u64::from(tokens) }];
+    calls.push(sum_rows("sum_rows_wide", o.outputs[1].at, hidden, width, &all));
+    Ok(calls)
+}
+
+pub fn workspace(op: &Op, inputs: &[OperandType<'_>], outputs: &[OperandType<'_>]) -> usize {
+    let images = |i: usize| inputs[i].shape.as_matrix().0 as u64;
+    let count = |o: usize| outputs[o].shape.count() as u64;
+    let bytes = match op {
+        Op::SumImages { .. } => parts(inputs[0].shape.count() as u64 / count(0).max(1), count(0)),
+        Op::RestoreTokens => inverse_bytes(images(1), inputs[3].shape.as_matrix().0 as u64),
+        Op::RestoreTokensBackward => {
+            let tokens = outputs[2].shape.as_matrix().0 as u64;
+            let each = count(2);
+            inverse_bytes(images(1), tokens) + (each * 4).next_multiple_of(256) + parts(images(1), each)
+        }
+        Op::EmbedTokensBackward { layout, tables } => {
+            let view = |(v, view): (usize, &crate::ir::TokenView)| {
+                let inverse = if layout.kept == Some(v) {
+                    inverse_bytes(view.count as u64, tables[v] as u64)
+                } else {
+                    0
+                };
+                inverse + parts(view.count as u64, count(2 + v))
+            };
+            layout.views.iter().enumerate().take(tables.len()).map(view).max().unwrap_or(0)
+        }
+        _ => 0,
+    };
+    bytes as usize
+}
+
+/// Constants with which the recipes compile the kernels.
+pub fn variants() -> Vec<Given> {
+    vec![vec![("VEC", 1)], vec![("VEC", 4)], vec![("VEC", 8)]]
+}

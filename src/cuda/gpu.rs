@@ -1,0 +1,367 @@
+//! A real GPU through the CUDA driver.
+
+use super::driver::{DeviceInfo, Driver, GraphId, ImageKind, KernelId, Launch, Measured};
+use super::probe;
+use crate::error::{Error, Result};
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys;
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+
+/// Bytes of one of the two pinned buffers that uploads go through.
+const STAGING: usize = 16 << 20;
+/// Dynamic shared memory that needs no permission, bytes.
+const PLAIN_SHARED: u32 = 48 << 10;
+
+/// One GPU: its primary context, one stream, the modules that were loaded.
+pub struct GpuDriver {
+    info: DeviceInfo,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    staging: [Staging; 2],
+    /// Which of them is used next.
+    turn: usize,
+    modules: HashMap<Vec<u8>, sys::CUmodule>,
+    functions: Vec<Function>,
+    graphs: Vec<Option<sys::CUgraphExec>>,
+}
+
+struct Function {
+    handle: sys::CUfunction,
+    name: String,
+}
+
+/// Pinned host memory, and the event after which it may be written again.
+struct Staging {
+    at: *mut c_void,
+    free: sys::CUevent,
+}
+
+/// What the compiler made of a kernel, and how many of its blocks a multiprocessor holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelFacts {
+    pub registers: u32,
+    /// Local memory of a thread, bytes: spills.
+    pub local: u32,
+    /// Static shared memory, bytes.
+    pub shared: u32,
+    pub blocks_per_multiprocessor: u32,
+}
+
+// SAFETY: handles of the driver API may be used from any thread; every method makes the context current first.
+unsafe impl Send for GpuDriver {}
+
+fn failed(what: &str, e: DriverError) -> Error {
+    let text = e.error_string().ok().and_then(|s| s.to_str().ok()).unwrap_or("unknown error");
+    Error::device("cuda", format!("{what}: {text} ({e:?})"))
+}
+
+impl GpuDriver {
+    /// The GPU number `ordinal`.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when there is no driver or no such GPU; the message says what to install.
+    pub fn new(ordinal: usize) -> Result<Self> {
+        let found = probe::installed();
+        found.driver.map_err(|why| Error::device("cuda", format!("{why}, or use --device cpu")))?;
+        if ordinal >= found.gpus.len() {
+            let message = match found.gpus.len() {
+                0 => "the driver finds no GPU; use --device cpu".to_owned(),
+                n => format!("there is no GPU {ordinal}: the driver finds {n}"),
+            };
+            return Err(Error::device("cuda", message));
+        }
+        let gpu = &found.gpus[ordinal];
+        let info = DeviceInfo {
+            name: gpu.name.clone(),
+            capability: gpu.capability,
+            multiprocessors: gpu.multiprocessors,
+        };
+        let open = |e| failed("cannot open the GPU", e);
+        let device = result::device::get(ordinal as i32).map_err(open)?;
+        // SAFETY: `device` was just given out; the context is released once, in `drop`.
+        let context = unsafe { result::primary_ctx::retain(device) }.map_err(open)?;
+        // SAFETY: `context` was just retained.
+        unsafe { result::ctx::set_current(context) }.map_err(open)?;
+        let stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(open)?;
+        let staging = [Staging::new()?, Staging::new()?];
+        Ok(GpuDriver {
+            info,
+            device,
+            context,
+            stream,
+            staging,
+            turn: 0,
+            modules: HashMap::new(),
+            functions: Vec::new(),
+            graphs: Vec::new(),
+        })
+    }
+
+    /// Makes the context current on the calling thread.
+    fn enter(&self) -> Result<()> {
+        // SAFETY: the context lives as long as `self`.
+        unsafe { result::ctx::set_current(self.context) }.map_err(|e| failed("the context is lost", e))
+    }
+
+    fn function(&self, kernel: KernelId) -> Result<&Function> {
+        self.functions
+            .get(kernel.0)
+            .ok_or_else(|| Error::device("cuda", format!("kernel {} was never loaded", kernel.0)))
+    }
+
+    fn enqueue(&self, launch: &Launch) -> Result<()> {
+        let function = self.function(launch.kernel)?;
+        let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
+        let mut params = [launch.params.as_ptr().cast_mut().cast::<c_void>()];
+        // SAFETY: the one parameter is a struct of the size that the kernel's source asserts; the driver copies it during
+        // the call. What the kernel reads and writes was planned within live allocations.
+        let status = unsafe {
+            result::launch_kernel(
+                function.handle,
+                (gx, gy, gz),
+                (bx, by, bz),
+                launch.shared,
+                self.stream,
+                &mut params,
+            )
+        };
+        status.map_err(|e| failed(&format!("kernel {} does not start", function.name), e))
+    }
+
+    fn wait(&self) -> Result<()> {
+        // SAFETY: the stream lives as long as `self`.
+        unsafe { result::stream::synchronize(self.stream) }.map_err(|e| failed("a kernel failed", e))
+    }
+
+    /// Milliseconds that each of `repeats` runs of `launches` takes, by events on the GPU.
+    ///
+    /// # Errors
+    /// Those of the launches.
+    pub fn time(&mut self, launches: &[Launch], repeats: usize) -> Result<Vec<f32>> {
+        self.enter()?;
+        let event =
+            || result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(|e| failed("no event", e));
+        let (start, end) = (event()?, event()?);
+        let mut times = Vec::with_capacity(repeats);
+        for _ in 0..repeats {
+            // SAFETY: events and stream are live.
+            unsafe { result::event::record(start, self.stream) }.map_err(|e| failed("no event", e))?;
+            launches.iter().try_for_each(|l| self.enqueue(l))?;
+            // SAFETY: as above.
+            unsafe { result::event::record(end, self.stream) }.map_err(|e| failed("no event", e))?;
+            self.wait()?;
+            // SAFETY: both events have happened: the stream was waited for.
+            times.push(unsafe { result::event::elapsed(start, end) }.map_err(|e| failed("no time", e))?);
+        }
+        for event in [start, end] {
+            // SAFETY: created above, destroyed once.
+            unsafe { result::event::destroy(event) }.map_err(|e| failed("no event", e))?;
+        }
+        Ok(times)
+    }
+
+    /// What the compiler made of the kernel of `launch`.
+    ///
+    /// # Errors
+    /// Those of the driver.
+    pub fn facts(&self, launch: &Launch) -> Result<KernelFacts> {
+        use sys::CUfunction_attribute_enum as A;
+        self.enter()?;
+        let handle = self.function(launch.kernel)?.handle;
+        let ask = |a| {
+            // SAFETY: the function's module stays loaded as long as `self`.
+            unsafe { result::function::get_function_attribute(handle, a) }
+                .map(|v| v.max(0) as u32)
+                .map_err(|e| failed("no attribute", e))
+        };
+        let threads = launch.block.iter().product::<u32>() as i32;
+        // SAFETY: as above.
+        let blocks = unsafe {
+            result::occupancy::max_active_block_per_multiprocessor(handle, threads, launch.shared as usize)
+        };
+        Ok(KernelFacts {
+            registers: ask(A::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
+            local: ask(A::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?,
+            shared: ask(A::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?,
+            blocks_per_multiprocessor: blocks.map_err(|e| failed("no occupancy", e))?.max(0) as u32,
+        })
+    }
+}
+
+impl Staging {
+    fn new() -> Result<Self> {
+        // SAFETY: the memory is freed once, in the driver's `drop`.
+        let at = unsafe { result::malloc_host(STAGING, 0) }.map_err(|e| failed("no pinned memory", e))?;
+        let free = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
+            .map_err(|e| failed("no event", e))?;
+        Ok(Staging { at, free })
+    }
+}
+
+impl Driver for GpuDriver {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn image_kind(&self) -> ImageKind {
+        ImageKind::Cubin
+    }
+
+    fn allocate(&mut self, bytes: usize) -> Result<u64> {
+        self.enter()?;
+        // SAFETY: nothing is read before it is written, or the kernel's contract says so.
+        unsafe { result::malloc_sync(bytes.max(1)) }.map_err(|e| {
+            let (free, total) = result::mem_get_info().unwrap_or((0, 0));
+            let mib = |n: usize| n >> 20;
+            let message = format!(
+                "cannot allocate {} MiB, {} of {} MiB are free ({e:?}): use a smaller batch or --recompute",
+                mib(bytes),
+                mib(free),
+                mib(total)
+            );
+            Error::device("cuda", message)
+        })
+    }
+
+    fn free(&mut self, at: u64) -> Result<()> {
+        self.enter()?;
+        self.wait()?;
+        // SAFETY: `at` came from `allocate`, and nothing that runs uses it any more.
+        unsafe { result::free_sync(at) }.map_err(|e| failed("cannot free memory", e))
+    }
+
+    fn upload(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
+        self.enter()?;
+        let refused = |e| failed("cannot copy to the GPU", e);
+        for (i, part) in bytes.chunks(STAGING).enumerate() {
+            let staging = &self.staging[self.turn];
+            self.turn = (self.turn + 1) % self.staging.len();
+            // SAFETY: the event is live; once it has happened nothing reads the buffer, which is as large as a part.
+            unsafe {
+                result::event::synchronize(staging.free).map_err(refused)?;
+                std::ptr::copy_nonoverlapping(part.as_ptr(), staging.at.cast::<u8>(), part.len());
+                let pinned = std::slice::from_raw_parts(staging.at.cast::<u8>(), part.len());
+                result::memcpy_htod_async(at + (i * STAGING) as u64, pinned, self.stream).map_err(refused)?;
+                result::event::record(staging.free, self.stream).map_err(refused)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn download(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
+        self.enter()?;
+        self.wait()?;
+        // SAFETY: the caller asks for memory that it allocated; the copy ends before the call does.
+        unsafe { result::memcpy_dtoh_sync(bytes, at) }.map_err(|e| failed("cannot copy from the GPU", e))
+    }
+
+    fn load(&mut self, image: &[u8], name: &str, shared: u32) -> Result<KernelId> {
+        self.enter()?;
+        let refused = |e| failed(&format!("kernel {name} cannot be loaded"), e);
+        let module = match self.modules.get(image) {
+            Some(module) => *module,
+            None => {
+                // SAFETY: the image is what NVRTC made for this GPU; the driver copies it.
+                let module = unsafe { result::module::load_data(image.as_ptr().cast()) }.map_err(refused)?;
+                self.modules.insert(image.to_vec(), module);
+                module
+            }
+        };
+        let text = CString::new(name)
+            .map_err(|_| Error::device("cuda", format!("`{name}` is no name of a kernel")))?;
+        // SAFETY: the module stays loaded as long as `self`.
+        let handle = unsafe { result::module::get_function(module, text) }.map_err(refused)?;
+        if shared > PLAIN_SHARED {
+            let most = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: as above.
+            unsafe { result::function::set_function_attribute(handle, most, shared as i32) }
+                .map_err(refused)?;
+        }
+        self.functions.push(Function { handle, name: name.to_owned() });
+        Ok(KernelId(self.functions.len() - 1))
+    }
+
+    fn launch(&mut self, launch: &Launch) -> Result<()> {
+        self.enter()?;
+        self.enqueue(launch)
+    }
+
+    fn record(&mut self, launches: &[Launch]) -> Result<GraphId> {
+        self.enter()?;
+        let refused = |e| failed("cannot record the step", e);
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream is live and this thread captures nothing else.
+        unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(refused)?;
+        let queued = launches.iter().try_for_each(|l| self.enqueue(l));
+        // SAFETY: the capture was begun above; it ends whatever the launches said.
+        let graph = unsafe { result::stream::end_capture(self.stream) };
+        queued?;
+        let graph = graph.map_err(refused)?;
+        // SAFETY: the graph was just made; it is destroyed once, after its instance was.
+        let instance = unsafe {
+            let instance = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
+            result::graph::destroy(graph).map_err(refused)?;
+            instance.map_err(refused)?
+        };
+        self.graphs.push(Some(instance));
+        Ok(GraphId(self.graphs.len() - 1))
+    }
+
+    fn replay(&mut self, graph: GraphId) -> Result<()> {
+        self.enter()?;
+        match self.graphs.get(graph.0) {
+            // SAFETY: instance and stream are live.
+            Some(Some(instance)) => unsafe { result::graph::launch(*instance, self.stream) }
+                .map_err(|e| failed("the step does not start", e)),
+            _ => Err(Error::device("cuda", format!("graph {} was never recorded", graph.0))),
+        }
+    }
+
+    fn forget(&mut self, graph: GraphId) -> Result<()> {
+        self.enter()?;
+        match self.graphs.get_mut(graph.0).and_then(Option::take) {
+            // SAFETY: taken out, so destroyed once.
+            Some(instance) => unsafe { result::graph::exec_destroy(instance) }
+                .map_err(|e| failed("cannot drop a recorded step", e)),
+            None => Ok(()),
+        }
+    }
+
+    fn measure(&mut self, launches: &[Launch], repeats: usize) -> Result<Measured> {
+        let mut times = self.time(launches, repeats.max(1))?;
+        times.sort_by(f32::total_cmp);
+        Ok(Measured { seconds: Some(f64::from(times[times.len() / 2]) * 1e-3), counts: None })
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        self.enter()?;
+        self.wait()
+    }
+}
+
+impl Drop for GpuDriver {
+    fn drop(&mut self) {
+        // Nothing can be done about an error here; the process ends or goes on without this GPU.
+        if self.enter().is_err() {
+            return;
+        }
+        let _ = self.wait();
+        // SAFETY: everything below was made by `self`, is destroyed once and used by nothing that runs.
+        unsafe {
+            for instance in self.graphs.drain(..).flatten() {
+                let _ = result::graph::exec_destroy(instance);
+            }
+            for (_, module) in self.modules.drain() {
+                let _ = result::module::unload(module);
+            }
+            for staging in &self.staging {
+                let _ = result::event::destroy(staging.free);
+                let _ = result::free_host(staging.at);
+            }
+            let _ = result::stream::destroy(self.stream);
+            let _ = result::primary_ctx::release(self.device);
+        }
+    }
+}

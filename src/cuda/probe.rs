@@ -1,0 +1,106 @@
+//! What of CUDA there is on this machine. Nothing here panics, whatever is installed.
+
+use cudarc::driver::{result, sys};
+use cudarc::nvrtc::sys as nvrtc;
+use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
+
+/// A GPU as the driver describes it.
+#[derive(Clone, Debug)]
+pub struct Gpu {
+    pub name: String,
+    pub capability: (u32, u32),
+    pub multiprocessors: u32,
+    /// Bytes.
+    pub memory: u64,
+}
+
+/// Each part of CUDA, or why it cannot be used.
+#[derive(Clone, Debug)]
+pub struct Installed {
+    /// Version of CUDA that the driver supports.
+    pub driver: Result<(i32, i32), String>,
+    pub nvrtc: Result<(i32, i32), String>,
+    pub gpus: Vec<Gpu>,
+}
+
+/// What to install for a driver.
+const DRIVER_REMEDY: &str = "install the NVIDIA driver";
+/// What to install for NVRTC.
+const NVRTC_REMEDY: &str =
+    "install CUDA 13 (or the PyPI package nvidia-cuda-nvrtc) and add its folder to LD_LIBRARY_PATH";
+
+/// Looks for the driver, its GPUs and NVRTC.
+pub fn installed() -> Installed {
+    let driver = driver();
+    let gpus = if driver.is_ok() { guarded(gpus).unwrap_or_default() } else { Vec::new() };
+    Installed { driver, nvrtc: nvrtc_version(), gpus }
+}
+
+/// The bindings panic where a library lacks a function: that is an answer here.
+fn guarded<R>(ask: impl FnOnce() -> R) -> Result<R, String> {
+    let hook = take_hook();
+    set_hook(Box::new(|_| {}));
+    let answer = catch_unwind(AssertUnwindSafe(ask));
+    set_hook(hook);
+    answer.map_err(|_| "the library lacks functions that this program needs".to_owned())
+}
+
+fn driver() -> Result<(i32, i32), String> {
+    // SAFETY: loading the library runs its initialisers only.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(format!("libcuda.so is missing or cannot be loaded: {DRIVER_REMEDY}"));
+    }
+    let ask = || {
+        result::init().map_err(|e| format!("the driver does not start: {e:?}"))?;
+        let mut version = 0;
+        // SAFETY: the pointer is to an integer that lives through the call.
+        let status = unsafe { sys::cuDriverGetVersion(&mut version) };
+        status.result().map_err(|e| format!("the driver does not tell its version: {e:?}"))?;
+        Ok((version / 1000, version % 1000 / 10))
+    };
+    guarded(ask).and_then(|r| r).map_err(|e| format!("{e}: {DRIVER_REMEDY}"))
+}
+
+/// Version of NVRTC.
+///
+/// # Errors
+/// Why it cannot be used, and what to install.
+pub(super) fn nvrtc_version() -> Result<(i32, i32), String> {
+    // SAFETY: loading the library runs its initialisers only.
+    if !unsafe { nvrtc::is_culib_present() } {
+        return Err(format!("libnvrtc.so is missing or cannot be loaded: {NVRTC_REMEDY}"));
+    }
+    let ask = || {
+        let (mut major, mut minor) = (0, 0);
+        // SAFETY: both pointers are to integers that live through the call.
+        let status = unsafe { nvrtc::nvrtcVersion(&mut major, &mut minor) };
+        status
+            .result()
+            .map(|()| (major, minor))
+            .map_err(|e| format!("NVRTC does not tell its version: {e:?}"))
+    };
+    guarded(ask).and_then(|r| r).map_err(|e| format!("{e}: {NVRTC_REMEDY}"))
+}
+
+fn gpus() -> Vec<Gpu> {
+    let count = result::device::get_count().unwrap_or(0);
+    (0..count).filter_map(|i| gpu(i).ok()).collect()
+}
+
+/// The GPU number `ordinal`; the driver must have been initialised.
+pub(super) fn gpu(ordinal: i32) -> Result<Gpu, result::DriverError> {
+    use sys::CUdevice_attribute as A;
+    let device = result::device::get(ordinal)?;
+    // SAFETY: `device` was just given out by the driver.
+    let attribute = |a| unsafe { result::device::get_attribute(device, a) }.map(|v| v.max(0) as u32);
+    Ok(Gpu {
+        name: result::device::get_name(device)?,
+        capability: (
+            attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ),
+        multiprocessors: attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        // SAFETY: as above.
+        memory: unsafe { result::device::total_mem(device) }? as u64,
+    })
+}

@@ -1,0 +1,335 @@
+//! The prototype cross-entropy and what else reads the expert's distributions, a chunk of prototypes at a time.
+
+use super::embed::{self, Run};
+use super::gemm::{self, Finish, Product};
+use super::kernel::{Call, Family, Given, KernelParams, kernel_params};
+use super::lower::{Lowered, Operand, Operands};
+use super::pointwise::THREADS;
+use crate::backend::OperandType;
+use crate::ir::{Op, Scalar};
+use crate::tensor::{DType, Shape};
+
+kernel_params! {
+    ChunkParams {
+        student: u64, expert: u64, center: u64, scalars: u64, tops: u64, sums: u64, cross: u64, images: u32, views: u32,
+        count: u32, unused: u32,
+    }
+    MergeParams {
+        lse: u64, lse_t: u64, parts: u64, each: u64, chunks: u32, images: u32, views: u32, unused: u32,
+    }
+    CrossEntropyParams {
+        loss: u64, lse: u64, lse_t: u64, parts: u64, each: u64, chunks: u32, images: u32, views: u32, unused: u32,
+    }
+    GradientParams {
+        gradient: u64, student: u64, expert: u64, center: u64, scalars: u64, dloss: u64, lse: u64, lse_t: u64,
+        images: u32, views: u32, count: u32, unused: u32,
+    }
+    SumPartsParams { y: u64, parts: u64, n: u64, count: u32, unused: u32 }
+    EntropyParams {
+        parts: u64, expert: u64, center: u64, scalars: u64, lse_t: u64, rows: u32, count: u32,
+    }
+    SpreadParams {
+        y: u64, lengths: u64, deviations: u64, parts: u64, features: u64, blocks: u64, rows: u32, width: u32,
+    }
+    CenterParams {
+        center: u64, sum: u64, wt: u64, scalars: u64, health: u64, count: u32, width: u32, rows: u32, unused: u32,
+    }
+}
+
+/// Prototypes whose logits exist at once: with 3,072 rows 25 MB of them, which a large GPU's L2 holds. At the paper's
+/// sizes (batch 256, 10 views, 65,536 prototypes) the workspace is 30 MB forward and 58 MB backward.
+const CHUNK: u32 = 2048;
+
+/// Sizes: `V * B` student rows, `2B` expert rows, prototypes, width.
+#[derive(Clone, Copy)]
+struct Extent {
+    rows: u32,
+    expert_rows: u32,
+    prototypes: u32,
+    width: u32,
+}
+
+impl Extent {
+    /// Of `z`, `w`, `zt`; sizes beyond 32 bits are refused when operands are lowered.
+    fn of(z: &Shape, w: &Shape, zt: &Shape) -> Self {
+        let ((rows, width), (prototypes, _)) = (z.as_matrix(), w.as_matrix());
+        let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let expert_rows = narrow(zt.as_matrix().0);
+        Extent { rows: narrow(rows), expert_rows, prototypes: narrow(prototypes), width: narrow(width) }
+    }
+
+    fn images(&self) -> u32 {
+        self.expert_rows / 2
+    }
+
+    fn views(&self) -> u32 {
+        self.rows / self.images().max(1)
+    }
+
+    /// First prototype and count of every chunk.
+    fn chunks(&self) -> impl Iterator<Item = (u32, u32)> + use<> {
+        let all = self.prototypes;
+        (0..all).step_by(CHUNK as usize).map(move |first| (first, CHUNK.min(all - first)))
+    }
+
+    fn widest(&self) -> u64 {
+        u64::from(CHUNK.min(self.prototypes))
+    }
+
+    /// Floats that a chunk leaves: tops and sums of all rows, cross terms.
+    fn part(&self) -> u64 {
+        2 * u64::from(self.rows + self.expert_rows) + u64::from(self.expert_rows) * u64::from(self.views())
+    }
+}
+
+/// Places in the workspace, in order; each aligned to 256 bytes.
+#[derive(Clone, Copy, Default)]
+struct Layout {
+    end: u64,
+}
+
+impl Layout {
+    fn take(&mut self, bytes: u64) -> u64 {
+        let at = self.end;
+        self.end = at + bytes.next_multiple_of(256);
+        at
+    }
+}
+
+/// The logits of a chunk and what is left of it; offsets from the workspace's start.
+struct Places {
+    student: u64,
+    expert: u64,
+    parts: u64,
+    gradient: u64,
+    dz: u64,
+    end: u64,
+}
+
+/// How `dz` is summed over a chunk: splits of it, and prototypes of each.
+fn dz_splits(e: &Extent, element: DType) -> (u32, u32) {
+    let tile = gemm::tile(e.rows, e.width, element);
+    gemm::splits(&tile, e.rows, e.width, e.widest() as u32)
+}
+
+fn places(e: &Extent, backward: Option<DType>) -> Places {
+    let mut layout = Layout::default();
+    let student = layout.take(u64::from(e.rows) * e.widest() * 4);
+    let expert = layout.take(u64::from(e.expert_rows) * e.widest() * 4);
+    let chunks = e.chunks().count() as u64;
+    let (mut parts, mut gradient, mut dz) = (0, 0, 0);
+    match backward {
+        None => parts = layout.take(chunks * e.part() * 4),
+        Some(element) => {
+            gradient = layout.take(u64::from(e.rows) * e.widest() * element.bytes() as u64);
+            dz = layout.take(u64::from(dz_splits(e, element).0) * u64::from(e.rows) * u64::from(e.width) * 4);
+        }
+    }
+    Places { student, expert, parts, gradient, dz, end: layout.end }
+}
+
+/// Where scalars are, as the kernels name them.
+const SCALARS: [(&str, usize); 3] = [
+    ("STUDENT_TEMP", Scalar::StudentTemp as usize),
+    ("TEACHER_TEMP", Scalar::TeacherTemp as usize),
+    ("CENTER_MOMENTUM", Scalar::CenterMomentum as usize),
+];
+
+fn call<P: KernelParams>(kernel: &'static str, blocks: u32, params: &P) -> Call {
+    let mut call = Call::new(Family::PrototypeCe, kernel, blocks.max(1), THREADS, params);
+    call.given = SCALARS.to_vec();
+    call
+}
+
+/// Cosines of `z: [rows, d]` with the prototypes of a chunk of `w`, in float at `to`.
+fn cosines(
+    to: u64,
+    z: u64,
+    rows: u32,
+    w: &Operand<'_>,
+    e: &Extent,
+    (first, count): (u32, u32),
+) -> Result<Call, String> {
+    let mut product = Product::new(rows, count, e.width, w.dtype);
+    product.finish = Finish::Wide;
+    (product.params.a, product.params.b) = (z, row(w, first, e.width));
+    product.params.partial = to;
+    product.call(w.dtype)
+}
+
+/// Address of row `i` of `x`, `width` wide.
+fn row(x: &Operand<'_>, i: u32, width: u32) -> u64 {
+    x.at + u64::from(i) * u64::from(width) * x.dtype.bytes() as u64
+}
+
+fn extent(o: &Operands<'_>, first: usize) -> Result<Extent, String> {
+    for x in &o.inputs[first..first + 3] {
+        x.rows_width()?;
+    }
+    let [z, w, zt] = [0, 1, 2].map(|i| o.inputs[first + i].shape);
+    Ok(Extent::of(z, w, zt))
+}
+
+pub fn forward(o: &Operands<'_>, _batch: usize) -> Lowered {
+    let e = extent(o, 0)?;
+    let at = places(&e, None);
+    let [z, w, zt, wt] = [0, 1, 2, 3].map(|i: usize| &o.inputs[i]);
+    let [student, expert, parts] = [at.student, at.expert, at.parts].map(|p| o.scratch + p);
+    let (images, views) = (e.images(), e.views());
+    let (mut calls, mut part) = (Vec::new(), parts);
+    for (first, count) in e.chunks() {
+        calls.push(cosines(student, z.at, e.rows, w, &e, (first, count))?);
+        calls.push(cosines(expert, zt.at, e.expert_rows, wt, &e, (first, count))?);
+        let all = u64::from(e.rows + e.expert_rows) * 4;
+        let params = ChunkParams {
+            student,
+            expert,
+            center: row(&o.inputs[4], first, 1),
+            scalars: o.inputs[5].at,
+            tops: part,
+            sums: part + all,
+            cross: part + 2 * all,
+            images,
+            views,
+            count,
+            unused: 0,
+        };
+        let mut sums = call("chunk_sums", images, &params);
+        sums.shared = 2 * count * 4;
+        calls.push(sums);
+        part += e.part() * 4;
+    }
+    let (each, chunks) = (e.part(), e.chunks().count() as u32);
+    let [loss, lse, lse_t] = [0, 1, 2].map(|i: usize| o.outputs[i].at);
+    let merge = MergeParams { lse, lse_t, parts, each, chunks, images, views, unused: 0 };
+    calls.push(call("merge_chunks", (e.rows + e.expert_rows).div_ceil(THREADS), &merge));
+    let last = CrossEntropyParams { loss, lse, lse_t, parts, each, chunks, images, views, unused: 0 };
+    calls.push(call("cross_entropy", 1, &last));
+    Ok(calls)
+}
+
+pub fn backward(o: &Operands<'_>, _batch: usize) -> Lowered {
+    let (e, element) = (extent(o, 1)?, o.element());
+    let at = places(&e, Some(element));
+    let [z, w, zt, wt] = [1, 2, 3, 4].map(|i: usize| &o.inputs[i]);
+    let [student, expert, gradient, dz] = [at.student, at.expert, at.gradient, at.dz].map(|p| o.scratch + p);
+    let (images, views) = (e.images(), e.views());
+    let (splits, each) = dz_splits(&e, element);
+    let mut calls = Vec::new();
+    for (first, count) in e.chunks() {
+        calls.push(cosines(student, z.at, e.rows, w, &e, (first, count))?);
+        calls.push(cosines(expert, zt.at, e.expert_rows, wt, &e, (first, count))?);
+        let [center, scalars] = [row(&o.inputs[5], first, 1), o.inputs[6].at];
+        let [dloss, lse, lse_t] = [0, 7, 8].map(|i: usize| o.inputs[i].at);
+        let params = GradientParams {
+            gradient,
+            student,
+            expert,
+            center,
+            scalars,
+            dloss,
+            lse,
+            lse_t,
+            images,
+            views,
+            count,
+            unused: 0,
+        };
+        let mut slope = call("chunk_gradient", count.div_ceil(THREADS), &params);
+        slope.grid[1] = images.max(1);
+        calls.push(slope);
+        let mut along = Product::new(e.rows, e.width, count, element);
+        (along.b_trans, along.splits) = (true, splits);
+        along.finish = if first == 0 { Finish::Wide } else { Finish::Add };
+        (along.params.a, along.params.b) = (gradient, row(w, first, e.width));
+        (along.params.partial, along.params.each) = (dz, each);
+        calls.push(along.call(element)?);
+        let mut across = Product::new(count, e.width, e.rows, element);
+        (across.a_trans, across.b_trans, across.finish) = (true, true, Finish::Wide);
+        (across.params.a, across.params.b) = (gradient, z.at);
+        across.params.partial = row(&o.outputs[1], first, e.width);
+        calls.push(across.call(element)?);
+    }
+    let n = u64::from(e.rows) * u64::from(e.width);
+    let sum = SumPartsParams { y: o.outputs[0].at, parts: dz, n, count: splits, unused: 0 };
+    calls.push(call("sum_parts", n.div_ceil(u64::from(THREADS)) as u32, &sum));
+    Ok(calls)
+}
+
+/// Places of [`expert_statistics`]: logits, entropies per block, lengths, deviations, end.
+fn statistics_places(e: &Extent, dim: u64) -> [u64; 5] {
+    let mut layout = Layout::default();
+    let expert = layout.take(u64::from(e.expert_rows) * e.widest() * 4);
+    let parts = layout.take(u64::from(e.prototypes.div_ceil(32) + e.chunks().count() as u32) * 8);
+    let lengths = layout.take(u64::from(e.expert_rows) * 4);
+    let deviations = layout.take(dim * 4);
+    [expert, parts, lengths, deviations, layout.end]
+}
+
+pub fn expert_statistics(o: &Operands<'_>) -> Lowered {
+    let [zt, wt, center, scalars, lse_t, features] = [0, 1, 2, 3, 4, 5].map(|i: usize| &o.inputs[i]);
+    let (_, width) = features.rows_width()?;
+    let e = Extent::of(zt.shape, wt.shape, zt.shape);
+    let [expert, parts, lengths, deviations, _] =
+        statistics_places(&e, u64::from(width)).map(|p| o.scratch + p);
+    let (mut calls, mut blocks) = (Vec::new(), 0);
+    for (first, count) in e.chunks() {
+        calls.push(cosines(expert, zt.at, e.expert_rows, wt, &e, (first, count))?);
+        let params = EntropyParams {
+            parts: parts + blocks * 8,
+            expert,
+            center: row(center, first, 1),
+            scalars: scalars.at,
+            lse_t: lse_t.at,
+            rows: e.expert_rows,
+            count,
+        };
+        calls.push(call("chunk_entropy", count.div_ceil(32), &params));
+        blocks += u64::from(count.div_ceil(32));
+    }
+    let (y, features) = (o.outputs[0].at, features.at);
+    let params = SpreadParams { y, lengths, deviations, parts, features, blocks, rows: e.expert_rows, width };
+    calls.push(call("feature_lengths", e.expert_rows.div_ceil(THREADS / 32), &params));
+    calls.push(call("feature_deviations", width, &params));
+    calls.push(call("expert_statistics", 1, &params));
+    Ok(calls)
+}
+
+pub fn center_update(o: &Operands<'_>) -> Lowered {
+    let [center, zt, wt, scalars, health] = [0, 1, 2, 3, 4].map(|i: usize| &o.inputs[i]);
+    let ((rows, width), (count, _)) = (zt.rows_width()?, wt.rows_width()?);
+    let all = [Run { start: 0, stride: 1, count: u64::from(rows) }];
+    let sum = embed::sum_rows("sum_rows_narrow", o.scratch, zt.at, width, &all);
+    let params = CenterParams {
+        center: center.at,
+        sum: o.scratch,
+        wt: wt.at,
+        scalars: scalars.at,
+        health: health.at,
+        count,
+        width,
+        rows,
+        unused: 0,
+    };
+    Ok(vec![sum, call("center_update", count.div_ceil(THREADS / 32), &params)])
+}
+
+pub fn workspace(op: &Op, inputs: &[OperandType<'_>], _outputs: &[OperandType<'_>]) -> usize {
+    let of = |first: usize| Extent::of(inputs[first].shape, inputs[first + 1].shape, inputs[first + 2].shape);
+    let bytes = match op {
+        Op::PrototypeCrossEntropy { .. } => places(&of(0), None).end,
+        Op::PrototypeCrossEntropyBackward { .. } => places(&of(1), Some(inputs[1].dtype)).end,
+        Op::ExpertStatistics => {
+            let e = Extent::of(inputs[0].shape, inputs[1].shape, inputs[0].shape);
+            statistics_places(&e, inputs[5].shape.as_matrix().1 as u64)[4]
+        }
+        Op::CenterUpdate => inputs[1].shape.as_matrix().1 as u64 * 4,
+        _ => 0,
+    };
+    bytes as usize
+}
+
+/// Constants with which the recipes compile the kernels.
+pub fn variants() -> Vec<Given> {
+    vec![SCALARS.to_vec()]
+}

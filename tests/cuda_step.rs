@@ -1,0 +1,83 @@
+//! The whole step by the CUDA kernels, executed by the interpreter of PTX: against the reference's numbers, and training
+//! against the CPU.
+
+mod support;
+
+use saip_engine::backend::Backend;
+use saip_engine::cuda::{Compiler, CudaBackend, VmDriver};
+use saip_engine::tensor::DType;
+use saip_engine::train::fixture::{Fixture, Verdict};
+use std::path::{Path, PathBuf};
+use support::{column, lab, metrics, run, tensors, train};
+
+const CAPABILITY: (u32, u32) = (8, 0);
+const MEMORY: u64 = 1 << 30;
+
+/// Compiled kernels are kept among the build's files.
+fn cache() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels")
+}
+
+fn backend(dtype: DType) -> Box<dyn Backend> {
+    let compiler = Compiler::new(CAPABILITY, Some(cache()))
+        .expect("run the tests with `bash tools/test.sh`, which fetches NVRTC");
+    Box::new(CudaBackend::new(VmDriver::new(CAPABILITY, MEMORY), compiler, dtype).unwrap())
+}
+
+fn fixture(name: &str) -> Fixture {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+    Fixture::open(path.with_extension("safetensors")).unwrap()
+}
+
+fn verdict(name: &str, dtype: DType, tolerance: f64) -> Verdict {
+    let fixture = fixture(name);
+    let results = fixture.run(backend(dtype)).unwrap();
+    fixture.compare(&results, "ptx-vm", dtype, tolerance).unwrap()
+}
+
+#[test]
+fn every_fixture_passes_in_f32() {
+    for name in ["vit-micro", "vit-micro-clip"] {
+        let v = verdict(name, DType::F32, 5e-4);
+        assert!(v.passed, "{name}: {:?}", &v.deviations[..3]);
+    }
+}
+
+#[test]
+fn every_fixture_passes_in_bf16() {
+    for name in ["vit-micro", "vit-micro-clip"] {
+        let tolerance = fixture(name).bf16_tolerance().unwrap();
+        assert!(tolerance < 0.1, "{name}: a tolerance of {tolerance} says nothing");
+        let v = verdict(name, DType::Bf16, tolerance);
+        assert!(v.passed, "{name}: {:?} of {tolerance}", &v.deviations[..3]);
+        // Something is computed in bf16.
+        assert!(v.deviations[0].error > 1e-4, "{name}: {:?}", &v.deviations[..3]);
+    }
+}
+
+#[test]
+fn three_training_steps_are_those_of_the_cpu() {
+    let dir = lab();
+    let keys = ["optim.steps=3", "optim.warmup_steps=1", "run.checkpoint_every=3"];
+    for device in ["cpu", "ptx-vm"] {
+        let mut command = train(dir.path(), device, &keys);
+        run(command.args(["--device", device]).env("SAIP_ENGINE_CACHE", cache())).ok();
+    }
+    let [cpu, vm] = ["cpu", "ptx-vm"].map(|d| dir.path().join(d));
+    for loss in ["loss/csm", "loss/csr", "loss/css", "health/grad_norm"] {
+        let [a, b] = [&cpu, &vm].map(|d| column(&metrics(d), loss));
+        assert_eq!(a.len(), 3, "{loss}");
+        for (a, b) in a.iter().zip(&b) {
+            assert!((a - b).abs() <= 2e-4 * a.abs().max(1e-3), "{loss}: {a} on the CPU, {b} interpreted");
+        }
+    }
+    let (a, b) = (tensors(&cpu, 3), tensors(&vm, 3));
+    assert_eq!(a.len(), b.len());
+    for ((name, a), (other, b)) in a.iter().zip(&b) {
+        assert_eq!(name, other);
+        let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|v| v * v).sum::<f64>().sqrt();
+        let scale = norm(&mut a.iter().map(|v| f64::from(*v))).max(1e-2);
+        let error = norm(&mut a.iter().zip(b).map(|(a, b)| f64::from(a - b))) / scale;
+        assert!(error <= 2e-3, "{name}: {error:e}");
+    }
+}

@@ -1,0 +1,101 @@
+//! Every tile of the matrix product, in every form, on shapes that cross its edges. Operands are small integers, so the
+//! sums are exact and nothing but the right answer passes.
+
+use saip_engine::cuda::{
+    Compiler, Driver, Finish, ImageKind, Launch, PLAIN_TILES, Product, TENSOR_TILES, VmDriver,
+};
+use saip_engine::tensor::DType;
+use std::path::Path;
+
+const CAPABILITY: (u32, u32) = (8, 0);
+
+fn compiler() -> Compiler {
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
+    Compiler::new(CAPABILITY, Some(cache))
+        .expect("run the tests with `bash tools/test.sh`, which fetches NVRTC")
+}
+
+/// `rows` times `cols` integers from -3 to 3.
+fn integers(rows: u32, cols: u32, seed: u32) -> Vec<f32> {
+    (0..rows * cols)
+        .map(|i| {
+            let mixed =
+                (i.wrapping_add(seed)).wrapping_mul(0x9e37_79b9).rotate_left(15).wrapping_mul(0x85eb_ca6b);
+            (mixed >> 16) as f32 % 7.0 - 3.0
+        })
+        .collect()
+}
+
+fn upload(vm: &mut VmDriver, values: &[f32], dtype: DType) -> u64 {
+    let halves: Vec<half::bf16>;
+    let bytes: &[u8] = match dtype {
+        DType::Bf16 => {
+            halves = values.iter().map(|v| half::bf16::from_f32(*v)).collect();
+            bytemuck::cast_slice(&halves)
+        }
+        _ => bytemuck::cast_slice(values),
+    };
+    let at = vm.allocate(bytes.len()).unwrap();
+    vm.upload(at, bytes).unwrap();
+    at
+}
+
+/// `a[i][r]` of a matrix stored `[i][r]`, or `[r][i]`.
+fn at(x: &[f32], [i, r]: [u32; 2], [outer, inner]: [u32; 2], trans: bool) -> f32 {
+    x[if trans { r * outer + i } else { i * inner + r } as usize]
+}
+
+/// The product by the kernel, and by plain loops; the row sums of `a` behind both with [`Finish::Partial`].
+fn both(mut product: Product, dtype: DType) -> [Vec<f32>; 2] {
+    let (m, n, k) = (product.params.m, product.params.n, product.params.k);
+    let (a, b) = (integers(m, k, 1), integers(n, k, 7));
+    let partial = product.finish == Finish::Partial;
+    let part = (m * n + if partial { m } else { 0 }) as usize;
+    let mut vm = VmDriver::new(CAPABILITY, 1 << 28);
+    product.params.a = upload(&mut vm, &a, dtype);
+    product.params.b = upload(&mut vm, &b, dtype);
+    product.params.partial = upload(&mut vm, &vec![f32::NAN; part * product.splits as usize], DType::F32);
+    let mut call = product.call(dtype).unwrap();
+    call.bf16 = dtype == DType::Bf16;
+    let image = compiler().image("gemm.cu", &call.source(), ImageKind::Ptx).unwrap();
+    let kernel = vm.load(&image, call.kernel, call.shared).unwrap();
+    let params = call.params.clone();
+    vm.launch(&Launch { kernel, grid: call.grid, block: call.block, shared: call.shared, params }).unwrap();
+    let mut parts = vec![0.0f32; part * product.splits as usize];
+    vm.download(product.params.partial, bytemuck::cast_slice_mut(&mut parts)).unwrap();
+    let got = (0..part).map(|i| (0..product.splits as usize).map(|s| parts[s * part + i]).sum()).collect();
+
+    let left = |i, r| at(&a, [i, r], [m, k], product.a_trans);
+    let right = |j, r| at(&b, [j, r], [n, k], product.b_trans);
+    let mut want: Vec<f32> =
+        (0..m * n).map(|x| (0..k).map(|r| left(x / n, r) * right(x % n, r)).sum()).collect();
+    if partial {
+        want.extend((0..m).map(|i| (0..k).map(|r| left(i, r)).sum::<f32>()));
+    }
+    [got, want]
+}
+
+#[test]
+fn every_tile_multiplies_in_every_form() {
+    let tiles =
+        TENSOR_TILES.map(|t| (t, DType::Bf16)).into_iter().chain(PLAIN_TILES.map(|t| (t, DType::F32)));
+    for (tile, dtype) in tiles {
+        // Whole accesses, and element by element.
+        for (m, n, k) in [(136, 200, 264), (131, 67, 37)] {
+            for (a_trans, b_trans, finish) in
+                [(false, false, Finish::Wide), (false, true, Finish::Wide), (true, true, Finish::Partial)]
+            {
+                let mut product = Product { tile, a_trans, b_trans, finish, ..Product::new(m, n, k, dtype) };
+                if finish == Finish::Partial {
+                    product.params.each = k.div_ceil(3).next_multiple_of(tile.k);
+                    product.splits = k.div_ceil(product.params.each);
+                }
+                let [got, want] = both(product, dtype);
+                let what = format!("{dtype} {m}x{n}x{k} {a_trans} {b_trans} {tile:?}");
+                let off = got.iter().zip(&want).position(|(g, w)| g != w);
+                assert_eq!(got.len(), want.len(), "{what}");
+                assert_eq!(off, None, "{what}: {:?}", off.map(|i| (got[i], want[i])));
+            }
+        }
+    }
+}
