@@ -2,7 +2,7 @@
 
 use crate::backend::Backend;
 use crate::cpu::CpuBackend;
-use crate::cuda::{Compiler, CudaBackend, Driver, GpuDriver, VmDriver, installed, kernel_cache};
+use crate::cuda::{Compiler, CudaBackend, Driver, GpuDriver, Tuner, VmDriver, cache_folder, installed};
 use crate::error::{Error, Result};
 use crate::tensor::DType;
 
@@ -62,15 +62,21 @@ impl Device {
                 "cpu",
                 format!("computes in f32 or f64, not in {other}: choose --dtype f32"),
             )),
-            (Device::Cuda(ordinal), _) => cuda(GpuDriver::new(ordinal)?, dtype),
-            (Device::PtxVm, _) => cuda(VmDriver::new(VM_CAPABILITY, VM_MEMORY), dtype),
+            (Device::Cuda(ordinal), _) => {
+                let driver = GpuDriver::new(ordinal)?;
+                let folder = cache_folder().map(|root| root.join("tiles"));
+                let tuner = Tuner::new(folder.as_deref(), driver.info());
+                Ok(Box::new(cuda(driver, dtype)?.with_tuner(tuner)))
+            }
+            (Device::PtxVm, _) => Ok(Box::new(cuda(VmDriver::new(VM_CAPABILITY, VM_MEMORY), dtype)?)),
         }
     }
 }
 
-fn cuda<D: Driver + 'static>(driver: D, dtype: DType) -> Result<Box<dyn Backend>> {
-    let compiler = Compiler::new(driver.info().capability, kernel_cache())?;
-    Ok(Box::new(CudaBackend::new(driver, compiler, dtype)?))
+fn cuda<D: Driver>(driver: D, dtype: DType) -> Result<CudaBackend<D>> {
+    let kernels = cache_folder().map(|root| root.join("kernels"));
+    let compiler = Compiler::new(driver.info().capability, kernels)?;
+    CudaBackend::new(driver, compiler, dtype)
 }
 
 /// Parses `bf16`, `f32` or `f64`.

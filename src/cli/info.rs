@@ -1,6 +1,6 @@
 //! `saip-engine info`.
 
-use crate::cuda::{Installed, installed, kernel_cache};
+use crate::cuda::{Installed, cache_folder, installed};
 use crate::error::Result;
 use crate::report::table::{human_bytes, table};
 
@@ -49,8 +49,8 @@ fn cuda_rows(found: &Installed) -> Vec<Vec<String>> {
             "no GPU; --device ptx-vm interprets its kernels".into(),
         ]);
     }
-    let cache = kernel_cache().map_or("none: set SAIP_ENGINE_CACHE".into(), |c| c.display().to_string());
-    rows.push(vec!["kernel cache".into(), String::new(), cache]);
+    let cache = cache_folder().map_or("none: set SAIP_ENGINE_CACHE".into(), |c| c.display().to_string());
+    rows.push(vec!["cache".into(), String::new(), cache]);
     rows
 }
 

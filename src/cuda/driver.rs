@@ -52,6 +52,20 @@ pub struct Launch {
     pub params: Vec<u8>,
 }
 
+/// A contiguous row-major matrix of bf16 as tensor copies see it, in boxes that land in shared memory swizzled by 128 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TensorMap {
+    /// Aligned to 16 bytes.
+    pub at: u64,
+    pub rows: u32,
+    /// A multiple of 8.
+    pub columns: u32,
+    /// At most 256.
+    pub box_rows: u32,
+    /// At most 64.
+    pub box_columns: u32,
+}
+
 /// A device with its memory. Addresses are the device's; launches run in order.
 pub trait Driver: Send {
     fn info(&self) -> &DeviceInfo;
@@ -78,6 +92,12 @@ pub trait Driver: Send {
     fn load(&mut self, image: &[u8], name: &str, shared: u32) -> Result<KernelId>;
 
     fn launch(&mut self, launch: &Launch) -> Result<()>;
+
+    /// The map in the device's own form: a kernel's parameter.
+    ///
+    /// # Errors
+    /// A matrix or box that tensor copies do not take; a device without them.
+    fn tensor_map(&self, map: &TensorMap) -> Result<[u64; 16]>;
 
     /// Prepares a list of launches to be made as one.
     fn record(&mut self, launches: &[Launch]) -> Result<GraphId>;
@@ -119,6 +139,9 @@ impl<D: Driver + ?Sized> Driver for Box<D> {
     }
     fn launch(&mut self, launch: &Launch) -> Result<()> {
         (**self).launch(launch)
+    }
+    fn tensor_map(&self, map: &TensorMap) -> Result<[u64; 16]> {
+        (**self).tensor_map(map)
     }
     fn record(&mut self, launches: &[Launch]) -> Result<GraphId> {
         (**self).record(launches)

@@ -1,6 +1,6 @@
 //! A real GPU through the CUDA driver.
 
-use super::driver::{DeviceInfo, Driver, GraphId, ImageKind, KernelId, Launch, Measured};
+use super::driver::{DeviceInfo, Driver, GraphId, ImageKind, KernelId, Launch, Measured, TensorMap};
 use super::probe;
 use crate::error::{Error, Result};
 use cudarc::driver::result::{self, DriverError};
@@ -286,6 +286,39 @@ impl Driver for GpuDriver {
     fn launch(&mut self, launch: &Launch) -> Result<()> {
         self.enter()?;
         self.enqueue(launch)
+    }
+
+    fn tensor_map(&self, map: &TensorMap) -> Result<[u64; 16]> {
+        use sys::CUtensorMapDataType_enum::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+        use sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE;
+        use sys::CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE;
+        use sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_256B;
+        use sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B;
+        self.enter()?;
+        let sizes = [u64::from(map.columns), u64::from(map.rows)];
+        let strides = [u64::from(map.columns) * 2];
+        let boxes = [map.box_columns, map.box_rows];
+        let mut made = sys::CUtensorMap { opaque: [0; 16] };
+        // SAFETY: every pointer is to a live array of the rank, 2 (one less for strides); the driver only notes the address
+        // of the matrix, which kernels read within its planned extent.
+        let status = unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &raw mut made,
+                CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                2,
+                map.at as *mut c_void,
+                sizes.as_ptr(),
+                strides.as_ptr(),
+                boxes.as_ptr(),
+                [1, 1].as_ptr(),
+                CU_TENSOR_MAP_INTERLEAVE_NONE,
+                CU_TENSOR_MAP_SWIZZLE_128B,
+                CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        };
+        status.result().map_err(|e| failed(&format!("no tensor map for {map:?}"), e))?;
+        Ok(made.opaque)
     }
 
     fn record(&mut self, launches: &[Launch]) -> Result<GraphId> {

@@ -1,8 +1,11 @@
 //! The CUDA backend: owns the regions and the arena on the device, turns plans into prepared launches, runs them.
 
 use super::driver::{Driver, GraphId, Launch, Measured};
+use super::kernel::Call;
 use super::lower::{self, Operand, Operands};
 use super::nvrtc::Compiler;
+use super::tiles::Choices;
+use super::tune::Tuner;
 use crate::backend::{Backend, HostSlice, HostSliceMut, OpMeasure, OperandType, ProgramId, in_place};
 use crate::error::{Error, Result};
 use crate::ir::{Op, Region, matrix_flops};
@@ -16,6 +19,8 @@ pub struct CudaBackend<D> {
     driver: D,
     compiler: Compiler,
     dtype: DType,
+    choices: Choices,
+    tuner: Option<Tuner>,
     regions: BTreeMap<Region, RegionMemory>,
     arena: Memory,
     programs: Vec<Program>,
@@ -53,8 +58,30 @@ impl<D: Driver> CudaBackend<D> {
         if !matches!(dtype, DType::Bf16 | DType::F32) {
             return Err(Error::device("cuda", format!("computes in bf16 or f32, not in {dtype}")));
         }
-        let arena = Memory::default();
-        Ok(CudaBackend { driver, compiler, dtype, regions: BTreeMap::new(), arena, programs: Vec::new() })
+        let (arena, choices) = (Memory::default(), Choices::new(driver.info()));
+        let regions = BTreeMap::new();
+        Ok(CudaBackend {
+            driver,
+            compiler,
+            dtype,
+            choices,
+            tuner: None,
+            regions,
+            arena,
+            programs: Vec::new(),
+        })
+    }
+
+    /// Chooses tiles by `choices` from now on.
+    pub fn with_choices(mut self, choices: Choices) -> Self {
+        self.choices = choices;
+        self
+    }
+
+    /// Measures which tiles are the fastest, from now on.
+    pub fn with_tuner(mut self, tuner: Tuner) -> Self {
+        self.tuner = Some(tuner);
+        self
     }
 
     pub fn driver(&mut self) -> &mut D {
@@ -117,7 +144,8 @@ impl<D: Driver> CudaBackend<D> {
         }
     }
 
-    fn launches(&mut self, step: &Step, tables: &mut Vec<u64>) -> Result<Vec<Launch>> {
+    /// Calls of a step with the tiles that are chosen now.
+    fn calls(&self, step: &Step) -> Result<Vec<Call>> {
         let at =
             |slots: &[Slot]| slots.iter().map(|s| self.address(s, &step.path)).collect::<Result<Vec<_>>>();
         let (inputs, outputs) = (at(&step.inputs)?, at(&step.outputs)?);
@@ -125,24 +153,27 @@ impl<D: Driver> CudaBackend<D> {
         let outputs = with_shapes(&step.outputs, &outputs);
         let scratch = self.arena.at + step.workspace.0 as u64;
         let refused = |why: String| Error::device("cuda", format!("{}: {} {why}", step.path, step.op.name()));
-        let operands = Operands { inputs: &inputs, outputs: &outputs, scratch };
+        let choices = &self.choices;
+        let operands = Operands { inputs: &inputs, outputs: &outputs, scratch, choices };
         let bf16 = operands.element() == DType::Bf16;
-        let calls = lower::lower(&step.op, &operands).map_err(refused)?;
-        let mut launches = Vec::with_capacity(calls.len());
-        for mut call in calls {
-            call.bf16 = bf16;
-            let image = self.compiler.image(call.family.file(), &call.source(), self.driver.image_kind())?;
-            let kernel = self.driver.load(&image, call.kernel, call.shared)?;
-            let (grid, block, shared, mut params) = (call.grid, call.block, call.shared, call.params);
-            for (offset, bytes) in call.tables {
-                let at = self.driver.allocate(bytes.len())?;
-                tables.push(at);
-                self.driver.upload(at, &bytes)?;
-                params[offset..offset + size_of::<u64>()].copy_from_slice(&at.to_ne_bytes());
-            }
-            launches.push(Launch { kernel, grid, block, shared, params });
-        }
-        Ok(launches)
+        let mut calls = lower::lower(&step.op, &operands).map_err(refused)?;
+        calls.iter_mut().for_each(|call| call.bf16 = bf16);
+        Ok(calls)
+    }
+
+    fn launches(&mut self, step: &Step, tables: &mut Vec<u64>) -> Result<Vec<Launch>> {
+        let calls = self.calls(step)?;
+        calls.into_iter().map(|call| prepare(&mut self.driver, &self.compiler, call, tables)).collect()
+    }
+
+    /// Measures the products of `plan` whose fastest tile is not known.
+    fn tune(&mut self, plan: &Plan) -> Result<()> {
+        let Some(mut tuner) = self.tuner.take() else { return Ok(()) };
+        // This asks for every product; what is found changes the next answers.
+        let asked = plan.steps.iter().try_for_each(|step| self.calls(step).map(drop));
+        let done = asked.and_then(|()| tuner.tune(&mut self.driver, &self.compiler, &mut self.choices));
+        self.tuner = Some(tuner);
+        done
     }
 
     fn download_halves(&self, at: u64, len: usize) -> Result<Vec<bf16>> {
@@ -172,6 +203,32 @@ impl<D: Driver> CudaBackend<D> {
     }
 }
 
+/// Compiles and loads what `call` needs; addresses of its constant tables are added to `tables`.
+///
+/// # Errors
+/// Those of the compiler and the driver.
+pub(super) fn prepare<D: Driver>(
+    driver: &mut D,
+    compiler: &Compiler,
+    call: Call,
+    tables: &mut Vec<u64>,
+) -> Result<Launch> {
+    let image = compiler.image(call.family.file(), &call.source(), driver.image_kind())?;
+    let kernel = driver.load(&image, call.kernel, call.shared)?;
+    let (grid, block, shared, mut params) = (call.grid, call.block, call.shared, call.params);
+    for (offset, bytes) in call.tables {
+        let at = driver.allocate(bytes.len())?;
+        tables.push(at);
+        driver.upload(at, &bytes)?;
+        params[offset..offset + size_of::<u64>()].copy_from_slice(&at.to_ne_bytes());
+    }
+    for (offset, map) in call.maps {
+        let map = driver.tensor_map(&map)?;
+        params[offset..offset + size_of_val(&map)].copy_from_slice(bytemuck::bytes_of(&map));
+    }
+    Ok(Launch { kernel, grid, block, shared, params })
+}
+
 fn with_shapes<'a>(slots: &'a [Slot], at: &[u64]) -> Vec<Operand<'a>> {
     slots.iter().zip(at).map(|(slot, &at)| Operand { at, shape: &slot.shape, dtype: slot.dtype }).collect()
 }
@@ -195,6 +252,7 @@ impl<D: Driver> Backend for CudaBackend<D> {
 
     fn compile(&mut self, plan: Plan) -> Result<ProgramId> {
         self.grow(&plan)?;
+        self.tune(&plan)?;
         self.programs.push(Program {
             plan,
             launches: Vec::new(),

@@ -1,6 +1,6 @@
 //! A driver without a GPU: interprets the PTX, and refuses launches that do what a GPU would leave undefined.
 
-use super::driver::{DeviceInfo, Driver, GraphId, ImageKind, KernelId, Launch, Measured};
+use super::driver::{DeviceInfo, Driver, GraphId, ImageKind, KernelId, Launch, Measured, TensorMap};
 use crate::backend::OpCounts;
 use crate::error::{Error, Result};
 use ptx_vm::{Counts, Memory, Module, Options};
@@ -96,6 +96,10 @@ impl Driver for VmDriver {
             ptx_vm::launch(module, name, *grid, *block, *shared, params, &mut self.memory, &self.options);
         self.counts.add(&report.map_err(failed)?.counts);
         Ok(())
+    }
+
+    fn tensor_map(&self, _map: &TensorMap) -> Result<[u64; 16]> {
+        Err(Error::device("ptx-vm", "has no tensor copies"))
     }
 
     fn record(&mut self, launches: &[Launch]) -> Result<GraphId> {
