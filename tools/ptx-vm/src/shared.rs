@@ -28,11 +28,20 @@ pub(crate) enum Clash {
         warp: u8,
         lane: u8,
     },
+    /// A write under an asynchronous reader.
+    BeingRead,
+    /// An asynchronous read of what this thread stored without a proxy fence.
+    Unfenced {
+        warp: u8,
+        lane: u8,
+    },
 }
 
 const WRITTEN: u8 = 1;
 const ATOMIC: u8 = 2;
 const FLYING: u8 = 4;
+/// The upper bits of the flags count asynchronous readers that have not been waited for.
+const READER: u8 = 8;
 /// More than one lane of the warp read.
 const MANY: u8 = 32;
 
@@ -79,6 +88,9 @@ impl Cell {
         if what == Touch::Read {
             self.read(who, now);
             return clash;
+        }
+        if self.flags >= READER {
+            clash = clash.or(Some(Clash::BeingRead));
         }
         if clash.is_none() {
             clash = self.unordered_reader(who, now);
@@ -239,6 +251,38 @@ impl Shared {
             let found = cell.touch(who, what);
             clash.or(found)
         })
+    }
+
+    /// The cells of 16 bytes.
+    fn cells_of_row(&mut self, at: u32, mut f: impl FnMut(&mut Cell)) {
+        for word in (at / 4) as usize..(at / 4) as usize + 4 {
+            if self.split[word] {
+                self.bytes[word * 4..word * 4 + 4].iter_mut().for_each(&mut f);
+            } else {
+                f(&mut self.cells[word]);
+            }
+        }
+    }
+
+    /// Begins an asynchronous read of 16 bytes; `fences` are the clocks of the warps' last proxy fences.
+    pub fn begin_read(&mut self, at: u32, who: &Who<'_>, fences: &[u32; 32]) -> Option<Clash> {
+        let mut clash = self.touch(at, 16, who, Touch::Read);
+        self.cells_of_row(at, |cell| {
+            if cell.flags & WRITTEN != 0 && fences[cell.warp as usize & 31] < cell.clock {
+                clash = clash.or(Some(Clash::Unfenced { warp: cell.warp, lane: cell.lane }));
+            }
+            cell.flags = cell.flags.saturating_add(READER);
+        });
+        clash
+    }
+
+    /// The asynchronous read has been waited for.
+    pub fn end_read(&mut self, at: u32) {
+        self.cells_of_row(at, |cell| {
+            if cell.flags >= READER {
+                cell.flags -= READER;
+            }
+        });
     }
 
     /// An asynchronous write has arrived: from now on it counts as written by the waiting warp at `clock`.
