@@ -98,8 +98,16 @@ impl Driver for VmDriver {
         Ok(())
     }
 
-    fn tensor_map(&self, _map: &TensorMap) -> Result<[u64; 16]> {
-        Err(Error::device("ptx-vm", "has no tensor copies"))
+    fn tensor_map(&self, map: &TensorMap) -> Result<[u64; 16]> {
+        let made = ptx_vm::TensorMap {
+            address: map.at,
+            element: 2,
+            sizes: vec![map.columns.into(), map.rows.into()],
+            strides: vec![u64::from(map.columns) * 2],
+            box_sizes: vec![map.box_columns, map.box_rows],
+            swizzle: 128,
+        };
+        Ok(bytemuck::cast(made.encode().map_err(failed)?))
     }
 
     fn record(&mut self, launches: &[Launch]) -> Result<GraphId> {

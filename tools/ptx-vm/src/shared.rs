@@ -12,6 +12,8 @@ pub(crate) enum Touch {
     Atomic,
     /// An asynchronous write, in flight until the thread waits for it.
     Async,
+    /// The same by a bulk copy, which needs no fence before asynchronous readers.
+    Bulk,
 }
 
 /// Why an access is wrong.
@@ -37,17 +39,19 @@ pub(crate) enum Clash {
     },
 }
 
-const WRITTEN: u8 = 1;
-const ATOMIC: u8 = 2;
-const FLYING: u8 = 4;
+const WRITTEN: u16 = 1;
+const ATOMIC: u16 = 2;
+const FLYING: u16 = 4;
+/// Written by a bulk copy.
+const BULK: u16 = 8;
 /// The upper bits of the flags count asynchronous readers that have not been waited for.
-const READER: u8 = 8;
+const READER: u16 = 16;
 /// More than one lane of the warp read.
 const MANY: u8 = 32;
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Cell {
-    flags: u8,
+    flags: u16,
     warp: u8,
     lane: u8,
     read_lane: u8,
@@ -98,6 +102,7 @@ impl Cell {
         let flag = match what {
             Touch::Atomic => WRITTEN | ATOMIC,
             Touch::Async => WRITTEN | FLYING,
+            Touch::Bulk => WRITTEN | FLYING | BULK,
             _ => WRITTEN,
         };
         *self = Cell { flags: flag, warp: who.warp, lane: who.lane, clock: now, ..Cell::default() };
@@ -268,10 +273,10 @@ impl Shared {
     pub fn begin_read(&mut self, at: u32, who: &Who<'_>, fences: &[u32; 32]) -> Option<Clash> {
         let mut clash = self.touch(at, 16, who, Touch::Read);
         self.cells_of_row(at, |cell| {
-            if cell.flags & WRITTEN != 0 && fences[cell.warp as usize & 31] < cell.clock {
+            if cell.flags & (WRITTEN | BULK) == WRITTEN && fences[cell.warp as usize & 31] < cell.clock {
                 clash = clash.or(Some(Clash::Unfenced { warp: cell.warp, lane: cell.lane }));
             }
-            cell.flags = cell.flags.saturating_add(READER);
+            cell.flags = cell.flags.checked_add(READER).unwrap_or(cell.flags);
         });
         clash
     }
@@ -283,6 +288,11 @@ impl Shared {
                 cell.flags -= READER;
             }
         });
+    }
+
+    /// A piece of 16 bytes of a bulk copy has been waited for.
+    pub fn landed(&mut self, at: u32) {
+        self.cells_of_row(at, |cell| cell.flags &= !FLYING);
     }
 
     /// An asynchronous write has arrived: from now on it counts as written by the waiting warp at `clock`.

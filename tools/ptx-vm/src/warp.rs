@@ -99,6 +99,9 @@ pub(crate) struct Warp {
     pub product_groups: Vec<Products>,
     pub product_fence: bool,
     pub products_issued: u64,
+    /// Shared memory that bulk stores read: not committed, and committed in order.
+    pub bulk: Vec<u32>,
+    pub bulk_groups: Vec<Vec<u32>>,
     /// The mbarrier that the warp found incomplete; it gives way to the others.
     pub polled: Option<u32>,
     /// Emptied lists of groups, to be used again.
@@ -134,6 +137,8 @@ impl Warp {
         old.open.clear();
         old.groups.clear();
         old.product_groups.clear();
+        old.bulk.clear();
+        old.bulk_groups.clear();
         let mut clocks = [0; 32];
         clocks[index as usize & 31] = 1;
         let frame = Frame { function, regs: 0, preds: 0, param: 0, local: 0, paths: 0 };

@@ -1,7 +1,7 @@
 //! Asynchronous copies.
 
 use crate::decode::{Decoded, Mods};
-use crate::ir::{MbarOp, Op, Ty, Wgmma};
+use crate::ir::{Bulk, MbarOp, Op, Ty, Wgmma};
 use crate::parse::{FnCtx, Operand};
 use crate::report::Class;
 
@@ -103,6 +103,9 @@ fn wgmma(ctx: &mut FnCtx<'_>, m: &mut Mods<'_>, ops: &[Operand<'_>]) -> Decoded 
 }
 
 fn cp_async(ctx: &mut FnCtx<'_>, m: &mut Mods<'_>, ops: &[Operand<'_>]) -> Decoded {
+    if m.take("bulk") {
+        return bulk(ctx, m, ops);
+    }
     if m.take("commit_group") {
         m.finish(ctx)?;
         return Ok((Op::CpCommit, Class::Sync));
@@ -140,4 +143,55 @@ fn cp_async(ctx: &mut FnCtx<'_>, m: &mut Mods<'_>, ops: &[Operand<'_>]) -> Decod
         }
     }
     Ok((Op::CpAsync { bytes: bytes as u8, dst, src, src_size, ignore }, Class::Memory))
+}
+
+fn bulk(ctx: &mut FnCtx<'_>, m: &mut Mods<'_>, ops: &[Operand<'_>]) -> Decoded {
+    if m.take("commit_group") {
+        m.finish(ctx)?;
+        return Ok((Op::BulkCommit, Class::Sync));
+    }
+    if m.take("wait_group") {
+        // Whether the writes or only the reads have ended makes no difference here.
+        m.ignore(&["read"]);
+        m.finish(ctx)?;
+        ctx.arity(m.opcode, ops, &[1])?;
+        let pending = ctx.literal(&ops[0])?.min(u64::from(u32::MAX)) as u32;
+        return Ok((Op::BulkWait { pending }, Class::Sync));
+    }
+    let tensor = m.take("tensor");
+    let rank = m.find(|s| s.strip_suffix('d')?.parse::<usize>().ok().filter(|r| (1..=5).contains(r)));
+    let hint = m.take("L2::cache_hint");
+    let counted = m.take("mbarrier::complete_tx::bytes");
+    let grouped = m.take("bulk_group");
+    // The first space is the destination's.
+    let to_shared = m.opcode.find(".shared").zip(m.opcode.find(".global")).is_some_and(|(s, g)| s < g);
+    m.ignore(&["tile", "global", "shared::cta", "shared::cluster"]);
+    m.finish(ctx)?;
+    let direction = if to_shared { counted && !grouped } else { grouped && !counted };
+    if !direction || tensor != rank.is_some() {
+        return ctx.error(format!("`{}` is not supported", m.opcode));
+    }
+    let ops = if hint { &ops[..ops.len().saturating_sub(1)] } else { ops };
+    let count = 2 + usize::from(!tensor) + usize::from(to_shared);
+    ctx.arity(m.opcode, ops, &[count])?;
+    let (global, shared) = if to_shared { (&ops[1], &ops[0]) } else { (&ops[0], &ops[1]) };
+    let shared = ctx.addr(shared)?;
+    let moved = match (rank, global) {
+        (Some(rank), Operand::Memory(base, offset, extra)) => {
+            let [coordinates] = extra.as_slice() else {
+                return ctx.error(format!("`{}` takes a map with its coordinates", m.opcode));
+            };
+            let map = ctx.base(base, *offset)?;
+            Bulk::Tensor { map, at: ctx.srcs(coordinates, Ty::B32, rank)? }
+        }
+        (Some(_), _) => return ctx.error(format!("`{}` takes a map with its coordinates", m.opcode)),
+        (None, global) => Bulk::Range { global: ctx.addr(global)?, bytes: ctx.src(&ops[2], Ty::U32)? },
+    };
+    let moved = Box::new(moved);
+    let op = if to_shared {
+        Op::BulkLoad { to: shared, from: moved, barrier: ctx.addr(&ops[count - 1])? }
+    } else {
+        Op::BulkStore { from: shared, to: moved }
+    };
+    Ok((op, Class::Memory))
 }

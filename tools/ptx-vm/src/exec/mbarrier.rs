@@ -14,7 +14,7 @@ use crate::warp::Warp;
 const MOST: u32 = (1 << 20) - 1;
 
 /// An initialised barrier.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Mbarrier {
     /// Arrivals a phase takes, and those still missing in this one.
     count: u32,
@@ -24,6 +24,9 @@ pub(crate) struct Mbarrier {
     /// Clocks of the arrivals of this phase, and of those of all complete phases.
     arriving: [u32; 32],
     arrived: [u32; 32],
+    /// Pieces of shared memory that bulk copies of this phase filled, and of complete phases that no thread has seen.
+    landing: Vec<u32>,
+    landed: Vec<u32>,
 }
 
 impl Mbarrier {
@@ -34,14 +37,27 @@ impl Mbarrier {
             for (done, new) in self.arrived.iter_mut().zip(self.arriving) {
                 *done = (*done).max(new);
             }
+            self.landed.append(&mut self.landing);
         }
     }
+}
+
+/// At the end of a block every bulk copy must have been waited for by somebody.
+pub(crate) fn unseen(env: &Env<'_>, core: &mut Core, warps: &[Warp]) -> Run {
+    let left = core.mbarriers.iter().find_map(|(at, b)| {
+        let n = b.landing.len() + b.landed.len();
+        (n > 0).then_some((*at, n))
+    });
+    let (Some((at, n)), Some(w)) = (left, warps.first()) else { return Ok(()) };
+    let text = format!("{} bytes of bulk copies counted at the mbarrier at {at:#x}, which nobody waited for", 16 * n);
+    core.faults.push(describe(env, core.ctaid, w, 0, FaultKind::AsyncLeaked, 0, text));
+    Err(Stop)
 }
 
 /// Every warp that could go on waits for an mbarrier, and none changes.
 pub(crate) fn stuck(env: &Env<'_>, core: &mut Core, warps: &[Warp]) -> Run {
     let Some((w, at)) = warps.iter().find_map(|w| w.polled.map(|at| (w, at))) else { return Ok(()) };
-    let b = core.mbarriers.get(&at).copied().unwrap_or_default();
+    let b = core.mbarriers.get(&at).cloned().unwrap_or_default();
     let text = format!(
         "warp {} waits for the mbarrier at {at:#x} in phase {}: {} of {} arrivals and {} bytes are missing",
         w.index, b.phase, b.missing, b.count, b.bytes
@@ -104,7 +120,7 @@ impl Cx<'_> {
         Ok(())
     }
 
-    fn misuse(&mut self, lane: usize, text: String) -> Run {
+    pub(super) fn misuse(&mut self, lane: usize, text: String) -> Run {
         self.fault(FaultKind::Mbarrier, lane as u32, text)
     }
 
@@ -161,14 +177,32 @@ impl Cx<'_> {
 
     /// True if the phase is complete; then the thread has seen what all that arrived had seen.
     fn mbarrier_done(&mut self, at: u32, value: u64, parity: bool) -> bool {
-        let Some(b) = self.core.mbarriers.get(&at) else { return false };
+        let Some(b) = self.core.mbarriers.get_mut(&at) else { return false };
         let done = if parity { b.phase & 1 != value & 1 } else { b.phase != value };
         if done {
+            for at in b.landed.drain(..) {
+                self.core.shared.landed(at);
+            }
             for (mine, seen) in self.w.clocks.iter_mut().zip(b.arrived) {
                 *mine = (*mine).max(seen);
             }
         }
         done
+    }
+
+    /// Bytes of a bulk copy have arrived, in pieces of 16.
+    pub(super) fn mbarrier_landed(&mut self, at: u32, pieces: Vec<u32>) {
+        let me = self.w.index as usize & 31;
+        let now = self.w.clocks[me];
+        if let Some(b) = self.core.mbarriers.get_mut(&at) {
+            b.bytes -= 16 * pieces.len() as i64;
+            b.landing.extend(pieces);
+            // Who sees the phase complete sees the copy; it does not see what this warp does after it.
+            b.arriving[me] = b.arriving[me].max(now);
+            b.complete();
+            self.core.events += 1;
+        }
+        self.w.clocks[me] += 1;
     }
 
     pub(super) fn proxy_fence(&mut self) {

@@ -293,7 +293,7 @@ impl<'a> Cx<'a> {
         Ok(())
     }
 
-    fn write(&mut self, space: Space, at: u64, bytes: u32, lane: usize, value: &[u32; 4]) -> Run {
+    pub(super) fn write(&mut self, space: Space, at: u64, bytes: u32, lane: usize, value: &[u32; 4]) -> Run {
         if !self.aligned(at, bytes, lane)? {
             return Ok(());
         }

@@ -2,6 +2,7 @@
 
 mod async_copy;
 mod atomic;
+mod bulk;
 mod cvt;
 mod float;
 mod int;
@@ -130,7 +131,7 @@ impl Block {
                 let waiting = self.warps.iter().position(|w| matches!(w.state, State::Barrier(_)));
                 return match waiting {
                     Some(at) => sync::deadlock(env, &mut self.core, &mut self.warps, at),
-                    None => Ok(()),
+                    None => mbarrier::unseen(env, &mut self.core, &self.warps),
                 };
             }
         }
@@ -348,6 +349,16 @@ impl Cx<'_> {
                 Ok(())
             }
             Op::Mbarrier { op, d, p, addr, a } => self.mbarrier(*op, *d, *p, addr, a.as_ref()),
+            Op::BulkLoad { to, from, barrier } => self.bulk_load(to, from, barrier),
+            Op::BulkStore { from, to } => self.bulk_store(from, to),
+            Op::BulkCommit => {
+                self.bulk_commit();
+                Ok(())
+            }
+            Op::BulkWait { pending } => {
+                self.bulk_wait(*pending);
+                Ok(())
+            }
             Op::ProxyFence => {
                 self.proxy_fence();
                 Ok(())

@@ -5,11 +5,9 @@
 //! PTX manual calls canonical; an address is swizzled by its own bits 7 to 9, as the hardware does.
 
 use super::matrix::lane_elements;
-use super::mem::resolve;
 use super::{Cx, Run};
 use crate::error::FaultKind;
 use crate::ir::{Op, Space, Src, Wgmma};
-use crate::shared::{Touch, Who};
 use crate::warp::{ALL, Lanes, Products, each};
 
 /// A shared-memory matrix descriptor, in bytes.
@@ -143,7 +141,7 @@ impl Cx<'_> {
         for r in 0..rows {
             for c in (0..columns).step_by(8) {
                 let at = if tile.transposed { tile.row(first + c, r) } else { tile.row(first + r, c) };
-                let words = self.async_row(at)?;
+                let words = self.operand_row(at)?;
                 let source: Lanes = each(|l| if l < 4 { words[l] } else { 0 });
                 let [low, high] = lane_elements(&source, x.input);
                 for e in 0..8usize {
@@ -156,24 +154,15 @@ impl Cx<'_> {
         Ok(m)
     }
 
-    /// Sixteen bytes of shared memory, read asynchronously from now to the wait.
-    fn async_row(&mut self, at: u32) -> Run<[u32; 4]> {
-        let mut words = [0; 4];
-        let (_, place) = resolve(Space::Shared, u64::from(at));
+    /// Sixteen bytes of an operand, read asynchronously from now to the wait.
+    fn operand_row(&mut self, at: u32) -> Run<[u32; 4]> {
         let size = self.core.shared.size;
         if at.checked_add(16).is_none_or(|end| end > size) {
-            self.outside(Space::Shared, place, 16, 0, format!("the block has {size}"))?;
-            return Ok(words);
-        }
-        let strict = self.env.options.strict_warp;
-        let who = Who { warp: self.w.index as u8, lane: 0, clocks: &self.w.clocks, strict };
-        if let Some(clash) = self.core.shared.begin_read(at, &who, &self.core.proxy_fences) {
-            self.clash(clash, place, 16, 0, Touch::Read)?;
+            self.outside(Space::Shared, at.into(), 16, 0, format!("the block has {size}"))?;
+            return Ok([0; 4]);
         }
         self.w.products.rows.push(at);
-        self.core.shared.read(at, 16, &mut words);
-        self.core.counts.shared.loaded += 16;
-        Ok(words)
+        self.async_row(at, 0)
     }
 
     pub(super) fn wgmma_groups(&mut self) -> Run {
@@ -203,6 +192,11 @@ impl Cx<'_> {
 
     /// Exiting warps must have waited for their products.
     pub(super) fn leaked_products(&mut self) -> Run {
+        if self.w.live == 0 && !(self.w.bulk.is_empty() && self.w.bulk_groups.is_empty()) {
+            let lane = self.mask.trailing_zeros();
+            let text = "bulk copies from shared memory that no wait_group covers".to_string();
+            return self.fault(FaultKind::AsyncLeaked, lane, text);
+        }
         if self.w.live == 0 && !(self.w.products.sums.is_empty() && self.w.product_groups.is_empty()) {
             let lane = self.mask.trailing_zeros();
             return self.fault(

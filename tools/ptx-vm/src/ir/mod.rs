@@ -166,6 +166,20 @@ pub(crate) struct Wgmma {
     pub transposed: [bool; 2],
 }
 
+/// What a bulk copy moves in global memory.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Bulk {
+    Range {
+        global: Addr,
+        bytes: Src,
+    },
+    /// The box of a tensor map at coordinates.
+    Tensor {
+        map: Addr,
+        at: Box<[Src]>,
+    },
+}
+
 /// One operation.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Op {
@@ -424,6 +438,19 @@ pub(crate) enum Op {
         p: Option<u16>,
         addr: Addr,
         a: Option<Src>,
+    },
+    BulkLoad {
+        to: Addr,
+        from: Box<Bulk>,
+        barrier: Addr,
+    },
+    BulkStore {
+        from: Addr,
+        to: Box<Bulk>,
+    },
+    BulkCommit,
+    BulkWait {
+        pending: u32,
     },
     /// `fence.proxy.async`: this warp's stores become visible to asynchronous readers.
     ProxyFence,
