@@ -83,7 +83,9 @@ fn without(good: &str, piece: &str, other: &str) -> String {
 
 /// Polls until the phase of a parity is complete.
 fn wait(label: &str, bar: &str, parity: &str) -> String {
-    format!("{label}:\nmbarrier.try_wait.parity.shared::cta.b64 %p9, [{bar}], {parity};\n@!%p9 bra {label};\n")
+    format!(
+        "{label}:\nmbarrier.try_wait.parity.shared::cta.b64 %p9, [{bar}], {parity};\n@!%p9 bra {label};\n"
+    )
 }
 
 const INIT: &str = "setp.ne.u32 %p1, %t, 0;\n@%p1 bra AFTER;\n\
@@ -137,7 +139,10 @@ fn misused_mbarriers_are_named() {
     misused(&forgetful, "1 of 32 arrivals and 0 bytes are missing");
     let generous = without(&good, arrive, "mbarrier.arrive.shared::cta.b64 _, [%bar], 33;\n");
     misused(&generous, "33 arrivals at the mbarrier at 0xc000, which takes 32 more");
-    misused(&without(&good, "mbarrier.init.shared::cta.b64 [%bar+8], 32;\n", ""), "no mbarrier was initialised");
+    misused(
+        &without(&good, "mbarrier.init.shared::cta.b64 [%bar+8], 32;\n", ""),
+        "no mbarrier was initialised",
+    );
     let init = "mbarrier.init.shared::cta.b64 [%bar], 32;\n";
     misused(&without(&good, init, &init.repeat(2)), "initialised twice");
     misused(&without(&good, init, "mbarrier.init.shared::cta.b64 [%bar], 0;\n"), "for 0 arrivals");
@@ -177,7 +182,12 @@ fn bulk_copies_gone_wrong_are_caught() {
     let odd = without(&good, "mov.u32 %r1, 256;", "mov.u32 %r1, 250;");
     assert!(siblings(FaultKind::BadOperand, 32, &good, &odd).detail.contains("no multiple of 16"));
     siblings(FaultKind::Misaligned, 32, &good, &without(&good, "[%sm], [%l1]", "[%sm+8], [%l1]"));
-    siblings(FaultKind::OutOfBounds, 32, &good, &without(&good, "add.s64 %l1, %in, 64;", "add.s64 %l1, %in, 16384;"));
+    siblings(
+        FaultKind::OutOfBounds,
+        32,
+        &good,
+        &without(&good, "add.s64 %l1, %in, 64;", "add.s64 %l1, %in, 16384;"),
+    );
     siblings(FaultKind::OutOfBounds, 32, &good, &without(&good, "[%sm], [%l1]", "[%sm+49152], [%l1]"));
     let nobody = format!("{}\nEND:\n", without(&good, &polls, "WAIT:\nbra END;\n"));
     let f = siblings(FaultKind::AsyncLeaked, 32, &good, &nobody);
@@ -195,9 +205,11 @@ fn bulk_stores_need_a_fence_and_a_wait() {
     assert_eq!(job(RANGE_STORE, 32).unwrap()[..32], (0..32).collect::<Vec<u32>>());
     let broken = |piece: &str| without(RANGE_STORE, piece, "");
     siblings(FaultKind::AsyncNotFenced, 32, RANGE_STORE, &broken("fence.proxy.async.shared::cta;\n"));
-    let f = siblings(FaultKind::AsyncNotWaited, 32, RANGE_STORE, &broken("cp.async.bulk.wait_group.read 0;\n"));
+    let f =
+        siblings(FaultKind::AsyncNotWaited, 32, RANGE_STORE, &broken("cp.async.bulk.wait_group.read 0;\n"));
     assert!(f.detail.contains("reader has not finished"), "{f}");
-    let careless = without(&broken("cp.async.bulk.wait_group.read 0;\n"), "st.shared.u32 [%sm], %t;\nEND", "END");
+    let careless =
+        without(&broken("cp.async.bulk.wait_group.read 0;\n"), "st.shared.u32 [%sm], %t;\nEND", "END");
     siblings(FaultKind::AsyncLeaked, 32, RANGE_STORE, &careless);
 }
 
@@ -317,4 +329,196 @@ fn a_tensor_map_must_be_one() {
     let input: Vec<u32> = (0..4096).collect();
     let f = Job { body, threads: 32, input: &input, outputs: 4, map: Some(&map) }.fault();
     assert_eq!(f.kind, FaultKind::BadOperand, "{f}");
+}
+
+/// How an operand of `wgmma` lies in shared memory.
+#[derive(Clone, Copy, Debug)]
+struct Operand {
+    /// Stored along m or n instead of along k.
+    transposed: bool,
+    swizzle: u32,
+}
+
+impl Operand {
+    /// Bytes from the start to element `k` of row (or column) `i` of an operand with `rows` of them, as the PTX manual
+    /// pictures the layouts: in units of 8 by 16 bytes, or of 8 swizzled rows.
+    fn place(self, i: u32, k: u32, rows: u32) -> u32 {
+        let (leading, stride) = self.strides(rows);
+        // `fast` runs along the 16 bytes, `slow` across them.
+        let (fast, slow) = if self.transposed { (i, k) } else { (k, i) };
+        let (piece, inside) = (fast / 8, fast % 8 * 2);
+        match self.swizzle {
+            0 => {
+                let (across, down) = if self.transposed { (stride, leading) } else { (leading, stride) };
+                piece * across + slow / 8 * down + slow % 8 * 16 + inside
+            }
+            w => {
+                let per = w / 16;
+                let row = slow % 8;
+                // Rows of w bytes; the pattern repeats with every 1024 / 128 * w bytes.
+                let chunk = piece % per ^ (row * w / 128 % per);
+                piece / per * leading + slow / 8 * stride + row * w + chunk * 16 + inside
+            }
+        }
+    }
+
+    /// Leading and stride offsets of the descriptor.
+    fn strides(self, rows: u32) -> (u32, u32) {
+        let w = self.swizzle;
+        match (self.transposed, w) {
+            // Pieces of 128 bytes: two along k for each eight rows.
+            (false, 0) => (128, 256),
+            (true, 0) => (rows / 8 * 128, 128),
+            // Eight rows of w bytes follow each other; along k one row holds all that is read.
+            (false, w) => (16, 8 * w),
+            // Panels of w bytes of m or n, each 16 rows of k.
+            (true, w) => (16 * w, 8 * w),
+        }
+    }
+
+    fn bytes(self, rows: u32) -> u32 {
+        (0..rows)
+            .flat_map(|i| (0..16).map(move |k| self.place(i, k, rows) + 2))
+            .max()
+            .unwrap()
+            .next_multiple_of(1024)
+    }
+
+    fn descriptor(self, at: u32, rows: u32) -> u64 {
+        let (leading, stride) = self.strides(rows);
+        let mode = match self.swizzle {
+            128 => 1u64,
+            64 => 2,
+            32 => 3,
+            _ => 0,
+        };
+        u64::from(at >> 4) | u64::from(leading >> 4) << 16 | u64::from(stride >> 4) << 32 | mode << 62
+    }
+}
+
+fn bf16(x: i32) -> u16 {
+    ((x as f32).to_bits() >> 16) as u16
+}
+
+/// Small integers, exact in bf16.
+fn small(i: u32, k: u32, seed: u32) -> i32 {
+    ((i * 7 + k * 5 + seed * 3 + i * k) % 9) as i32 - 4
+}
+
+/// The text of a product of 64 by `n` over 16 of k, twice added up, and its input.
+fn product(n: u32, a: Option<Operand>, b: Operand) -> (String, Vec<u32>) {
+    let a_bytes = a.map_or(0, |a| a.bytes(64));
+    let mut memory = vec![0u16; ((a_bytes + b.bytes(n)) / 2) as usize];
+    for k in 0..16 {
+        if let Some(a) = a {
+            (0..64).for_each(|i| memory[(a.place(i, k, 64) / 2) as usize] = bf16(small(i, k, 1)));
+        }
+        (0..n).for_each(|j| memory[((a_bytes + b.place(j, k, n)) / 2) as usize] = bf16(small(j, k, 2)));
+    }
+    let mut input: Vec<u32> = memory.chunks(2).map(|w| u32::from(w[0]) | u32::from(w[1]) << 16).collect();
+    let words = input.len();
+    // Fragments of a for each thread behind it.
+    for t in 0..128u32 {
+        for r in 0..4 {
+            let (row, col) = (t / 32 * 16 + t % 32 / 4 + r % 2 * 8, t % 4 * 2 + r / 2 * 8);
+            input.push(u32::from(bf16(small(row, col, 1))) | u32::from(bf16(small(row, col + 1, 1))) << 16);
+        }
+    }
+    let sums: Vec<String> = (0..n / 2).map(|i| format!("%s{i}")).collect();
+    let zero: String = sums.iter().map(|s| format!("mov.f32 {s}, 0f3f800000;\n")).collect();
+    let store: String = (0..n / 2).map(|i| format!("st.global.f32 [%l3+{}], %s{i};\n", i * 4)).collect();
+    let (left, flags) = match a {
+        Some(a) => {
+            ("%l10".to_owned(), format!("1, 1, {}, {}", u8::from(a.transposed), u8::from(b.transposed)))
+        }
+        None => ("{%r20, %r21, %r22, %r23}".to_owned(), format!("1, 1, {}", u8::from(b.transposed))),
+    };
+    let a_desc = a.map_or(0, |a| a.descriptor(0, 64));
+    let multiply = format!(
+        "wgmma.mma_async.sync.aligned.m64n{n}k16.f32.bf16.bf16 {{{}}}, {left}, %l11, %p3, {flags};\n",
+        sums.join(", ")
+    );
+    let body = format!(
+        "mov.u32 %r1, %t;\nLOOP:\nshl.b32 %r2, %r1, 2;\ncvt.u64.u32 %l1, %r2;\nadd.s64 %l1, %in, %l1;\n\
+         ld.global.u32 %r3, [%l1];\nadd.u32 %r2, %sm, %r2;\nst.shared.u32 [%r2], %r3;\nadd.u32 %r1, %r1, 128;\n\
+         setp.lt.u32 %p2, %r1, {words};\n@%p2 bra LOOP;\n\
+         mul.wide.u32 %l2, %t, 16;\nadd.s64 %l2, %in, %l2;\nld.global.v4.u32 {{%r20, %r21, %r22, %r23}}, [%l2+{}];\n\
+         {zero}mov.b64 %l10, {a_desc};\nmov.b64 %l11, {};\ncvt.u64.u32 %l12, %sm;\nshr.u64 %l12, %l12, 4;\n\
+         add.s64 %l10, %l10, %l12;\nadd.s64 %l11, %l11, %l12;\nsetp.eq.u32 %p3, 0, 0;\n\
+         fence.proxy.async.shared::cta;\nbar.sync 0;\nwgmma.fence.sync.aligned;\n{multiply}{multiply}\
+         wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;\n\
+         mul.wide.u32 %l3, %t, {};\nadd.s64 %l3, %out, %l3;\n{store}",
+        words * 4,
+        b.descriptor(a_bytes, n),
+        n * 2
+    );
+    (body, input)
+}
+
+fn check_product(n: u32, a: Option<Operand>, b: Operand) {
+    let (body, input) = product(n, a, b);
+    let job = Job { body: &body, threads: 128, input: &input, outputs: 64 * n as usize, map: None };
+    let got = job.run().unwrap_or_else(|e| panic!("{a:?} {b:?}: {e}"));
+    for t in 0..128u32 {
+        for i in 0..n / 2 {
+            let (row, col) = (t / 32 * 16 + t % 32 / 4 + i / 2 % 2 * 8, i / 4 * 8 + t % 4 * 2 + i % 2);
+            let sum: i32 = (0..16).map(|k| small(row, k, 1) * small(col, k, 2)).sum();
+            // The sums began at 1.
+            let want = (1 + 2 * sum) as f32;
+            let x = f32::from_bits(got[(t * n / 2 + i) as usize]);
+            assert_eq!(x, want, "n {n}, a {a:?}, b {b:?}: row {row}, column {col}");
+        }
+    }
+}
+
+#[test]
+fn warpgroups_multiply_from_every_layout() {
+    let layouts = [false, true].into_iter().flat_map(|transposed| {
+        [0, 32, 64, 128].into_iter().map(move |swizzle| Operand { transposed, swizzle })
+    });
+    let plain = Operand { transposed: false, swizzle: 128 };
+    for layout in layouts {
+        check_product(64, Some(layout), plain);
+        check_product(64, Some(plain), layout);
+        check_product(128, None, layout);
+    }
+    for n in [8, 24, 192, 256] {
+        check_product(n, Some(plain), plain);
+    }
+}
+
+#[test]
+fn products_gone_wrong_are_caught() {
+    let b = Operand { transposed: false, swizzle: 128 };
+    let (good, input) = product(64, Some(b), b);
+    let run = |body: &str| Job { body, threads: 128, input: &input, outputs: 64 * 64, map: None }.run();
+    run(&good).unwrap();
+    let caught = |kind: FaultKind, broken: &str| {
+        let Err(Error::Fault(f)) = run(broken) else { panic!("not caught:\n{broken}") };
+        assert_eq!(f.kind, kind, "{f}");
+        *f
+    };
+    let broken = |piece: &str, other: &str| without(&good, piece, other);
+    let wait = "wgmma.wait_group.sync.aligned 0;\n";
+    caught(FaultKind::AsyncNotFenced, &broken("fence.proxy.async.shared::cta;\n", ""));
+    caught(FaultKind::AsyncNotFenced, &broken("wgmma.fence.sync.aligned;\n", ""));
+    caught(FaultKind::AsyncNotWaited, &broken(wait, ""));
+    caught(FaultKind::AsyncNotWaited, &broken(wait, "wgmma.wait_group.sync.aligned 1;\n"));
+    let early = broken(wait, &format!("st.shared.u32 [%sm], %t;\n{wait}"));
+    assert!(caught(FaultKind::AsyncNotWaited, &early).detail.contains("reader has not finished"));
+    let exits = format!("{}END:\n", broken(wait, "bra END;\n"));
+    caught(FaultKind::AsyncLeaked, &exits);
+    caught(
+        FaultKind::WarpDivergence,
+        &broken(
+            "wgmma.fence.sync.aligned;\n",
+            "wgmma.fence.sync.aligned;\nsetp.lt.u32 %p4, %t, 7;\n@%p4 exit;\n",
+        ),
+    );
+    caught(
+        FaultKind::OutOfBounds,
+        &broken("mov.u32 %r1, %t;\n", "add.u32 %sm, %sm, 48128;\nmov.u32 %r1, %t;\n"),
+    );
+    let lonely = Job { body: &good, threads: 96, input: &input, outputs: 64 * 64, map: None }.fault();
+    assert_eq!(lonely.kind, FaultKind::WarpDivergence, "{lonely}");
 }

@@ -49,15 +49,22 @@ pub(crate) fn unseen(env: &Env<'_>, core: &mut Core, warps: &[Warp]) -> Run {
         (n > 0).then_some((*at, n))
     });
     let (Some((at, n)), Some(w)) = (left, warps.first()) else { return Ok(()) };
-    let text = format!("{} bytes of bulk copies counted at the mbarrier at {at:#x}, which nobody waited for", 16 * n);
+    let text = format!(
+        "{} bytes of bulk copies counted at the mbarrier at {at:#x}, which nobody waited for",
+        16 * n
+    );
     core.faults.push(describe(env, core.ctaid, w, 0, FaultKind::AsyncLeaked, 0, text));
     Err(Stop)
 }
 
 /// Every warp that could go on waits for an mbarrier, and none changes.
 pub(crate) fn stuck(env: &Env<'_>, core: &mut Core, warps: &[Warp]) -> Run {
-    let Some((w, at)) = warps.iter().find_map(|w| w.polled.map(|at| (w, at))) else { return Ok(()) };
-    let b = core.mbarriers.get(&at).cloned().unwrap_or_default();
+    // One that some arrived at tells more than those that wait for it in turn.
+    let state = |at: u32| core.mbarriers.get(&at).cloned().unwrap_or_default();
+    let waiting = warps.iter().filter_map(|w| w.polled.map(|at| (w, at, state(at))));
+    let Some((w, at, b)) = waiting.min_by_key(|(_, _, b)| b.missing == b.count && b.bytes == 0) else {
+        return Ok(());
+    };
     let text = format!(
         "warp {} waits for the mbarrier at {at:#x} in phase {}: {} of {} arrivals and {} bytes are missing",
         w.index, b.phase, b.missing, b.count, b.bytes
