@@ -4,7 +4,7 @@
 mod support;
 
 use saip_engine::backend::Backend;
-use saip_engine::cuda::{Compiler, CudaBackend, VmDriver};
+use saip_engine::cuda::{Choices, Compiler, CudaBackend, Driver, VmDriver};
 use saip_engine::tensor::DType;
 use saip_engine::train::fixture::{Fixture, Verdict};
 use std::path::{Path, PathBuf};
@@ -24,21 +24,29 @@ fn backend(dtype: DType) -> Box<dyn Backend> {
     Box::new(CudaBackend::new(VmDriver::new(CAPABILITY, MEMORY), compiler, dtype).unwrap())
 }
 
+/// The interpreter as a Hopper GPU whose products use the newest tier wherever they can.
+fn hopper(dtype: DType) -> Box<dyn Backend> {
+    let driver = VmDriver::new((9, 0), MEMORY);
+    let compiler = Compiler::new((9, 0), Some(cache())).unwrap();
+    let choices = Choices::new(driver.info()).newest_tier();
+    Box::new(CudaBackend::new(driver, compiler, dtype).unwrap().with_choices(choices))
+}
+
 fn fixture(name: &str) -> Fixture {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
     Fixture::open(path.with_extension("safetensors")).unwrap()
 }
 
-fn verdict(name: &str, dtype: DType, tolerance: f64) -> Verdict {
+fn verdict(name: &str, dtype: DType, tolerance: f64, backend: Box<dyn Backend>) -> Verdict {
     let fixture = fixture(name);
-    let results = fixture.run(backend(dtype)).unwrap();
+    let results = fixture.run(backend).unwrap();
     fixture.compare(&results, "ptx-vm", dtype, tolerance).unwrap()
 }
 
 #[test]
 fn every_fixture_passes_in_f32() {
     for name in ["vit-micro", "vit-micro-clip"] {
-        let v = verdict(name, DType::F32, 5e-4);
+        let v = verdict(name, DType::F32, 5e-4, backend(DType::F32));
         assert!(v.passed, "{name}: {:?}", &v.deviations[..3]);
     }
 }
@@ -48,10 +56,12 @@ fn every_fixture_passes_in_bf16() {
     for name in ["vit-micro", "vit-micro-clip"] {
         let tolerance = fixture(name).bf16_tolerance().unwrap();
         assert!(tolerance < 0.1, "{name}: a tolerance of {tolerance} says nothing");
-        let v = verdict(name, DType::Bf16, tolerance);
-        assert!(v.passed, "{name}: {:?} of {tolerance}", &v.deviations[..3]);
-        // Something is computed in bf16.
-        assert!(v.deviations[0].error > 1e-4, "{name}: {:?}", &v.deviations[..3]);
+        for open in [backend, hopper] {
+            let v = verdict(name, DType::Bf16, tolerance, open(DType::Bf16));
+            assert!(v.passed, "{name}: {:?} of {tolerance}", &v.deviations[..3]);
+            // Something is computed in bf16.
+            assert!(v.deviations[0].error > 1e-4, "{name}: {:?}", &v.deviations[..3]);
+        }
     }
 }
 
