@@ -106,7 +106,19 @@ pub trait Backend: Send {
     /// Copies out of a region; `offset` in elements.
     fn read(&self, region: Region, offset: usize, data: HostSliceMut<'_>) -> Result<()>;
 
-    /// Runs a program to its end.
+    /// Copies into a region for the next run of `program`, before which nobody sees it for certain. A device may copy while
+    /// another program still runs.
+    fn stage(
+        &mut self,
+        _program: ProgramId,
+        region: Region,
+        offset: usize,
+        data: HostSlice<'_>,
+    ) -> Result<()> {
+        self.write(region, offset, data)
+    }
+
+    /// Starts a program; reads wait for its end, and tell if it failed.
     fn run(&mut self, program: ProgramId) -> Result<()>;
 
     /// Runs the ops of a program one after the other, each `repeats` times, and measures them. The regions must hold what

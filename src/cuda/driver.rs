@@ -84,6 +84,16 @@ pub trait Driver: Send {
 
     fn upload(&mut self, at: u64, bytes: &[u8]) -> Result<()>;
 
+    /// Copies to the device beside what runs; `bytes` may change once this returns. Comes after earlier
+    /// [`Driver::copy`]s, and before what is launched after the next [`Driver::join`].
+    fn stage(&mut self, at: u64, bytes: &[u8]) -> Result<()>;
+
+    /// Everything that is asked for from now on comes after all staged copies.
+    fn join(&mut self) -> Result<()>;
+
+    /// Copies within the device, in order with launches.
+    fn copy(&mut self, to: u64, from: u64, bytes: usize) -> Result<()>;
+
     /// Waits for what was launched, then copies out.
     fn download(&self, at: u64, bytes: &mut [u8]) -> Result<()>;
 
@@ -130,6 +140,15 @@ impl<D: Driver + ?Sized> Driver for Box<D> {
     }
     fn upload(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
         (**self).upload(at, bytes)
+    }
+    fn stage(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
+        (**self).stage(at, bytes)
+    }
+    fn join(&mut self) -> Result<()> {
+        (**self).join()
+    }
+    fn copy(&mut self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        (**self).copy(to, from, bytes)
     }
     fn download(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
         (**self).download(at, bytes)

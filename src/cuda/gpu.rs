@@ -5,11 +5,14 @@ use super::probe;
 use crate::error::{Error, Result};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
+use rayon::prelude::*;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 
 /// Bytes of one of the two pinned buffers that uploads go through.
 const STAGING: usize = 16 << 20;
+/// What one thread copies into pinned memory at a time, bytes.
+const PIECE: usize = 1 << 20;
 /// Dynamic shared memory that needs no permission, bytes.
 const PLAIN_SHARED: u32 = 48 << 10;
 
@@ -19,6 +22,11 @@ pub struct GpuDriver {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    /// Copies of inputs beside what runs.
+    copies: sys::CUstream,
+    /// The last staged copy, for the launches that need it; the last copy on the device, for what is staged over it.
+    staged: sys::CUevent,
+    moved: sys::CUevent,
     staging: [Staging; 2],
     /// Which of them is used next.
     turn: usize,
@@ -85,12 +93,18 @@ impl GpuDriver {
         // SAFETY: `context` was just retained.
         unsafe { result::ctx::set_current(context) }.map_err(open)?;
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(open)?;
+        let copies = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(open)?;
+        let event = || result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(open);
+        let (staged, moved) = (event()?, event()?);
         let staging = [Staging::new()?, Staging::new()?];
         Ok(GpuDriver {
             info,
             device,
             context,
             stream,
+            copies,
+            staged,
+            moved,
             staging,
             turn: 0,
             modules: HashMap::new(),
@@ -128,6 +142,29 @@ impl GpuDriver {
             )
         };
         status.map_err(|e| failed(&format!("kernel {} does not start", function.name), e))
+    }
+
+    /// Copies through pinned memory on `stream`; returns when `bytes` may change.
+    fn send(&mut self, at: u64, bytes: &[u8], stream: sys::CUstream) -> Result<()> {
+        let refused = |e| failed("cannot copy to the GPU", e);
+        for (i, part) in bytes.chunks(STAGING).enumerate() {
+            let staging = &self.staging[self.turn];
+            self.turn = (self.turn + 1) % self.staging.len();
+            // SAFETY: the event is live; once it has happened nothing reads the buffer, which is as large as a part and
+            // which this thread alone writes.
+            let pinned = unsafe {
+                result::event::synchronize(staging.free).map_err(refused)?;
+                std::slice::from_raw_parts_mut(staging.at.cast::<u8>(), part.len())
+            };
+            let pieces = pinned.par_chunks_mut(PIECE).zip(part.par_chunks(PIECE));
+            pieces.for_each(|(to, from)| to.copy_from_slice(from));
+            // SAFETY: the buffer lives as long as `self` and is not written before the event has happened.
+            unsafe {
+                result::memcpy_htod_async(at + (i * STAGING) as u64, pinned, stream).map_err(refused)?;
+                result::event::record(staging.free, stream).map_err(refused)?;
+            }
+        }
+        Ok(())
     }
 
     fn wait(&self) -> Result<()> {
@@ -234,20 +271,36 @@ impl Driver for GpuDriver {
 
     fn upload(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
         self.enter()?;
-        let refused = |e| failed("cannot copy to the GPU", e);
-        for (i, part) in bytes.chunks(STAGING).enumerate() {
-            let staging = &self.staging[self.turn];
-            self.turn = (self.turn + 1) % self.staging.len();
-            // SAFETY: the event is live; once it has happened nothing reads the buffer, which is as large as a part.
-            unsafe {
-                result::event::synchronize(staging.free).map_err(refused)?;
-                std::ptr::copy_nonoverlapping(part.as_ptr(), staging.at.cast::<u8>(), part.len());
-                let pinned = std::slice::from_raw_parts(staging.at.cast::<u8>(), part.len());
-                result::memcpy_htod_async(at + (i * STAGING) as u64, pinned, self.stream).map_err(refused)?;
-                result::event::record(staging.free, self.stream).map_err(refused)?;
-            }
+        self.send(at, bytes, self.stream)
+    }
+
+    fn stage(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
+        self.enter()?;
+        let refused = |e| failed("cannot order the copies", e);
+        let wait = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: streams and events live as long as `self`; an event that was never recorded counts as having happened.
+        unsafe { result::stream::wait_event(self.copies, self.moved, wait) }.map_err(refused)?;
+        self.send(at, bytes, self.copies)?;
+        // SAFETY: as above.
+        unsafe { result::event::record(self.staged, self.copies) }.map_err(refused)
+    }
+
+    fn join(&mut self) -> Result<()> {
+        self.enter()?;
+        let wait = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: as in `stage`.
+        unsafe { result::stream::wait_event(self.stream, self.staged, wait) }
+            .map_err(|e| failed("cannot order the copies", e))
+    }
+
+    fn copy(&mut self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        self.enter()?;
+        let refused = |e| failed("cannot copy on the GPU", e);
+        // SAFETY: both places were planned within live allocations, apart from each other; the event is live.
+        unsafe {
+            result::memcpy_dtod_async(to, from, bytes, self.stream).map_err(refused)?;
+            result::event::record(self.moved, self.stream).map_err(refused)
         }
-        Ok(())
     }
 
     fn download(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
@@ -393,6 +446,9 @@ impl Drop for GpuDriver {
                 let _ = result::event::destroy(staging.free);
                 let _ = result::free_host(staging.at);
             }
+            let _ = result::event::destroy(self.staged);
+            let _ = result::event::destroy(self.moved);
+            let _ = result::stream::destroy(self.copies);
             let _ = result::stream::destroy(self.stream);
             let _ = result::primary_ctx::release(self.device);
         }

@@ -24,6 +24,17 @@ pub struct CudaBackend<D> {
     regions: BTreeMap<Region, RegionMemory>,
     arena: Memory,
     programs: Vec<Program>,
+    /// Where staged inputs lie until their program starts: a second buffer for each region that has such.
+    landing: BTreeMap<Region, Memory>,
+    staged: Vec<Staged>,
+}
+
+/// Bytes on their way into a region.
+struct Staged {
+    program: ProgramId,
+    to: u64,
+    from: u64,
+    bytes: usize,
 }
 
 /// A stretch of device memory.
@@ -69,6 +80,8 @@ impl<D: Driver> CudaBackend<D> {
             regions,
             arena,
             programs: Vec::new(),
+            landing: BTreeMap::new(),
+            staged: Vec::new(),
         })
     }
 
@@ -251,6 +264,8 @@ impl<D: Driver> Backend for CudaBackend<D> {
     }
 
     fn compile(&mut self, plan: Plan) -> Result<ProgramId> {
+        // Regions may move: what is staged knows their old places.
+        self.staged.clear();
         self.grow(&plan)?;
         self.tune(&plan)?;
         self.programs.push(Program {
@@ -283,25 +298,38 @@ impl<D: Driver> Backend for CudaBackend<D> {
 
     fn write(&mut self, region: Region, offset: usize, data: HostSlice<'_>) -> Result<()> {
         let (at, dtype) = self.range(region, offset, data.len())?;
-        let (singles, halves): (Vec<f32>, Vec<bf16>);
-        let bytes: &[u8] = match (data, dtype) {
-            (HostSlice::I32(x), DType::I32) => bytemuck::cast_slice(x),
-            (HostSlice::F32(x), DType::F32) => bytemuck::cast_slice(x),
-            (HostSlice::F64(x), DType::F32) => {
-                singles = x.iter().map(|v| *v as f32).collect();
-                bytemuck::cast_slice(&singles)
+        with_bytes(region, dtype, data, |bytes| self.driver.upload(at, bytes))
+    }
+
+    /// A CUDA graph has fixed addresses, so inputs cannot go to buffers in turn. They are copied beside the running program
+    /// into a landing buffer; the next program begins by moving them into place on the device, which at batch 256 is 1 % of
+    /// a step.
+    fn stage(
+        &mut self,
+        program: ProgramId,
+        region: Region,
+        offset: usize,
+        data: HostSlice<'_>,
+    ) -> Result<()> {
+        let (to, dtype) = self.range(region, offset, data.len())?;
+        let home = self.region(region)?.memory;
+        let landing = match self.landing.get(&region).filter(|l| l.bytes >= home.bytes) {
+            Some(landing) => *landing,
+            None => {
+                let landing = Memory { at: self.driver.allocate(home.bytes)?, bytes: home.bytes };
+                if let Some(old) = self.landing.insert(region, landing) {
+                    self.driver.free(old.at)?;
+                }
+                landing
             }
-            (HostSlice::F32(x), DType::Bf16) => {
-                halves = x.iter().map(|v| bf16::from_f32(*v)).collect();
-                bytemuck::cast_slice(&halves)
-            }
-            (HostSlice::F64(x), DType::Bf16) => {
-                halves = x.iter().map(|v| bf16::from_f64(*v)).collect();
-                bytemuck::cast_slice(&halves)
-            }
-            _ => return Err(type_mismatch(region, dtype)),
         };
-        self.driver.upload(at, bytes)
+        let from = landing.at + (to - home.at);
+        let bytes = data.len() * dtype.bytes();
+        // What was staged for this place before is out of date, whether or not this succeeds.
+        self.staged.retain(|s| s.from + s.bytes as u64 <= from || from + bytes as u64 <= s.from);
+        with_bytes(region, dtype, data, |bytes| self.driver.stage(from, bytes))?;
+        self.staged.push(Staged { program, to, from, bytes });
+        Ok(())
     }
 
     fn read(&self, region: Region, offset: usize, data: HostSliceMut<'_>) -> Result<()> {
@@ -338,8 +366,14 @@ impl<D: Driver> Backend for CudaBackend<D> {
         let Some(graph) = self.programs.get(program.0).and_then(|p| p.graph) else {
             return Err(Error::device("cuda", format!("program {} was never compiled", program.0)));
         };
-        self.driver.replay(graph)?;
-        self.driver.finish()
+        let (now, later): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.staged).into_iter().partition(|s| s.program == program);
+        self.staged = later;
+        if !now.is_empty() {
+            self.driver.join()?;
+            now.iter().try_for_each(|s| self.driver.copy(s.to, s.from, s.bytes))?;
+        }
+        self.driver.replay(graph)
     }
 
     fn measure(&mut self, program: ProgramId, repeats: usize) -> Result<Vec<OpMeasure>> {
@@ -375,6 +409,34 @@ fn op_measure(step: &Step, launches: usize, measured: Measured) -> OpMeasure {
         seconds: measured.seconds,
         counts: measured.counts,
     }
+}
+
+/// Hands the bytes of `data` as a region of `dtype` holds them to `send`.
+fn with_bytes(
+    region: Region,
+    dtype: DType,
+    data: HostSlice<'_>,
+    send: impl FnOnce(&[u8]) -> Result<()>,
+) -> Result<()> {
+    let (singles, halves): (Vec<f32>, Vec<bf16>);
+    let bytes: &[u8] = match (data, dtype) {
+        (HostSlice::I32(x), DType::I32) => bytemuck::cast_slice(x),
+        (HostSlice::F32(x), DType::F32) => bytemuck::cast_slice(x),
+        (HostSlice::F64(x), DType::F32) => {
+            singles = x.iter().map(|v| *v as f32).collect();
+            bytemuck::cast_slice(&singles)
+        }
+        (HostSlice::F32(x), DType::Bf16) => {
+            halves = x.iter().map(|v| bf16::from_f32(*v)).collect();
+            bytemuck::cast_slice(&halves)
+        }
+        (HostSlice::F64(x), DType::Bf16) => {
+            halves = x.iter().map(|v| bf16::from_f64(*v)).collect();
+            bytemuck::cast_slice(&halves)
+        }
+        _ => return Err(type_mismatch(region, dtype)),
+    };
+    send(bytes)
 }
 
 fn type_mismatch(region: Region, dtype: DType) -> Error {

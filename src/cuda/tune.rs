@@ -232,6 +232,15 @@ mod tests {
         fn upload(&mut self, _at: u64, _bytes: &[u8]) -> Result<()> {
             Ok(())
         }
+        fn stage(&mut self, _at: u64, _bytes: &[u8]) -> Result<()> {
+            Ok(())
+        }
+        fn join(&mut self) -> Result<()> {
+            Ok(())
+        }
+        fn copy(&mut self, _to: u64, _from: u64, _bytes: usize) -> Result<()> {
+            Ok(())
+        }
         fn download(&self, _at: u64, _bytes: &mut [u8]) -> Result<()> {
             Ok(())
         }

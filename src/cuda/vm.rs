@@ -16,6 +16,8 @@ pub struct VmDriver {
     /// Module and name of each kernel.
     kernels: Vec<(usize, String)>,
     graphs: Vec<Vec<Launch>>,
+    /// Copies that a GPU might not have made yet: nobody sees them before they are joined.
+    staged: Vec<(u64, Vec<u8>)>,
     options: Options,
     counts: Counts,
 }
@@ -30,6 +32,7 @@ impl VmDriver {
             loaded: BTreeMap::new(),
             kernels: Vec::new(),
             graphs: Vec::new(),
+            staged: Vec::new(),
             options: Options::default(),
             counts: Counts::default(),
         }
@@ -64,6 +67,25 @@ impl Driver for VmDriver {
 
     fn upload(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
         self.memory.write(at, bytes).map_err(failed)
+    }
+
+    fn stage(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
+        self.staged.push((at, bytes.to_vec()));
+        Ok(())
+    }
+
+    fn join(&mut self) -> Result<()> {
+        self.staged.drain(..).try_for_each(|(at, bytes)| self.memory.write(at, &bytes)).map_err(failed)
+    }
+
+    fn copy(&mut self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        if let Some(first) = self.memory.unwritten(from, bytes as u64).map_err(failed)? {
+            let message = format!("byte {first} of {bytes} at {from:#x} is copied, but nobody wrote it");
+            return Err(Error::device("ptx-vm", message));
+        }
+        let mut contents = vec![0; bytes];
+        self.memory.read(from, &mut contents).map_err(failed)?;
+        self.memory.write(to, &contents).map_err(failed)
     }
 
     fn download(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
