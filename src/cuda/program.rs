@@ -1,11 +1,14 @@
 //! The CUDA backend: owns the regions and the arena on the device, turns plans into prepared launches, runs them.
 
-use super::driver::{Driver, GraphId, Launch, Measured};
+use super::driver::{Driver, GraphId, Launch, Work};
+use super::kernel::Call;
 use super::lower::{self, Operand, Operands};
 use super::nvrtc::Compiler;
-use crate::backend::{Backend, HostSlice, HostSliceMut, OpMeasure, OperandType, ProgramId, in_place};
+use crate::backend::{
+    Backend, Ceilings, HostSlice, HostSliceMut, OpKernel, OpMeasure, OperandType, ProgramId, in_place,
+};
 use crate::error::{Error, Result};
-use crate::ir::{Op, Region, matrix_flops};
+use crate::ir::{Op, Region};
 use crate::plan::{Plan, Slot, Space, Step};
 use crate::tensor::DType;
 use half::bf16;
@@ -13,12 +16,12 @@ use std::collections::BTreeMap;
 
 /// Executes plans on a device in f32 or bf16.
 pub struct CudaBackend<D> {
-    driver: D,
-    compiler: Compiler,
-    dtype: DType,
+    pub(super) driver: D,
+    pub(super) compiler: Compiler,
+    pub(super) dtype: DType,
     regions: BTreeMap<Region, RegionMemory>,
     arena: Memory,
-    programs: Vec<Program>,
+    pub(super) programs: Vec<Program>,
 }
 
 /// A stretch of device memory.
@@ -34,11 +37,12 @@ struct RegionMemory {
     elements: usize,
 }
 
-struct Program {
-    plan: Plan,
-    launches: Vec<Launch>,
-    /// Where the launches of each step of the plan end.
-    ends: Vec<usize>,
+pub(super) struct Program {
+    pub plan: Plan,
+    /// What is started, in order: our own kernels today, or a library's products where they are chosen.
+    pub work: Vec<Work>,
+    /// Where the work of each step of the plan ends.
+    pub ends: Vec<usize>,
     graph: Option<GraphId>,
     /// Addresses of constant tables.
     tables: Vec<u64>,
@@ -117,32 +121,42 @@ impl<D: Driver> CudaBackend<D> {
         }
     }
 
-    fn launches(&mut self, step: &Step, tables: &mut Vec<u64>) -> Result<Vec<Launch>> {
+    /// Operands of a step, where the plan put them.
+    pub(super) fn operands<'a>(&self, step: &'a Step) -> Result<[Vec<Operand<'a>>; 2]> {
         let at =
             |slots: &[Slot]| slots.iter().map(|s| self.address(s, &step.path)).collect::<Result<Vec<_>>>();
         let (inputs, outputs) = (at(&step.inputs)?, at(&step.outputs)?);
-        let inputs = with_shapes(&step.inputs, &inputs);
-        let outputs = with_shapes(&step.outputs, &outputs);
+        Ok([with_shapes(&step.inputs, &inputs), with_shapes(&step.outputs, &outputs)])
+    }
+
+    /// The kernel calls of a step.
+    pub(super) fn calls(&self, step: &Step) -> Result<Vec<Call>> {
+        let [inputs, outputs] = self.operands(step)?;
         let scratch = self.arena.at + step.workspace.0 as u64;
         let refused = |why: String| Error::device("cuda", format!("{}: {} {why}", step.path, step.op.name()));
         let operands = Operands { inputs: &inputs, outputs: &outputs, scratch };
         let bf16 = operands.element() == DType::Bf16;
-        let calls = lower::lower(&step.op, &operands).map_err(refused)?;
-        let mut launches = Vec::with_capacity(calls.len());
-        for mut call in calls {
-            call.bf16 = bf16;
-            let image = self.compiler.image(call.family.file(), &call.source(), self.driver.image_kind())?;
-            let kernel = self.driver.load(&image, call.kernel, call.shared)?;
-            let (grid, block, shared, mut params) = (call.grid, call.block, call.shared, call.params);
-            for (offset, bytes) in call.tables {
-                let at = self.driver.allocate(bytes.len())?;
-                tables.push(at);
-                self.driver.upload(at, &bytes)?;
-                params[offset..offset + size_of::<u64>()].copy_from_slice(&at.to_ne_bytes());
-            }
-            launches.push(Launch { kernel, grid, block, shared, params });
+        let mut calls = lower::lower(&step.op, &operands).map_err(refused)?;
+        calls.iter_mut().for_each(|call| call.bf16 = bf16);
+        Ok(calls)
+    }
+
+    /// Compiles and loads what a call needs; its tables go to the device, their addresses to `tables`.
+    pub(super) fn prepare(&mut self, call: Call, tables: &mut Vec<u64>) -> Result<Launch> {
+        let image = self.compiler.image(call.family.file(), &call.source(), self.driver.image_kind())?;
+        let kernel = self.driver.load(&image, call.kernel, call.shared)?;
+        let (grid, block, shared, mut params) = (call.grid, call.block, call.shared, call.params);
+        for (offset, bytes) in call.tables {
+            let at = self.driver.allocate(bytes.len())?;
+            tables.push(at);
+            self.driver.upload(at, &bytes)?;
+            params[offset..offset + size_of::<u64>()].copy_from_slice(&at.to_ne_bytes());
         }
-        Ok(launches)
+        Ok(Launch { kernel, grid, block, shared, params })
+    }
+
+    fn work(&mut self, step: &Step, tables: &mut Vec<u64>) -> Result<Vec<Work>> {
+        self.calls(step)?.into_iter().map(|call| self.prepare(call, tables).map(Work::Kernel)).collect()
     }
 
     fn download_halves(&self, at: u64, len: usize) -> Result<Vec<bf16>> {
@@ -197,7 +211,7 @@ impl<D: Driver> Backend for CudaBackend<D> {
         self.grow(&plan)?;
         self.programs.push(Program {
             plan,
-            launches: Vec::new(),
+            work: Vec::new(),
             ends: Vec::new(),
             graph: None,
             tables: Vec::new(),
@@ -205,7 +219,7 @@ impl<D: Driver> Backend for CudaBackend<D> {
         // Growing may have moved memory under earlier programs.
         let mut programs = std::mem::take(&mut self.programs);
         for program in &mut programs {
-            program.launches.clear();
+            program.work.clear();
             program.ends.clear();
             if let Some(graph) = program.graph.take() {
                 self.driver.forget(graph)?;
@@ -214,10 +228,10 @@ impl<D: Driver> Backend for CudaBackend<D> {
                 self.driver.free(table)?;
             }
             for step in &program.plan.steps {
-                program.launches.extend(self.launches(step, &mut program.tables)?);
-                program.ends.push(program.launches.len());
+                program.work.extend(self.work(step, &mut program.tables)?);
+                program.ends.push(program.work.len());
             }
-            program.graph = Some(self.driver.record(&program.launches)?);
+            program.graph = Some(self.driver.record(&program.work)?);
         }
         self.programs = programs;
         Ok(ProgramId(self.programs.len() - 1))
@@ -285,37 +299,15 @@ impl<D: Driver> Backend for CudaBackend<D> {
     }
 
     fn measure(&mut self, program: ProgramId, repeats: usize) -> Result<Vec<OpMeasure>> {
-        let Some(program) = self.programs.get(program.0) else {
-            return Err(Error::device("cuda", format!("program {} was never compiled", program.0)));
-        };
-        let mut measures = Vec::with_capacity(program.ends.len());
-        let mut first = 0;
-        for (step, &end) in program.plan.steps.iter().zip(&program.ends) {
-            let measured = self.driver.measure(&program.launches[first..end], repeats)?;
-            measures.push(op_measure(step, end - first, measured));
-            first = end;
-        }
-        Ok(measures)
+        self.measure_ops(program, repeats)
     }
-}
 
-fn op_measure(step: &Step, launches: usize, measured: Measured) -> OpMeasure {
-    let shapes = |slots: &'_ [Slot]| slots.iter().map(|s| s.shape.clone()).collect::<Vec<_>>();
-    let (inputs, outputs) = (shapes(&step.inputs), shapes(&step.outputs));
-    let operands = step.inputs.iter().chain(&step.outputs);
-    OpMeasure {
-        path: step.path.clone(),
-        op: step.op.name(),
-        shape: inputs.first().unwrap_or(&outputs[0]).clone(),
-        launches,
-        flops: matrix_flops(
-            &step.op,
-            &inputs.iter().collect::<Vec<_>>(),
-            &outputs.iter().collect::<Vec<_>>(),
-        ),
-        least_bytes: operands.map(|s| (s.shape.count() * s.dtype.bytes()) as u64).sum(),
-        seconds: measured.seconds,
-        counts: measured.counts,
+    fn kernels(&mut self, program: ProgramId) -> Result<Vec<Vec<OpKernel>>> {
+        self.op_kernels(program)
+    }
+
+    fn ceilings(&mut self, repeats: usize) -> Result<Option<Ceilings>> {
+        self.measure_ceilings(repeats)
     }
 }
 
