@@ -1,6 +1,6 @@
 //! `saip-engine bench`.
 
-use super::device::{Device, parse_dtype};
+use super::device::{Device, parse_dtype, parse_target};
 use super::step::StepArgs;
 use crate::data::batch::{Batch, ViewGeometry};
 use crate::data::rng::{Purpose, stream};
@@ -26,7 +26,7 @@ pub struct BenchArgs {
 pub enum Bench {
     /// Time whole training steps on random images, the loader left out
     Step(BenchStepArgs),
-    /// Measure every op of a step by itself: times on a GPU, counts by the interpreter
+    /// Measure every op of a step by itself, against the machine's ceilings and cuBLASLt on a GPU, by counts without one
     Ops(BenchOpsArgs),
 }
 
@@ -47,13 +47,16 @@ pub struct BenchOpsArgs {
     /// Precision: bf16 or f32
     #[arg(long, default_value = "bf16", value_parser = parse_dtype)]
     pub dtype: DType,
-    /// Times that each op runs
+    /// Architecture that the interpreter claims, and whose compiler figures are told (a GPU is its own)
+    #[arg(long, default_value = "sm_90a", value_parser = parse_target)]
+    pub target: (u32, u32),
+    /// Times that each op runs; the median counts
     #[arg(long, default_value_t = 20)]
     pub repeats: usize,
     /// Rows to print; 0 for all
     #[arg(long, default_value_t = 30)]
     pub rows: usize,
-    /// Print JSON instead of a table
+    /// Print one line of JSON instead of tables
     #[arg(long)]
     pub json: bool,
 }

@@ -2,7 +2,9 @@
 
 use crate::backend::Backend;
 use crate::cpu::CpuBackend;
-use crate::cuda::{Compiler, CudaBackend, Driver, GpuDriver, VmDriver, installed, kernel_cache};
+use crate::cuda::{
+    ARCHITECTURES, Compiler, CudaBackend, Driver, GpuDriver, VmDriver, installed, kernel_cache,
+};
 use crate::error::{Error, Result};
 use crate::tensor::DType;
 
@@ -55,6 +57,14 @@ impl Device {
     /// # Errors
     /// [`Error::Device`] when it, or a library that it needs, is not there; the message says what to install.
     pub fn open(self, dtype: DType, threads: usize) -> Result<Box<dyn Backend>> {
+        self.open_as(VM_CAPABILITY, dtype, threads)
+    }
+
+    /// The same; the interpreter claims compute capability `capability`.
+    ///
+    /// # Errors
+    /// Those of [`Device::open`].
+    pub fn open_as(self, capability: (u32, u32), dtype: DType, threads: usize) -> Result<Box<dyn Backend>> {
         match (self, dtype) {
             (Device::Cpu, DType::F32) => Ok(Box::new(CpuBackend::<f32>::new(threads)?)),
             (Device::Cpu, DType::F64) => Ok(Box::new(CpuBackend::<f64>::new(threads)?)),
@@ -63,7 +73,7 @@ impl Device {
                 format!("computes in f32 or f64, not in {other}: choose --dtype f32"),
             )),
             (Device::Cuda(ordinal), _) => cuda(GpuDriver::new(ordinal)?, dtype),
-            (Device::PtxVm, _) => cuda(VmDriver::new(VM_CAPABILITY, VM_MEMORY), dtype),
+            (Device::PtxVm, _) => cuda(VmDriver::new(capability, VM_MEMORY), dtype),
         }
     }
 }
@@ -73,6 +83,17 @@ fn cuda<D: Driver + 'static>(driver: D, dtype: DType) -> Result<Box<dyn Backend>
     Ok(Box::new(CudaBackend::new(driver, compiler, dtype)?))
 }
 
+/// Parses an architecture such as `sm_90` or `sm_90a` into its compute capability.
+pub fn parse_target(text: &str) -> std::result::Result<(u32, u32), String> {
+    let digits = text.strip_prefix("sm_").map(|rest| rest.strip_suffix('a').unwrap_or(rest));
+    let number = digits.and_then(|d| d.parse::<u32>().ok());
+    let known = |number: u32| ARCHITECTURES.iter().find(|a| a.capability == (number / 10, number % 10));
+    number.and_then(known).map(|a| a.capability).ok_or_else(|| {
+        let names = ARCHITECTURES.iter().map(|a| format!("sm_{}{}", a.capability.0, a.capability.1));
+        format!("`{text}` is none of {}", names.collect::<Vec<_>>().join(", "))
+    })
+}
+
 /// Parses `bf16`, `f32` or `f64`.
 pub fn parse_dtype(text: &str) -> std::result::Result<DType, String> {
     match text {
@@ -80,5 +101,20 @@ pub fn parse_dtype(text: &str) -> std::result::Result<DType, String> {
         "f32" => Ok(DType::F32),
         "f64" => Ok(DType::F64),
         other => Err(format!("`{other}` is none of bf16, f32, f64")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets() {
+        assert_eq!(parse_target("sm_90a"), Ok((9, 0)));
+        assert_eq!(parse_target("sm_120"), Ok((12, 0)));
+        for unknown in ["sm_70", "90", "sm_", "sm_90b", "sm_99999999999"] {
+            let why = parse_target(unknown).unwrap_err();
+            assert!(why.contains(unknown) && why.contains("sm_80"), "{why}");
+        }
     }
 }

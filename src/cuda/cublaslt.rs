@@ -136,10 +136,6 @@ impl CublasLt {
     ) -> std::result::Result<Prepared, CublasError> {
         let seen = column_major(product);
         let operation = operation(product, &seen)?;
-        let layout = |m: &ColumnMajor, dtype| {
-            let raw = result::create_matrix_layout(dtype, m.rows, m.cols, m.stride as i64)?;
-            Ok(Owned { raw, destroy: result::destroy_matrix_layout })
-        };
         let layouts = [layout(&seen[0], element)?, layout(&seen[1], element)?, layout(&seen[2], stored)?];
         let preference = preference(product)?;
         let [first, second, out] = [0, 1, 2].map(|i: usize| layouts[i].raw);
@@ -194,6 +190,14 @@ impl CublasLt {
         };
         status.map_err(|e| failed("does not start a product", e))
     }
+}
+
+fn layout(
+    m: &ColumnMajor,
+    dtype: sys::cudaDataType,
+) -> std::result::Result<Owned<sys::cublasLtMatrixLayout_t>, CublasError> {
+    let raw = result::create_matrix_layout(dtype, m.rows, m.cols, m.stride as i64)?;
+    Ok(Owned { raw, destroy: result::destroy_matrix_layout })
 }
 
 /// Sums in f32 (for f32 factors without TF32), the factors transposed as they are seen, and the bias.
@@ -297,11 +301,23 @@ mod tests {
         assert_eq!(of, [256, 2, 16, 128, 256, 256, 16]);
     }
 
+    /// Descriptors need no GPU: where the library is installed it must take every attribute that is set.
     #[test]
-    fn a_missing_library_is_an_error_that_names_it() {
-        if let Err(e) = CublasLt::new() {
-            let message = e.to_string();
-            assert!(message.contains("libcublasLt.so.13") || message.contains("cuBLASLt"), "{message}");
+    fn the_library_takes_what_it_is_told_or_is_named_as_missing() {
+        let product = LibraryProduct { m: 5, n: 3, k: 4, bias: 256, a: 16, ..LibraryProduct::default() };
+        match cublaslt_version() {
+            Ok((major, _)) => {
+                assert!(major >= 12, "{major}");
+                let seen = column_major(&product);
+                operation(&product, &seen).map(drop).unwrap();
+                preference(&product).map(drop).unwrap();
+                layout(&seen[0], sys::cudaDataType_t::CUDA_R_16BF).map(drop).unwrap();
+            }
+            Err(why) => {
+                assert!(why.contains("libcublasLt.so.13") && why.contains("nvidia-cublas"), "{why}");
+                let message = CublasLt::new().err().map(|e| e.to_string()).unwrap_or_default();
+                assert!(message.contains(&why), "{message}");
+            }
         }
     }
 }

@@ -31,8 +31,8 @@ const NVRTC_REMEDY: &str =
     "install CUDA 13 (or the PyPI package nvidia-cuda-nvrtc) and add its folder to LD_LIBRARY_PATH";
 
 /// What to install for cuBLASLt.
-const CUBLASLT_REMEDY: &str = "for products to compare with, install CUDA 13 (or the PyPI package nvidia-cublas) and add \
-                               the folder of libcublasLt.so.13 to LD_LIBRARY_PATH";
+const CUBLASLT_REMEDY: &str = "install CUDA 13 (or the PyPI package nvidia-cublas) and add the folder of \
+                               libcublasLt.so.13 to LD_LIBRARY_PATH";
 /// Functions of cuBLASLt that are called.
 const CUBLASLT_FUNCTIONS: [&str; 13] = [
     "cublasLtCreate",
