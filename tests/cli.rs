@@ -362,7 +362,9 @@ fn info_plan_and_bench_print_their_tables() {
     assert!(line["loss"].as_f64().unwrap().is_finite() && line["images_per_s"].as_f64().unwrap() > 0.0);
     bench(&["--device", "cuda:99"]).refused(&["cuda"]);
     for (target, words) in [("sm_70", ["sm_70", "sm_90"]), ("volta", ["volta", "sm_80"])] {
-        run(engine(dir.path()).args(["bench", "ops", "--target", target])).refused(&words);
+        let ended = run(engine(dir.path()).args(["bench", "ops", "--target", target]));
+        assert_eq!(ended.code, Some(2), "{ended:?}");
+        assert!(words.iter().all(|w| ended.stderr.contains(w)), "{ended:?}");
     }
     bench(&["--device", "cpu", "--dtype", "bf16"]).refused(&["cpu", "bf16", "--dtype f32"]);
     run(engine(dir.path()).args(["plan", "--preset", "demo", "--svg", "no/where.svg"]))
