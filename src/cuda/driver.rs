@@ -49,7 +49,7 @@ pub struct Launch {
     pub block: [u32; 3],
     /// Dynamic shared memory, bytes.
     pub shared: u32,
-    /// The kernel's one parameter, a struct passed by value.
+    /// The kernel's parameters, laid out as C does; ours take one struct by value.
     pub params: Vec<u8>,
 }
 

@@ -38,7 +38,14 @@ pub struct GpuDriver {
 struct Function {
     handle: sys::CUfunction,
     name: String,
+    /// Where its parameters lie in [`Launch::params`].
+    offsets: Vec<usize>,
+    /// Bytes of all of them.
+    bytes: usize,
 }
+
+/// First bytes of machine code; anything else that is loaded is text.
+const ELF: &[u8] = b"\x7fELF";
 
 /// Pinned host memory, and the event after which it may be written again.
 struct Staging {
@@ -113,9 +120,17 @@ impl GpuDriver {
     fn enqueue(&self, launch: &Launch) -> Result<()> {
         let function = self.function(launch.kernel)?;
         let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
-        let mut params = [launch.params.as_ptr().cast_mut().cast::<c_void>()];
-        // SAFETY: the one parameter is a struct of the size that the kernel's source asserts; the driver copies it during
-        // the call. What the kernel reads and writes was planned within live allocations.
+        if launch.params.len() < function.bytes {
+            let (needs, has) = (function.bytes, launch.params.len());
+            let message = format!("kernel {} takes {needs} bytes of parameters, not {has}", function.name);
+            return Err(Error::device("cuda", message));
+        }
+        let base = launch.params.as_ptr().cast_mut();
+        // SAFETY: every offset lies within the `bytes` that there are.
+        let place = |offset: &usize| unsafe { base.add(*offset) }.cast::<c_void>();
+        let mut params: Vec<*mut c_void> = function.offsets.iter().map(place).collect();
+        // SAFETY: each parameter lies whole within `launch.params`, by what the driver told of the kernel; the driver copies
+        // them during the call. What the kernel reads and writes was planned within live allocations.
         let status = unsafe {
             result::launch_kernel(
                 function.handle,
@@ -218,6 +233,25 @@ impl Drop for Event {
     }
 }
 
+/// Offsets of a kernel's parameters, and the bytes of all of them. A driver that does not tell is trusted to find one.
+fn parameters(function: sys::CUfunction) -> (Vec<usize>, usize) {
+    let (mut offsets, mut bytes) = (Vec::new(), 0);
+    loop {
+        let (mut offset, mut size) = (0, 0);
+        // SAFETY: the function is live, both numbers live through the call.
+        let status = unsafe { sys::cuFuncGetParamInfo(function, offsets.len(), &mut offset, &mut size) };
+        if status.result().is_err() {
+            break;
+        }
+        offsets.push(offset);
+        bytes = bytes.max(offset + size);
+    }
+    if offsets.is_empty() {
+        offsets.push(0);
+    }
+    (offsets, bytes)
+}
+
 impl Staging {
     fn new() -> Result<Self> {
         // SAFETY: the memory is freed once, in the driver's `drop`.
@@ -291,8 +325,11 @@ impl Driver for GpuDriver {
         let module = match self.modules.get(image) {
             Some(module) => *module,
             None => {
-                // SAFETY: the image is what NVRTC made for this GPU; the driver copies it.
-                let module = unsafe { result::module::load_data(image.as_ptr().cast()) }.map_err(refused)?;
+                // Text is compiled by the driver, and must end with a zero.
+                let text = if image.starts_with(ELF) { None } else { CString::new(image).ok() };
+                let start = text.as_ref().map_or(image.as_ptr().cast(), |t| t.as_ptr().cast());
+                // SAFETY: the image is what NVRTC made for this GPU, or text with its zero; the driver copies it.
+                let module = unsafe { result::module::load_data(start) }.map_err(refused)?;
                 self.modules.insert(image.to_vec(), module);
                 module
             }
@@ -307,7 +344,8 @@ impl Driver for GpuDriver {
             unsafe { result::function::set_function_attribute(handle, most, shared as i32) }
                 .map_err(refused)?;
         }
-        self.functions.push(Function { handle, name: name.to_owned() });
+        let (offsets, bytes) = parameters(handle);
+        self.functions.push(Function { handle, name: name.to_owned(), offsets, bytes });
         Ok(KernelId(self.functions.len() - 1))
     }
 
