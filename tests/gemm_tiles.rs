@@ -2,16 +2,24 @@
 //! sums are exact and nothing but the right answer passes.
 
 use saip_engine::cuda::{
-    Compiler, Driver, Finish, ImageKind, Launch, PLAIN_TILES, Product, TENSOR_TILES, VmDriver,
+    Compiler, Driver, Finish, GpuDriver, Launch, PLAIN_TILES, Product, TENSOR_TILES, VmDriver,
 };
 use saip_engine::tensor::DType;
 use std::path::Path;
 
 const CAPABILITY: (u32, u32) = (8, 0);
 
-fn compiler() -> Compiler {
+/// The interpreter, or with SAIP_ENGINE_TEST_DEVICE=cuda the first GPU.
+fn driver() -> Box<dyn Driver> {
+    match std::env::var("SAIP_ENGINE_TEST_DEVICE").as_deref() {
+        Ok("cuda") => Box::new(GpuDriver::new(0).expect("a GPU was asked for")),
+        _ => Box::new(VmDriver::new(CAPABILITY, 1 << 28)),
+    }
+}
+
+fn compiler(capability: (u32, u32)) -> Compiler {
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
-    Compiler::new(CAPABILITY, Some(cache))
+    Compiler::new(capability, Some(cache))
         .expect("run the tests with `bash tools/test.sh`, which fetches NVRTC")
 }
 
@@ -26,7 +34,7 @@ fn integers(rows: u32, cols: u32, seed: u32) -> Vec<f32> {
         .collect()
 }
 
-fn upload(vm: &mut VmDriver, values: &[f32], dtype: DType) -> u64 {
+fn upload(vm: &mut dyn Driver, values: &[f32], dtype: DType) -> u64 {
     let halves: Vec<half::bf16>;
     let bytes: &[u8] = match dtype {
         DType::Bf16 => {
@@ -51,13 +59,14 @@ fn both(mut product: Product, dtype: DType) -> [Vec<f32>; 2] {
     let (a, b) = (integers(m, k, 1), integers(n, k, 7));
     let partial = product.finish == Finish::Partial;
     let part = (m * n + if partial { m } else { 0 }) as usize;
-    let mut vm = VmDriver::new(CAPABILITY, 1 << 28);
-    product.params.a = upload(&mut vm, &a, dtype);
-    product.params.b = upload(&mut vm, &b, dtype);
-    product.params.partial = upload(&mut vm, &vec![f32::NAN; part * product.splits as usize], DType::F32);
+    let mut vm = driver();
+    let vm = &mut *vm;
+    product.params.a = upload(vm, &a, dtype);
+    product.params.b = upload(vm, &b, dtype);
+    product.params.partial = upload(vm, &vec![f32::NAN; part * product.splits as usize], DType::F32);
     let mut call = product.call(dtype).unwrap();
     call.bf16 = dtype == DType::Bf16;
-    let image = compiler().image("gemm.cu", &call.source(), ImageKind::Ptx).unwrap();
+    let image = compiler(vm.info().capability).image("gemm.cu", &call.source(), vm.image_kind()).unwrap();
     let kernel = vm.load(&image, call.kernel, call.shared).unwrap();
     let params = call.params.clone();
     vm.launch(&Launch { kernel, grid: call.grid, block: call.block, shared: call.shared, params }).unwrap();
@@ -77,6 +86,8 @@ fn both(mut product: Product, dtype: DType) -> [Vec<f32>; 2] {
 
 #[test]
 fn every_tile_multiplies_in_every_form() {
+    // A GPU's context lives as long as one driver of it does.
+    let _held = driver();
     let tiles =
         TENSOR_TILES.map(|t| (t, DType::Bf16)).into_iter().chain(PLAIN_TILES.map(|t| (t, DType::F32)));
     for (tile, dtype) in tiles {

@@ -9,6 +9,7 @@ use common::check::Precision;
 use common::judge::Judge;
 use common::runner::{Placement, run_op};
 use common::tensor::in_bf16;
+use rayon::prelude::*;
 use saip_engine::cuda::{Compiler, CudaBackend, Driver, GpuDriver, Launch, VmDriver, Work};
 use saip_engine::ir::OpKind;
 use saip_engine::tensor::DType;
@@ -45,34 +46,39 @@ fn outputs(case: &Case, dtype: DType, driver: Box<dyn Driver>) -> Result<Vec<Vec
     run_op(&case.op, &case.inputs, in_place(case.kind()), Placement::Regions, backend, poison)
 }
 
-/// Runs every case of `kinds` on both and prints a line per op; gives what differs by more than rounding.
-fn compare(kinds: &[OpKind], dtype: DType) -> Vec<String> {
+/// Runs every case of an op on both; gives a line about it, and what differs by more than rounding.
+fn compare_op(kind: OpKind, dtype: DType, capability: (u32, u32)) -> (String, Vec<String>) {
     let precision = if dtype == DType::Bf16 { Precision::BF16 } else { Precision::F32 };
+    let cases = if dtype == DType::Bf16 { in_bf16(|| cases(kind)) } else { cases(kind) };
+    let ([mut count, mut equal], mut failures) = ([0, 0], Vec::new());
+    for case in &cases {
+        let judged = outputs(case, dtype, interpreter(capability)).and_then(|want| {
+            let got = outputs(case, dtype, other(capability))?;
+            Judge::new(case, precision).between(&want, &got)
+        });
+        match judged {
+            Ok([elements, same]) => (count, equal) = (count + elements, equal + same),
+            Err(e) => failures.push(format!("{} in {dtype}, {}: {e}", kind.name(), case.name)),
+        }
+    }
+    let share = 100.0 * equal as f64 / count.max(1) as f64;
+    let cases = cases.len();
+    let line = format!(
+        "{} in {dtype}: {cases} cases, {count} elements, {share:.2} % equal bit for bit",
+        kind.name()
+    );
+    (line, failures)
+}
+
+/// Compares many ops at a time and prints a line for each; gives what differs.
+fn compare(kinds: &[OpKind], dtype: DType) -> Vec<String> {
     // Kept to the end, so that the GPU's context is not made anew for every case.
     let held = gpu();
     let capability = held.as_ref().map_or(HOPPER, |gpu| gpu.info().capability);
-    let mut failures = Vec::new();
-    for &kind in kinds {
-        let cases = if dtype == DType::Bf16 { in_bf16(|| cases(kind)) } else { cases(kind) };
-        let [mut count, mut equal] = [0, 0];
-        for case in &cases {
-            let judged = outputs(case, dtype, interpreter(capability)).and_then(|want| {
-                let got = outputs(case, dtype, other(capability))?;
-                Judge::new(case, precision).between(&want, &got)
-            });
-            match judged {
-                Ok([elements, same]) => (count, equal) = (count + elements, equal + same),
-                Err(e) => failures.push(format!("{} in {dtype}, {}: {e}", kind.name(), case.name)),
-            }
-        }
-        let share = 100.0 * equal as f64 / count.max(1) as f64;
-        println!(
-            "{} in {dtype}: {} cases, {count} elements, {share:.2} % equal bit for bit",
-            kind.name(),
-            cases.len()
-        );
-    }
-    failures
+    let compared: Vec<_> = kinds.par_iter().map(|kind| compare_op(*kind, dtype, capability)).collect();
+    let (lines, failures): (Vec<_>, Vec<_>) = compared.into_iter().unzip();
+    lines.iter().for_each(|line| println!("{line}"));
+    failures.concat()
 }
 
 /// All ops on a GPU; without one, a few.

@@ -4,6 +4,7 @@ use cudarc::cublaslt::sys as cublaslt;
 use cudarc::driver::{result, sys};
 use cudarc::nvrtc::sys as nvrtc;
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
+use std::sync::Mutex;
 
 /// A GPU as the driver describes it.
 #[derive(Clone, Debug)]
@@ -59,12 +60,18 @@ pub fn installed() -> Installed {
     Installed { driver, nvrtc: nvrtc_version(), gpus }
 }
 
+/// Held while the process' panic hook is another.
+static ASKING: Mutex<()> = Mutex::new(());
+
 /// The bindings panic where a library lacks a function: that is an answer here.
 fn guarded<R>(ask: impl FnOnce() -> R) -> Result<R, String> {
+    // One at a time, or the silent hook could be taken for the one to put back.
+    let asking = ASKING.lock();
     let hook = take_hook();
     set_hook(Box::new(|_| {}));
     let answer = catch_unwind(AssertUnwindSafe(ask));
     set_hook(hook);
+    drop(asking);
     answer.map_err(|_| "the library lacks functions that this program needs".to_owned())
 }
 
