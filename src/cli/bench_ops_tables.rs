@@ -24,9 +24,12 @@ pub(super) fn print(groups: &[Group], args: &BenchOpsArgs, ceilings: Option<&Cei
     } else {
         println!("\n{}", memory(groups, shown));
         println!("\nMatrix instructions against what the op needs.\n{}", arithmetic(groups, shown));
-        println!("\nThe compiler's figures for sm_{}{}.", args.target.0, args.target.1);
+        println!("\nWhat follows is the compiler's, for sm_{}{}.", args.target.0, args.target.1);
     }
-    println!("\n{}", kernels(groups, shown));
+    println!(
+        "\nKernels; resident: blocks that a multiprocessor holds at a time.\n{}",
+        kernels(groups, shown)
+    );
 }
 
 fn print_ceilings(c: &Ceilings) {
@@ -148,7 +151,78 @@ fn kernels(groups: &[Group], shown: usize) -> String {
             format!("{:.0} %", 100.0 * k.occupancy),
         ]
     };
-    let headers =
-        ["kernel", "launches", "threads", "registers", "spilt", "shared", "blocks/multiproc.", "occupancy"];
+    let headers = ["kernel", "launches", "threads", "registers", "spilt", "shared", "resident", "occupancy"];
     table(&headers, &list.iter().take(shown).map(row).collect::<Vec<_>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::OpCounts;
+    use crate::ir::OpKind;
+
+    /// Every op with figures as long as they get.
+    fn groups() -> Vec<Group> {
+        let kernel = OpKernel {
+            name: "prototype_cross_entropy_backward",
+            registers: 255,
+            spills: 1200,
+            shared: 232_448,
+            threads: 1024,
+            blocks: 1 << 20,
+            resident_blocks: 32,
+            occupancy: 1.0,
+        };
+        let counts = OpCounts {
+            global_bytes: 1023 << 30,
+            sectors: [3 << 40, 1 << 40],
+            bank_conflicts: 123_456_789,
+            lane_instructions: 1_234_567_890_123,
+            matrix_flops: 1_234_567_890_123,
+        };
+        let group = |kind: &OpKind| Group {
+            op: kind.name().to_owned(),
+            shape: "262144x1536x65536".to_owned(),
+            ops: 128,
+            launches: 256,
+            flops: 1_234_567_890_123,
+            least_bytes: 1023 << 30,
+            seconds: 0.123_456_789,
+            floor_seconds: 0.1,
+            library_seconds: Some(0.123_456_788),
+            counts,
+            kernels: vec![(kernel.clone(), 1024)],
+        };
+        OpKind::ALL.iter().map(group).collect()
+    }
+
+    #[test]
+    fn tables_fit_120_columns() {
+        let groups = groups();
+        let tables = [
+            times(&groups, usize::MAX),
+            products(&groups, usize::MAX),
+            memory(&groups, usize::MAX),
+            arithmetic(&groups, usize::MAX),
+            kernels(&groups, usize::MAX),
+        ];
+        for table in tables {
+            assert!(table.lines().count() > 2, "{table}");
+            let longest = table.lines().map(|l| l.chars().count()).max();
+            assert!(longest <= Some(120), "{longest:?}\n{table}");
+        }
+    }
+
+    #[test]
+    fn products_without_a_peer_are_left_out_and_rows_are_limited() {
+        let mut groups = groups();
+        groups.truncate(3);
+        groups[1].library_seconds = None;
+        assert_eq!(products(&groups, usize::MAX).lines().count(), 4);
+        assert_eq!(times(&groups, 2).lines().count(), 4);
+        // One compiled form of a kernel stands once, with all its launches.
+        let text = kernels(&groups, usize::MAX);
+        assert_eq!(text.lines().count(), 3, "{text}");
+        assert!(text.contains("| 3072 |") || text.contains(" 3072 "), "{text}");
+    }
 }

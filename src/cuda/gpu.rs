@@ -53,7 +53,7 @@ struct Staging {
     free: sys::CUevent,
 }
 
-// SAFETY: handles of the driver API may be used from any thread; every method makes the context current first.
+// SAFETY: handles of the driver API and of cuBLASLt may be used from any thread; every method makes the context current first.
 unsafe impl Send for GpuDriver {}
 
 fn failed(what: &str, e: DriverError) -> Error {
