@@ -2,11 +2,19 @@
 //! sums are exact and nothing but the right answer passes.
 
 use saip_engine::cuda::{
-    Choices, Compiler, Driver, Finish, HOPPER_TILES, ImageKind, Launch, PLAIN_TILES, Product, TENSOR_TILES,
+    Choices, Compiler, Driver, Finish, GpuDriver, HOPPER_TILES, Launch, PLAIN_TILES, Product, TENSOR_TILES,
     Tile, VmDriver,
 };
 use saip_engine::tensor::DType;
 use std::path::Path;
+
+/// The interpreter with this capability, or with SAIP_ENGINE_TEST_DEVICE=cuda the first GPU with its own.
+fn driver(capability: (u32, u32)) -> Box<dyn Driver> {
+    match std::env::var("SAIP_ENGINE_TEST_DEVICE").as_deref() {
+        Ok("cuda") => Box::new(GpuDriver::new(0).expect("a GPU was asked for")),
+        _ => Box::new(VmDriver::new(capability, 1 << 28)),
+    }
+}
 
 fn compiler(capability: (u32, u32)) -> Compiler {
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
@@ -25,7 +33,7 @@ fn integers(rows: u32, cols: u32, seed: u32) -> Vec<f32> {
         .collect()
 }
 
-fn upload(vm: &mut VmDriver, values: &[f32], dtype: DType) -> u64 {
+fn upload(vm: &mut dyn Driver, values: &[f32], dtype: DType) -> u64 {
     let halves: Vec<half::bf16>;
     let bytes: &[u8] = match dtype {
         DType::Bf16 => {
@@ -50,13 +58,15 @@ fn both(mut product: Product, dtype: DType, capability: (u32, u32)) -> [Vec<f32>
     let (a, b) = (integers(m, k, 1), integers(n, k, 7));
     let partial = product.finish == Finish::Partial;
     let part = (m * n + if partial { m } else { 0 }) as usize;
-    let mut vm = VmDriver::new(capability, 1 << 28);
-    product.params.a = upload(&mut vm, &a, dtype);
-    product.params.b = upload(&mut vm, &b, dtype);
-    product.params.partial = upload(&mut vm, &vec![f32::NAN; part * product.splits as usize], DType::F32);
+    let mut vm = driver(capability);
+    let vm = &mut *vm;
+    product.params.a = upload(vm, &a, dtype);
+    product.params.b = upload(vm, &b, dtype);
+    product.params.partial = upload(vm, &vec![f32::NAN; part * product.splits as usize], DType::F32);
     let mut call = product.call(dtype, &Choices::new(vm.info())).unwrap();
     call.bf16 = dtype == DType::Bf16;
-    let image = compiler(capability).image(call.family.file(), &call.source(), ImageKind::Ptx).unwrap();
+    let compiler = compiler(vm.info().capability);
+    let image = compiler.image(call.family.file(), &call.source(), vm.image_kind()).unwrap();
     let kernel = vm.load(&image, call.kernel, call.shared).unwrap();
     let mut params = call.params.clone();
     for (offset, map) in &call.maps {
@@ -98,6 +108,8 @@ fn check(tile: Tile, dtype: DType, capability: (u32, u32), [m, n, k]: [u32; 3]) 
 
 #[test]
 fn every_tile_multiplies_in_every_form() {
+    // A GPU's context lives as long as one driver of it does.
+    let _held = driver((8, 0));
     let tiles =
         TENSOR_TILES.map(|t| (t, DType::Bf16)).into_iter().chain(PLAIN_TILES.map(|t| (t, DType::F32)));
     for (tile, dtype) in tiles {
@@ -110,6 +122,10 @@ fn every_tile_multiplies_in_every_form() {
 
 #[test]
 fn every_hopper_tile_multiplies_in_every_form() {
+    let held = driver((9, 0));
+    if held.info().capability != (9, 0) {
+        return;
+    }
     for tile in HOPPER_TILES {
         // Several tiles and rounds of the ring for one block; less than a tile and than a stage.
         for extents in [[264, 328, 456], [40, 24, 24]] {

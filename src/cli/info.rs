@@ -1,6 +1,6 @@
 //! `saip-engine info`.
 
-use crate::cuda::{Installed, cache_folder, installed};
+use crate::cuda::{Installed, cache_folder, cublaslt_version, installed};
 use crate::error::Result;
 use crate::report::table::{human_bytes, table};
 
@@ -31,7 +31,11 @@ fn cuda_rows(found: &Installed) -> Vec<Vec<String>> {
         Ok((major, minor)) => vec![name.into(), "available".into(), format!("{major}.{minor}")],
         Err(why) => vec![name.into(), "absent".into(), why.clone()],
     };
-    let mut rows = vec![part("cuda driver", &found.driver), part("nvrtc", &found.nvrtc)];
+    let mut rows = vec![
+        part("cuda driver", &found.driver),
+        part("nvrtc", &found.nvrtc),
+        part("cublaslt", &cublaslt_version()),
+    ];
     for (i, gpu) in found.gpus.iter().enumerate() {
         let (major, minor) = gpu.capability;
         let text = format!(

@@ -1,9 +1,9 @@
 //! Matrix products: linear layers and their gradients, and the product that convolutions become.
 
-use super::driver::TensorMap;
+use super::driver::{LibraryProduct, TensorMap};
 use super::kernel::{Call, Family, Given, kernel_params};
 use super::lower::{Lowered, Operands};
-use super::tiles::{Choices, HOPPER_TILES, PLAIN_TILES, TENSOR_TILES, Tier, Tile};
+use super::tiles::{Choice, Choices, HOPPER_TILES, PLAIN_TILES, TENSOR_TILES, Tier, Tile};
 use crate::backend::OperandType;
 use crate::ir::{Epilogue, Op};
 use crate::tensor::DType;
@@ -88,9 +88,26 @@ impl Product {
     /// # Errors
     /// More rows than a grid covers.
     pub fn call(&self, element: DType, choices: &Choices) -> Result<Call, String> {
-        let tile = self.tile.unwrap_or_else(|| choices.tile(self, element));
+        let choice = self.tile.map_or_else(|| choices.choice(self, element), Choice::Own);
+        self.call_by(choice, element, choices.multiprocessors())
+    }
+
+    /// The launch, computed in the way of `choice`.
+    ///
+    /// # Errors
+    /// More rows than a grid covers; a library that does not do what follows the product.
+    pub fn call_by(&self, choice: Choice, element: DType, multiprocessors: u32) -> Result<Call, String> {
+        let tile = match choice {
+            Choice::Own(tile) => tile,
+            Choice::Library => {
+                // Should the driver not have it after all, a usual tile does.
+                let usual = if element == DType::Bf16 { TENSOR_TILES[0] } else { PLAIN_TILES[0] };
+                let call = self.call_by(Choice::Own(usual), element, multiprocessors)?;
+                return Ok(Call { library: Some(self.library(element)?), ..call });
+            }
+        };
         if let Tier::Wgmma { blocks, .. } = tile.tier {
-            return Ok(self.call_sm90(&tile, choices.multiprocessors() * blocks));
+            return Ok(self.call_sm90(&tile, multiprocessors * blocks));
         }
         let p = &self.params;
         let grid = [p.n.div_ceil(tile.n), p.m.div_ceil(tile.m), self.splits];
@@ -102,6 +119,33 @@ impl Product {
         let forms = [self.a_trans, self.b_trans, self.aligned(element)];
         call.given = given(&tile, forms, self.finish, self.gather);
         Ok(call)
+    }
+
+    /// What a library would be asked for.
+    fn library(&self, element: DType) -> Result<LibraryProduct, String> {
+        let p = self.params;
+        let (y, stored) = match self.finish {
+            Finish::None => (p.y, element),
+            Finish::Wide if self.splits == 1 => (p.partial, DType::F32),
+            other => return Err(format!("a library does not finish a product by {other:?}")),
+        };
+        if self.gather != Gather::None || (p.bias != 0 && stored != DType::F32) {
+            return Err("a library computes plain products".to_owned());
+        }
+        let (a_trans, b_trans) = (self.a_trans, self.b_trans);
+        Ok(LibraryProduct {
+            y,
+            a: p.a,
+            b: p.b,
+            bias: p.bias,
+            m: p.m,
+            n: p.n,
+            k: p.k,
+            a_trans,
+            b_trans,
+            element,
+            stored,
+        })
     }
 
     /// The same by tensor copies and wgmma.

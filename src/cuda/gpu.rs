@@ -1,6 +1,10 @@
 //! A real GPU through the CUDA driver.
 
-use super::driver::{DeviceInfo, Driver, GraphId, ImageKind, KernelId, Launch, Measured, TensorMap};
+use super::cublaslt::CublasLt;
+use super::driver::{
+    DeviceInfo, Driver, GraphId, ImageKind, KernelFacts, KernelId, Launch, LibraryProduct, Measured,
+    ProductId, TensorMap, Work,
+};
 use super::probe;
 use crate::error::{Error, Result};
 use cudarc::driver::result::{self, DriverError};
@@ -33,12 +37,23 @@ pub struct GpuDriver {
     modules: HashMap<Vec<u8>, sys::CUmodule>,
     functions: Vec<Function>,
     graphs: Vec<Option<sys::CUgraphExec>>,
+    /// Opened when it is first asked for; or why it cannot be.
+    library: Option<std::result::Result<CublasLt, String>>,
+    /// Memory that is overwritten to cool the caches down, twice the second-level cache: address and bytes.
+    flush: Option<(u64, usize)>,
 }
 
 struct Function {
     handle: sys::CUfunction,
     name: String,
+    /// Where its parameters lie in [`Launch::params`].
+    offsets: Vec<usize>,
+    /// Bytes of all of them.
+    bytes: usize,
 }
+
+/// First bytes of machine code; anything else that is loaded is text.
+const ELF: &[u8] = b"\x7fELF";
 
 /// Pinned host memory, and the event after which it may be written again.
 struct Staging {
@@ -46,18 +61,7 @@ struct Staging {
     free: sys::CUevent,
 }
 
-/// What the compiler made of a kernel, and how many of its blocks a multiprocessor holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KernelFacts {
-    pub registers: u32,
-    /// Local memory of a thread, bytes: spills.
-    pub local: u32,
-    /// Static shared memory, bytes.
-    pub shared: u32,
-    pub blocks_per_multiprocessor: u32,
-}
-
-// SAFETY: handles of the driver API may be used from any thread; every method makes the context current first.
+// SAFETY: handles of the driver API and of cuBLASLt may be used from any thread; every method makes the context current first.
 unsafe impl Send for GpuDriver {}
 
 fn failed(what: &str, e: DriverError) -> Error {
@@ -110,6 +114,8 @@ impl GpuDriver {
             modules: HashMap::new(),
             functions: Vec::new(),
             graphs: Vec::new(),
+            library: None,
+            flush: None,
         })
     }
 
@@ -128,9 +134,17 @@ impl GpuDriver {
     fn enqueue(&self, launch: &Launch) -> Result<()> {
         let function = self.function(launch.kernel)?;
         let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
-        let mut params = [launch.params.as_ptr().cast_mut().cast::<c_void>()];
-        // SAFETY: the one parameter is a struct of the size that the kernel's source asserts; the driver copies it during
-        // the call. What the kernel reads and writes was planned within live allocations.
+        if launch.params.len() < function.bytes {
+            let (needs, has) = (function.bytes, launch.params.len());
+            let message = format!("kernel {} takes {needs} bytes of parameters, not {has}", function.name);
+            return Err(Error::device("cuda", message));
+        }
+        let base = launch.params.as_ptr().cast_mut();
+        // SAFETY: every offset lies within the `bytes` that there are.
+        let place = |offset: &usize| unsafe { base.add(*offset) }.cast::<c_void>();
+        let mut params: Vec<*mut c_void> = function.offsets.iter().map(place).collect();
+        // SAFETY: each parameter lies whole within `launch.params`, by what the driver told of the kernel; the driver copies
+        // them during the call. What the kernel reads and writes was planned within live allocations.
         let status = unsafe {
             result::launch_kernel(
                 function.handle,
@@ -172,59 +186,107 @@ impl GpuDriver {
         unsafe { result::stream::synchronize(self.stream) }.map_err(|e| failed("a kernel failed", e))
     }
 
-    /// Milliseconds that each of `repeats` runs of `launches` takes, by events on the GPU.
+    /// Puts an entry of a list on the stream.
+    fn enqueue_work(&self, work: &Work) -> Result<()> {
+        match work {
+            Work::Kernel(launch) => self.enqueue(launch),
+            Work::Product(product) => match &self.library {
+                Some(Ok(library)) => library.enqueue(product.0, self.stream),
+                _ => Err(Error::device("cuda", format!("product {} was never prepared", product.0))),
+            },
+            // SAFETY: both stretches lie in live allocations, as the caller promised.
+            Work::Copy { to, from, bytes } => {
+                unsafe { result::memcpy_dtod_async(*to, *from, *bytes, self.stream) }
+                    .map_err(|e| failed("cannot copy on the GPU", e))
+            }
+        }
+    }
+
+    /// The memory that is overwritten between repeats, allocated when it is first needed.
+    fn flush(&mut self) -> Result<(u64, usize)> {
+        if let Some(flush) = self.flush {
+            return Ok(flush);
+        }
+        let size = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE;
+        // SAFETY: the driver gave the device out.
+        let cache = unsafe { result::device::get_attribute(self.device, size) }
+            .map_err(|e| failed("does not tell its cache's size", e))?;
+        let bytes = 2 * cache.max(1) as usize;
+        let flush = (self.allocate(bytes)?, bytes);
+        self.flush = Some(flush);
+        Ok(flush)
+    }
+
+    /// Milliseconds that each of `repeats` runs of `work` takes with cold caches, by events on the GPU.
     ///
     /// # Errors
     /// Those of the launches.
-    pub fn time(&mut self, launches: &[Launch], repeats: usize) -> Result<Vec<f32>> {
+    pub fn time(&mut self, work: &[Work], repeats: usize) -> Result<Vec<f32>> {
         self.enter()?;
-        let event =
-            || result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(|e| failed("no event", e));
-        let (start, end) = (event()?, event()?);
+        let (at, bytes) = self.flush()?;
+        let [start, end] = [Event::new()?, Event::new()?];
         let mut times = Vec::with_capacity(repeats);
         for _ in 0..repeats {
-            // SAFETY: events and stream are live.
-            unsafe { result::event::record(start, self.stream) }.map_err(|e| failed("no event", e))?;
-            launches.iter().try_for_each(|l| self.enqueue(l))?;
-            // SAFETY: as above.
-            unsafe { result::event::record(end, self.stream) }.map_err(|e| failed("no event", e))?;
+            // While this runs the launches below are queued, so that none of them waits for the host.
+            // SAFETY: the memory is live and holds nothing.
+            unsafe { result::memset_d8_async(at, 0, bytes, self.stream) }
+                .map_err(|e| failed("cannot overwrite the cache", e))?;
+            start.record(self.stream)?;
+            work.iter().try_for_each(|w| self.enqueue_work(w))?;
+            end.record(self.stream)?;
             self.wait()?;
             // SAFETY: both events have happened: the stream was waited for.
-            times.push(unsafe { result::event::elapsed(start, end) }.map_err(|e| failed("no time", e))?);
-        }
-        for event in [start, end] {
-            // SAFETY: created above, destroyed once.
-            unsafe { result::event::destroy(event) }.map_err(|e| failed("no event", e))?;
+            times.push(unsafe { result::event::elapsed(start.0, end.0) }.map_err(|e| failed("no time", e))?);
         }
         Ok(times)
     }
 
-    /// What the compiler made of the kernel of `launch`.
-    ///
-    /// # Errors
-    /// Those of the driver.
-    pub fn facts(&self, launch: &Launch) -> Result<KernelFacts> {
-        use sys::CUfunction_attribute_enum as A;
+    /// The library, opened when it is first asked for.
+    fn cublaslt(&mut self) -> Result<&mut std::result::Result<CublasLt, String>> {
         self.enter()?;
-        let handle = self.function(launch.kernel)?.handle;
-        let ask = |a| {
-            // SAFETY: the function's module stays loaded as long as `self`.
-            unsafe { result::function::get_function_attribute(handle, a) }
-                .map(|v| v.max(0) as u32)
-                .map_err(|e| failed("no attribute", e))
-        };
-        let threads = launch.block.iter().product::<u32>() as i32;
-        // SAFETY: as above.
-        let blocks = unsafe {
-            result::occupancy::max_active_block_per_multiprocessor(handle, threads, launch.shared as usize)
-        };
-        Ok(KernelFacts {
-            registers: ask(A::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
-            local: ask(A::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?,
-            shared: ask(A::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?,
-            blocks_per_multiprocessor: blocks.map_err(|e| failed("no occupancy", e))?.max(0) as u32,
-        })
+        Ok(self.library.get_or_insert_with(|| CublasLt::new().map_err(|e| e.to_string())))
     }
+}
+
+/// A moment on a stream, for measuring; its context must be current when it is dropped.
+struct Event(sys::CUevent);
+
+impl Event {
+    fn new() -> Result<Self> {
+        let made = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT);
+        made.map(Event).map_err(|e| failed("no event", e))
+    }
+
+    fn record(&self, stream: sys::CUstream) -> Result<()> {
+        // SAFETY: event and stream are live.
+        unsafe { result::event::record(self.0, stream) }.map_err(|e| failed("no event", e))
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: created in `new`, destroyed once.
+        let _ = unsafe { result::event::destroy(self.0) };
+    }
+}
+
+/// Offsets of a kernel's parameters, and the bytes of all of them. A driver that does not tell is trusted to find one.
+fn parameters(function: sys::CUfunction) -> (Vec<usize>, usize) {
+    let (mut offsets, mut bytes) = (Vec::new(), 0);
+    loop {
+        let (mut offset, mut size) = (0, 0);
+        // SAFETY: the function is live, both numbers live through the call.
+        let status = unsafe { sys::cuFuncGetParamInfo(function, offsets.len(), &mut offset, &mut size) };
+        if status.result().is_err() {
+            break;
+        }
+        offsets.push(offset);
+        bytes = bytes.max(offset + size);
+    }
+    if offsets.is_empty() {
+        offsets.push(0);
+    }
+    (offsets, bytes)
 }
 
 impl Staging {
@@ -316,8 +378,11 @@ impl Driver for GpuDriver {
         let module = match self.modules.get(image) {
             Some(module) => *module,
             None => {
-                // SAFETY: the image is what NVRTC made for this GPU; the driver copies it.
-                let module = unsafe { result::module::load_data(image.as_ptr().cast()) }.map_err(refused)?;
+                // Text is compiled by the driver, and must end with a zero.
+                let text = if image.starts_with(ELF) { None } else { CString::new(image).ok() };
+                let start = text.as_ref().map_or(image.as_ptr().cast(), |t| t.as_ptr().cast());
+                // SAFETY: the image is what NVRTC made for this GPU, or text with its zero; the driver copies it.
+                let module = unsafe { result::module::load_data(start) }.map_err(refused)?;
                 self.modules.insert(image.to_vec(), module);
                 module
             }
@@ -332,7 +397,8 @@ impl Driver for GpuDriver {
             unsafe { result::function::set_function_attribute(handle, most, shared as i32) }
                 .map_err(refused)?;
         }
-        self.functions.push(Function { handle, name: name.to_owned() });
+        let (offsets, bytes) = parameters(handle);
+        self.functions.push(Function { handle, name: name.to_owned(), offsets, bytes });
         Ok(KernelId(self.functions.len() - 1))
     }
 
@@ -374,13 +440,23 @@ impl Driver for GpuDriver {
         Ok(made.opaque)
     }
 
-    fn record(&mut self, launches: &[Launch]) -> Result<GraphId> {
+    fn start(&mut self, work: &Work) -> Result<()> {
+        self.enter()?;
+        self.enqueue_work(work)
+    }
+
+    fn record(&mut self, work: &[Work]) -> Result<GraphId> {
         self.enter()?;
         let refused = |e| failed("cannot record the step", e);
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // A library may load its kernels when they are first used, which the stricter mode would refuse.
+        let mode = if work.iter().any(|w| matches!(w, Work::Product(_))) {
+            sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED
+        } else {
+            sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        };
         // SAFETY: the stream is live and this thread captures nothing else.
         unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(refused)?;
-        let queued = launches.iter().try_for_each(|l| self.enqueue(l));
+        let queued = work.iter().try_for_each(|w| self.enqueue_work(w));
         // SAFETY: the capture was begun above; it ends whatever the launches said.
         let graph = unsafe { result::stream::end_capture(self.stream) };
         queued?;
@@ -415,10 +491,51 @@ impl Driver for GpuDriver {
         }
     }
 
-    fn measure(&mut self, launches: &[Launch], repeats: usize) -> Result<Measured> {
-        let mut times = self.time(launches, repeats.max(1))?;
+    fn measure(&mut self, work: &[Work], repeats: usize) -> Result<Measured> {
+        let mut times = self.time(work, repeats.max(1))?;
         times.sort_by(f32::total_cmp);
         Ok(Measured { seconds: Some(f64::from(times[times.len() / 2]) * 1e-3), counts: None })
+    }
+
+    fn is_timed(&self) -> bool {
+        true
+    }
+
+    fn library(&mut self) -> std::result::Result<(i32, i32), String> {
+        match self.cublaslt().map_err(|e| e.to_string())? {
+            Ok(library) => Ok(library.version()),
+            Err(why) => Err(why.clone()),
+        }
+    }
+
+    fn library_product(&mut self, product: &LibraryProduct) -> Result<Option<ProductId>> {
+        match self.cublaslt()? {
+            Ok(library) => Ok(library.prepare(product)?.map(ProductId)),
+            Err(_) => Ok(None),
+        }
+    }
+
+    fn facts(&self, launch: &Launch) -> Result<Option<KernelFacts>> {
+        use sys::CUfunction_attribute_enum as A;
+        self.enter()?;
+        let handle = self.function(launch.kernel)?.handle;
+        let ask = |a| {
+            // SAFETY: the function's module stays loaded as long as `self`.
+            unsafe { result::function::get_function_attribute(handle, a) }
+                .map(|v| v.max(0) as u32)
+                .map_err(|e| failed("no attribute", e))
+        };
+        let threads = launch.block.iter().product::<u32>() as i32;
+        // SAFETY: as above.
+        let blocks = unsafe {
+            result::occupancy::max_active_block_per_multiprocessor(handle, threads, launch.shared as usize)
+        };
+        Ok(Some(KernelFacts {
+            registers: ask(A::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
+            local: ask(A::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?,
+            shared: ask(A::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?,
+            blocks_per_multiprocessor: blocks.map_err(|e| failed("no occupancy", e))?.max(0) as u32,
+        }))
     }
 
     fn finish(&mut self) -> Result<()> {
@@ -434,6 +551,8 @@ impl Drop for GpuDriver {
             return;
         }
         let _ = self.wait();
+        // Its own `drop` needs the context that is given back below.
+        self.library = None;
         // SAFETY: everything below was made by `self`, is destroyed once and used by nothing that runs.
         unsafe {
             for instance in self.graphs.drain(..).flatten() {
@@ -441,6 +560,9 @@ impl Drop for GpuDriver {
             }
             for (_, module) in self.modules.drain() {
                 let _ = result::module::unload(module);
+            }
+            if let Some((at, _)) = self.flush.take() {
+                let _ = result::free_sync(at);
             }
             for staging in &self.staging {
                 let _ = result::event::destroy(staging.free);

@@ -1,6 +1,6 @@
 //! Kernel sources, the structs they take, and calls of them.
 
-use super::driver::TensorMap;
+use super::driver::{LibraryProduct, TensorMap};
 use super::optim::SCALARS;
 use std::fmt::Write;
 
@@ -181,6 +181,8 @@ pub struct Call {
     pub tables: Vec<(usize, Vec<u8>)>,
     /// Tensor maps for the driver to make, and where in `params` they belong.
     pub maps: Vec<(usize, TensorMap)>,
+    /// What a library may do instead, where the driver has one.
+    pub library: Option<LibraryProduct>,
 }
 
 impl Call {
@@ -204,6 +206,7 @@ impl Call {
             layout: P::LAYOUT,
             tables: Vec::new(),
             maps: Vec::new(),
+            library: None,
         }
     }
 

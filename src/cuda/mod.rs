@@ -3,6 +3,7 @@
 
 mod attention;
 mod conv;
+mod cublaslt;
 mod dense_loss;
 mod driver;
 mod embed;
@@ -12,7 +13,9 @@ mod kernel;
 mod layer_norm;
 mod layout;
 mod lower;
+mod measure;
 mod nvrtc;
+mod occupancy;
 mod optim;
 mod planning;
 mod pointwise;
@@ -23,14 +26,18 @@ mod tiles;
 mod tune;
 mod vm;
 
-pub use driver::{DeviceInfo, Driver, GraphId, ImageKind, KernelId, Launch, Measured, TensorMap};
+pub use driver::{
+    DeviceInfo, Driver, GraphId, ImageKind, KernelFacts, KernelId, Launch, LibraryProduct, Measured,
+    ProductId, TensorMap, Work,
+};
 pub use gemm::{Finish, GemmParams, Product};
-pub use gpu::{GpuDriver, KernelFacts};
+pub use gpu::GpuDriver;
 pub use kernel::{Call, Family, Given, KernelParams, Layout};
 pub use nvrtc::{CompiledKernel, Compiler, cache_folder};
+pub use occupancy::{ARCHITECTURES, Architecture, architecture};
 pub use planning::PlanningBackend;
-pub use probe::{Gpu, Installed, installed};
+pub use probe::{Gpu, Installed, cublaslt_version, installed};
 pub use program::CudaBackend;
-pub use tiles::{Choices, HOPPER_TILES, PLAIN_TILES, TENSOR_TILES, Tier, Tile};
+pub use tiles::{Choice, Choices, HOPPER_TILES, PLAIN_TILES, TENSOR_TILES, Tier, Tile};
 pub use tune::Tuner;
 pub use vm::VmDriver;

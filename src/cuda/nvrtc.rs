@@ -96,7 +96,18 @@ impl Compiler {
     pub fn facts(&self, name: &str, source: &str) -> Result<Vec<CompiledKernel>> {
         let mut options = self.options(ImageKind::Cubin);
         options.push("--ptxas-options=-v".to_owned());
-        let (_, log) = self.compile(name, source, &options, ImageKind::Cubin)?;
+        let at = self.cache.as_ref().map(|folder| folder.join(self.key(source, &options)));
+        let log = at.as_ref().and_then(|at| kept(at)).and_then(|log| String::from_utf8(log).ok());
+        let log = match log {
+            Some(log) => log,
+            None => {
+                let (_, log) = self.compile(name, source, &options, ImageKind::Cubin)?;
+                if let Some(at) = &at {
+                    let _ = keep(at, log.as_bytes());
+                }
+                log
+            }
+        };
         Ok(parse_facts(&log))
     }
 

@@ -1,14 +1,16 @@
 //! The CUDA backend: owns the regions and the arena on the device, turns plans into prepared launches, runs them.
 
-use super::driver::{Driver, GraphId, Launch, Measured};
+use super::driver::{Driver, GraphId, Launch, Work};
 use super::kernel::Call;
 use super::lower::{self, Operand, Operands};
 use super::nvrtc::Compiler;
 use super::tiles::Choices;
 use super::tune::Tuner;
-use crate::backend::{Backend, HostSlice, HostSliceMut, OpMeasure, OperandType, ProgramId, in_place};
+use crate::backend::{
+    Backend, Ceilings, HostSlice, HostSliceMut, OpKernel, OpMeasure, OperandType, ProgramId, in_place,
+};
 use crate::error::{Error, Result};
-use crate::ir::{Op, Region, matrix_flops};
+use crate::ir::{Op, Region};
 use crate::plan::{Plan, Slot, Space, Step};
 use crate::tensor::DType;
 use half::bf16;
@@ -16,14 +18,14 @@ use std::collections::BTreeMap;
 
 /// Executes plans on a device in f32 or bf16.
 pub struct CudaBackend<D> {
-    driver: D,
-    compiler: Compiler,
-    dtype: DType,
-    choices: Choices,
+    pub(super) driver: D,
+    pub(super) compiler: Compiler,
+    pub(super) dtype: DType,
+    pub(super) choices: Choices,
     tuner: Option<Tuner>,
     regions: BTreeMap<Region, RegionMemory>,
     arena: Memory,
-    programs: Vec<Program>,
+    pub(super) programs: Vec<Program>,
     /// Where staged inputs lie until their program starts: a second buffer for each region that has such.
     landing: BTreeMap<Region, Memory>,
     staged: Vec<Staged>,
@@ -50,11 +52,12 @@ struct RegionMemory {
     elements: usize,
 }
 
-struct Program {
-    plan: Plan,
-    launches: Vec<Launch>,
-    /// Where the launches of each step of the plan end.
-    ends: Vec<usize>,
+pub(super) struct Program {
+    pub plan: Plan,
+    /// What is started, in order: our own kernels today, or a library's products where they are chosen.
+    pub work: Vec<Work>,
+    /// Where the work of each step of the plan ends.
+    pub ends: Vec<usize>,
     graph: Option<GraphId>,
     /// Addresses of constant tables.
     tables: Vec<u64>,
@@ -157,13 +160,17 @@ impl<D: Driver> CudaBackend<D> {
         }
     }
 
-    /// Calls of a step with the tiles that are chosen now.
-    fn calls(&self, step: &Step) -> Result<Vec<Call>> {
+    /// Operands of a step, where the plan put them.
+    pub(super) fn operands<'a>(&self, step: &'a Step) -> Result<[Vec<Operand<'a>>; 2]> {
         let at =
             |slots: &[Slot]| slots.iter().map(|s| self.address(s, &step.path)).collect::<Result<Vec<_>>>();
         let (inputs, outputs) = (at(&step.inputs)?, at(&step.outputs)?);
-        let inputs = with_shapes(&step.inputs, &inputs);
-        let outputs = with_shapes(&step.outputs, &outputs);
+        Ok([with_shapes(&step.inputs, &inputs), with_shapes(&step.outputs, &outputs)])
+    }
+
+    /// The kernel calls of a step.
+    pub(super) fn calls(&self, step: &Step) -> Result<Vec<Call>> {
+        let [inputs, outputs] = self.operands(step)?;
         let scratch = self.arena.at + step.workspace.0 as u64;
         let refused = |why: String| Error::device("cuda", format!("{}: {} {why}", step.path, step.op.name()));
         let choices = &self.choices;
@@ -174,19 +181,24 @@ impl<D: Driver> CudaBackend<D> {
         Ok(calls)
     }
 
-    fn launches(&mut self, step: &Step, tables: &mut Vec<u64>) -> Result<Vec<Launch>> {
-        let calls = self.calls(step)?;
-        calls.into_iter().map(|call| prepare(&mut self.driver, &self.compiler, call, tables)).collect()
+    fn work(&mut self, step: &Step, tables: &mut Vec<u64>) -> Result<Vec<Work>> {
+        let calls = self.calls(step)?.into_iter();
+        calls.map(|call| prepare(&mut self.driver, &self.compiler, call, tables)).collect()
     }
 
-    /// Measures the products of `plan` whose fastest tile is not known.
+    /// Measures the products of `plan` whose fastest way is not known.
     fn tune(&mut self, plan: &Plan) -> Result<()> {
-        let Some(mut tuner) = self.tuner.take() else { return Ok(()) };
         // This asks for every product; what is found changes the next answers.
-        let asked = plan.steps.iter().try_for_each(|step| self.calls(step).map(drop));
-        let done = asked.and_then(|()| tuner.tune(&mut self.driver, &self.compiler, &mut self.choices));
-        self.tuner = Some(tuner);
-        done
+        plan.steps.iter().try_for_each(|step| self.calls(step).map(drop))?;
+        self.tune_asked()
+    }
+
+    /// Measures the products that were asked for and whose fastest way is not known.
+    pub(super) fn tune_asked(&mut self) -> Result<()> {
+        match &mut self.tuner {
+            Some(tuner) => tuner.tune(&mut self.driver, &self.compiler, &mut self.choices),
+            None => Ok(()),
+        }
     }
 
     fn download_halves(&self, at: u64, len: usize) -> Result<Vec<bf16>> {
@@ -225,7 +237,12 @@ pub(super) fn prepare<D: Driver>(
     compiler: &Compiler,
     call: Call,
     tables: &mut Vec<u64>,
-) -> Result<Launch> {
+) -> Result<Work> {
+    if let Some(product) = &call.library
+        && let Some(id) = driver.library_product(product)?
+    {
+        return Ok(Work::Product(id));
+    }
     let image = compiler.image(call.family.file(), &call.source(), driver.image_kind())?;
     let kernel = driver.load(&image, call.kernel, call.shared)?;
     let (grid, block, shared, mut params) = (call.grid, call.block, call.shared, call.params);
@@ -239,7 +256,7 @@ pub(super) fn prepare<D: Driver>(
         let map = driver.tensor_map(&map)?;
         params[offset..offset + size_of_val(&map)].copy_from_slice(bytemuck::bytes_of(&map));
     }
-    Ok(Launch { kernel, grid, block, shared, params })
+    Ok(Work::Kernel(Launch { kernel, grid, block, shared, params }))
 }
 
 fn with_shapes<'a>(slots: &'a [Slot], at: &[u64]) -> Vec<Operand<'a>> {
@@ -270,7 +287,7 @@ impl<D: Driver> Backend for CudaBackend<D> {
         self.tune(&plan)?;
         self.programs.push(Program {
             plan,
-            launches: Vec::new(),
+            work: Vec::new(),
             ends: Vec::new(),
             graph: None,
             tables: Vec::new(),
@@ -278,7 +295,7 @@ impl<D: Driver> Backend for CudaBackend<D> {
         // Growing may have moved memory under earlier programs.
         let mut programs = std::mem::take(&mut self.programs);
         for program in &mut programs {
-            program.launches.clear();
+            program.work.clear();
             program.ends.clear();
             if let Some(graph) = program.graph.take() {
                 self.driver.forget(graph)?;
@@ -287,10 +304,10 @@ impl<D: Driver> Backend for CudaBackend<D> {
                 self.driver.free(table)?;
             }
             for step in &program.plan.steps {
-                program.launches.extend(self.launches(step, &mut program.tables)?);
-                program.ends.push(program.launches.len());
+                program.work.extend(self.work(step, &mut program.tables)?);
+                program.ends.push(program.work.len());
             }
-            program.graph = Some(self.driver.record(&program.launches)?);
+            program.graph = Some(self.driver.record(&program.work)?);
         }
         self.programs = programs;
         Ok(ProgramId(self.programs.len() - 1))
@@ -377,37 +394,15 @@ impl<D: Driver> Backend for CudaBackend<D> {
     }
 
     fn measure(&mut self, program: ProgramId, repeats: usize) -> Result<Vec<OpMeasure>> {
-        let Some(program) = self.programs.get(program.0) else {
-            return Err(Error::device("cuda", format!("program {} was never compiled", program.0)));
-        };
-        let mut measures = Vec::with_capacity(program.ends.len());
-        let mut first = 0;
-        for (step, &end) in program.plan.steps.iter().zip(&program.ends) {
-            let measured = self.driver.measure(&program.launches[first..end], repeats)?;
-            measures.push(op_measure(step, end - first, measured));
-            first = end;
-        }
-        Ok(measures)
+        self.measure_ops(program, repeats)
     }
-}
 
-fn op_measure(step: &Step, launches: usize, measured: Measured) -> OpMeasure {
-    let shapes = |slots: &'_ [Slot]| slots.iter().map(|s| s.shape.clone()).collect::<Vec<_>>();
-    let (inputs, outputs) = (shapes(&step.inputs), shapes(&step.outputs));
-    let operands = step.inputs.iter().chain(&step.outputs);
-    OpMeasure {
-        path: step.path.clone(),
-        op: step.op.name(),
-        shape: inputs.first().unwrap_or(&outputs[0]).clone(),
-        launches,
-        flops: matrix_flops(
-            &step.op,
-            &inputs.iter().collect::<Vec<_>>(),
-            &outputs.iter().collect::<Vec<_>>(),
-        ),
-        least_bytes: operands.map(|s| (s.shape.count() * s.dtype.bytes()) as u64).sum(),
-        seconds: measured.seconds,
-        counts: measured.counts,
+    fn kernels(&mut self, program: ProgramId) -> Result<Vec<Vec<OpKernel>>> {
+        self.op_kernels(program)
+    }
+
+    fn ceilings(&mut self, repeats: usize) -> Result<Option<Ceilings>> {
+        self.measure_ceilings(repeats)
     }
 }
 

@@ -112,14 +112,38 @@ fn least_waste(tiles: &[Tile], m: u32, n: u32) -> Tile {
     *busy.or_else(|| tiles.iter().rfind(fits)).unwrap_or(&tiles[0])
 }
 
-/// Which tile a product gets on a device: the one that was measured to be the fastest, else an estimate.
+/// How a product is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    Own(Tile),
+    /// By the driver's library, where it offers the product.
+    Library,
+}
+
+impl Choice {
+    pub fn name(&self) -> String {
+        match self {
+            Choice::Own(tile) => tile.name(),
+            Choice::Library => "library".to_owned(),
+        }
+    }
+
+    /// The choice of a name.
+    pub fn named(name: &str) -> Option<Choice> {
+        let mut all = PLAIN_TILES.iter().chain(&TENSOR_TILES).chain(&HOPPER_TILES);
+        let tile = all.find(|t| t.name() == name).copied().map(Choice::Own);
+        tile.or_else(|| (name == "library").then_some(Choice::Library))
+    }
+}
+
+/// How each product is computed on a device: the way that was measured to be the fastest, else an estimated tile.
 #[derive(Debug)]
 pub struct Choices {
     multiprocessors: u32,
     hopper: bool,
     /// Whether products that could use the newest tier always do.
     newest: bool,
-    measured: BTreeMap<String, Tile>,
+    measured: BTreeMap<String, Choice>,
     /// Products that were asked for and not measured, by key.
     unmeasured: RefCell<BTreeMap<String, (Product, DType)>>,
 }
@@ -146,24 +170,23 @@ impl Choices {
         self.multiprocessors
     }
 
-    /// The tile for `product`.
-    pub fn tile(&self, product: &Product, element: DType) -> Tile {
+    /// How to compute `product`.
+    pub fn choice(&self, product: &Product, element: DType) -> Choice {
         let key = key(product, element);
-        if let Some(tile) = self.measured.get(&key) {
-            return *tile;
+        if let Some(choice) = self.measured.get(&key) {
+            return *choice;
         }
-        let tile = self.estimate(product, element);
         self.unmeasured.borrow_mut().entry(key).or_insert((*product, element));
-        tile
+        Choice::Own(self.estimate(product, element))
     }
 
     /// Every tile that computes `product`, the estimate first.
-    pub fn candidates(&self, product: &Product, element: DType) -> Vec<Tile> {
+    pub fn candidates(&self, product: &Product, element: DType) -> Vec<Choice> {
         let first = self.estimate(product, element);
         let tiles: &[Tile] = if element == DType::Bf16 { &TENSOR_TILES } else { &PLAIN_TILES };
         let hopper: &[Tile] = if self.takes_hopper(product, element) { &HOPPER_TILES } else { &[] };
         let others = hopper.iter().chain(tiles).filter(|t| **t != first);
-        std::iter::once(first).chain(others.copied()).collect()
+        std::iter::once(&first).chain(others).copied().map(Choice::Own).collect()
     }
 
     /// The products that were asked for and not measured, with their keys; forgets them.
@@ -171,14 +194,9 @@ impl Choices {
         self.unmeasured.take()
     }
 
-    /// Notes the fastest tile for the products of `key`.
-    pub fn note(&mut self, key: String, tile: Tile) {
-        self.measured.insert(key, tile);
-    }
-
-    /// Names of the noted tiles by key.
-    pub fn noted(&self) -> BTreeMap<String, String> {
-        self.measured.iter().map(|(key, tile)| (key.clone(), tile.name())).collect()
+    /// Notes the fastest way to the products of `key`.
+    pub fn note(&mut self, key: String, choice: Choice) {
+        self.measured.insert(key, choice);
     }
 
     fn takes_hopper(&self, product: &Product, element: DType) -> bool {
@@ -246,19 +264,23 @@ mod tests {
 
     #[test]
     fn names_are_unique() {
+        for choice in HOPPER_TILES.map(Choice::Own).into_iter().chain([Choice::Library]) {
+            assert_eq!(Choice::named(&choice.name()), Some(choice));
+        }
+        assert_eq!(Choice::named("mma 7x7"), None);
         let all = TENSOR_TILES.iter().chain(&PLAIN_TILES).chain(&HOPPER_TILES);
         let names: std::collections::BTreeSet<_> = all.clone().map(Tile::name).collect();
         assert_eq!(names.len(), all.count());
     }
 
     fn is_hopper(choices: &Choices, product: Product) -> bool {
-        HOPPER_TILES.contains(&choices.tile(&product, DType::Bf16))
+        choices.choice(&product, DType::Bf16).name().starts_with("wgmma")
     }
 
     #[test]
     fn hopper_tiles_are_for_hopper_alone() {
         let large = Product::new(50_000, 192, 192);
-        let tile = |capability, element| Choices::new(&device(capability, 132)).tile(&large, element);
+        let tile = |capability, element| Choices::new(&device(capability, 132)).choice(&large, element);
         assert_eq!(tile((9, 0), DType::Bf16).name(), "wgmma 128x192");
         for other in [(8, 0), (8, 9), (10, 0), (12, 0)] {
             assert!(tile(other, DType::Bf16).name().starts_with("mma"), "{other:?}");
@@ -279,7 +301,7 @@ mod tests {
     fn what_was_measured_goes_before_the_estimate() {
         let mut choices = Choices::new(&device((9, 0), 132));
         let product = Product::new(50_000, 576, 192);
-        let estimate = choices.tile(&product, DType::Bf16);
+        let estimate = choices.choice(&product, DType::Bf16);
         let unmeasured = choices.take_unmeasured();
         let (key, _) = unmeasured.first_key_value().unwrap();
         assert_eq!(key, "bf16 nt 57344x576x192 none /1");
@@ -287,9 +309,9 @@ mod tests {
         assert_ne!(other, estimate);
         choices.note(key.clone(), other);
         // Another scale of the same recipe.
-        assert_eq!(choices.tile(&Product::new(52_000, 576, 192), DType::Bf16), other);
+        assert_eq!(choices.choice(&Product::new(52_000, 576, 192), DType::Bf16), other);
         assert!(choices.take_unmeasured().is_empty());
-        assert_eq!(choices.tile(&Product::new(52_000, 192, 192), DType::Bf16).n, 192);
+        assert!(is_hopper(&choices, Product::new(52_000, 192, 192)));
         assert_eq!(choices.take_unmeasured().len(), 1);
     }
 
@@ -299,7 +321,7 @@ mod tests {
         let product = Product::new(50_000, 192, 192);
         let all = choices.candidates(&product, DType::Bf16);
         assert_eq!(all.len(), HOPPER_TILES.len() + TENSOR_TILES.len());
-        assert_eq!(all[0], choices.tile(&product, DType::Bf16));
+        assert_eq!(all[0], choices.choice(&product, DType::Bf16));
         assert_eq!(choices.candidates(&product, DType::F32).len(), PLAIN_TILES.len());
     }
 

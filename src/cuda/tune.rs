@@ -1,15 +1,14 @@
-//! Finds the fastest tile of every product by measuring, once per shape and device, and keeps what it found.
+//! Finds the fastest way to every product by measuring, once per shape and device, and keeps what it found.
 
-use super::driver::{DeviceInfo, Driver};
+use super::driver::{DeviceInfo, Driver, Work};
 use super::gemm::Product;
 use super::kernel::Family;
+use super::measure::fill;
 use super::nvrtc::Compiler;
 use super::program::prepare;
-use super::tiles::{Choices, HOPPER_TILES, PLAIN_TILES, TENSOR_TILES, Tile};
+use super::tiles::{Choice, Choices};
 use crate::error::Result;
 use crate::tensor::DType;
-use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -27,6 +26,8 @@ const MOST_BYTES: u64 = 16 << 20;
 /// Measures products on a device.
 #[derive(Debug)]
 pub struct Tuner {
+    /// Whether a library may be faster than our kernels.
+    library: bool,
     file: Option<PathBuf>,
     results: Results,
 }
@@ -37,26 +38,27 @@ struct Results {
     device: String,
     /// Of the kernels that were measured: others may be faster or slower.
     kernels: String,
-    /// Name of the fastest tile by product.
-    tiles: BTreeMap<String, String>,
+    /// Name of the fastest choice by product.
+    products: BTreeMap<String, String>,
 }
 
 impl Tuner {
     /// A tuner for `device` that keeps its results in `folder`, if any, and begins with those that are there. A file that
-    /// cannot be read, or is of other kernels, costs time, nothing else.
-    pub fn new(folder: Option<&Path>, device: &DeviceInfo) -> Self {
+    /// cannot be read, or is of other kernels, costs time, nothing else. With `library`, a library of the driver's may be
+    /// chosen instead of our kernels.
+    pub fn new(folder: Option<&Path>, device: &DeviceInfo, library: bool) -> Self {
         let (x, y) = device.capability;
         let name = format!("{} sm_{x}{y} x{}", device.name, device.multiprocessors);
         let file_name: String =
             name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
         let file = folder.map(|f| f.join(file_name).with_extension("json"));
-        let mut results = Results { device: name, kernels: kernels(), tiles: BTreeMap::new() };
+        let mut results = Results { device: name, kernels: kernels(), products: BTreeMap::new() };
         if let Some(kept) = file.as_deref().and_then(read)
             && (&kept.device, &kept.kernels) == (&results.device, &results.kernels)
         {
-            results.tiles = kept.tiles;
+            results.products = kept.products;
         }
-        Tuner { file, results }
+        Tuner { library, file, results }
     }
 
     /// Measures what `choices` was asked for without a measurement, and tells it the results.
@@ -71,8 +73,9 @@ impl Tuner {
     ) -> Result<()> {
         let mut missing = Vec::new();
         for (key, wanted) in choices.take_unmeasured() {
-            match self.results.tiles.get(&key).and_then(|name| named(name)) {
-                Some(tile) => choices.note(key, tile),
+            let known = self.results.products.get(&key).and_then(|name| Choice::named(name));
+            match known.filter(|c| self.library || *c != Choice::Library) {
+                Some(choice) => choices.note(key, choice),
                 None => missing.push((key, wanted)),
             }
         }
@@ -83,13 +86,18 @@ impl Tuner {
             missing.iter().map(|(_, (p, element))| Extents::of(p, *element).bytes()).max().unwrap_or(0);
         // Without room to measure, the estimates have to do.
         let Ok(memory) = driver.allocate(room) else { return Ok(()) };
-        let measured = fill(driver, memory, room).and_then(|()| {
+        let measured = fill(driver, memory, room, DType::Bf16).and_then(|()| {
             for (key, (product, element)) in missing {
-                let Some(tile) = fastest(driver, compiler, choices, &product, element, memory)? else {
+                let placed = Extents::of(&product, element).place(&product, memory);
+                let mut ways = choices.candidates(&product, element);
+                if self.library {
+                    ways.push(Choice::Library);
+                }
+                let Some(choice) = fastest(driver, compiler, choices, &placed, element, &ways)? else {
                     break;
                 };
-                self.results.tiles.insert(key.clone(), tile.name());
-                choices.note(key, tile);
+                self.results.products.insert(key.clone(), choice.name());
+                choices.note(key, choice);
             }
             Ok(())
         });
@@ -101,30 +109,32 @@ impl Tuner {
     }
 }
 
-/// The fastest tile for `product`, with operands in `memory`; None if the driver cannot tell times.
+/// The fastest of `ways` for `product`; None if the driver cannot tell times.
 fn fastest<D: Driver>(
     driver: &mut D,
     compiler: &Compiler,
     choices: &Choices,
     product: &Product,
     element: DType,
-    memory: u64,
-) -> Result<Option<Tile>> {
-    let mut best: Option<(Tile, f64)> = None;
-    for tile in choices.candidates(product, element) {
-        let placed = Product { tile: Some(tile), ..Extents::of(product, element).place(product, memory) };
+    ways: &[Choice],
+) -> Result<Option<Choice>> {
+    let mut best: Option<(Choice, f64)> = None;
+    for way in ways {
         // A grid that is too large for one tile may do for the next.
-        let Ok(mut call) = placed.call(element, choices) else { continue };
+        let Ok(mut call) = product.call_by(*way, element, choices.multiprocessors()) else { continue };
         call.bf16 = element == DType::Bf16;
-        let launch = prepare(driver, compiler, call, &mut Vec::new())?;
-        driver.measure(std::slice::from_ref(&launch), WARM_UP)?;
-        let Some(seconds) = driver.measure(&[launch], REPEATS)?.seconds else { return Ok(None) };
+        let work = prepare(driver, compiler, call, &mut Vec::new())?;
+        if *way == Choice::Library && !matches!(work, Work::Product(_)) {
+            continue;
+        }
+        driver.measure(std::slice::from_ref(&work), WARM_UP)?;
+        let Some(seconds) = driver.measure(&[work], REPEATS)?.seconds else { return Ok(None) };
         // The first is the estimate.
         if best.is_none_or(|(_, least)| seconds < least * (1.0 - WORTH)) {
-            best = Some((tile, seconds));
+            best = Some((*way, seconds));
         }
     }
-    Ok(best.map(|(tile, _)| tile))
+    Ok(best.map(|(way, _)| way))
 }
 
 /// Bytes of a product's operands, each a multiple of 256: a, b, other, bias, y, pre, partial.
@@ -159,18 +169,6 @@ impl Extents {
     }
 }
 
-/// Fills memory with numbers of usual size: zeros would multiply faster than what is trained on.
-fn fill<D: Driver>(driver: &mut D, at: u64, bytes: usize) -> Result<()> {
-    let mut random = ChaCha8Rng::seed_from_u64(0);
-    // Read as bf16 or as f32: between 0.5 and 2, of either sign.
-    let block: Vec<u16> = (0..1 << 21).map(|_| random.random::<u16>() & 0x80ff | 0x3f00).collect();
-    let block: &[u8] = bytemuck::cast_slice(&block);
-    for offset in (0..bytes).step_by(block.len()) {
-        driver.upload(at + offset as u64, &block[..block.len().min(bytes - offset)])?;
-    }
-    Ok(())
-}
-
 /// Names the texts of the products' kernels.
 fn kernels() -> String {
     let mut hash = Sha256::new();
@@ -178,11 +176,6 @@ fn kernels() -> String {
         hash.update(family.source(&[], true));
     }
     hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect()
-}
-
-fn named(name: &str) -> Option<Tile> {
-    let mut all = PLAIN_TILES.iter().chain(&TENSOR_TILES).chain(&HOPPER_TILES);
-    all.find(|t| t.name() == name).copied()
 }
 
 fn read(file: &Path) -> Option<Results> {
@@ -204,7 +197,10 @@ fn write(file: &Path, results: &Results) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cuda::driver::{GraphId, ImageKind, KernelId, Launch, Measured, TensorMap};
+    use crate::cuda::driver::{
+        GraphId, ImageKind, KernelId, Launch, LibraryProduct, Measured, ProductId, TensorMap,
+    };
+    use crate::cuda::tiles::{HOPPER_TILES, TENSOR_TILES};
 
     /// Tells the time of a launch by its threads and shared memory.
     struct Clock {
@@ -254,7 +250,10 @@ mod tests {
             assert!(map.box_rows <= 256 && map.at.is_multiple_of(16), "{map:?}");
             Ok([7; 16])
         }
-        fn record(&mut self, _launches: &[Launch]) -> Result<GraphId> {
+        fn start(&mut self, _work: &Work) -> Result<()> {
+            Ok(())
+        }
+        fn record(&mut self, _work: &[Work]) -> Result<GraphId> {
             Ok(GraphId(0))
         }
         fn replay(&mut self, _graph: GraphId) -> Result<()> {
@@ -263,9 +262,17 @@ mod tests {
         fn forget(&mut self, _graph: GraphId) -> Result<()> {
             Ok(())
         }
-        fn measure(&mut self, launches: &[Launch], _repeats: usize) -> Result<Measured> {
+        fn measure(&mut self, work: &[Work], _repeats: usize) -> Result<Measured> {
             self.measured += 1;
-            Ok(Measured { seconds: (self.seconds)(&launches[0]), counts: None })
+            let seconds = match &work[0] {
+                Work::Kernel(launch) => (self.seconds)(launch),
+                _ => Some(0.01),
+            };
+            Ok(Measured { seconds, counts: None })
+        }
+        fn library_product(&mut self, product: &LibraryProduct) -> Result<Option<ProductId>> {
+            assert_eq!((product.m, product.n, product.k), (5000, 192, 192));
+            Ok(Some(ProductId(0)))
         }
         fn finish(&mut self) -> Result<()> {
             Ok(())
@@ -280,19 +287,23 @@ mod tests {
     fn product() -> Product {
         let mut product = Product::new(5000, 192, 192);
         let p = &mut product.params;
-        (p.y, p.a, p.b, p.bias) = (256, 512, 768, 1024);
+        (p.y, p.a, p.b) = (256, 512, 768);
         product
     }
 
-    /// The tile for [`product`] after tuning on `driver`.
+    /// The choice for [`product`] after tuning on `driver`.
     fn tuned(driver: &mut Clock, folder: Option<&Path>) -> String {
+        tuned_with(driver, folder, false)
+    }
+
+    fn tuned_with(driver: &mut Clock, folder: Option<&Path>, library: bool) -> String {
         let compiler = Compiler::new(driver.info.capability, None)
             .expect("run the tests with `bash tools/test.sh`, which fetches NVRTC");
         let mut choices = Choices::new(&driver.info);
-        choices.tile(&product(), DType::Bf16);
-        Tuner::new(folder, &driver.info).tune(driver, &compiler, &mut choices).unwrap();
+        choices.choice(&product(), DType::Bf16);
+        Tuner::new(folder, &driver.info, library).tune(driver, &compiler, &mut choices).unwrap();
         assert_eq!(driver.allocated, 0, "memory was not given back");
-        choices.tile(&product(), DType::Bf16).name()
+        choices.choice(&product(), DType::Bf16).name()
     }
 
     #[test]
@@ -319,8 +330,22 @@ mod tests {
     }
 
     #[test]
+    fn a_library_is_taken_where_it_is_faster_and_allowed() {
+        let folder = tempfile::tempdir().unwrap();
+        let slow: fn(&Launch) -> Option<f64> = |_| Some(1.0);
+        assert_eq!(tuned_with(&mut clock(slow), Some(folder.path()), true), "library");
+        // Kept, but not for those who want our kernels, who measure them again.
+        assert_eq!(
+            tuned_with(&mut clock(|_| panic!("measured again")), Some(folder.path()), true),
+            "library"
+        );
+        assert!(tuned_with(&mut clock(slow), Some(folder.path()), false).starts_with("wgmma"));
+        assert!(tuned_with(&mut clock(|_| Some(0.001)), None, true).starts_with("wgmma"));
+    }
+
+    #[test]
     fn noise_does_not_replace_the_estimate() {
-        let estimate = Choices::new(&clock(|_| None).info).tile(&product(), DType::Bf16).name();
+        let estimate = Choices::new(&clock(|_| None).info).choice(&product(), DType::Bf16).name();
         assert_eq!(tuned(&mut clock(|l| Some(if l.block[0] == 384 { 1.0 } else { 0.98 })), None), estimate);
         assert_eq!(
             tuned(&mut clock(|l| Some(if l.block[0] == 384 { 1.0 } else { 0.9 })), None),
@@ -335,7 +360,7 @@ mod tests {
     #[test]
     fn operands_do_not_overlap() {
         let mut product = product();
-        product.params.partial = 1;
+        (product.params.partial, product.params.bias) = (1, 1);
         let extents = Extents::of(&product, DType::Bf16);
         let p = extents.place(&product, 1 << 20).params;
         assert_eq!((p.pre, p.other), (0, 0), "what was absent stays absent");

@@ -1,6 +1,6 @@
 //! The step on a backend: compiled once per shape bucket, fed with batches, its state read and written.
 
-use crate::backend::{Backend, HostSlice, HostSliceMut, OpMeasure, ProgramId};
+use crate::backend::{Backend, HostSlice, HostSliceMut, OpKernel, OpMeasure, ProgramId};
 use crate::data::batch::Batch;
 use crate::data::rng::{Purpose, stream};
 use crate::error::{Error, Result};
@@ -379,6 +379,14 @@ impl Engine {
     ) -> Result<Vec<OpMeasure>> {
         self.micro_step(bucket, batch, point)?;
         self.backend.measure(self.buckets[bucket].program, repeats)
+    }
+
+    /// The kernels of every op of bucket `bucket`, in the order of [`Engine::measure`].
+    ///
+    /// # Errors
+    /// Those of [`Backend::kernels`].
+    pub fn kernels(&mut self, bucket: usize) -> Result<Vec<Vec<OpKernel>>> {
+        self.backend.kernels(self.buckets[bucket].program)
     }
 
     /// Writes a flat buffer, and its copy in the type that the step computes in.
