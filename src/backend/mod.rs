@@ -104,8 +104,8 @@ pub struct OpKernel {
     pub blocks: u64,
     /// That a multiprocessor holds at a time.
     pub resident_blocks: u32,
-    /// Warps that a multiprocessor holds at a time, as a part of the most that one can hold.
-    pub occupancy: f64,
+    /// Warps that a multiprocessor holds at a time, as a part of the most that one can hold; None where that is not known.
+    pub occupancy: Option<f64>,
 }
 
 /// The largest rates that a machine was seen to reach.

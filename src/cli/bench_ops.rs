@@ -251,7 +251,7 @@ mod tests {
             threads: 256,
             blocks: 4,
             resident_blocks: 2,
-            occupancy: 0.25,
+            occupancy: Some(0.25),
         };
         let product = || measure("linear", 800_000_000, 4_000, Some(1e-6));
         let measures = [product(), product(), measure("gelu", 0, 4_000_000, None)];

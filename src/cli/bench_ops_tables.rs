@@ -10,6 +10,11 @@ fn number(value: Option<f64>, decimals: usize) -> String {
     value.map_or(String::new(), |v| format!("{v:.decimals$}"))
 }
 
+/// A part of a whole, or nothing.
+fn percent(part: Option<f64>) -> String {
+    part.map_or(String::new(), |p| format!("{:.0} %", 100.0 * p))
+}
+
 /// Prints all of it; `groups` are the heaviest first.
 pub(super) fn print(groups: &[Group], args: &BenchOpsArgs, ceilings: Option<&Ceilings>) {
     let shown = if args.rows == 0 { groups.len() } else { args.rows };
@@ -68,7 +73,7 @@ fn times(groups: &[Group], shown: usize) -> String {
         row.push(share(g, all));
         row.push(format!("{:.0}", g.least_bytes as f64 / g.seconds * 1e-9));
         row.push(format!("{:.1}", g.flops as f64 / g.seconds * 1e-12));
-        row.push(g.of_ceiling().map_or(String::new(), |c| format!("{:.0} %", 100.0 * c)));
+        row.push(percent(g.of_ceiling()));
         row
     };
     let headers = ["op", "shape", "ops", "us", "share", "GB/s", "TFLOP/s", "of ceiling"];
@@ -148,7 +153,7 @@ fn kernels(groups: &[Group], shown: usize) -> String {
             human_bytes(k.spills.into()),
             human_bytes(k.shared.into()),
             k.resident_blocks.to_string(),
-            format!("{:.0} %", 100.0 * k.occupancy),
+            percent(k.occupancy),
         ]
     };
     let headers = ["kernel", "launches", "threads", "registers", "spilt", "shared", "resident", "occupancy"];
@@ -171,7 +176,7 @@ mod tests {
             threads: 1024,
             blocks: 1 << 20,
             resident_blocks: 32,
-            occupancy: 1.0,
+            occupancy: Some(1.0),
         };
         let counts = OpCounts {
             global_bytes: 1023 << 30,

@@ -13,6 +13,8 @@ use rayon::prelude::*;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 
+/// Version of CUDA that a driver must support to have every function that is called here.
+const OLDEST_DRIVER: (i32, i32) = (12, 4);
 /// Bytes of one of the two pinned buffers that uploads go through.
 const STAGING: usize = 16 << 20;
 /// What one thread copies into pinned memory at a time, bytes.
@@ -76,7 +78,13 @@ impl GpuDriver {
     /// [`Error::Device`] when there is no driver or no such GPU; the message says what to install.
     pub fn new(ordinal: usize) -> Result<Self> {
         let found = probe::installed();
-        found.driver.map_err(|why| Error::device("cuda", format!("{why}, or use --device cpu")))?;
+        let version = found.driver;
+        let version = version.map_err(|why| Error::device("cuda", format!("{why}, or use --device cpu")))?;
+        if version < OLDEST_DRIVER {
+            let (major, minor) = version;
+            let message = format!("the driver supports CUDA {major}.{minor}: install one for CUDA 13");
+            return Err(Error::device("cuda", message));
+        }
         if ordinal >= found.gpus.len() {
             let message = match found.gpus.len() {
                 0 => "the driver finds no GPU; use --device cpu".to_owned(),

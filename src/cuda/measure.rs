@@ -91,7 +91,7 @@ impl<D: Driver> CudaBackend<D> {
             threads,
             blocks: call.grid.iter().map(|g| u64::from(*g)).product(),
             resident_blocks: 0,
-            occupancy: 0.0,
+            occupancy: None,
         };
         let info = self.driver.info();
         let limits = architecture(info.capability);
@@ -116,7 +116,7 @@ impl<D: Driver> CudaBackend<D> {
             kernel.resident_blocks =
                 limits.map_or(0, |a| a.resident_blocks(threads, facts.registers, kernel.shared));
         }
-        kernel.occupancy = limits.map_or(0.0, |a| a.occupancy(threads, kernel.resident_blocks));
+        kernel.occupancy = limits.map(|a| a.occupancy(threads, kernel.resident_blocks));
         Ok(kernel)
     }
 
