@@ -5,9 +5,10 @@ use super::driver::{
     DeviceInfo, Driver, GraphId, ImageKind, KernelFacts, KernelId, Launch, LibraryProduct, Measured,
     ProductId, TensorMap, Work,
 };
+use super::gpu_handles::{Event, Function, STAGING, Staging, encode, failed, parameters};
 use super::probe;
 use crate::error::{Error, Result};
-use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::result;
 use cudarc::driver::sys;
 use rayon::prelude::*;
 use std::collections::HashMap;
@@ -15,8 +16,6 @@ use std::ffi::{CString, c_void};
 
 /// Version of CUDA that a driver must support to have every function that is called here.
 const OLDEST_DRIVER: (i32, i32) = (12, 4);
-/// Bytes of one of the two pinned buffers that uploads go through.
-const STAGING: usize = 16 << 20;
 /// What one thread copies into pinned memory at a time, bytes.
 const PIECE: usize = 1 << 20;
 /// Dynamic shared memory that needs no permission, bytes.
@@ -45,31 +44,11 @@ pub struct GpuDriver {
     flush: Option<(u64, usize)>,
 }
 
-struct Function {
-    handle: sys::CUfunction,
-    name: String,
-    /// Where its parameters lie in [`Launch::params`].
-    offsets: Vec<usize>,
-    /// Bytes of all of them.
-    bytes: usize,
-}
-
 /// First bytes of machine code; anything else that is loaded is text.
 const ELF: &[u8] = b"\x7fELF";
 
-/// Pinned host memory, and the event after which it may be written again.
-struct Staging {
-    at: *mut c_void,
-    free: sys::CUevent,
-}
-
 // SAFETY: handles of the driver API and of cuBLASLt may be used from any thread; every method makes the context current first.
 unsafe impl Send for GpuDriver {}
-
-fn failed(what: &str, e: DriverError) -> Error {
-    let text = e.error_string().ok().and_then(|s| s.to_str().ok()).unwrap_or("unknown error");
-    Error::device("cuda", format!("{what}: {text} ({e:?})"))
-}
 
 impl GpuDriver {
     /// The GPU number `ordinal`.
@@ -256,57 +235,6 @@ impl GpuDriver {
     }
 }
 
-/// A moment on a stream, for measuring; its context must be current when it is dropped.
-struct Event(sys::CUevent);
-
-impl Event {
-    fn new() -> Result<Self> {
-        let made = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT);
-        made.map(Event).map_err(|e| failed("no event", e))
-    }
-
-    fn record(&self, stream: sys::CUstream) -> Result<()> {
-        // SAFETY: event and stream are live.
-        unsafe { result::event::record(self.0, stream) }.map_err(|e| failed("no event", e))
-    }
-}
-
-impl Drop for Event {
-    fn drop(&mut self) {
-        // SAFETY: created in `new`, destroyed once.
-        let _ = unsafe { result::event::destroy(self.0) };
-    }
-}
-
-/// Offsets of a kernel's parameters, and the bytes of all of them. A driver that does not tell is trusted to find one.
-fn parameters(function: sys::CUfunction) -> (Vec<usize>, usize) {
-    let (mut offsets, mut bytes) = (Vec::new(), 0);
-    loop {
-        let (mut offset, mut size) = (0, 0);
-        // SAFETY: the function is live, both numbers live through the call.
-        let status = unsafe { sys::cuFuncGetParamInfo(function, offsets.len(), &mut offset, &mut size) };
-        if status.result().is_err() {
-            break;
-        }
-        offsets.push(offset);
-        bytes = bytes.max(offset + size);
-    }
-    if offsets.is_empty() {
-        offsets.push(0);
-    }
-    (offsets, bytes)
-}
-
-impl Staging {
-    fn new() -> Result<Self> {
-        // SAFETY: the memory is freed once, in the driver's `drop`.
-        let at = unsafe { result::malloc_host(STAGING, 0) }.map_err(|e| failed("no pinned memory", e))?;
-        let free = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
-            .map_err(|e| failed("no event", e))?;
-        Ok(Staging { at, free })
-    }
-}
-
 impl Driver for GpuDriver {
     fn info(&self) -> &DeviceInfo {
         &self.info
@@ -416,36 +344,8 @@ impl Driver for GpuDriver {
     }
 
     fn tensor_map(&self, map: &TensorMap) -> Result<[u64; 16]> {
-        use sys::CUtensorMapDataType_enum::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-        use sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE;
-        use sys::CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE;
-        use sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_256B;
-        use sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B;
         self.enter()?;
-        let sizes = [u64::from(map.columns), u64::from(map.rows)];
-        let strides = [u64::from(map.columns) * 2];
-        let boxes = [map.box_columns, map.box_rows];
-        let mut made = sys::CUtensorMap { opaque: [0; 16] };
-        // SAFETY: every pointer is to a live array of the rank, 2 (one less for strides); the driver only notes the address
-        // of the matrix, which kernels read within its planned extent.
-        let status = unsafe {
-            sys::cuTensorMapEncodeTiled(
-                &raw mut made,
-                CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-                2,
-                map.at as *mut c_void,
-                sizes.as_ptr(),
-                strides.as_ptr(),
-                boxes.as_ptr(),
-                [1, 1].as_ptr(),
-                CU_TENSOR_MAP_INTERLEAVE_NONE,
-                CU_TENSOR_MAP_SWIZZLE_128B,
-                CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-            )
-        };
-        status.result().map_err(|e| failed(&format!("no tensor map for {map:?}"), e))?;
-        Ok(made.opaque)
+        encode(map)
     }
 
     fn start(&mut self, work: &Work) -> Result<()> {

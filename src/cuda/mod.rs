@@ -9,6 +9,7 @@ mod driver;
 mod embed;
 mod gemm;
 mod gpu;
+mod gpu_handles;
 mod kernel;
 mod layer_norm;
 mod layout;
