@@ -301,7 +301,7 @@ fn tensor_tiles_are_swizzled() {
                 let want = if y < 40 && x < 100 { half(y * 104 + x) } else { 0 };
                 // The PTX manual's picture: of eight rows of the pattern each swaps its chunks by its own number.
                 let byte = row * swizzle + column * 2;
-                let chunk = byte / 16 % (swizzle / 16) ^ (byte / 128 % (swizzle / 16));
+                let chunk = (byte / 16 % (swizzle / 16)) ^ (byte / 128 % (swizzle / 16));
                 let place = byte / swizzle * swizzle + chunk * 16 + byte % 16;
                 let word = got[place as usize / 4];
                 assert_eq!((word >> (8 * (place % 4))) as u16, want, "{swizzle}: {row}, {column}");
@@ -356,7 +356,7 @@ impl Operand {
                 let per = w / 16;
                 let row = slow % 8;
                 // Rows of w bytes; the pattern repeats with every 1024 / 128 * w bytes.
-                let chunk = piece % per ^ (row * w / 128 % per);
+                let chunk = (piece % per) ^ (row * w / 128 % per);
                 piece / per * leading + slow / 8 * stride + row * w + chunk * 16 + inside
             }
         }

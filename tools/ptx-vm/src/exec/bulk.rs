@@ -204,11 +204,12 @@ fn tensor_pieces(map: &TensorMap, at: &[i64], shared: u32) -> Vec<Piece> {
     for row in 0..rows {
         // Coordinates beyond the first, and the place of the row if they are inside.
         let (mut rest, mut base) = (row, Some(map.address));
-        for d in 1..map.sizes.len() {
-            let x = at[d] + i64::from(rest % map.box_sizes[d]);
-            rest /= map.box_sizes[d];
-            let inside = u64::try_from(x).ok().filter(|x| *x < map.sizes[d]);
-            base = base.zip(inside).and_then(|(b, x)| b.checked_add(x.checked_mul(map.strides[d - 1])?));
+        let outer = at.iter().zip(&map.box_sizes).zip(&map.sizes).skip(1).zip(&map.strides);
+        for (((at, count), size), stride) in outer {
+            let x = at + i64::from(rest % count);
+            rest /= count;
+            let inside = u64::try_from(x).ok().filter(|x| x < size);
+            base = base.zip(inside).and_then(|(b, x)| b.checked_add(x.checked_mul(*stride)?));
         }
         for chunk in 0..per_row {
             let each = map.element;
