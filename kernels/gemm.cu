@@ -13,25 +13,6 @@
 // several splits each writes its own part, added up by `split_sum`.
 // EPILOGUE_PARTIAL is for A_TRANS: the row sums of a come with it, which are a bias' gradient.
 
-// Values of EPILOGUE; 0 is none.
-constexpr u32 EPILOGUE_GELU = 1, EPILOGUE_RESIDUAL = 2, EPILOGUE_GELU_BACKWARD = 3,
-              EPILOGUE_PARTIAL = 4, EPILOGUE_WIDE = 5, EPILOGUE_ADD = 6;
-// Elements of 16 bytes.
-constexpr u32 VEC = 16 / sizeof(T);
-
-struct GemmParams {
-    T* y;               // [m, n]
-    T* pre;             // [m, n]: the value before GELU, or null
-    float* partial;     // [splits][m * n + m] with EPILOGUE_PARTIAL; [splits][m * n] with _WIDE, which overwrites it, and
-                        // _ADD, which adds to it
-    const T* a;
-    const T* b;
-    const float* bias;  // [n], or null
-    const T* other;     // [m, n]: residual, or the value before GELU
-    u32 m, n, k;
-    u32 each;           // k of a split, a multiple of BK
-};
-
 struct Place {
     const T* at;
     bool valid;
@@ -84,71 +65,6 @@ __device__ __forceinline__ Pack<T, VEC> gather(const GemmParams& p, u32 outer, u
         x.at[e] = from.valid ? *from.at : from_float<T>(0.0f);
     }
     return x;
-}
-
-// `left` elements of the row remain; with ALIGNED they are all there.
-template <class E, int N>
-__device__ __forceinline__ void store(E* to, const float (&v)[N], u32 left) {
-    if (ALIGNED) {
-        store_all(to, v);
-        return;
-    }
-#pragma unroll
-    for (u32 e = 0; e < N; ++e)
-        if (e < left) to[e] = from_float<E>(v[e]);
-}
-
-template <int N>
-__device__ __forceinline__ void load(float (&v)[N], const T* from, u32 left) {
-    if (ALIGNED) {
-        load_all(v, from);
-        return;
-    }
-#pragma unroll
-    for (u32 e = 0; e < N; ++e) v[e] = e < left ? to_float(from[e]) : 0.0f;
-}
-
-// Stores N neighbouring sums of one row. ALIGNED: all or none of them are inside.
-template <int N>
-__device__ __forceinline__ void finish(const GemmParams& p, u32 row, u32 col, float (&v)[N]) {
-    if (row >= p.m || col >= p.n) return;
-    const u64 at = (u64)row * p.n + col;
-    const u32 left = p.n - col;
-    if (EPILOGUE >= EPILOGUE_PARTIAL) {
-        const u64 part = (u64)p.m * p.n + (EPILOGUE == EPILOGUE_PARTIAL ? p.m : 0);
-        float* to = p.partial + blockIdx.z * part + at;
-        if (EPILOGUE == EPILOGUE_ADD) {
-#pragma unroll
-            for (u32 e = 0; e < N; ++e)
-                if (ALIGNED || e < left) v[e] += to[e];
-        }
-        store(to, v, left);
-        return;
-    }
-    if (p.bias) {
-#pragma unroll
-        for (u32 e = 0; e < N; ++e)
-            if (e < left) v[e] += p.bias[col + e];
-    }
-    if (EPILOGUE == EPILOGUE_GELU) {
-        if (p.pre) store(p.pre + at, v, left);
-#pragma unroll
-        for (int e = 0; e < N; ++e) v[e] = gelu(v[e]);
-    }
-    if (EPILOGUE == EPILOGUE_RESIDUAL || EPILOGUE == EPILOGUE_GELU_BACKWARD) {
-        float other[N];
-        load(other, p.other + at, left);
-#pragma unroll
-        for (int e = 0; e < N; ++e)
-            v[e] = EPILOGUE == EPILOGUE_RESIDUAL ? v[e] + other[e] : v[e] * gelu_slope(other[e]);
-    }
-    store(p.y + at, v, left);
-}
-
-// Sum of row `row` of a over this split.
-__device__ __forceinline__ void finish_row_sum(const GemmParams& p, u32 row, float sum) {
-    const u64 part = (u64)p.m * p.n + p.m;
-    if (row < p.m) p.partial[blockIdx.z * part + (u64)p.m * p.n + row] = sum;
 }
 
 // Whether this block also sums the rows of a.
@@ -265,9 +181,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) gemm(const GemmParams p) {
                 }
                 transpose_quad(x);
                 float v[8] = {x[0][0], x[0][1], x[1][0], x[1][1], x[2][0], x[2][1], x[3][0], x[3][1]};
-                finish(p, row, j0 + warp_n * WN + (j + lane % 4) * 8, v);
+                finish(p, blockIdx.z, row, j0 + warp_n * WN + (j + lane % 4) * 8, v);
             }
-            if (with_rows && lane % 4 == 0) finish_row_sum(p, row, sums.rows[i][half * 2]);
+            if (with_rows && lane % 4 == 0) finish_row_sum(p, blockIdx.z, row, sums.rows[i][half * 2]);
         }
     }
 }
@@ -339,34 +255,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) gemm(const GemmParams p) {
             float v[VEC];
 #pragma unroll
             for (u32 e = 0; e < VEC; ++e) v[e] = sums[i][j + e];
-            finish(p, i0 + ti + i, j0 + tj + j, v);
+            finish(p, blockIdx.z, i0 + ti + i, j0 + tj + j, v);
         }
-        if (sums_rows() && tj == 0) finish_row_sum(p, i0 + ti + i, rows[i]);
+        if (sums_rows() && tj == 0) finish_row_sum(p, blockIdx.z, i0 + ti + i, rows[i]);
     }
 }
 
 #endif
-
-struct SplitSumParams {
-    float* sum;            // [m * n]; with KERNEL taps as [m][channels][taps]
-    float* rows;           // [m]
-    const float* partial;  // [splits][m * n + m]: each [m][taps][channels]
-    u32 m, n, splits;
-    u32 channels;          // n / taps
-};
-
-// Adds the parts of a product with EPILOGUE_PARTIAL and A_TRANS up. One thread an element.
-extern "C" __global__ void split_sum(const SplitSumParams p) {
-    const u64 count = (u64)p.m * p.n, part = count + p.m;
-    const u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= part) return;
-    float total = 0.0f;
-    for (u32 s = 0; s < p.splits; ++s) total += p.partial[s * part + i];
-    if (i >= count) {
-        p.rows[i - count] = total;
-        return;
-    }
-    const u32 row = i / p.n, column = i % p.n;
-    const u32 tap = column / p.channels, channel = column % p.channels;
-    p.sum[(u64)row * p.n + channel * (p.n / p.channels) + tap] = total;
-}

@@ -317,9 +317,11 @@ fn info_survives_whatever_libraries_there_are() {
     }
     for path in [given.clone(), "".into(), garbage.into_os_string(), strange.into_os_string()] {
         let info = run(engine(dir.path()).arg("info").env("LD_LIBRARY_PATH", &path)).ok();
-        for row in ["cuda driver", "nvrtc", "kernel cache"] {
+        for row in ["cuda driver", "nvrtc", "cublaslt", "cache"] {
             assert!(info.stdout.contains(row), "{path:?}: {info:?}");
         }
+        let line = info.stdout.lines().find(|l| l.contains("cublaslt")).unwrap_or_default();
+        assert!(line.contains("available") || line.contains("libcublasLt.so.13"), "{path:?}: {line}");
         assert!(!info.stderr.contains("panicked"), "{path:?}: {info:?}");
         let vm = ["bench", "step", "--preset", "demo", "--device", "cuda:99"];
         run(engine(dir.path()).args(vm).env("LD_LIBRARY_PATH", &path)).refused(&["cuda"]);
@@ -359,6 +361,11 @@ fn info_plan_and_bench_print_their_tables() {
     assert_eq!(line["batch"], 2);
     assert!(line["loss"].as_f64().unwrap().is_finite() && line["images_per_s"].as_f64().unwrap() > 0.0);
     bench(&["--device", "cuda:99"]).refused(&["cuda"]);
+    for (target, words) in [("sm_70", ["sm_70", "sm_90"]), ("volta", ["volta", "sm_80"])] {
+        let ended = run(engine(dir.path()).args(["bench", "ops", "--target", target]));
+        assert_eq!(ended.code, Some(2), "{ended:?}");
+        assert!(words.iter().all(|w| ended.stderr.contains(w)), "{ended:?}");
+    }
     bench(&["--device", "cpu", "--dtype", "bf16"]).refused(&["cpu", "bf16", "--dtype f32"]);
     run(engine(dir.path()).args(["plan", "--preset", "demo", "--svg", "no/where.svg"]))
         .refused(&["no/where.svg"]);

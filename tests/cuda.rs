@@ -9,7 +9,7 @@ use common::check::Precision;
 use common::judge::Judge;
 use common::runner::{Placement, run_op};
 use common::tensor::in_bf16;
-use saip_engine::cuda::{Compiler, CudaBackend, Driver, Family, GpuDriver, VmDriver};
+use saip_engine::cuda::{Choices, Compiler, CudaBackend, Driver, Family, GpuDriver, VmDriver};
 use saip_engine::ir::OpKind;
 use saip_engine::tensor::DType;
 use std::path::Path;
@@ -38,14 +38,25 @@ fn backend(dtype: DType) -> CudaBackend<Box<dyn Driver>> {
     CudaBackend::new(driver, compiler, dtype).expect("both types are computed in")
 }
 
-fn check_case(case: &Case, dtype: DType) -> Result<(), String> {
+/// The interpreter as a Hopper GPU whose products use the newest tier wherever they can.
+fn hopper(dtype: DType) -> CudaBackend<Box<dyn Driver>> {
+    let driver: Box<dyn Driver> = Box::new(VmDriver::new((9, 0), MEMORY));
+    let choices = Choices::new(driver.info()).newest_tier();
+    CudaBackend::new(driver, compiler((9, 0)), dtype)
+        .expect("both types are computed in")
+        .with_choices(choices)
+}
+
+type Open = fn(DType) -> CudaBackend<Box<dyn Driver>>;
+
+fn check_case(case: &Case, dtype: DType, open: Open) -> Result<(), String> {
     let precision = if dtype == DType::Bf16 { Precision::BF16 } else { Precision::F32 };
     let judge = Judge::new(case, precision);
     for placement in [Placement::Regions, Placement::Arena] {
         let poison =
             |b: &mut CudaBackend<Box<dyn Driver>>| b.poison_arena().expect("the arena can be written");
         let updated = in_place(case.kind());
-        let got = run_op(&case.op, &case.inputs, updated, placement, backend(dtype), poison)?;
+        let got = run_op(&case.op, &case.inputs, updated, placement, open(dtype), poison)?;
         judge.outputs(&got).map_err(|e| format!("{e} ({placement:?})"))?;
         if placement == Placement::Regions && got.len() != judge.count() {
             return Err(format!("{} outputs instead of {}", got.len(), judge.count()));
@@ -54,12 +65,12 @@ fn check_case(case: &Case, dtype: DType) -> Result<(), String> {
     Ok(())
 }
 
-fn check(kind: OpKind, dtype: DType) {
+fn check(kind: OpKind, dtype: DType, open: Open) {
     let cases = if dtype == DType::Bf16 { in_bf16(|| cases(kind)) } else { cases(kind) };
     assert!(!cases.is_empty(), "{} has no case", kind.name());
     let failures: Vec<String> = cases
         .iter()
-        .filter_map(|c| check_case(c, dtype).err().map(|e| format!("  {}: {e}", c.name)))
+        .filter_map(|c| check_case(c, dtype, open).err().map(|e| format!("  {}: {e}", c.name)))
         .collect();
     assert!(
         failures.is_empty(),
@@ -76,11 +87,11 @@ macro_rules! kernel_tests {
         $(mod $test {
             #[test]
             fn in_f32() {
-                super::check(saip_engine::ir::OpKind::$kind, saip_engine::tensor::DType::F32);
+                super::check(saip_engine::ir::OpKind::$kind, saip_engine::tensor::DType::F32, super::backend);
             }
             #[test]
             fn in_bf16() {
-                super::check(saip_engine::ir::OpKind::$kind, saip_engine::tensor::DType::Bf16);
+                super::check(saip_engine::ir::OpKind::$kind, saip_engine::tensor::DType::Bf16, super::backend);
             }
         })*
     };
@@ -141,6 +152,20 @@ kernel_tests! {
     bce_with_logits_backward: BceWithLogitsBackward,
 }
 
+#[test]
+fn products_on_hopper() {
+    let kinds = [
+        OpKind::Linear,
+        OpKind::LinearBackwardInput,
+        OpKind::LinearBackwardWeight,
+        OpKind::PrototypeCrossEntropy,
+        OpKind::PrototypeCrossEntropyBackward,
+    ];
+    for kind in kinds {
+        check(kind, DType::Bf16, hopper);
+    }
+}
+
 /// Architectures that a release supports.
 const TARGETS: [(u32, u32); 6] = [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)];
 
@@ -154,7 +179,9 @@ fn every_variant_compiles_without_spills() {
     for capability in targets {
         let compiler = Compiler::new(capability, None).unwrap();
         for family in Family::ALL {
-            for (given, bf16) in family.variants().iter().flat_map(|g| [(g, false), (g, true)]) {
+            let variants = family.variants();
+            let both = variants.iter().flat_map(|g| [(g, false), (g, true)]);
+            for (given, bf16) in both.filter(|(_, bf16)| family.exists_for(capability, *bf16)) {
                 let kernels = compiler.facts(family.file(), &family.source(given, bf16)).unwrap();
                 assert!(!kernels.is_empty(), "{family:?} {given:?}: no kernel");
                 for k in kernels {

@@ -4,11 +4,12 @@
 mod support;
 
 use saip_engine::backend::Backend;
-use saip_engine::cuda::{Compiler, CudaBackend, VmDriver};
+use saip_engine::cuda::{Choices, Compiler, CudaBackend, Driver, VmDriver};
 use saip_engine::tensor::DType;
 use saip_engine::train::fixture::{Fixture, Verdict};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
-use support::{column, lab, metrics, run, tensors, train};
+use support::{TINY, column, engine, lab, metrics, run, tensors, train};
 
 const CAPABILITY: (u32, u32) = (8, 0);
 const MEMORY: u64 = 1 << 30;
@@ -24,21 +25,29 @@ fn backend(dtype: DType) -> Box<dyn Backend> {
     Box::new(CudaBackend::new(VmDriver::new(CAPABILITY, MEMORY), compiler, dtype).unwrap())
 }
 
+/// The interpreter as a Hopper GPU whose products use the newest tier wherever they can.
+fn hopper(dtype: DType) -> Box<dyn Backend> {
+    let driver = VmDriver::new((9, 0), MEMORY);
+    let compiler = Compiler::new((9, 0), Some(cache())).unwrap();
+    let choices = Choices::new(driver.info()).newest_tier();
+    Box::new(CudaBackend::new(driver, compiler, dtype).unwrap().with_choices(choices))
+}
+
 fn fixture(name: &str) -> Fixture {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
     Fixture::open(path.with_extension("safetensors")).unwrap()
 }
 
-fn verdict(name: &str, dtype: DType, tolerance: f64) -> Verdict {
+fn verdict(name: &str, dtype: DType, tolerance: f64, backend: Box<dyn Backend>) -> Verdict {
     let fixture = fixture(name);
-    let results = fixture.run(backend(dtype)).unwrap();
+    let results = fixture.run(backend).unwrap();
     fixture.compare(&results, "ptx-vm", dtype, tolerance).unwrap()
 }
 
 #[test]
 fn every_fixture_passes_in_f32() {
     for name in ["vit-micro", "vit-micro-clip"] {
-        let v = verdict(name, DType::F32, 5e-4);
+        let v = verdict(name, DType::F32, 5e-4, backend(DType::F32));
         assert!(v.passed, "{name}: {:?}", &v.deviations[..3]);
     }
 }
@@ -48,10 +57,12 @@ fn every_fixture_passes_in_bf16() {
     for name in ["vit-micro", "vit-micro-clip"] {
         let tolerance = fixture(name).bf16_tolerance().unwrap();
         assert!(tolerance < 0.1, "{name}: a tolerance of {tolerance} says nothing");
-        let v = verdict(name, DType::Bf16, tolerance);
-        assert!(v.passed, "{name}: {:?} of {tolerance}", &v.deviations[..3]);
-        // Something is computed in bf16.
-        assert!(v.deviations[0].error > 1e-4, "{name}: {:?}", &v.deviations[..3]);
+        for open in [backend, hopper] {
+            let v = verdict(name, DType::Bf16, tolerance, open(DType::Bf16));
+            assert!(v.passed, "{name}: {:?} of {tolerance}", &v.deviations[..3]);
+            // Something is computed in bf16.
+            assert!(v.deviations[0].error > 1e-4, "{name}: {:?}", &v.deviations[..3]);
+        }
     }
 }
 
@@ -80,4 +91,35 @@ fn three_training_steps_are_those_of_the_cpu() {
         let error = norm(&mut a.iter().zip(b).map(|(a, b)| f64::from(a - b))) / scale;
         assert!(error <= 2e-3, "{name}: {error:e}");
     }
+}
+
+#[test]
+fn bench_ops_tells_counts_and_the_compilers_figures_of_every_op() {
+    let dir = lab();
+    let tiny: Vec<&str> = TINY.iter().flat_map(|k| ["--set", k]).collect();
+    let mut bench = engine(dir.path());
+    bench.args(["bench", "ops", "--preset", "demo", "--batch", "1", "--json"]).args(&tiny);
+    let record: Value =
+        serde_json::from_str(&run(bench.env("SAIP_ENGINE_CACHE", cache())).ok().stdout).unwrap();
+    assert_eq!((&record["target"], &record["dtype"]), (&"sm_90".into(), &"bf16".into()));
+    let ops = record["ops"].as_array().unwrap();
+    assert!(ops.len() > 50, "{}", ops.len());
+    for op in ops {
+        let (count, kernels) = (|key: &str| op[key].as_u64().unwrap(), op["kernels"].as_array().unwrap());
+        let launches: u64 = kernels.iter().map(|k| k["launches"].as_u64().unwrap()).sum();
+        assert_eq!(launches, count("launches"), "{op}");
+        assert!(count("lane_instructions") > 0 && count("sectors") >= count("least_sectors"), "{op}");
+        for k in kernels {
+            let [registers, threads, resident] =
+                ["registers", "threads", "resident_blocks"].map(|key| k[key].as_u64().unwrap());
+            assert!((1..=255).contains(&registers) && k["spill_bytes"] == 0, "{op}");
+            let warps = resident * threads.div_ceil(32);
+            assert!(resident > 0 && warps <= 64, "{op}");
+            assert_eq!(k["occupancy"].as_f64().unwrap(), warps as f64 / 64.0, "{op}");
+        }
+    }
+    let linear = ops.iter().find(|op| op["op"] == "linear").unwrap();
+    assert_eq!(linear["shape"].as_str().unwrap().split('x').count(), 3, "{linear}");
+    // Tiles cover a product, so no less is computed than it needs.
+    assert!(linear["matrix_flops"].as_u64() >= linear["flops"].as_u64(), "{linear}");
 }

@@ -2,16 +2,23 @@
 //! sums are exact and nothing but the right answer passes.
 
 use saip_engine::cuda::{
-    Compiler, Driver, Finish, ImageKind, Launch, PLAIN_TILES, Product, TENSOR_TILES, VmDriver,
+    Choices, Compiler, Driver, Finish, GpuDriver, HOPPER_TILES, Launch, PLAIN_TILES, Product, TENSOR_TILES,
+    Tile, VmDriver,
 };
 use saip_engine::tensor::DType;
 use std::path::Path;
 
-const CAPABILITY: (u32, u32) = (8, 0);
+/// The interpreter with this capability, or with SAIP_ENGINE_TEST_DEVICE=cuda the first GPU with its own.
+fn driver(capability: (u32, u32)) -> Box<dyn Driver> {
+    match std::env::var("SAIP_ENGINE_TEST_DEVICE").as_deref() {
+        Ok("cuda") => Box::new(GpuDriver::new(0).expect("a GPU was asked for")),
+        _ => Box::new(VmDriver::new(capability, 1 << 28)),
+    }
+}
 
-fn compiler() -> Compiler {
+fn compiler(capability: (u32, u32)) -> Compiler {
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
-    Compiler::new(CAPABILITY, Some(cache))
+    Compiler::new(capability, Some(cache))
         .expect("run the tests with `bash tools/test.sh`, which fetches NVRTC")
 }
 
@@ -26,7 +33,7 @@ fn integers(rows: u32, cols: u32, seed: u32) -> Vec<f32> {
         .collect()
 }
 
-fn upload(vm: &mut VmDriver, values: &[f32], dtype: DType) -> u64 {
+fn upload(vm: &mut dyn Driver, values: &[f32], dtype: DType) -> u64 {
     let halves: Vec<half::bf16>;
     let bytes: &[u8] = match dtype {
         DType::Bf16 => {
@@ -46,20 +53,26 @@ fn at(x: &[f32], [i, r]: [u32; 2], [outer, inner]: [u32; 2], trans: bool) -> f32
 }
 
 /// The product by the kernel, and by plain loops; the row sums of `a` behind both with [`Finish::Partial`].
-fn both(mut product: Product, dtype: DType) -> [Vec<f32>; 2] {
+fn both(mut product: Product, dtype: DType, capability: (u32, u32)) -> [Vec<f32>; 2] {
     let (m, n, k) = (product.params.m, product.params.n, product.params.k);
     let (a, b) = (integers(m, k, 1), integers(n, k, 7));
     let partial = product.finish == Finish::Partial;
     let part = (m * n + if partial { m } else { 0 }) as usize;
-    let mut vm = VmDriver::new(CAPABILITY, 1 << 28);
-    product.params.a = upload(&mut vm, &a, dtype);
-    product.params.b = upload(&mut vm, &b, dtype);
-    product.params.partial = upload(&mut vm, &vec![f32::NAN; part * product.splits as usize], DType::F32);
-    let mut call = product.call(dtype).unwrap();
+    let mut vm = driver(capability);
+    let vm = &mut *vm;
+    product.params.a = upload(vm, &a, dtype);
+    product.params.b = upload(vm, &b, dtype);
+    product.params.partial = upload(vm, &vec![f32::NAN; part * product.splits as usize], DType::F32);
+    let mut call = product.call(dtype, &Choices::new(vm.info())).unwrap();
     call.bf16 = dtype == DType::Bf16;
-    let image = compiler().image("gemm.cu", &call.source(), ImageKind::Ptx).unwrap();
+    let compiler = compiler(vm.info().capability);
+    let image = compiler.image(call.family.file(), &call.source(), vm.image_kind()).unwrap();
     let kernel = vm.load(&image, call.kernel, call.shared).unwrap();
-    let params = call.params.clone();
+    let mut params = call.params.clone();
+    for (offset, map) in &call.maps {
+        let map = vm.tensor_map(map).unwrap();
+        params[*offset..offset + 128].copy_from_slice(bytemuck::bytes_of(&map));
+    }
     vm.launch(&Launch { kernel, grid: call.grid, block: call.block, shared: call.shared, params }).unwrap();
     let mut parts = vec![0.0f32; part * product.splits as usize];
     vm.download(product.params.partial, bytemuck::cast_slice_mut(&mut parts)).unwrap();
@@ -75,27 +88,48 @@ fn both(mut product: Product, dtype: DType) -> [Vec<f32>; 2] {
     [got, want]
 }
 
+/// Every form of a tile's product over these extents.
+fn check(tile: Tile, dtype: DType, capability: (u32, u32), [m, n, k]: [u32; 3]) {
+    for (a_trans, b_trans, finish) in
+        [(false, false, Finish::Wide), (false, true, Finish::Wide), (true, true, Finish::Partial)]
+    {
+        let mut product = Product { tile: Some(tile), a_trans, b_trans, finish, ..Product::new(m, n, k) };
+        if finish == Finish::Partial {
+            product.params.each = k.div_ceil(3).next_multiple_of(tile.k);
+            product.splits = k.div_ceil(product.params.each);
+        }
+        let [got, want] = both(product, dtype, capability);
+        let what = format!("{dtype} {m}x{n}x{k} {a_trans} {b_trans} {tile:?}");
+        let off = got.iter().zip(&want).position(|(g, w)| g != w);
+        assert_eq!(got.len(), want.len(), "{what}");
+        assert_eq!(off, None, "{what}: {:?}", off.map(|i| (got[i], want[i])));
+    }
+}
+
 #[test]
 fn every_tile_multiplies_in_every_form() {
+    // A GPU's context lives as long as one driver of it does.
+    let _held = driver((8, 0));
     let tiles =
         TENSOR_TILES.map(|t| (t, DType::Bf16)).into_iter().chain(PLAIN_TILES.map(|t| (t, DType::F32)));
     for (tile, dtype) in tiles {
         // Whole accesses, and element by element.
-        for (m, n, k) in [(136, 200, 264), (131, 67, 37)] {
-            for (a_trans, b_trans, finish) in
-                [(false, false, Finish::Wide), (false, true, Finish::Wide), (true, true, Finish::Partial)]
-            {
-                let mut product = Product { tile, a_trans, b_trans, finish, ..Product::new(m, n, k, dtype) };
-                if finish == Finish::Partial {
-                    product.params.each = k.div_ceil(3).next_multiple_of(tile.k);
-                    product.splits = k.div_ceil(product.params.each);
-                }
-                let [got, want] = both(product, dtype);
-                let what = format!("{dtype} {m}x{n}x{k} {a_trans} {b_trans} {tile:?}");
-                let off = got.iter().zip(&want).position(|(g, w)| g != w);
-                assert_eq!(got.len(), want.len(), "{what}");
-                assert_eq!(off, None, "{what}: {:?}", off.map(|i| (got[i], want[i])));
-            }
+        for extents in [[136, 200, 264], [131, 67, 37]] {
+            check(tile, dtype, (8, 0), extents);
+        }
+    }
+}
+
+#[test]
+fn every_hopper_tile_multiplies_in_every_form() {
+    let held = driver((9, 0));
+    if held.info().capability != (9, 0) {
+        return;
+    }
+    for tile in HOPPER_TILES {
+        // Several tiles and rounds of the ring for one block; less than a tile and than a stage.
+        for extents in [[264, 328, 456], [40, 24, 24]] {
+            check(tile, DType::Bf16, (9, 0), extents);
         }
     }
 }

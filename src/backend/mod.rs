@@ -62,6 +62,8 @@ pub struct OpCounts {
     pub sectors: [u64; 2],
     pub bank_conflicts: u64,
     pub lane_instructions: u64,
+    /// Operations of matrix instructions, a multiplication and an addition being two.
+    pub matrix_flops: u64,
 }
 
 /// One op of a program, measured.
@@ -71,6 +73,8 @@ pub struct OpMeasure {
     pub op: &'static str,
     /// Shape of its first operand (of its output if it has none).
     pub shape: Shape,
+    /// Rows, columns and depth, if the op is one plain product of two matrices.
+    pub product: Option<[u64; 3]>,
     pub launches: usize,
     /// Of its matrix products.
     pub flops: u64,
@@ -78,8 +82,66 @@ pub struct OpMeasure {
     pub least_bytes: u64,
     /// Median time, on a real device.
     pub seconds: Option<f64>,
+    /// Median time of the bare product (no bias, nothing after it) by the vendor's library.
+    pub library_seconds: Option<f64>,
     /// On an interpreted one.
     pub counts: Option<OpCounts>,
+}
+
+/// A kernel of an op as the compiler made it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OpKernel {
+    pub name: &'static str,
+    pub registers: u32,
+    /// Bytes of a thread's local memory, where spilt registers and indexed arrays live; only what the compiler spilt where
+    /// its log was read.
+    pub spills: u32,
+    /// Shared memory of a block, static and dynamic, bytes.
+    pub shared: u32,
+    /// Of a block.
+    pub threads: u32,
+    /// Of a launch.
+    pub blocks: u64,
+    /// That a multiprocessor holds at a time.
+    pub resident_blocks: u32,
+    /// Warps that a multiprocessor holds at a time, as a part of the most that one can hold; None where that is not known.
+    pub occupancy: Option<f64>,
+}
+
+/// The largest rates that a machine was seen to reach.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ceilings {
+    /// Bytes read and written per second by a copy within the device's memory.
+    pub bandwidth: f64,
+    /// Products of square matrices, per element type.
+    pub products: Vec<ProductCeiling>,
+    /// Version of the vendor's library, or why it was not measured.
+    pub library: std::result::Result<(i32, i32), String>,
+}
+
+/// Rates of a large product of square matrices, operations per second.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ProductCeiling {
+    pub dtype: DType,
+    /// Rows, columns and depth.
+    pub size: u32,
+    pub own: f64,
+    pub library: Option<f64>,
+}
+
+impl Ceilings {
+    /// Operations per second of products in `dtype`, the faster of ours and the library's.
+    pub fn compute(&self, dtype: DType) -> Option<f64> {
+        let product = self.products.iter().find(|p| p.dtype == dtype)?;
+        Some(product.own.max(product.library.unwrap_or(0.0)))
+    }
+
+    /// The least time of work with `flops` operations in `dtype` that moves `bytes`: the nearer of the two ceilings
+    /// (roofline; Williams, Waterman and Patterson 2009).
+    pub fn floor_seconds(&self, flops: u64, bytes: u64, dtype: DType) -> f64 {
+        let compute = self.compute(dtype).map_or(0.0, |peak| flops as f64 / peak);
+        compute.max(bytes as f64 / self.bandwidth)
+    }
 }
 
 /// A device that holds the regions and executes plans. All programs of one backend share its regions and one arena.
@@ -106,7 +168,19 @@ pub trait Backend: Send {
     /// Copies out of a region; `offset` in elements.
     fn read(&self, region: Region, offset: usize, data: HostSliceMut<'_>) -> Result<()>;
 
-    /// Runs a program to its end.
+    /// Copies into a region for the next run of `program`, before which nobody sees it for certain. A device may copy while
+    /// another program still runs.
+    fn stage(
+        &mut self,
+        _program: ProgramId,
+        region: Region,
+        offset: usize,
+        data: HostSlice<'_>,
+    ) -> Result<()> {
+        self.write(region, offset, data)
+    }
+
+    /// Starts a program; reads wait for its end, and tell if it failed.
     fn run(&mut self, program: ProgramId) -> Result<()>;
 
     /// Runs the ops of a program one after the other, each `repeats` times, and measures them. The regions must hold what
@@ -116,5 +190,21 @@ pub trait Backend: Send {
     /// Those of running; a backend that cannot measure single ops says so.
     fn measure(&mut self, _program: ProgramId, _repeats: usize) -> Result<Vec<OpMeasure>> {
         Err(Error::device(self.name(), "does not measure single ops"))
+    }
+
+    /// The kernels of each op of a program, in the order of [`Backend::measure`].
+    ///
+    /// # Errors
+    /// Those of the compiler; a backend without compiled kernels says so.
+    fn kernels(&mut self, _program: ProgramId) -> Result<Vec<Vec<OpKernel>>> {
+        Err(Error::device(self.name(), "has no compiled kernels"))
+    }
+
+    /// Measures what the machine can reach, as the median of `repeats` each; None where nothing is timed.
+    ///
+    /// # Errors
+    /// Those of the device, such as too little free memory: it takes a few GiB.
+    fn ceilings(&mut self, _repeats: usize) -> Result<Option<Ceilings>> {
+        Ok(None)
     }
 }

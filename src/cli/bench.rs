@@ -1,6 +1,6 @@
 //! `saip-engine bench`.
 
-use super::device::{Device, parse_dtype};
+use super::device::{Device, DeviceOptions, Gemm, parse_dtype, parse_target};
 use super::step::StepArgs;
 use crate::data::batch::{Batch, ViewGeometry};
 use crate::data::rng::{Purpose, stream};
@@ -26,7 +26,7 @@ pub struct BenchArgs {
 pub enum Bench {
     /// Time whole training steps on random images, the loader left out
     Step(BenchStepArgs),
-    /// Measure every op of a step by itself: times on a GPU, counts by the interpreter
+    /// Measure every op of a step by itself, against the machine's ceilings and cuBLASLt on a GPU, by counts without one
     Ops(BenchOpsArgs),
 }
 
@@ -44,16 +44,22 @@ pub struct BenchOpsArgs {
     /// Device: cuda, cuda:N, or ptx-vm (the CUDA kernels, interpreted)
     #[arg(long, default_value = "ptx-vm")]
     pub device: String,
+    /// Matrix products on a GPU
+    #[arg(long, value_enum, default_value_t)]
+    pub gemm: Gemm,
     /// Precision: bf16 or f32
     #[arg(long, default_value = "bf16", value_parser = parse_dtype)]
     pub dtype: DType,
-    /// Times that each op runs
+    /// Architecture that the interpreter claims, and whose compiler figures are told (a GPU is its own)
+    #[arg(long, default_value = "sm_90a", value_parser = parse_target)]
+    pub target: (u32, u32),
+    /// Times that each op runs; the median counts
     #[arg(long, default_value_t = 20)]
     pub repeats: usize,
     /// Rows to print; 0 for all
     #[arg(long, default_value_t = 30)]
     pub rows: usize,
-    /// Print JSON instead of a table
+    /// Print one line of JSON instead of tables
     #[arg(long)]
     pub json: bool,
 }
@@ -78,6 +84,9 @@ pub struct BenchStepArgs {
     /// Device: auto, cpu, cuda, cuda:N, or ptx-vm (the CUDA kernels, interpreted)
     #[arg(long, default_value = "auto")]
     pub device: String,
+    /// Matrix products on a GPU
+    #[arg(long, value_enum, default_value_t)]
+    pub gemm: Gemm,
     /// Precision: f64 (cpu), f32, or bf16 (not on the CPU)
     #[arg(long, default_value = "f32", value_parser = parse_dtype)]
     pub dtype: DType,
@@ -110,7 +119,8 @@ fn bench_step(args: &BenchStepArgs) -> Result<()> {
     let cfg = args.step.resolve(Some(args.batch))?;
     let base = cfg.step_config(cfg.views.local_size, cfg.views.global_size);
     let step = step_config_at(&base, args.scale);
-    let backend = Device::parse(&args.device)?.open(args.dtype, args.threads)?;
+    let options = DeviceOptions { threads: args.threads, gemm: args.gemm, ..DeviceOptions::default() };
+    let backend = Device::parse(&args.device)?.open(args.dtype, &options)?;
     let device = backend.name();
     let options = EngineOptions {
         micro_steps: 1,
@@ -123,10 +133,14 @@ fn bench_step(args: &BenchStepArgs) -> Result<()> {
     let batch = random_batch(&step, cfg.data.seed);
     let mut seconds = Vec::with_capacity(args.steps);
     let mut loss = 0.0;
+    // The images stay: how fast they come is not the step's matter.
+    engine.feed(0, &batch, &StepPoint::constant(&step, 1))?;
     for i in 0..args.warmup + args.steps {
         let began = Instant::now();
-        loss = engine.micro_step(0, &batch, &StepPoint::constant(&step, i as u64 + 1))?.total;
+        engine.feed_point(0, &StepPoint::constant(&step, i as u64 + 1))?;
+        engine.start(0)?;
         engine.update(0)?;
+        loss = engine.losses(0)?.total;
         if i >= args.warmup {
             seconds.push(began.elapsed().as_secs_f64());
         }

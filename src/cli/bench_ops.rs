@@ -1,46 +1,118 @@
 //! `saip-engine bench ops`.
 
 use super::bench::{BenchOpsArgs, random_batch};
-use super::device::Device;
-use crate::backend::{OpCounts, OpMeasure};
+use super::bench_ops_tables::print;
+use super::device::{Device, DeviceOptions};
+use crate::backend::{Ceilings, OpCounts, OpKernel, OpMeasure};
 use crate::data::views::step_config_at;
 use crate::error::{Error, Result};
-use crate::report::table::{human_bytes, table};
 use crate::saip::StepPoint;
+use crate::tensor::DType;
 use crate::train::engine::{Engine, EngineOptions};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// All ops of one kind on operands of one shape.
 #[derive(Default)]
-struct Group {
-    ops: usize,
-    launches: usize,
-    flops: u64,
-    least_bytes: u64,
-    seconds: f64,
-    counts: OpCounts,
+pub(super) struct Group {
+    pub op: String,
+    /// Rows, columns and depth of a product, else its first operand.
+    pub shape: String,
+    pub ops: usize,
+    pub launches: usize,
+    pub flops: u64,
+    pub least_bytes: u64,
+    pub seconds: f64,
+    /// The least time by the machine's ceilings.
+    pub floor_seconds: f64,
+    /// By the library, which offers all of them or none.
+    pub library_seconds: Option<f64>,
+    pub counts: OpCounts,
+    /// Each with the number of its launches.
+    pub kernels: Vec<(OpKernel, usize)>,
 }
 
 impl Group {
-    fn add(&mut self, m: &OpMeasure) {
+    fn add(&mut self, m: &OpMeasure, kernels: &[OpKernel], floor_seconds: f64) {
+        let first = self.ops == 0;
         self.ops += 1;
         self.launches += m.launches;
         self.flops += m.flops;
         self.least_bytes += m.least_bytes;
         self.seconds += m.seconds.unwrap_or(0.0);
+        self.floor_seconds += floor_seconds;
+        self.library_seconds = match (self.library_seconds, m.library_seconds) {
+            (Some(sum), Some(seconds)) => Some(sum + seconds),
+            (None, Some(seconds)) if first => Some(seconds),
+            _ => None,
+        };
         if let Some(c) = m.counts {
             self.counts.global_bytes += c.global_bytes;
             self.counts.sectors[0] += c.sectors[0];
             self.counts.sectors[1] += c.sectors[1];
             self.counts.bank_conflicts += c.bank_conflicts;
             self.counts.lane_instructions += c.lane_instructions;
+            self.counts.matrix_flops += c.matrix_flops;
+        }
+        for kernel in kernels {
+            count_kernel(&mut self.kernels, kernel, 1);
         }
     }
 
     /// What the largest come first by.
-    fn weight(&self) -> f64 {
+    pub fn weight(&self) -> f64 {
         if self.seconds > 0.0 { self.seconds } else { self.counts.lane_instructions as f64 }
+    }
+
+    /// The part of its nearer ceiling that it reaches.
+    pub fn of_ceiling(&self) -> Option<f64> {
+        (self.floor_seconds > 0.0 && self.seconds > 0.0).then(|| self.floor_seconds / self.seconds)
+    }
+
+    /// Our time over the library's.
+    pub fn library_ratio(&self) -> Option<f64> {
+        self.library_seconds.filter(|s| *s > 0.0).map(|s| self.seconds / s)
+    }
+
+    fn record(&self, timed: bool) -> Value {
+        let mut row = json!({
+            "op": self.op, "shape": self.shape, "ops": self.ops, "launches": self.launches, "flops": self.flops,
+            "least_bytes": self.least_bytes,
+        });
+        if timed {
+            row["seconds"] = json!(self.seconds);
+            row["bytes_per_s"] = json!(self.least_bytes as f64 / self.seconds);
+            row["flops_per_s"] = json!(self.flops as f64 / self.seconds);
+            row["floor_seconds"] = json!(self.floor_seconds);
+            row["of_ceiling"] = json!(self.of_ceiling());
+            row["library_seconds"] = json!(self.library_seconds);
+            row["library_ratio"] = json!(self.library_ratio());
+        } else {
+            row["global_bytes"] = json!(self.counts.global_bytes);
+            row["sectors"] = json!(self.counts.sectors[0]);
+            row["least_sectors"] = json!(self.counts.sectors[1]);
+            row["bank_conflicts"] = json!(self.counts.bank_conflicts);
+            row["lane_instructions"] = json!(self.counts.lane_instructions);
+            row["matrix_flops"] = json!(self.counts.matrix_flops);
+        }
+        let kernel = |(k, launches): &(OpKernel, usize)| {
+            json!({
+                "kernel": k.name, "launches": launches, "registers": k.registers, "spill_bytes": k.spills,
+                "shared_bytes": k.shared, "threads": k.threads, "resident_blocks": k.resident_blocks,
+                "occupancy": k.occupancy,
+            })
+        };
+        row["kernels"] = self.kernels.iter().map(kernel).collect();
+        row
+    }
+}
+
+/// Counts `launches` of a kernel in a list where each compiled form stands once.
+pub(super) fn count_kernel(list: &mut Vec<(OpKernel, usize)>, kernel: &OpKernel, launches: usize) {
+    let form = |k: &OpKernel| (k.name, k.registers, k.spills, k.shared, k.threads);
+    match list.iter_mut().find(|(k, _)| form(k) == form(kernel)) {
+        Some((_, count)) => *count += launches,
+        None => list.push((kernel.clone(), launches)),
     }
 }
 
@@ -55,8 +127,11 @@ pub fn run(args: &BenchOpsArgs) -> Result<()> {
     let cfg = args.step.resolve(Some(args.batch))?;
     let base = cfg.step_config(cfg.views.local_size, cfg.views.global_size);
     let step = step_config_at(&base, args.scale);
-    let backend = Device::parse(&args.device)?.open(args.dtype, 0)?;
+    let options = DeviceOptions { gemm: args.gemm, interpreted: args.target, ..DeviceOptions::default() };
+    let mut backend = Device::parse(&args.device)?.open(args.dtype, &options)?;
     let device = backend.name();
+    // Before the step takes its memory.
+    let ceilings = backend.ceilings(args.repeats)?;
     let options = EngineOptions {
         micro_steps: 1,
         drop_path: cfg.encoder.drop_path,
@@ -67,74 +142,151 @@ pub fn run(args: &BenchOpsArgs) -> Result<()> {
     engine.initialise()?;
     let batch = random_batch(&step, cfg.data.seed);
     let measures = engine.measure(0, &batch, &StepPoint::constant(&step, 1), args.repeats)?;
+    let kernels = engine.kernels(0)?;
+    let groups = grouped(&measures, &kernels, ceilings.as_ref(), args.dtype);
     let timed = measures.iter().any(|m| m.seconds.is_some());
-    let mut groups: BTreeMap<(String, String), Group> = BTreeMap::new();
-    for m in &measures {
-        groups.entry((m.op.to_owned(), m.shape.to_string())).or_default().add(m);
-    }
-    let mut groups: Vec<_> = groups.into_iter().collect();
-    groups.sort_by(|a, b| b.1.weight().total_cmp(&a.1.weight()));
     if args.json {
-        let rows: Vec<_> = groups.iter().map(|((op, shape), g)| record(op, shape, g, timed)).collect();
-        println!(
-            "{}",
-            json!({ "device": device, "preset": args.step.preset, "batch": args.batch, "ops": rows })
-        );
+        let rows: Vec<Value> = groups.iter().map(|g| g.record(timed)).collect();
+        let target = format!("sm_{}{}", args.target.0, args.target.1);
+        let mut record = json!({
+            "device": device, "preset": args.step.preset, "batch": args.batch, "dtype": args.dtype.to_string(),
+            "repeats": args.repeats,
+        });
+        match &ceilings {
+            Some(ceilings) => record["ceilings"] = ceilings_record(ceilings),
+            None => record["target"] = json!(target),
+        }
+        record["ops"] = json!(rows);
+        println!("{record}");
         return Ok(());
     }
     println!("{device}: {} ops of {} at batch {}", measures.len(), args.step.preset, args.batch);
-    print(&groups, args.rows, timed);
+    print(&groups, args, ceilings.as_ref());
     Ok(())
 }
 
-fn record(op: &str, shape: &str, g: &Group, timed: bool) -> serde_json::Value {
-    let mut row = json!({
-        "op": op, "shape": shape, "ops": g.ops, "launches": g.launches, "flops": g.flops, "least_bytes": g.least_bytes,
-    });
-    if timed {
-        row["seconds"] = json!(g.seconds);
-    } else {
-        row["global_bytes"] = json!(g.counts.global_bytes);
-        row["sectors"] = json!(g.counts.sectors[0]);
-        row["least_sectors"] = json!(g.counts.sectors[1]);
-        row["bank_conflicts"] = json!(g.counts.bank_conflicts);
-        row["lane_instructions"] = json!(g.counts.lane_instructions);
+/// Ops of one kind and shape together, the heaviest first.
+fn grouped(
+    measures: &[OpMeasure],
+    kernels: &[Vec<OpKernel>],
+    ceilings: Option<&Ceilings>,
+    dtype: DType,
+) -> Vec<Group> {
+    let mut groups: BTreeMap<(&str, String), Group> = BTreeMap::new();
+    for (m, kernels) in measures.iter().zip(kernels) {
+        let shape = match m.product {
+            Some([rows, columns, depth]) => format!("{rows}x{columns}x{depth}"),
+            None => m.shape.to_string(),
+        };
+        let floor = ceilings.map_or(0.0, |c| c.floor_seconds(m.flops, m.least_bytes, dtype));
+        groups.entry((m.op, shape)).or_default().add(m, kernels, floor);
     }
-    row
+    let named = |((op, shape), group): ((&str, String), Group)| Group { op: op.to_owned(), shape, ..group };
+    let mut groups: Vec<Group> = groups.into_iter().map(named).collect();
+    groups.sort_by(|a, b| b.weight().total_cmp(&a.weight()));
+    groups
 }
 
-fn print(groups: &[((String, String), Group)], rows: usize, timed: bool) {
-    let shown = if rows == 0 { groups.len() } else { rows };
-    let all: f64 = groups.iter().map(|g| g.1.weight()).sum();
-    let line = |((op, shape), g): &((String, String), Group)| {
-        let mut row = vec![op.clone(), shape.clone(), g.ops.to_string(), g.launches.to_string()];
-        row.push(format!("{:.1} %", 100.0 * g.weight() / all.max(f64::MIN_POSITIVE)));
-        row.push(format!("{:.3}", g.flops as f64 * 1e-9));
-        row.push(human_bytes(g.least_bytes));
-        if timed {
-            row.push(format!("{:.1}", g.seconds * 1e6));
-            row.push(format!("{:.1}", g.flops as f64 / g.seconds * 1e-12));
-            row.push(format!("{:.0}", g.least_bytes as f64 / g.seconds * 1e-9));
-        } else {
-            let c = &g.counts;
-            row.push(human_bytes(c.global_bytes));
-            row.push(format!("{:.2}", c.sectors[0] as f64 / c.sectors[1].max(1) as f64));
-            row.push(c.bank_conflicts.to_string());
-            row.push(format!("{:.2}", c.lane_instructions as f64 * 1e-6));
-        }
-        row
+fn ceilings_record(c: &Ceilings) -> Value {
+    let product = |p: &crate::backend::ProductCeiling| {
+        json!({
+            "dtype": p.dtype.to_string(), "size": p.size, "own_flops_per_s": p.own,
+            "library_flops_per_s": p.library,
+        })
     };
-    let lines: Vec<Vec<String>> = groups.iter().take(shown).map(line).collect();
-    let mut headers = vec!["op", "first operand", "ops", "launches", "share", "GFLOP", "least bytes"];
-    headers.extend::<&[&str]>(if timed {
-        &["us", "TFLOP/s", "GB/s of the least"]
-    } else {
-        &["bytes moved", "sectors of the least", "bank conflicts", "M lane instructions"]
-    });
-    println!("{}", table(&headers, &lines));
-    if timed {
-        let seconds: f64 = groups.iter().map(|g| g.1.seconds).sum();
-        let flops: u64 = groups.iter().map(|g| g.1.flops).sum();
-        println!("all ops: {:.2} ms, {:.1} TFLOP/s", seconds * 1e3, flops as f64 / seconds * 1e-12);
+    let (version, missing) = match &c.library {
+        Ok((major, minor)) => (Some(format!("{major}.{minor}")), None),
+        Err(why) => (None, Some(why)),
+    };
+    json!({
+        "bytes_per_s": c.bandwidth, "products": c.products.iter().map(product).collect::<Vec<_>>(),
+        "cublaslt": version, "cublaslt_missing": missing,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::ProductCeiling;
+    use crate::tensor::Shape;
+
+    fn ceilings() -> Ceilings {
+        let product = |dtype, own, library| ProductCeiling { dtype, size: 8192, own, library };
+        let products = vec![product(DType::F32, 40e12, None), product(DType::Bf16, 600e12, Some(800e12))];
+        Ceilings { bandwidth: 4e12, products, library: Ok((13, 0)) }
+    }
+
+    fn measure(op: &'static str, flops: u64, least_bytes: u64, library_seconds: Option<f64>) -> OpMeasure {
+        OpMeasure {
+            path: "encoder".into(),
+            op,
+            shape: Shape::from([8, 4]),
+            product: library_seconds.map(|_| [8, 16, 4]),
+            launches: 1,
+            flops,
+            least_bytes,
+            seconds: Some(2e-6),
+            library_seconds,
+            counts: None,
+        }
+    }
+
+    #[test]
+    fn the_nearer_ceiling_counts() {
+        let c = ceilings();
+        // 800 MFLOP take a microsecond at the library's rate, 8 MB take two.
+        assert_eq!(c.floor_seconds(800_000_000, 4_000, DType::Bf16), 1e-6);
+        assert_eq!(c.floor_seconds(800_000_000, 8_000_000, DType::Bf16), 2e-6);
+        assert_eq!(c.floor_seconds(80_000_000, 4_000, DType::F32), 2e-6);
+        assert_eq!((c.compute(DType::Bf16), c.compute(DType::F64)), (Some(800e12), None));
+    }
+
+    #[test]
+    fn groups_carry_rates_ratios_and_kernels_to_json() {
+        let kernel = OpKernel {
+            name: "gemm",
+            registers: 128,
+            spills: 0,
+            shared: 65536,
+            threads: 256,
+            blocks: 4,
+            resident_blocks: 2,
+            occupancy: Some(0.25),
+        };
+        let product = || measure("linear", 800_000_000, 4_000, Some(1e-6));
+        let measures = [product(), product(), measure("gelu", 0, 4_000_000, None)];
+        let kernels = [vec![kernel.clone()], vec![kernel.clone()], vec![]];
+        let c = ceilings();
+        let groups = grouped(&measures, &kernels, Some(&c), DType::Bf16);
+        assert_eq!(groups.len(), 2);
+        let rows: Vec<Value> = groups.iter().map(|g| g.record(true)).collect();
+        let want = json!({
+            "op": "linear", "shape": "8x16x4", "ops": 2, "launches": 2, "flops": 1_600_000_000u64, "least_bytes": 8000,
+            "seconds": 4e-6, "bytes_per_s": 2e9, "flops_per_s": 4e14, "floor_seconds": 2e-6, "of_ceiling": 0.5,
+            "library_seconds": 2e-6, "library_ratio": 2.0,
+            "kernels": [{
+                "kernel": "gemm", "launches": 2, "registers": 128, "spill_bytes": 0, "shared_bytes": 65536,
+                "threads": 256, "resident_blocks": 2, "occupancy": 0.25,
+            }],
+        });
+        assert_eq!(rows[0], want);
+        assert_eq!((&rows[1]["of_ceiling"], &rows[1]["library_ratio"]), (&json!(0.5), &Value::Null));
+        let record = ceilings_record(&c);
+        assert_eq!(record["bytes_per_s"], 4e12);
+        assert_eq!((&record["cublaslt"], &record["cublaslt_missing"]), (&json!("13.0"), &Value::Null));
+        assert_eq!(record["products"][1]["library_flops_per_s"], 800e12);
+        let missing = Ceilings { library: Err("install it".into()), ..c };
+        assert_eq!(ceilings_record(&missing)["cublaslt_missing"], "install it");
+    }
+
+    #[test]
+    fn a_product_that_the_library_lacks_leaves_no_ratio() {
+        for order in [[Some(1e-6), None], [None, Some(1e-6)]] {
+            let mut group = Group::default();
+            for library in order {
+                group.add(&measure("linear", 8, 8, library), &[], 0.0);
+            }
+            assert_eq!(group.library_ratio(), None);
+        }
     }
 }

@@ -2,7 +2,9 @@
 
 use crate::backend::Backend;
 use crate::cpu::CpuBackend;
-use crate::cuda::{Compiler, CudaBackend, Driver, GpuDriver, VmDriver, installed, kernel_cache};
+use crate::cuda::{
+    ARCHITECTURES, Compiler, CudaBackend, Driver, GpuDriver, Tuner, VmDriver, cache_folder, installed,
+};
 use crate::error::{Error, Result};
 use crate::tensor::DType;
 
@@ -10,6 +12,32 @@ use crate::tensor::DType;
 const VM_CAPABILITY: (u32, u32) = (8, 0);
 /// Device memory of the interpreter, bytes.
 const VM_MEMORY: u64 = 8 << 30;
+
+/// Whose matrix products a GPU uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Gemm {
+    /// For each shape what is measured to be the fastest: a tile of ours, or cuBLASLt
+    #[default]
+    Auto,
+    /// Ours alone
+    Own,
+}
+
+/// What else there is to choose about a device.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceOptions {
+    /// CPU threads; 0 for one per core.
+    pub threads: usize,
+    pub gemm: Gemm,
+    /// Compute capability that the interpreter claims.
+    pub interpreted: (u32, u32),
+}
+
+impl Default for DeviceOptions {
+    fn default() -> Self {
+        DeviceOptions { threads: 0, gemm: Gemm::Auto, interpreted: VM_CAPABILITY }
+    }
+}
 
 /// A device as `--device` names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,11 +78,12 @@ impl Device {
         if let Device::Cuda(_) = self { DType::Bf16 } else { DType::F32 }
     }
 
-    /// Opens it for computing in `dtype`; `threads` CPU threads, 0 for one per core.
+    /// Opens it for computing in `dtype`.
     ///
     /// # Errors
     /// [`Error::Device`] when it, or a library that it needs, is not there; the message says what to install.
-    pub fn open(self, dtype: DType, threads: usize) -> Result<Box<dyn Backend>> {
+    pub fn open(self, dtype: DType, options: &DeviceOptions) -> Result<Box<dyn Backend>> {
+        let DeviceOptions { threads, gemm, interpreted } = *options;
         match (self, dtype) {
             (Device::Cpu, DType::F32) => Ok(Box::new(CpuBackend::<f32>::new(threads)?)),
             (Device::Cpu, DType::F64) => Ok(Box::new(CpuBackend::<f64>::new(threads)?)),
@@ -62,15 +91,32 @@ impl Device {
                 "cpu",
                 format!("computes in f32 or f64, not in {other}: choose --dtype f32"),
             )),
-            (Device::Cuda(ordinal), _) => cuda(GpuDriver::new(ordinal)?, dtype),
-            (Device::PtxVm, _) => cuda(VmDriver::new(VM_CAPABILITY, VM_MEMORY), dtype),
+            (Device::Cuda(ordinal), _) => {
+                let driver = GpuDriver::new(ordinal)?;
+                let folder = cache_folder().map(|root| root.join("tiles"));
+                let tuner = Tuner::new(folder.as_deref(), driver.info(), gemm == Gemm::Auto);
+                Ok(Box::new(cuda(driver, dtype)?.with_tuner(tuner)))
+            }
+            (Device::PtxVm, _) => Ok(Box::new(cuda(VmDriver::new(interpreted, VM_MEMORY), dtype)?)),
         }
     }
 }
 
-fn cuda<D: Driver + 'static>(driver: D, dtype: DType) -> Result<Box<dyn Backend>> {
-    let compiler = Compiler::new(driver.info().capability, kernel_cache())?;
-    Ok(Box::new(CudaBackend::new(driver, compiler, dtype)?))
+fn cuda<D: Driver>(driver: D, dtype: DType) -> Result<CudaBackend<D>> {
+    let kernels = cache_folder().map(|root| root.join("kernels"));
+    let compiler = Compiler::new(driver.info().capability, kernels)?;
+    CudaBackend::new(driver, compiler, dtype)
+}
+
+/// Parses an architecture such as `sm_90` or `sm_90a` into its compute capability.
+pub fn parse_target(text: &str) -> std::result::Result<(u32, u32), String> {
+    let digits = text.strip_prefix("sm_").map(|rest| rest.strip_suffix('a').unwrap_or(rest));
+    let number = digits.and_then(|d| d.parse::<u32>().ok());
+    let known = |number: u32| ARCHITECTURES.iter().find(|a| a.capability == (number / 10, number % 10));
+    number.and_then(known).map(|a| a.capability).ok_or_else(|| {
+        let names = ARCHITECTURES.iter().map(|a| format!("sm_{}{}", a.capability.0, a.capability.1));
+        format!("`{text}` is none of {}", names.collect::<Vec<_>>().join(", "))
+    })
 }
 
 /// Parses `bf16`, `f32` or `f64`.
@@ -80,5 +126,20 @@ pub fn parse_dtype(text: &str) -> std::result::Result<DType, String> {
         "f32" => Ok(DType::F32),
         "f64" => Ok(DType::F64),
         other => Err(format!("`{other}` is none of bf16, f32, f64")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets() {
+        assert_eq!(parse_target("sm_90a"), Ok((9, 0)));
+        assert_eq!(parse_target("sm_120"), Ok((12, 0)));
+        for unknown in ["sm_70", "90", "sm_", "sm_90b", "sm_99999999999"] {
+            let why = parse_target(unknown).unwrap_err();
+            assert!(why.contains(unknown) && why.contains("sm_80"), "{why}");
+        }
     }
 }

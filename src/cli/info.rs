@@ -1,6 +1,6 @@
 //! `saip-engine info`.
 
-use crate::cuda::{Installed, installed, kernel_cache};
+use crate::cuda::{Installed, cache_folder, cublaslt_version, installed};
 use crate::error::Result;
 use crate::report::table::{human_bytes, table};
 
@@ -31,7 +31,11 @@ fn cuda_rows(found: &Installed) -> Vec<Vec<String>> {
         Ok((major, minor)) => vec![name.into(), "available".into(), format!("{major}.{minor}")],
         Err(why) => vec![name.into(), "absent".into(), why.clone()],
     };
-    let mut rows = vec![part("cuda driver", &found.driver), part("nvrtc", &found.nvrtc)];
+    let mut rows = vec![
+        part("cuda driver", &found.driver),
+        part("nvrtc", &found.nvrtc),
+        part("cublaslt", &cublaslt_version()),
+    ];
     for (i, gpu) in found.gpus.iter().enumerate() {
         let (major, minor) = gpu.capability;
         let text = format!(
@@ -49,8 +53,8 @@ fn cuda_rows(found: &Installed) -> Vec<Vec<String>> {
             "no GPU; --device ptx-vm interprets its kernels".into(),
         ]);
     }
-    let cache = kernel_cache().map_or("none: set SAIP_ENGINE_CACHE".into(), |c| c.display().to_string());
-    rows.push(vec!["kernel cache".into(), String::new(), cache]);
+    let cache = cache_folder().map_or("none: set SAIP_ENGINE_CACHE".into(), |c| c.display().to_string());
+    rows.push(vec!["cache".into(), String::new(), cache]);
     rows
 }
 

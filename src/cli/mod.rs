@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod bench_ops;
+mod bench_ops_tables;
 pub mod device;
 pub mod info;
 pub mod plan;

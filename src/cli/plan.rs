@@ -1,6 +1,6 @@
 //! `saip-engine plan`.
 
-use super::device::{Device, parse_dtype};
+use super::device::{Device, DeviceOptions, parse_dtype};
 use super::step::StepArgs;
 use crate::backend::Backend;
 use crate::cuda::PlanningBackend;
@@ -75,7 +75,9 @@ fn planner(args: &PlanArgs, threads: usize) -> Result<Box<dyn Backend>> {
         "cuda" if matches!(args.dtype, DType::Bf16 | DType::F32) => {
             Ok(Box::new(PlanningBackend::new(args.dtype)))
         }
-        device => Device::parse(device)?.open(args.dtype, threads),
+        device => {
+            Device::parse(device)?.open(args.dtype, &DeviceOptions { threads, ..DeviceOptions::default() })
+        }
     }
 }
 

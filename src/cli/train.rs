@@ -1,6 +1,6 @@
 //! `saip-engine train`.
 
-use super::device::{Device, parse_dtype};
+use super::device::{Device, DeviceOptions, Gemm, parse_dtype};
 use crate::error::{Error, Result};
 use crate::report::table::human_duration;
 use crate::tensor::DType;
@@ -32,6 +32,9 @@ pub struct TrainArgs {
     /// Device: auto, cpu, cuda, cuda:N, or ptx-vm (the CUDA kernels, interpreted)
     #[arg(long, default_value = "auto")]
     pub device: String,
+    /// Matrix products on a GPU
+    #[arg(long, value_enum, default_value_t)]
+    pub gemm: Gemm,
     /// Precision: f32, or bf16 with f32 sums and parameters [default: bf16 on a GPU, else f32]
     #[arg(long, value_parser = parse_dtype)]
     pub dtype: Option<DType>,
@@ -111,7 +114,8 @@ pub fn run(args: &TrainArgs) -> Result<i32> {
     }
     let device = Device::parse(&args.device)?;
     let dtype = args.dtype.unwrap_or(device.training_dtype());
-    let backend = device.open(dtype, cfg.run.threads)?;
+    let options = DeviceOptions { threads: cfg.run.threads, gemm: args.gemm, ..DeviceOptions::default() };
+    let backend = device.open(dtype, &options)?;
     let interrupt = Interrupt::install()?;
     let outcome = train(&cfg, &out, args.resume, backend, &interrupt)?;
     print_outcome(&outcome, &out);

@@ -1,6 +1,6 @@
 //! `saip-engine verify`.
 
-use super::device::{Device, parse_dtype};
+use super::device::{Device, DeviceOptions, Gemm, parse_dtype};
 use crate::error::{Error, Result};
 use crate::report::table::table;
 use crate::tensor::DType;
@@ -16,6 +16,9 @@ pub struct VerifyArgs {
     /// Device: auto, cpu, cuda, cuda:N, or ptx-vm (the CUDA kernels, interpreted)
     #[arg(long, default_value = "auto")]
     pub device: String,
+    /// Matrix products on a GPU
+    #[arg(long, value_enum, default_value_t)]
+    pub gemm: Gemm,
     /// Precision: f64 (cpu), f32, bf16 (not on the CPU) [default: f64 on the CPU, else f32]
     #[arg(long, value_parser = parse_dtype)]
     pub dtype: Option<DType>,
@@ -63,7 +66,8 @@ pub fn run(args: &VerifyArgs) -> Result<i32> {
                 }
             }
         };
-        let backend = device.open(dtype, args.threads)?;
+        let options = DeviceOptions { threads: args.threads, gemm: args.gemm, ..DeviceOptions::default() };
+        let backend = device.open(dtype, &options)?;
         let name = backend.name();
         let results = fixture.run(backend)?;
         if let Some(out) = &args.dump {

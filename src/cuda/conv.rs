@@ -35,11 +35,11 @@ pub fn forward(o: &Operands<'_>, geometry: &ConvGeometry, epilogue: Epilogue) ->
     let (rows, channels) = o.inputs[0].rows_width()?;
     let (_, outputs) = o.outputs[0].rows_width()?;
     let taps = (geometry.kernel * geometry.kernel) as u32;
-    let mut product = Product::new(rows, outputs, taps * channels, o.element());
+    let mut product = Product::new(rows, outputs, taps * channels);
     product.gather = Gather::A(image(geometry, channels));
     (product.params.a, product.params.b) = (o.inputs[0].at, o.scratch);
     gemm::with_epilogue(&mut product, o, epilogue);
-    Ok(vec![permute(o, outputs, channels, taps, false), product.call(o.element())?])
+    Ok(vec![permute(o, outputs, channels, taps, false), product.call(o.element(), o.choices)?])
 }
 
 /// `dx`, a convolution of `dy` with the taps in reverse; with `gelu` times the slope at operand 2.
@@ -47,14 +47,14 @@ pub fn backward_input(o: &Operands<'_>, geometry: &ConvGeometry, gelu: bool) -> 
     let (rows, outputs) = o.inputs[0].rows_width()?;
     let (_, channels) = o.outputs[0].rows_width()?;
     let taps = (geometry.kernel * geometry.kernel) as u32;
-    let mut product = Product::new(rows, channels, taps * outputs, o.element());
+    let mut product = Product::new(rows, channels, taps * outputs);
     product.gather = Gather::A(image(geometry, outputs));
     let p = &mut product.params;
     (p.y, p.a, p.b) = (o.outputs[0].at, o.inputs[0].at, o.scratch);
     if gelu {
         (product.finish, p.other) = (Finish::GeluBackward, o.inputs[2].at);
     }
-    Ok(vec![permute(o, outputs, channels, taps, true), product.call(o.element())?])
+    Ok(vec![permute(o, outputs, channels, taps, true), product.call(o.element(), o.choices)?])
 }
 
 /// `dw` and `db`.
@@ -69,7 +69,7 @@ pub fn workspace(op: &Op, inputs: &[OperandType<'_>], _outputs: &[OperandType<'_
         Op::Conv2dBackwardWeight { geometry } => {
             let ((rows, outputs), (_, channels)) = (inputs[0].shape.as_matrix(), inputs[1].shape.as_matrix());
             let n = geometry.kernel * geometry.kernel * channels;
-            gemm::weight_workspace(outputs as u32, n as u32, rows as u32, inputs[0].dtype)
+            gemm::weight_workspace(outputs as u32, n as u32, rows as u32)
         }
         _ => inputs[1].shape.count() * inputs[1].dtype.bytes(),
     }

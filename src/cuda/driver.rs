@@ -3,6 +3,7 @@
 
 use crate::backend::OpCounts;
 use crate::error::Result;
+use crate::tensor::DType;
 
 /// What kernels are compiled for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,8 +49,81 @@ pub struct Launch {
     pub block: [u32; 3],
     /// Dynamic shared memory, bytes.
     pub shared: u32,
-    /// The kernel's one parameter, a struct passed by value.
+    /// The kernel's parameters, laid out as C does; ours take one struct by value.
     pub params: Vec<u8>,
+}
+
+/// A contiguous row-major matrix of bf16 as tensor copies see it, in boxes that land in shared memory swizzled by 128 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TensorMap {
+    /// Aligned to 16 bytes.
+    pub at: u64,
+    pub rows: u32,
+    /// A multiple of 8.
+    pub columns: u32,
+    /// At most 256.
+    pub box_rows: u32,
+    /// At most 64.
+    pub box_columns: u32,
+}
+
+/// A product of a library, prepared by the driver that gave it out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ProductId(pub usize);
+
+/// What a library can be asked for instead of our own kernel: `y[m, n] = op(a) op(b) + bias`, sums in f32, all by rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LibraryProduct {
+    /// Addresses.
+    pub y: u64,
+    pub a: u64,
+    pub b: u64,
+    /// `n` elements of f32, or 0 for none. Libraries take it with results in f32 only.
+    pub bias: u64,
+    pub m: u32,
+    pub n: u32,
+    pub k: u32,
+    /// Whether `a` is stored `[k][m]` instead of `[m][k]`.
+    pub a_trans: bool,
+    /// Whether `b` is stored `[k][n]` instead of `[n][k]`.
+    pub b_trans: bool,
+    /// Of `a` and `b`.
+    pub element: DType,
+    /// Of `y`.
+    pub stored: DType,
+}
+
+impl Default for LibraryProduct {
+    fn default() -> Self {
+        let (element, stored) = (DType::Bf16, DType::Bf16);
+        let (m, n, k, a_trans, b_trans) = (0, 0, 0, false, false);
+        LibraryProduct { y: 0, a: 0, b: 0, bias: 0, m, n, k, a_trans, b_trans, element, stored }
+    }
+}
+
+/// One entry of a list that is recorded, measured or started.
+#[derive(Clone, Debug)]
+pub enum Work {
+    Kernel(Launch),
+    /// A product of a library.
+    Product(ProductId),
+    /// Within the device's memory; the two stretches do not overlap.
+    Copy {
+        to: u64,
+        from: u64,
+        bytes: usize,
+    },
+}
+
+/// What the compiler made of a kernel, and how many of its blocks a multiprocessor holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelFacts {
+    pub registers: u32,
+    /// Local memory of a thread, bytes: spills, and arrays that are indexed.
+    pub local: u32,
+    /// Static shared memory, bytes.
+    pub shared: u32,
+    pub blocks_per_multiprocessor: u32,
 }
 
 /// A device with its memory. Addresses are the device's; launches run in order.
@@ -70,6 +144,16 @@ pub trait Driver: Send {
 
     fn upload(&mut self, at: u64, bytes: &[u8]) -> Result<()>;
 
+    /// Copies to the device beside what runs; `bytes` may change once this returns. Comes after earlier
+    /// [`Driver::copy`]s, and before what is launched after the next [`Driver::join`].
+    fn stage(&mut self, at: u64, bytes: &[u8]) -> Result<()>;
+
+    /// Everything that is asked for from now on comes after all staged copies.
+    fn join(&mut self) -> Result<()>;
+
+    /// Copies within the device, in order with launches.
+    fn copy(&mut self, to: u64, from: u64, bytes: usize) -> Result<()>;
+
     /// Waits for what was launched, then copies out.
     fn download(&self, at: u64, bytes: &mut [u8]) -> Result<()>;
 
@@ -79,8 +163,17 @@ pub trait Driver: Send {
 
     fn launch(&mut self, launch: &Launch) -> Result<()>;
 
-    /// Prepares a list of launches to be made as one.
-    fn record(&mut self, launches: &[Launch]) -> Result<GraphId>;
+    /// The map in the device's own form: a kernel's parameter.
+    ///
+    /// # Errors
+    /// A matrix or box that tensor copies do not take; a device without them.
+    fn tensor_map(&self, map: &TensorMap) -> Result<[u64; 16]>;
+
+    /// Starts an entry of a list.
+    fn start(&mut self, work: &Work) -> Result<()>;
+
+    /// Prepares a list of work to be started as one.
+    fn record(&mut self, work: &[Work]) -> Result<GraphId>;
 
     /// Starts a recorded list.
     fn replay(&mut self, graph: GraphId) -> Result<()>;
@@ -88,8 +181,35 @@ pub trait Driver: Send {
     /// Drops a recorded list.
     fn forget(&mut self, graph: GraphId) -> Result<()>;
 
-    /// Makes `launches` as a unit `repeats` times: the median of its times, or what they did.
-    fn measure(&mut self, launches: &[Launch], repeats: usize) -> Result<Measured>;
+    /// Does `work` as a unit `repeats` times: the median of its times, each with cold caches, or what it did.
+    fn measure(&mut self, work: &[Work], repeats: usize) -> Result<Measured>;
+
+    /// Whether [`Driver::measure`] tells times.
+    fn is_timed(&self) -> bool {
+        false
+    }
+
+    /// Version of the library that [`Driver::library_product`] asks, or why there is none and what to install.
+    fn library(&mut self) -> std::result::Result<(i32, i32), String> {
+        Err("this device has no library of matrix products".to_owned())
+    }
+
+    /// Prepares a product of a library; None when there is no library, or it does not offer the product. The operands must
+    /// stay where they are as long as it is used.
+    ///
+    /// # Errors
+    /// Those of the library.
+    fn library_product(&mut self, _product: &LibraryProduct) -> Result<Option<ProductId>> {
+        Ok(None)
+    }
+
+    /// What the compiler made of a kernel; None when the device cannot tell.
+    ///
+    /// # Errors
+    /// Those of the driver.
+    fn facts(&self, _launch: &Launch) -> Result<Option<KernelFacts>> {
+        Ok(None)
+    }
 
     /// Waits until everything launched has ended.
     fn finish(&mut self) -> Result<()>;
@@ -111,6 +231,15 @@ impl<D: Driver + ?Sized> Driver for Box<D> {
     fn upload(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
         (**self).upload(at, bytes)
     }
+    fn stage(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
+        (**self).stage(at, bytes)
+    }
+    fn join(&mut self) -> Result<()> {
+        (**self).join()
+    }
+    fn copy(&mut self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        (**self).copy(to, from, bytes)
+    }
     fn download(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
         (**self).download(at, bytes)
     }
@@ -120,8 +249,14 @@ impl<D: Driver + ?Sized> Driver for Box<D> {
     fn launch(&mut self, launch: &Launch) -> Result<()> {
         (**self).launch(launch)
     }
-    fn record(&mut self, launches: &[Launch]) -> Result<GraphId> {
-        (**self).record(launches)
+    fn tensor_map(&self, map: &TensorMap) -> Result<[u64; 16]> {
+        (**self).tensor_map(map)
+    }
+    fn start(&mut self, work: &Work) -> Result<()> {
+        (**self).start(work)
+    }
+    fn record(&mut self, work: &[Work]) -> Result<GraphId> {
+        (**self).record(work)
     }
     fn replay(&mut self, graph: GraphId) -> Result<()> {
         (**self).replay(graph)
@@ -129,8 +264,20 @@ impl<D: Driver + ?Sized> Driver for Box<D> {
     fn forget(&mut self, graph: GraphId) -> Result<()> {
         (**self).forget(graph)
     }
-    fn measure(&mut self, launches: &[Launch], repeats: usize) -> Result<Measured> {
-        (**self).measure(launches, repeats)
+    fn measure(&mut self, work: &[Work], repeats: usize) -> Result<Measured> {
+        (**self).measure(work, repeats)
+    }
+    fn is_timed(&self) -> bool {
+        (**self).is_timed()
+    }
+    fn library(&mut self) -> std::result::Result<(i32, i32), String> {
+        (**self).library()
+    }
+    fn library_product(&mut self, product: &LibraryProduct) -> Result<Option<ProductId>> {
+        (**self).library_product(product)
+    }
+    fn facts(&self, launch: &Launch) -> Result<Option<KernelFacts>> {
+        (**self).facts(launch)
     }
     fn finish(&mut self) -> Result<()> {
         (**self).finish()

@@ -1,15 +1,23 @@
 //! A real GPU through the CUDA driver.
 
-use super::driver::{DeviceInfo, Driver, GraphId, ImageKind, KernelId, Launch, Measured};
+use super::cublaslt::CublasLt;
+use super::driver::{
+    DeviceInfo, Driver, GraphId, ImageKind, KernelFacts, KernelId, Launch, LibraryProduct, Measured,
+    ProductId, TensorMap, Work,
+};
+use super::gpu_handles::{Event, Function, STAGING, Staging, encode, failed, parameters};
 use super::probe;
 use crate::error::{Error, Result};
-use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::result;
 use cudarc::driver::sys;
+use rayon::prelude::*;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 
-/// Bytes of one of the two pinned buffers that uploads go through.
-const STAGING: usize = 16 << 20;
+/// Version of CUDA that a driver must support to have every function that is called here.
+const OLDEST_DRIVER: (i32, i32) = (12, 4);
+/// What one thread copies into pinned memory at a time, bytes.
+const PIECE: usize = 1 << 20;
 /// Dynamic shared memory that needs no permission, bytes.
 const PLAIN_SHARED: u32 = 48 << 10;
 
@@ -19,43 +27,28 @@ pub struct GpuDriver {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    /// Copies of inputs beside what runs.
+    copies: sys::CUstream,
+    /// The last staged copy, for the launches that need it; the last copy on the device, for what is staged over it.
+    staged: sys::CUevent,
+    moved: sys::CUevent,
     staging: [Staging; 2],
     /// Which of them is used next.
     turn: usize,
     modules: HashMap<Vec<u8>, sys::CUmodule>,
     functions: Vec<Function>,
     graphs: Vec<Option<sys::CUgraphExec>>,
+    /// Opened when it is first asked for; or why it cannot be.
+    library: Option<std::result::Result<CublasLt, String>>,
+    /// Memory that is overwritten to cool the caches down, twice the second-level cache: address and bytes.
+    flush: Option<(u64, usize)>,
 }
 
-struct Function {
-    handle: sys::CUfunction,
-    name: String,
-}
+/// First bytes of machine code; anything else that is loaded is text.
+const ELF: &[u8] = b"\x7fELF";
 
-/// Pinned host memory, and the event after which it may be written again.
-struct Staging {
-    at: *mut c_void,
-    free: sys::CUevent,
-}
-
-/// What the compiler made of a kernel, and how many of its blocks a multiprocessor holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KernelFacts {
-    pub registers: u32,
-    /// Local memory of a thread, bytes: spills.
-    pub local: u32,
-    /// Static shared memory, bytes.
-    pub shared: u32,
-    pub blocks_per_multiprocessor: u32,
-}
-
-// SAFETY: handles of the driver API may be used from any thread; every method makes the context current first.
+// SAFETY: handles of the driver API and of cuBLASLt may be used from any thread; every method makes the context current first.
 unsafe impl Send for GpuDriver {}
-
-fn failed(what: &str, e: DriverError) -> Error {
-    let text = e.error_string().ok().and_then(|s| s.to_str().ok()).unwrap_or("unknown error");
-    Error::device("cuda", format!("{what}: {text} ({e:?})"))
-}
 
 impl GpuDriver {
     /// The GPU number `ordinal`.
@@ -64,7 +57,13 @@ impl GpuDriver {
     /// [`Error::Device`] when there is no driver or no such GPU; the message says what to install.
     pub fn new(ordinal: usize) -> Result<Self> {
         let found = probe::installed();
-        found.driver.map_err(|why| Error::device("cuda", format!("{why}, or use --device cpu")))?;
+        let version = found.driver;
+        let version = version.map_err(|why| Error::device("cuda", format!("{why}, or use --device cpu")))?;
+        if version < OLDEST_DRIVER {
+            let (major, minor) = version;
+            let message = format!("the driver supports CUDA {major}.{minor}: install one for CUDA 13");
+            return Err(Error::device("cuda", message));
+        }
         if ordinal >= found.gpus.len() {
             let message = match found.gpus.len() {
                 0 => "the driver finds no GPU; use --device cpu".to_owned(),
@@ -85,17 +84,25 @@ impl GpuDriver {
         // SAFETY: `context` was just retained.
         unsafe { result::ctx::set_current(context) }.map_err(open)?;
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(open)?;
+        let copies = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(open)?;
+        let event = || result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(open);
+        let (staged, moved) = (event()?, event()?);
         let staging = [Staging::new()?, Staging::new()?];
         Ok(GpuDriver {
             info,
             device,
             context,
             stream,
+            copies,
+            staged,
+            moved,
             staging,
             turn: 0,
             modules: HashMap::new(),
             functions: Vec::new(),
             graphs: Vec::new(),
+            library: None,
+            flush: None,
         })
     }
 
@@ -114,9 +121,17 @@ impl GpuDriver {
     fn enqueue(&self, launch: &Launch) -> Result<()> {
         let function = self.function(launch.kernel)?;
         let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
-        let mut params = [launch.params.as_ptr().cast_mut().cast::<c_void>()];
-        // SAFETY: the one parameter is a struct of the size that the kernel's source asserts; the driver copies it during
-        // the call. What the kernel reads and writes was planned within live allocations.
+        if launch.params.len() < function.bytes {
+            let (needs, has) = (function.bytes, launch.params.len());
+            let message = format!("kernel {} takes {needs} bytes of parameters, not {has}", function.name);
+            return Err(Error::device("cuda", message));
+        }
+        let base = launch.params.as_ptr().cast_mut();
+        // SAFETY: every offset lies within the `bytes` that there are.
+        let place = |offset: &usize| unsafe { base.add(*offset) }.cast::<c_void>();
+        let mut params: Vec<*mut c_void> = function.offsets.iter().map(place).collect();
+        // SAFETY: each parameter lies whole within `launch.params`, by what the driver told of the kernel; the driver copies
+        // them during the call. What the kernel reads and writes was planned within live allocations.
         let status = unsafe {
             result::launch_kernel(
                 function.handle,
@@ -130,73 +145,93 @@ impl GpuDriver {
         status.map_err(|e| failed(&format!("kernel {} does not start", function.name), e))
     }
 
+    /// Copies through pinned memory on `stream`; returns when `bytes` may change.
+    fn send(&mut self, at: u64, bytes: &[u8], stream: sys::CUstream) -> Result<()> {
+        let refused = |e| failed("cannot copy to the GPU", e);
+        for (i, part) in bytes.chunks(STAGING).enumerate() {
+            let staging = &self.staging[self.turn];
+            self.turn = (self.turn + 1) % self.staging.len();
+            // SAFETY: the event is live; once it has happened nothing reads the buffer, which is as large as a part and
+            // which this thread alone writes.
+            let pinned = unsafe {
+                result::event::synchronize(staging.free).map_err(refused)?;
+                std::slice::from_raw_parts_mut(staging.at.cast::<u8>(), part.len())
+            };
+            let pieces = pinned.par_chunks_mut(PIECE).zip(part.par_chunks(PIECE));
+            pieces.for_each(|(to, from)| to.copy_from_slice(from));
+            // SAFETY: the buffer lives as long as `self` and is not written before the event has happened.
+            unsafe {
+                result::memcpy_htod_async(at + (i * STAGING) as u64, pinned, stream).map_err(refused)?;
+                result::event::record(staging.free, stream).map_err(refused)?;
+            }
+        }
+        Ok(())
+    }
+
     fn wait(&self) -> Result<()> {
         // SAFETY: the stream lives as long as `self`.
         unsafe { result::stream::synchronize(self.stream) }.map_err(|e| failed("a kernel failed", e))
     }
 
-    /// Milliseconds that each of `repeats` runs of `launches` takes, by events on the GPU.
+    /// Puts an entry of a list on the stream.
+    fn enqueue_work(&self, work: &Work) -> Result<()> {
+        match work {
+            Work::Kernel(launch) => self.enqueue(launch),
+            Work::Product(product) => match &self.library {
+                Some(Ok(library)) => library.enqueue(product.0, self.stream),
+                _ => Err(Error::device("cuda", format!("product {} was never prepared", product.0))),
+            },
+            // SAFETY: both stretches lie in live allocations, as the caller promised.
+            Work::Copy { to, from, bytes } => {
+                unsafe { result::memcpy_dtod_async(*to, *from, *bytes, self.stream) }
+                    .map_err(|e| failed("cannot copy on the GPU", e))
+            }
+        }
+    }
+
+    /// The memory that is overwritten between repeats, allocated when it is first needed.
+    fn flush(&mut self) -> Result<(u64, usize)> {
+        if let Some(flush) = self.flush {
+            return Ok(flush);
+        }
+        let size = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE;
+        // SAFETY: the driver gave the device out.
+        let cache = unsafe { result::device::get_attribute(self.device, size) }
+            .map_err(|e| failed("does not tell its cache's size", e))?;
+        let bytes = 2 * cache.max(1) as usize;
+        let flush = (self.allocate(bytes)?, bytes);
+        self.flush = Some(flush);
+        Ok(flush)
+    }
+
+    /// Milliseconds that each of `repeats` runs of `work` takes with cold caches, by events on the GPU.
     ///
     /// # Errors
     /// Those of the launches.
-    pub fn time(&mut self, launches: &[Launch], repeats: usize) -> Result<Vec<f32>> {
+    pub fn time(&mut self, work: &[Work], repeats: usize) -> Result<Vec<f32>> {
         self.enter()?;
-        let event =
-            || result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(|e| failed("no event", e));
-        let (start, end) = (event()?, event()?);
+        let (at, bytes) = self.flush()?;
+        let [start, end] = [Event::new()?, Event::new()?];
         let mut times = Vec::with_capacity(repeats);
         for _ in 0..repeats {
-            // SAFETY: events and stream are live.
-            unsafe { result::event::record(start, self.stream) }.map_err(|e| failed("no event", e))?;
-            launches.iter().try_for_each(|l| self.enqueue(l))?;
-            // SAFETY: as above.
-            unsafe { result::event::record(end, self.stream) }.map_err(|e| failed("no event", e))?;
+            // While this runs the launches below are queued, so that none of them waits for the host.
+            // SAFETY: the memory is live and holds nothing.
+            unsafe { result::memset_d8_async(at, 0, bytes, self.stream) }
+                .map_err(|e| failed("cannot overwrite the cache", e))?;
+            start.record(self.stream)?;
+            work.iter().try_for_each(|w| self.enqueue_work(w))?;
+            end.record(self.stream)?;
             self.wait()?;
             // SAFETY: both events have happened: the stream was waited for.
-            times.push(unsafe { result::event::elapsed(start, end) }.map_err(|e| failed("no time", e))?);
-        }
-        for event in [start, end] {
-            // SAFETY: created above, destroyed once.
-            unsafe { result::event::destroy(event) }.map_err(|e| failed("no event", e))?;
+            times.push(unsafe { result::event::elapsed(start.0, end.0) }.map_err(|e| failed("no time", e))?);
         }
         Ok(times)
     }
 
-    /// What the compiler made of the kernel of `launch`.
-    ///
-    /// # Errors
-    /// Those of the driver.
-    pub fn facts(&self, launch: &Launch) -> Result<KernelFacts> {
-        use sys::CUfunction_attribute_enum as A;
+    /// The library, opened when it is first asked for.
+    fn cublaslt(&mut self) -> Result<&mut std::result::Result<CublasLt, String>> {
         self.enter()?;
-        let handle = self.function(launch.kernel)?.handle;
-        let ask = |a| {
-            // SAFETY: the function's module stays loaded as long as `self`.
-            unsafe { result::function::get_function_attribute(handle, a) }
-                .map(|v| v.max(0) as u32)
-                .map_err(|e| failed("no attribute", e))
-        };
-        let threads = launch.block.iter().product::<u32>() as i32;
-        // SAFETY: as above.
-        let blocks = unsafe {
-            result::occupancy::max_active_block_per_multiprocessor(handle, threads, launch.shared as usize)
-        };
-        Ok(KernelFacts {
-            registers: ask(A::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
-            local: ask(A::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?,
-            shared: ask(A::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?,
-            blocks_per_multiprocessor: blocks.map_err(|e| failed("no occupancy", e))?.max(0) as u32,
-        })
-    }
-}
-
-impl Staging {
-    fn new() -> Result<Self> {
-        // SAFETY: the memory is freed once, in the driver's `drop`.
-        let at = unsafe { result::malloc_host(STAGING, 0) }.map_err(|e| failed("no pinned memory", e))?;
-        let free = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
-            .map_err(|e| failed("no event", e))?;
-        Ok(Staging { at, free })
+        Ok(self.library.get_or_insert_with(|| CublasLt::new().map_err(|e| e.to_string())))
     }
 }
 
@@ -234,20 +269,36 @@ impl Driver for GpuDriver {
 
     fn upload(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
         self.enter()?;
-        let refused = |e| failed("cannot copy to the GPU", e);
-        for (i, part) in bytes.chunks(STAGING).enumerate() {
-            let staging = &self.staging[self.turn];
-            self.turn = (self.turn + 1) % self.staging.len();
-            // SAFETY: the event is live; once it has happened nothing reads the buffer, which is as large as a part.
-            unsafe {
-                result::event::synchronize(staging.free).map_err(refused)?;
-                std::ptr::copy_nonoverlapping(part.as_ptr(), staging.at.cast::<u8>(), part.len());
-                let pinned = std::slice::from_raw_parts(staging.at.cast::<u8>(), part.len());
-                result::memcpy_htod_async(at + (i * STAGING) as u64, pinned, self.stream).map_err(refused)?;
-                result::event::record(staging.free, self.stream).map_err(refused)?;
-            }
+        self.send(at, bytes, self.stream)
+    }
+
+    fn stage(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
+        self.enter()?;
+        let refused = |e| failed("cannot order the copies", e);
+        let wait = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: streams and events live as long as `self`; an event that was never recorded counts as having happened.
+        unsafe { result::stream::wait_event(self.copies, self.moved, wait) }.map_err(refused)?;
+        self.send(at, bytes, self.copies)?;
+        // SAFETY: as above.
+        unsafe { result::event::record(self.staged, self.copies) }.map_err(refused)
+    }
+
+    fn join(&mut self) -> Result<()> {
+        self.enter()?;
+        let wait = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: as in `stage`.
+        unsafe { result::stream::wait_event(self.stream, self.staged, wait) }
+            .map_err(|e| failed("cannot order the copies", e))
+    }
+
+    fn copy(&mut self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        self.enter()?;
+        let refused = |e| failed("cannot copy on the GPU", e);
+        // SAFETY: both places were planned within live allocations, apart from each other; the event is live.
+        unsafe {
+            result::memcpy_dtod_async(to, from, bytes, self.stream).map_err(refused)?;
+            result::event::record(self.moved, self.stream).map_err(refused)
         }
-        Ok(())
     }
 
     fn download(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
@@ -263,8 +314,11 @@ impl Driver for GpuDriver {
         let module = match self.modules.get(image) {
             Some(module) => *module,
             None => {
-                // SAFETY: the image is what NVRTC made for this GPU; the driver copies it.
-                let module = unsafe { result::module::load_data(image.as_ptr().cast()) }.map_err(refused)?;
+                // Text is compiled by the driver, and must end with a zero.
+                let text = if image.starts_with(ELF) { None } else { CString::new(image).ok() };
+                let start = text.as_ref().map_or(image.as_ptr().cast(), |t| t.as_ptr().cast());
+                // SAFETY: the image is what NVRTC made for this GPU, or text with its zero; the driver copies it.
+                let module = unsafe { result::module::load_data(start) }.map_err(refused)?;
                 self.modules.insert(image.to_vec(), module);
                 module
             }
@@ -279,7 +333,8 @@ impl Driver for GpuDriver {
             unsafe { result::function::set_function_attribute(handle, most, shared as i32) }
                 .map_err(refused)?;
         }
-        self.functions.push(Function { handle, name: name.to_owned() });
+        let (offsets, bytes) = parameters(handle);
+        self.functions.push(Function { handle, name: name.to_owned(), offsets, bytes });
         Ok(KernelId(self.functions.len() - 1))
     }
 
@@ -288,13 +343,28 @@ impl Driver for GpuDriver {
         self.enqueue(launch)
     }
 
-    fn record(&mut self, launches: &[Launch]) -> Result<GraphId> {
+    fn tensor_map(&self, map: &TensorMap) -> Result<[u64; 16]> {
+        self.enter()?;
+        encode(map)
+    }
+
+    fn start(&mut self, work: &Work) -> Result<()> {
+        self.enter()?;
+        self.enqueue_work(work)
+    }
+
+    fn record(&mut self, work: &[Work]) -> Result<GraphId> {
         self.enter()?;
         let refused = |e| failed("cannot record the step", e);
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // A library may load its kernels when they are first used, which the stricter mode would refuse.
+        let mode = if work.iter().any(|w| matches!(w, Work::Product(_))) {
+            sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED
+        } else {
+            sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        };
         // SAFETY: the stream is live and this thread captures nothing else.
         unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(refused)?;
-        let queued = launches.iter().try_for_each(|l| self.enqueue(l));
+        let queued = work.iter().try_for_each(|w| self.enqueue_work(w));
         // SAFETY: the capture was begun above; it ends whatever the launches said.
         let graph = unsafe { result::stream::end_capture(self.stream) };
         queued?;
@@ -329,10 +399,51 @@ impl Driver for GpuDriver {
         }
     }
 
-    fn measure(&mut self, launches: &[Launch], repeats: usize) -> Result<Measured> {
-        let mut times = self.time(launches, repeats.max(1))?;
+    fn measure(&mut self, work: &[Work], repeats: usize) -> Result<Measured> {
+        let mut times = self.time(work, repeats.max(1))?;
         times.sort_by(f32::total_cmp);
         Ok(Measured { seconds: Some(f64::from(times[times.len() / 2]) * 1e-3), counts: None })
+    }
+
+    fn is_timed(&self) -> bool {
+        true
+    }
+
+    fn library(&mut self) -> std::result::Result<(i32, i32), String> {
+        match self.cublaslt().map_err(|e| e.to_string())? {
+            Ok(library) => Ok(library.version()),
+            Err(why) => Err(why.clone()),
+        }
+    }
+
+    fn library_product(&mut self, product: &LibraryProduct) -> Result<Option<ProductId>> {
+        match self.cublaslt()? {
+            Ok(library) => Ok(library.prepare(product)?.map(ProductId)),
+            Err(_) => Ok(None),
+        }
+    }
+
+    fn facts(&self, launch: &Launch) -> Result<Option<KernelFacts>> {
+        use sys::CUfunction_attribute_enum as A;
+        self.enter()?;
+        let handle = self.function(launch.kernel)?.handle;
+        let ask = |a| {
+            // SAFETY: the function's module stays loaded as long as `self`.
+            unsafe { result::function::get_function_attribute(handle, a) }
+                .map(|v| v.max(0) as u32)
+                .map_err(|e| failed("no attribute", e))
+        };
+        let threads = launch.block.iter().product::<u32>() as i32;
+        // SAFETY: as above.
+        let blocks = unsafe {
+            result::occupancy::max_active_block_per_multiprocessor(handle, threads, launch.shared as usize)
+        };
+        Ok(Some(KernelFacts {
+            registers: ask(A::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
+            local: ask(A::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?,
+            shared: ask(A::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?,
+            blocks_per_multiprocessor: blocks.map_err(|e| failed("no occupancy", e))?.max(0) as u32,
+        }))
     }
 
     fn finish(&mut self) -> Result<()> {
@@ -348,6 +459,8 @@ impl Drop for GpuDriver {
             return;
         }
         let _ = self.wait();
+        // Its own `drop` needs the context that is given back below.
+        self.library = None;
         // SAFETY: everything below was made by `self`, is destroyed once and used by nothing that runs.
         unsafe {
             for instance in self.graphs.drain(..).flatten() {
@@ -356,10 +469,16 @@ impl Drop for GpuDriver {
             for (_, module) in self.modules.drain() {
                 let _ = result::module::unload(module);
             }
+            if let Some((at, _)) = self.flush.take() {
+                let _ = result::free_sync(at);
+            }
             for staging in &self.staging {
                 let _ = result::event::destroy(staging.free);
                 let _ = result::free_host(staging.at);
             }
+            let _ = result::event::destroy(self.staged);
+            let _ = result::event::destroy(self.moved);
+            let _ = result::stream::destroy(self.copies);
             let _ = result::stream::destroy(self.stream);
             let _ = result::primary_ctx::release(self.device);
         }

@@ -1,5 +1,6 @@
 //! Kernel sources, the structs they take, and calls of them.
 
+use super::driver::{LibraryProduct, TensorMap};
 use super::optim::SCALARS;
 use std::fmt::Write;
 
@@ -14,6 +15,8 @@ pub enum Family {
     DenseLoss,
     Embed,
     Gemm,
+    /// [`Family::Gemm`] for sm_90a.
+    GemmSm90,
     LayerNorm,
     Layout,
     Optim,
@@ -28,6 +31,7 @@ impl Family {
         Family::DenseLoss,
         Family::Embed,
         Family::Gemm,
+        Family::GemmSm90,
         Family::LayerNorm,
         Family::Layout,
         Family::Optim,
@@ -43,6 +47,7 @@ impl Family {
             Family::DenseLoss => "dense_loss.cu",
             Family::Embed => "embed.cu",
             Family::Gemm => "gemm.cu",
+            Family::GemmSm90 => "gemm_sm90.cu",
             Family::LayerNorm => "layer_norm.cu",
             Family::Layout => "layout.cu",
             Family::Optim => "optim.cu",
@@ -54,7 +59,9 @@ impl Family {
     /// Headers of `kernels/` that the file builds on, behind the prelude.
     const fn headers(self) -> &'static [&'static str] {
         match self {
-            Family::Attention | Family::Conv | Family::Gemm | Family::PrototypeCe => &[MMA],
+            Family::Attention | Family::Conv | Family::PrototypeCe => &[MMA],
+            Family::Gemm => &[MMA, GEMM_EPILOGUE],
+            Family::GemmSm90 => &[MMA, GEMM_EPILOGUE, SM90],
             Family::DenseLoss
             | Family::Embed
             | Family::LayerNorm
@@ -72,12 +79,18 @@ impl Family {
             Family::DenseLoss => super::dense_loss::variants(),
             Family::Embed => super::embed::variants(),
             Family::Gemm => super::gemm::variants(),
+            Family::GemmSm90 => super::gemm::variants_sm90(),
             Family::LayerNorm => super::layer_norm::variants(),
             Family::Layout => vec![vec![("VEC", 1)], vec![("VEC", 4)]],
             Family::Optim => vec![SCALARS.to_vec()],
             Family::Pointwise => vec![vec![("VEC", 1)], vec![("VEC", 4)]],
             Family::PrototypeCe => super::prototype_ce::variants(),
         }
+    }
+
+    /// Whether the file compiles for compute capability `capability`, in bf16 or not.
+    pub fn exists_for(self, capability: (u32, u32), bf16: bool) -> bool {
+        self != Family::GemmSm90 || (bf16 && capability == (9, 0))
     }
 
     /// The file behind the prelude, with constants for what it lists as given.
@@ -104,6 +117,7 @@ impl Family {
             Family::DenseLoss => include_str!("../../kernels/dense_loss.cu"),
             Family::Embed => include_str!("../../kernels/embed.cu"),
             Family::Gemm => include_str!("../../kernels/gemm.cu"),
+            Family::GemmSm90 => include_str!("../../kernels/gemm_sm90.cu"),
             Family::LayerNorm => include_str!("../../kernels/layer_norm.cu"),
             Family::Layout => include_str!("../../kernels/layout.cu"),
             Family::Optim => include_str!("../../kernels/optim.cu"),
@@ -115,6 +129,8 @@ impl Family {
 
 const PRELUDE: &str = include_str!("../../kernels/prelude.cuh");
 const MMA: &str = include_str!("../../kernels/mma.cuh");
+const SM90: &str = include_str!("../../kernels/sm90.cuh");
+const GEMM_EPILOGUE: &str = include_str!("../../kernels/gemm_epilogue.cuh");
 
 /// Size and field offsets of a kernel's parameter struct as Rust lays it out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,6 +179,10 @@ pub struct Call {
     pub layout: Layout,
     /// Constant tables: bytes to keep on the device, and where in `params` their address belongs.
     pub tables: Vec<(usize, Vec<u8>)>,
+    /// Tensor maps for the driver to make, and where in `params` they belong.
+    pub maps: Vec<(usize, TensorMap)>,
+    /// What a library may do instead, where the driver has one.
+    pub library: Option<LibraryProduct>,
 }
 
 impl Call {
@@ -185,6 +205,8 @@ impl Call {
             params: bytemuck::bytes_of(params).to_vec(),
             layout: P::LAYOUT,
             tables: Vec::new(),
+            maps: Vec::new(),
+            library: None,
         }
     }
 

@@ -5,6 +5,7 @@ use super::layer_norm::{self, LayerNormBackwardParams, LayerNormParams};
 use super::layout::{self, Kept, Rows};
 use super::optim::{self, AccumulateParams, AdamWParams};
 use super::pointwise::{self, NormalizeParams};
+use super::tiles::Choices;
 use super::{attention, conv, dense_loss, embed, gemm, prototype_ce};
 use crate::backend::OperandType;
 use crate::ir::Op;
@@ -43,6 +44,7 @@ pub struct Operands<'a> {
     pub outputs: &'a [Operand<'a>],
     /// Memory of [`workspace`] bytes, aligned to 256.
     pub scratch: u64,
+    pub choices: &'a Choices,
 }
 
 impl Operands<'_> {
@@ -58,7 +60,7 @@ pub type Lowered = Result<Vec<Call>, String>;
 
 /// Calls for `op`; [`Call::bf16`] is the caller's to set.
 pub fn lower(op: &Op, o: &Operands<'_>) -> Lowered {
-    let Operands { inputs, outputs, scratch } = *o;
+    let Operands { inputs, outputs, scratch, .. } = *o;
     let one = |call: Call| Ok(vec![call]);
     let (y, n, element) = (outputs[0].at, outputs[0].count(), o.element());
     match op {

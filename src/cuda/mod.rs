@@ -3,30 +3,42 @@
 
 mod attention;
 mod conv;
+mod cublaslt;
 mod dense_loss;
 mod driver;
 mod embed;
 mod gemm;
 mod gpu;
+mod gpu_handles;
 mod kernel;
 mod layer_norm;
 mod layout;
 mod lower;
+mod measure;
 mod nvrtc;
+mod occupancy;
 mod optim;
 mod planning;
 mod pointwise;
 mod probe;
 mod program;
 mod prototype_ce;
+mod tiles;
+mod tune;
 mod vm;
 
-pub use driver::{DeviceInfo, Driver, GraphId, ImageKind, KernelId, Launch, Measured};
-pub use gemm::{Finish, GemmParams, PLAIN_TILES, Product, TENSOR_TILES};
-pub use gpu::{GpuDriver, KernelFacts};
+pub use driver::{
+    DeviceInfo, Driver, GraphId, ImageKind, KernelFacts, KernelId, Launch, LibraryProduct, Measured,
+    ProductId, TensorMap, Work,
+};
+pub use gemm::{Finish, GemmParams, Product};
+pub use gpu::GpuDriver;
 pub use kernel::{Call, Family, Given, KernelParams, Layout};
-pub use nvrtc::{CompiledKernel, Compiler, kernel_cache};
+pub use nvrtc::{CompiledKernel, Compiler, cache_folder};
+pub use occupancy::{ARCHITECTURES, Architecture, architecture};
 pub use planning::PlanningBackend;
-pub use probe::{Gpu, Installed, installed};
+pub use probe::{Gpu, Installed, cublaslt_version, installed};
 pub use program::CudaBackend;
+pub use tiles::{Choice, Choices, HOPPER_TILES, PLAIN_TILES, TENSOR_TILES, Tier, Tile};
+pub use tune::Tuner;
 pub use vm::VmDriver;

@@ -9,15 +9,14 @@ use std::ffi::CString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// Where compiled kernels are kept: `SAIP_ENGINE_CACHE`, else `saip-engine` in the user's cache folder; None when there
+/// Where compiled kernels and measurements are kept: `SAIP_ENGINE_CACHE`, else `saip-engine` in the user's cache folder; None when there
 /// is neither.
-pub fn kernel_cache() -> Option<PathBuf> {
+pub fn cache_folder() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let root = set("SAIP_ENGINE_CACHE").or_else(|| {
+    set("SAIP_ENGINE_CACHE").or_else(|| {
         let user = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
         user.map(|user| user.join("saip-engine"))
-    });
-    root.map(|root| root.join("kernels"))
+    })
 }
 
 /// Compiles CUDA C++ for one architecture.
@@ -70,12 +69,10 @@ impl Compiler {
 
     fn options(&self, kind: ImageKind) -> Vec<String> {
         let (x, y) = self.capability;
-        let target = match (kind, x) {
-            (ImageKind::Ptx, _) => format!("compute_{x}{y}"),
-            // Instructions of these generations exist on their own architecture only.
-            (ImageKind::Cubin, 9 | 10) => format!("sm_{x}{y}a"),
-            (ImageKind::Cubin, _) => format!("sm_{x}{y}"),
-        };
+        let what = if kind == ImageKind::Ptx { "compute" } else { "sm" };
+        // Some instructions of these generations exist on their own architecture only.
+        let own = if matches!(x, 9 | 10) { "a" } else { "" };
+        let target = format!("{what}_{x}{y}{own}");
         vec![
             format!("--gpu-architecture={target}"),
             "--std=c++17".to_owned(),
@@ -99,7 +96,18 @@ impl Compiler {
     pub fn facts(&self, name: &str, source: &str) -> Result<Vec<CompiledKernel>> {
         let mut options = self.options(ImageKind::Cubin);
         options.push("--ptxas-options=-v".to_owned());
-        let (_, log) = self.compile(name, source, &options, ImageKind::Cubin)?;
+        let at = self.cache.as_ref().map(|folder| folder.join(self.key(source, &options)));
+        let log = at.as_ref().and_then(|at| kept(at)).and_then(|log| String::from_utf8(log).ok());
+        let log = match log {
+            Some(log) => log,
+            None => {
+                let (_, log) = self.compile(name, source, &options, ImageKind::Cubin)?;
+                if let Some(at) = &at {
+                    let _ = keep(at, log.as_bytes());
+                }
+                log
+            }
+        };
         Ok(parse_facts(&log))
     }
 

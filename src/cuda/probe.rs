@@ -1,8 +1,10 @@
 //! What of CUDA there is on this machine. Nothing here panics, whatever is installed.
 
+use cudarc::cublaslt::sys as cublaslt;
 use cudarc::driver::{result, sys};
 use cudarc::nvrtc::sys as nvrtc;
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
+use std::sync::Mutex;
 
 /// A GPU as the driver describes it.
 #[derive(Clone, Debug)]
@@ -29,6 +31,28 @@ const DRIVER_REMEDY: &str = "install the NVIDIA driver";
 const NVRTC_REMEDY: &str =
     "install CUDA 13 (or the PyPI package nvidia-cuda-nvrtc) and add its folder to LD_LIBRARY_PATH";
 
+/// What to install for cuBLASLt.
+const CUBLASLT_REMEDY: &str = "install CUDA 13 (or the PyPI package nvidia-cublas) and add the folder of \
+                               libcublasLt.so.13 to LD_LIBRARY_PATH";
+/// Functions of cuBLASLt that are called.
+const CUBLASLT_FUNCTIONS: [&str; 13] = [
+    "cublasLtCreate",
+    "cublasLtDestroy",
+    "cublasLtGetVersion",
+    "cublasLtMatmul",
+    "cublasLtMatmulAlgoGetHeuristic",
+    "cublasLtMatmulDescCreate",
+    "cublasLtMatmulDescDestroy",
+    "cublasLtMatmulDescSetAttribute",
+    "cublasLtMatmulPreferenceCreate",
+    "cublasLtMatmulPreferenceDestroy",
+    "cublasLtMatmulPreferenceSetAttribute",
+    "cublasLtMatrixLayoutCreate",
+    "cublasLtMatrixLayoutDestroy",
+];
+/// The oldest major version of cuBLASLt whose attributes are those that the bindings know.
+const CUBLASLT_OLDEST: i32 = 12;
+
 /// Looks for the driver, its GPUs and NVRTC.
 pub fn installed() -> Installed {
     let driver = driver();
@@ -36,12 +60,18 @@ pub fn installed() -> Installed {
     Installed { driver, nvrtc: nvrtc_version(), gpus }
 }
 
+/// Held while the process' panic hook is another.
+static ASKING: Mutex<()> = Mutex::new(());
+
 /// The bindings panic where a library lacks a function: that is an answer here.
 fn guarded<R>(ask: impl FnOnce() -> R) -> Result<R, String> {
+    // One at a time, or the silent hook could be taken for the one to put back.
+    let asking = ASKING.lock();
     let hook = take_hook();
     set_hook(Box::new(|_| {}));
     let answer = catch_unwind(AssertUnwindSafe(ask));
     set_hook(hook);
+    drop(asking);
     answer.map_err(|_| "the library lacks functions that this program needs".to_owned())
 }
 
@@ -80,6 +110,33 @@ pub(super) fn nvrtc_version() -> Result<(i32, i32), String> {
             .map_err(|e| format!("NVRTC does not tell its version: {e:?}"))
     };
     guarded(ask).and_then(|r| r).map_err(|e| format!("{e}: {NVRTC_REMEDY}"))
+}
+
+/// Version of cuBLASLt. No training needs it: it is what `bench ops` measures our products against.
+///
+/// # Errors
+/// Why it cannot be used, and what to install.
+pub fn cublaslt_version() -> Result<(i32, i32), String> {
+    // SAFETY: loading the library runs its initialisers only.
+    if !unsafe { cublaslt::is_culib_present() } {
+        return Err(format!("libcublasLt.so is missing or cannot be loaded: {CUBLASLT_REMEDY}"));
+    }
+    let ask = || {
+        // SAFETY: as above; a symbol is looked up here, never called.
+        let has =
+            |name: &str| unsafe { cublaslt::culib().get::<unsafe extern "C" fn()>(name.as_bytes()) }.is_ok();
+        if let Some(name) = CUBLASLT_FUNCTIONS.into_iter().find(|name| !has(name)) {
+            return Err(format!("libcublasLt.so lacks {name}"));
+        }
+        // SAFETY: takes nothing, and the library has it.
+        let version = unsafe { cublaslt::cublasLtGetVersion() } as i32;
+        let (major, minor) = (version / 10000, version % 10000 / 100);
+        if major < CUBLASLT_OLDEST {
+            return Err(format!("libcublasLt.so is version {major}.{minor}, older than {CUBLASLT_OLDEST}.0"));
+        }
+        Ok((major, minor))
+    };
+    guarded(ask).and_then(|r| r).map_err(|e| format!("{e}: {CUBLASLT_REMEDY}"))
 }
 
 fn gpus() -> Vec<Gpu> {

@@ -1,11 +1,16 @@
 //! The CUDA backend: owns the regions and the arena on the device, turns plans into prepared launches, runs them.
 
-use super::driver::{Driver, GraphId, Launch, Measured};
+use super::driver::{Driver, GraphId, Launch, Work};
+use super::kernel::Call;
 use super::lower::{self, Operand, Operands};
 use super::nvrtc::Compiler;
-use crate::backend::{Backend, HostSlice, HostSliceMut, OpMeasure, OperandType, ProgramId, in_place};
+use super::tiles::Choices;
+use super::tune::Tuner;
+use crate::backend::{
+    Backend, Ceilings, HostSlice, HostSliceMut, OpKernel, OpMeasure, OperandType, ProgramId, in_place,
+};
 use crate::error::{Error, Result};
-use crate::ir::{Op, Region, matrix_flops};
+use crate::ir::{Op, Region};
 use crate::plan::{Plan, Slot, Space, Step};
 use crate::tensor::DType;
 use half::bf16;
@@ -13,12 +18,25 @@ use std::collections::BTreeMap;
 
 /// Executes plans on a device in f32 or bf16.
 pub struct CudaBackend<D> {
-    driver: D,
-    compiler: Compiler,
-    dtype: DType,
+    pub(super) driver: D,
+    pub(super) compiler: Compiler,
+    pub(super) dtype: DType,
+    pub(super) choices: Choices,
+    tuner: Option<Tuner>,
     regions: BTreeMap<Region, RegionMemory>,
     arena: Memory,
-    programs: Vec<Program>,
+    pub(super) programs: Vec<Program>,
+    /// Where staged inputs lie until their program starts: a second buffer for each region that has such.
+    landing: BTreeMap<Region, Memory>,
+    staged: Vec<Staged>,
+}
+
+/// Bytes on their way into a region.
+struct Staged {
+    program: ProgramId,
+    to: u64,
+    from: u64,
+    bytes: usize,
 }
 
 /// A stretch of device memory.
@@ -34,11 +52,12 @@ struct RegionMemory {
     elements: usize,
 }
 
-struct Program {
-    plan: Plan,
-    launches: Vec<Launch>,
-    /// Where the launches of each step of the plan end.
-    ends: Vec<usize>,
+pub(super) struct Program {
+    pub plan: Plan,
+    /// What is started, in order: our own kernels today, or a library's products where they are chosen.
+    pub work: Vec<Work>,
+    /// Where the work of each step of the plan ends.
+    pub ends: Vec<usize>,
     graph: Option<GraphId>,
     /// Addresses of constant tables.
     tables: Vec<u64>,
@@ -53,8 +72,32 @@ impl<D: Driver> CudaBackend<D> {
         if !matches!(dtype, DType::Bf16 | DType::F32) {
             return Err(Error::device("cuda", format!("computes in bf16 or f32, not in {dtype}")));
         }
-        let arena = Memory::default();
-        Ok(CudaBackend { driver, compiler, dtype, regions: BTreeMap::new(), arena, programs: Vec::new() })
+        let (arena, choices) = (Memory::default(), Choices::new(driver.info()));
+        let regions = BTreeMap::new();
+        Ok(CudaBackend {
+            driver,
+            compiler,
+            dtype,
+            choices,
+            tuner: None,
+            regions,
+            arena,
+            programs: Vec::new(),
+            landing: BTreeMap::new(),
+            staged: Vec::new(),
+        })
+    }
+
+    /// Chooses tiles by `choices` from now on.
+    pub fn with_choices(mut self, choices: Choices) -> Self {
+        self.choices = choices;
+        self
+    }
+
+    /// Measures which tiles are the fastest, from now on.
+    pub fn with_tuner(mut self, tuner: Tuner) -> Self {
+        self.tuner = Some(tuner);
+        self
     }
 
     pub fn driver(&mut self) -> &mut D {
@@ -117,32 +160,45 @@ impl<D: Driver> CudaBackend<D> {
         }
     }
 
-    fn launches(&mut self, step: &Step, tables: &mut Vec<u64>) -> Result<Vec<Launch>> {
+    /// Operands of a step, where the plan put them.
+    pub(super) fn operands<'a>(&self, step: &'a Step) -> Result<[Vec<Operand<'a>>; 2]> {
         let at =
             |slots: &[Slot]| slots.iter().map(|s| self.address(s, &step.path)).collect::<Result<Vec<_>>>();
         let (inputs, outputs) = (at(&step.inputs)?, at(&step.outputs)?);
-        let inputs = with_shapes(&step.inputs, &inputs);
-        let outputs = with_shapes(&step.outputs, &outputs);
+        Ok([with_shapes(&step.inputs, &inputs), with_shapes(&step.outputs, &outputs)])
+    }
+
+    /// The kernel calls of a step.
+    pub(super) fn calls(&self, step: &Step) -> Result<Vec<Call>> {
+        let [inputs, outputs] = self.operands(step)?;
         let scratch = self.arena.at + step.workspace.0 as u64;
         let refused = |why: String| Error::device("cuda", format!("{}: {} {why}", step.path, step.op.name()));
-        let operands = Operands { inputs: &inputs, outputs: &outputs, scratch };
+        let choices = &self.choices;
+        let operands = Operands { inputs: &inputs, outputs: &outputs, scratch, choices };
         let bf16 = operands.element() == DType::Bf16;
-        let calls = lower::lower(&step.op, &operands).map_err(refused)?;
-        let mut launches = Vec::with_capacity(calls.len());
-        for mut call in calls {
-            call.bf16 = bf16;
-            let image = self.compiler.image(call.family.file(), &call.source(), self.driver.image_kind())?;
-            let kernel = self.driver.load(&image, call.kernel, call.shared)?;
-            let (grid, block, shared, mut params) = (call.grid, call.block, call.shared, call.params);
-            for (offset, bytes) in call.tables {
-                let at = self.driver.allocate(bytes.len())?;
-                tables.push(at);
-                self.driver.upload(at, &bytes)?;
-                params[offset..offset + size_of::<u64>()].copy_from_slice(&at.to_ne_bytes());
-            }
-            launches.push(Launch { kernel, grid, block, shared, params });
+        let mut calls = lower::lower(&step.op, &operands).map_err(refused)?;
+        calls.iter_mut().for_each(|call| call.bf16 = bf16);
+        Ok(calls)
+    }
+
+    fn work(&mut self, step: &Step, tables: &mut Vec<u64>) -> Result<Vec<Work>> {
+        let calls = self.calls(step)?.into_iter();
+        calls.map(|call| prepare(&mut self.driver, &self.compiler, call, tables)).collect()
+    }
+
+    /// Measures the products of `plan` whose fastest way is not known.
+    fn tune(&mut self, plan: &Plan) -> Result<()> {
+        // This asks for every product; what is found changes the next answers.
+        plan.steps.iter().try_for_each(|step| self.calls(step).map(drop))?;
+        self.tune_asked()
+    }
+
+    /// Measures the products that were asked for and whose fastest way is not known.
+    pub(super) fn tune_asked(&mut self) -> Result<()> {
+        match &mut self.tuner {
+            Some(tuner) => tuner.tune(&mut self.driver, &self.compiler, &mut self.choices),
+            None => Ok(()),
         }
-        Ok(launches)
     }
 
     fn download_halves(&self, at: u64, len: usize) -> Result<Vec<bf16>> {
@@ -172,6 +228,37 @@ impl<D: Driver> CudaBackend<D> {
     }
 }
 
+/// Compiles and loads what `call` needs; addresses of its constant tables are added to `tables`.
+///
+/// # Errors
+/// Those of the compiler and the driver.
+pub(super) fn prepare<D: Driver>(
+    driver: &mut D,
+    compiler: &Compiler,
+    call: Call,
+    tables: &mut Vec<u64>,
+) -> Result<Work> {
+    if let Some(product) = &call.library
+        && let Some(id) = driver.library_product(product)?
+    {
+        return Ok(Work::Product(id));
+    }
+    let image = compiler.image(call.family.file(), &call.source(), driver.image_kind())?;
+    let kernel = driver.load(&image, call.kernel, call.shared)?;
+    let (grid, block, shared, mut params) = (call.grid, call.block, call.shared, call.params);
+    for (offset, bytes) in call.tables {
+        let at = driver.allocate(bytes.len())?;
+        tables.push(at);
+        driver.upload(at, &bytes)?;
+        params[offset..offset + size_of::<u64>()].copy_from_slice(&at.to_ne_bytes());
+    }
+    for (offset, map) in call.maps {
+        let map = driver.tensor_map(&map)?;
+        params[offset..offset + size_of_val(&map)].copy_from_slice(bytemuck::bytes_of(&map));
+    }
+    Ok(Work::Kernel(Launch { kernel, grid, block, shared, params }))
+}
+
 fn with_shapes<'a>(slots: &'a [Slot], at: &[u64]) -> Vec<Operand<'a>> {
     slots.iter().zip(at).map(|(slot, &at)| Operand { at, shape: &slot.shape, dtype: slot.dtype }).collect()
 }
@@ -194,10 +281,13 @@ impl<D: Driver> Backend for CudaBackend<D> {
     }
 
     fn compile(&mut self, plan: Plan) -> Result<ProgramId> {
+        // Regions may move: what is staged knows their old places.
+        self.staged.clear();
         self.grow(&plan)?;
+        self.tune(&plan)?;
         self.programs.push(Program {
             plan,
-            launches: Vec::new(),
+            work: Vec::new(),
             ends: Vec::new(),
             graph: None,
             tables: Vec::new(),
@@ -205,7 +295,7 @@ impl<D: Driver> Backend for CudaBackend<D> {
         // Growing may have moved memory under earlier programs.
         let mut programs = std::mem::take(&mut self.programs);
         for program in &mut programs {
-            program.launches.clear();
+            program.work.clear();
             program.ends.clear();
             if let Some(graph) = program.graph.take() {
                 self.driver.forget(graph)?;
@@ -214,10 +304,10 @@ impl<D: Driver> Backend for CudaBackend<D> {
                 self.driver.free(table)?;
             }
             for step in &program.plan.steps {
-                program.launches.extend(self.launches(step, &mut program.tables)?);
-                program.ends.push(program.launches.len());
+                program.work.extend(self.work(step, &mut program.tables)?);
+                program.ends.push(program.work.len());
             }
-            program.graph = Some(self.driver.record(&program.launches)?);
+            program.graph = Some(self.driver.record(&program.work)?);
         }
         self.programs = programs;
         Ok(ProgramId(self.programs.len() - 1))
@@ -225,25 +315,38 @@ impl<D: Driver> Backend for CudaBackend<D> {
 
     fn write(&mut self, region: Region, offset: usize, data: HostSlice<'_>) -> Result<()> {
         let (at, dtype) = self.range(region, offset, data.len())?;
-        let (singles, halves): (Vec<f32>, Vec<bf16>);
-        let bytes: &[u8] = match (data, dtype) {
-            (HostSlice::I32(x), DType::I32) => bytemuck::cast_slice(x),
-            (HostSlice::F32(x), DType::F32) => bytemuck::cast_slice(x),
-            (HostSlice::F64(x), DType::F32) => {
-                singles = x.iter().map(|v| *v as f32).collect();
-                bytemuck::cast_slice(&singles)
+        with_bytes(region, dtype, data, |bytes| self.driver.upload(at, bytes))
+    }
+
+    /// A CUDA graph has fixed addresses, so inputs cannot go to buffers in turn. They are copied beside the running program
+    /// into a landing buffer; the next program begins by moving them into place on the device, which at batch 256 is 1 % of
+    /// a step.
+    fn stage(
+        &mut self,
+        program: ProgramId,
+        region: Region,
+        offset: usize,
+        data: HostSlice<'_>,
+    ) -> Result<()> {
+        let (to, dtype) = self.range(region, offset, data.len())?;
+        let home = self.region(region)?.memory;
+        let landing = match self.landing.get(&region).filter(|l| l.bytes >= home.bytes) {
+            Some(landing) => *landing,
+            None => {
+                let landing = Memory { at: self.driver.allocate(home.bytes)?, bytes: home.bytes };
+                if let Some(old) = self.landing.insert(region, landing) {
+                    self.driver.free(old.at)?;
+                }
+                landing
             }
-            (HostSlice::F32(x), DType::Bf16) => {
-                halves = x.iter().map(|v| bf16::from_f32(*v)).collect();
-                bytemuck::cast_slice(&halves)
-            }
-            (HostSlice::F64(x), DType::Bf16) => {
-                halves = x.iter().map(|v| bf16::from_f64(*v)).collect();
-                bytemuck::cast_slice(&halves)
-            }
-            _ => return Err(type_mismatch(region, dtype)),
         };
-        self.driver.upload(at, bytes)
+        let from = landing.at + (to - home.at);
+        let bytes = data.len() * dtype.bytes();
+        // What was staged for this place before is out of date, whether or not this succeeds.
+        self.staged.retain(|s| s.from + s.bytes as u64 <= from || from + bytes as u64 <= s.from);
+        with_bytes(region, dtype, data, |bytes| self.driver.stage(from, bytes))?;
+        self.staged.push(Staged { program, to, from, bytes });
+        Ok(())
     }
 
     fn read(&self, region: Region, offset: usize, data: HostSliceMut<'_>) -> Result<()> {
@@ -280,43 +383,55 @@ impl<D: Driver> Backend for CudaBackend<D> {
         let Some(graph) = self.programs.get(program.0).and_then(|p| p.graph) else {
             return Err(Error::device("cuda", format!("program {} was never compiled", program.0)));
         };
-        self.driver.replay(graph)?;
-        self.driver.finish()
+        let (now, later): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.staged).into_iter().partition(|s| s.program == program);
+        self.staged = later;
+        if !now.is_empty() {
+            self.driver.join()?;
+            now.iter().try_for_each(|s| self.driver.copy(s.to, s.from, s.bytes))?;
+        }
+        self.driver.replay(graph)
     }
 
     fn measure(&mut self, program: ProgramId, repeats: usize) -> Result<Vec<OpMeasure>> {
-        let Some(program) = self.programs.get(program.0) else {
-            return Err(Error::device("cuda", format!("program {} was never compiled", program.0)));
-        };
-        let mut measures = Vec::with_capacity(program.ends.len());
-        let mut first = 0;
-        for (step, &end) in program.plan.steps.iter().zip(&program.ends) {
-            let measured = self.driver.measure(&program.launches[first..end], repeats)?;
-            measures.push(op_measure(step, end - first, measured));
-            first = end;
-        }
-        Ok(measures)
+        self.measure_ops(program, repeats)
+    }
+
+    fn kernels(&mut self, program: ProgramId) -> Result<Vec<Vec<OpKernel>>> {
+        self.op_kernels(program)
+    }
+
+    fn ceilings(&mut self, repeats: usize) -> Result<Option<Ceilings>> {
+        self.measure_ceilings(repeats)
     }
 }
 
-fn op_measure(step: &Step, launches: usize, measured: Measured) -> OpMeasure {
-    let shapes = |slots: &'_ [Slot]| slots.iter().map(|s| s.shape.clone()).collect::<Vec<_>>();
-    let (inputs, outputs) = (shapes(&step.inputs), shapes(&step.outputs));
-    let operands = step.inputs.iter().chain(&step.outputs);
-    OpMeasure {
-        path: step.path.clone(),
-        op: step.op.name(),
-        shape: inputs.first().unwrap_or(&outputs[0]).clone(),
-        launches,
-        flops: matrix_flops(
-            &step.op,
-            &inputs.iter().collect::<Vec<_>>(),
-            &outputs.iter().collect::<Vec<_>>(),
-        ),
-        least_bytes: operands.map(|s| (s.shape.count() * s.dtype.bytes()) as u64).sum(),
-        seconds: measured.seconds,
-        counts: measured.counts,
-    }
+/// Hands the bytes of `data` as a region of `dtype` holds them to `send`.
+fn with_bytes(
+    region: Region,
+    dtype: DType,
+    data: HostSlice<'_>,
+    send: impl FnOnce(&[u8]) -> Result<()>,
+) -> Result<()> {
+    let (singles, halves): (Vec<f32>, Vec<bf16>);
+    let bytes: &[u8] = match (data, dtype) {
+        (HostSlice::I32(x), DType::I32) => bytemuck::cast_slice(x),
+        (HostSlice::F32(x), DType::F32) => bytemuck::cast_slice(x),
+        (HostSlice::F64(x), DType::F32) => {
+            singles = x.iter().map(|v| *v as f32).collect();
+            bytemuck::cast_slice(&singles)
+        }
+        (HostSlice::F32(x), DType::Bf16) => {
+            halves = x.iter().map(|v| bf16::from_f32(*v)).collect();
+            bytemuck::cast_slice(&halves)
+        }
+        (HostSlice::F64(x), DType::Bf16) => {
+            halves = x.iter().map(|v| bf16::from_f64(*v)).collect();
+            bytemuck::cast_slice(&halves)
+        }
+        _ => return Err(type_mismatch(region, dtype)),
+    };
+    send(bytes)
 }
 
 fn type_mismatch(region: Region, dtype: DType) -> Error {

@@ -5,6 +5,7 @@ use super::gemm::{self, Finish, Product};
 use super::kernel::{Call, Family, Given, KernelParams, kernel_params};
 use super::lower::{Lowered, Operand, Operands};
 use super::pointwise::THREADS;
+use super::tiles::Choices;
 use crate::backend::OperandType;
 use crate::ir::{Op, Scalar};
 use crate::tensor::{DType, Shape};
@@ -107,9 +108,8 @@ struct Places {
 }
 
 /// How `dz` is summed over a chunk: splits of it, and prototypes of each.
-fn dz_splits(e: &Extent, element: DType) -> (u32, u32) {
-    let tile = gemm::tile(e.rows, e.width, element);
-    gemm::splits(&tile, e.rows, e.width, e.widest() as u32)
+fn dz_splits(e: &Extent) -> (u32, u32) {
+    gemm::splits(e.rows, e.width, e.widest() as u32)
 }
 
 fn places(e: &Extent, backward: Option<DType>) -> Places {
@@ -122,7 +122,7 @@ fn places(e: &Extent, backward: Option<DType>) -> Places {
         None => parts = layout.take(chunks * e.part() * 4),
         Some(element) => {
             gradient = layout.take(u64::from(e.rows) * e.widest() * element.bytes() as u64);
-            dz = layout.take(u64::from(dz_splits(e, element).0) * u64::from(e.rows) * u64::from(e.width) * 4);
+            dz = layout.take(u64::from(dz_splits(e).0) * u64::from(e.rows) * u64::from(e.width) * 4);
         }
     }
     Places { student, expert, parts, gradient, dz, end: layout.end }
@@ -149,12 +149,13 @@ fn cosines(
     w: &Operand<'_>,
     e: &Extent,
     (first, count): (u32, u32),
+    choices: &Choices,
 ) -> Result<Call, String> {
-    let mut product = Product::new(rows, count, e.width, w.dtype);
+    let mut product = Product::new(rows, count, e.width);
     product.finish = Finish::Wide;
     (product.params.a, product.params.b) = (z, row(w, first, e.width));
     product.params.partial = to;
-    product.call(w.dtype)
+    product.call(w.dtype, choices)
 }
 
 /// Address of row `i` of `x`, `width` wide.
@@ -178,8 +179,8 @@ pub fn forward(o: &Operands<'_>, _batch: usize) -> Lowered {
     let (images, views) = (e.images(), e.views());
     let (mut calls, mut part) = (Vec::new(), parts);
     for (first, count) in e.chunks() {
-        calls.push(cosines(student, z.at, e.rows, w, &e, (first, count))?);
-        calls.push(cosines(expert, zt.at, e.expert_rows, wt, &e, (first, count))?);
+        calls.push(cosines(student, z.at, e.rows, w, &e, (first, count), o.choices)?);
+        calls.push(cosines(expert, zt.at, e.expert_rows, wt, &e, (first, count), o.choices)?);
         let all = u64::from(e.rows + e.expert_rows) * 4;
         let params = ChunkParams {
             student,
@@ -214,11 +215,11 @@ pub fn backward(o: &Operands<'_>, _batch: usize) -> Lowered {
     let [z, w, zt, wt] = [1, 2, 3, 4].map(|i: usize| &o.inputs[i]);
     let [student, expert, gradient, dz] = [at.student, at.expert, at.gradient, at.dz].map(|p| o.scratch + p);
     let (images, views) = (e.images(), e.views());
-    let (splits, each) = dz_splits(&e, element);
+    let (splits, each) = dz_splits(&e);
     let mut calls = Vec::new();
     for (first, count) in e.chunks() {
-        calls.push(cosines(student, z.at, e.rows, w, &e, (first, count))?);
-        calls.push(cosines(expert, zt.at, e.expert_rows, wt, &e, (first, count))?);
+        calls.push(cosines(student, z.at, e.rows, w, &e, (first, count), o.choices)?);
+        calls.push(cosines(expert, zt.at, e.expert_rows, wt, &e, (first, count), o.choices)?);
         let [center, scalars] = [row(&o.inputs[5], first, 1), o.inputs[6].at];
         let [dloss, lse, lse_t] = [0, 7, 8].map(|i: usize| o.inputs[i].at);
         let params = GradientParams {
@@ -238,17 +239,17 @@ pub fn backward(o: &Operands<'_>, _batch: usize) -> Lowered {
         let mut slope = call("chunk_gradient", count.div_ceil(THREADS), &params);
         slope.grid[1] = images.max(1);
         calls.push(slope);
-        let mut along = Product::new(e.rows, e.width, count, element);
+        let mut along = Product::new(e.rows, e.width, count);
         (along.b_trans, along.splits) = (true, splits);
         along.finish = if first == 0 { Finish::Wide } else { Finish::Add };
         (along.params.a, along.params.b) = (gradient, row(w, first, e.width));
         (along.params.partial, along.params.each) = (dz, each);
-        calls.push(along.call(element)?);
-        let mut across = Product::new(count, e.width, e.rows, element);
+        calls.push(along.call(element, o.choices)?);
+        let mut across = Product::new(count, e.width, e.rows);
         (across.a_trans, across.b_trans, across.finish) = (true, true, Finish::Wide);
         (across.params.a, across.params.b) = (gradient, z.at);
         across.params.partial = row(&o.outputs[1], first, e.width);
-        calls.push(across.call(element)?);
+        calls.push(across.call(element, o.choices)?);
     }
     let n = u64::from(e.rows) * u64::from(e.width);
     let sum = SumPartsParams { y: o.outputs[0].at, parts: dz, n, count: splits, unused: 0 };
@@ -274,7 +275,7 @@ pub fn expert_statistics(o: &Operands<'_>) -> Lowered {
         statistics_places(&e, u64::from(width)).map(|p| o.scratch + p);
     let (mut calls, mut blocks) = (Vec::new(), 0);
     for (first, count) in e.chunks() {
-        calls.push(cosines(expert, zt.at, e.expert_rows, wt, &e, (first, count))?);
+        calls.push(cosines(expert, zt.at, e.expert_rows, wt, &e, (first, count), o.choices)?);
         let params = EntropyParams {
             parts: parts + blocks * 8,
             expert,

@@ -1,6 +1,6 @@
 //! A driver without a GPU: interprets the PTX, and refuses launches that do what a GPU would leave undefined.
 
-use super::driver::{DeviceInfo, Driver, GraphId, ImageKind, KernelId, Launch, Measured};
+use super::driver::{DeviceInfo, Driver, GraphId, ImageKind, KernelId, Launch, Measured, TensorMap, Work};
 use crate::backend::OpCounts;
 use crate::error::{Error, Result};
 use ptx_vm::{Counts, Memory, Module, Options};
@@ -15,7 +15,9 @@ pub struct VmDriver {
     loaded: BTreeMap<Vec<u8>, usize>,
     /// Module and name of each kernel.
     kernels: Vec<(usize, String)>,
-    graphs: Vec<Vec<Launch>>,
+    graphs: Vec<Vec<Work>>,
+    /// Copies that a GPU might not have made yet: nobody sees them before they are joined.
+    staged: Vec<(u64, Vec<u8>)>,
     options: Options,
     counts: Counts,
 }
@@ -30,6 +32,7 @@ impl VmDriver {
             loaded: BTreeMap::new(),
             kernels: Vec::new(),
             graphs: Vec::new(),
+            staged: Vec::new(),
             options: Options::default(),
             counts: Counts::default(),
         }
@@ -66,6 +69,25 @@ impl Driver for VmDriver {
         self.memory.write(at, bytes).map_err(failed)
     }
 
+    fn stage(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
+        self.staged.push((at, bytes.to_vec()));
+        Ok(())
+    }
+
+    fn join(&mut self) -> Result<()> {
+        self.staged.drain(..).try_for_each(|(at, bytes)| self.memory.write(at, &bytes)).map_err(failed)
+    }
+
+    fn copy(&mut self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        if let Some(first) = self.memory.unwritten(from, bytes as u64).map_err(failed)? {
+            let message = format!("byte {first} of {bytes} at {from:#x} is copied, but nobody wrote it");
+            return Err(Error::device("ptx-vm", message));
+        }
+        let mut contents = vec![0; bytes];
+        self.memory.read(from, &mut contents).map_err(failed)?;
+        self.memory.write(to, &contents).map_err(failed)
+    }
+
     fn download(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
         self.memory.read(at, bytes).map_err(failed)
     }
@@ -98,30 +120,52 @@ impl Driver for VmDriver {
         Ok(())
     }
 
-    fn record(&mut self, launches: &[Launch]) -> Result<GraphId> {
-        self.graphs.push(launches.to_vec());
+    fn tensor_map(&self, map: &TensorMap) -> Result<[u64; 16]> {
+        let made = ptx_vm::TensorMap {
+            address: map.at,
+            element: 2,
+            sizes: vec![map.columns.into(), map.rows.into()],
+            strides: vec![u64::from(map.columns) * 2],
+            box_sizes: vec![map.box_columns, map.box_rows],
+            swizzle: 128,
+        };
+        Ok(bytemuck::cast(made.encode().map_err(failed)?))
+    }
+
+    fn start(&mut self, work: &Work) -> Result<()> {
+        match work {
+            Work::Kernel(launch) => self.launch(launch),
+            Work::Product(product) => {
+                Err(Error::device("ptx-vm", format!("product {} was never prepared", product.0)))
+            }
+            Work::Copy { to, from, bytes } => self.copy(*to, *from, *bytes),
+        }
+    }
+
+    fn record(&mut self, work: &[Work]) -> Result<GraphId> {
+        self.graphs.push(work.to_vec());
         Ok(GraphId(self.graphs.len() - 1))
     }
 
     fn replay(&mut self, graph: GraphId) -> Result<()> {
-        let Some(launches) = self.graphs.get_mut(graph.0).map(std::mem::take) else {
+        let Some(work) = self.graphs.get_mut(graph.0).map(std::mem::take) else {
             return Err(Error::device("ptx-vm", format!("graph {} was never recorded", graph.0)));
         };
-        let done = launches.iter().try_for_each(|l| self.launch(l));
-        self.graphs[graph.0] = launches;
+        let done = work.iter().try_for_each(|w| self.start(w));
+        self.graphs[graph.0] = work;
         done
     }
 
     fn forget(&mut self, graph: GraphId) -> Result<()> {
-        if let Some(launches) = self.graphs.get_mut(graph.0) {
-            launches.clear();
+        if let Some(work) = self.graphs.get_mut(graph.0) {
+            work.clear();
         }
         Ok(())
     }
 
-    fn measure(&mut self, launches: &[Launch], _repeats: usize) -> Result<Measured> {
+    fn measure(&mut self, work: &[Work], _repeats: usize) -> Result<Measured> {
         let before = self.counts.clone();
-        launches.iter().try_for_each(|l| self.launch(l))?;
+        work.iter().try_for_each(|w| self.start(w))?;
         let (a, b) = (&before, &self.counts);
         let bytes = |c: &Counts| c.global.loaded + c.global.stored;
         let counts = OpCounts {
@@ -129,6 +173,7 @@ impl Driver for VmDriver {
             sectors: [b.global_sectors - a.global_sectors, b.global_sectors_ideal - a.global_sectors_ideal],
             bank_conflicts: b.bank_conflicts() - a.bank_conflicts(),
             lane_instructions: b.lane_instructions - a.lane_instructions,
+            matrix_flops: b.mma_flops - a.mma_flops,
         };
         Ok(Measured { seconds: None, counts: Some(counts) })
     }

@@ -1,6 +1,6 @@
 //! The step on a backend: compiled once per shape bucket, fed with batches, its state read and written.
 
-use crate::backend::{Backend, HostSlice, HostSliceMut, OpMeasure, ProgramId};
+use crate::backend::{Backend, HostSlice, HostSliceMut, OpKernel, OpMeasure, ProgramId};
 use crate::data::batch::Batch;
 use crate::data::rng::{Purpose, stream};
 use crate::error::{Error, Result};
@@ -151,30 +151,72 @@ impl Engine {
     /// # Errors
     /// When the batch does not have the bucket's sizes, or the backend fails.
     pub fn micro_step(&mut self, bucket: usize, batch: &Batch, point: &StepPoint) -> Result<Losses> {
+        self.feed(bucket, batch, point)?;
+        self.start(bucket)?;
+        self.losses(bucket)
+    }
+
+    /// Hands the inputs of the next micro step of bucket `bucket` to the device, which may still be busy with the one before.
+    ///
+    /// # Errors
+    /// When the batch does not have the bucket's sizes, or the backend fails.
+    pub fn feed(&mut self, bucket: usize, batch: &Batch, point: &StepPoint) -> Result<()> {
+        self.feed_point(bucket, point)?;
+        let b = &self.buckets[bucket];
+        for slot in &b.inputs {
+            let mut stage = |data: HostSlice<'_>| {
+                check_length(slot, &data)?;
+                self.backend.stage(b.program, slot.region, slot.offset, data)
+            };
+            match slot.name.as_str() {
+                "scalars" | "drop_path" => {}
+                "hidden" => stage(HostSlice::I32(&hidden_positions(batch)))?,
+                name => stage(view(batch, name)?)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The same with the images of the micro step before: only what changes with the step.
+    ///
+    /// # Errors
+    /// Those of [`Engine::feed`].
+    pub fn feed_point(&mut self, bucket: usize, point: &StepPoint) -> Result<()> {
         let b = self
             .buckets
             .get(bucket)
             .ok_or_else(|| Error::usage(format!("there is no view geometry {bucket}")))?;
         for slot in &b.inputs {
-            let backend = &mut *self.backend;
+            let mut stage = |data| self.backend.stage(b.program, slot.region, slot.offset, data);
             match slot.name.as_str() {
-                "scalars" => {
-                    let block = scalar_block(&b.cfg, point);
-                    backend.write(slot.region, slot.offset, HostSlice::F64(&block))?;
-                }
+                "scalars" => stage(HostSlice::F64(&scalar_block(&b.cfg, point)))?,
                 "drop_path" => {
-                    let factors = drop_path_factors(&self.options, point, slot.shape.dims());
-                    backend.write(slot.region, slot.offset, HostSlice::F32(&factors))?;
+                    stage(HostSlice::F32(&drop_path_factors(&self.options, point, slot.shape.dims())))?;
                 }
-                "hidden" => {
-                    let hidden = hidden_positions(batch);
-                    write_checked(backend, slot, HostSlice::I32(&hidden))?;
-                }
-                name => write_checked(backend, slot, view(batch, name)?)?,
+                _ => {}
             }
         }
-        self.backend.run(b.program)?;
-        self.losses(bucket)
+        Ok(())
+    }
+
+    /// Starts the micro step that bucket `bucket` was fed for; [`Engine::losses`] waits for it.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn start(&mut self, bucket: usize) -> Result<()> {
+        self.backend.run(self.buckets[bucket].program)
+    }
+
+    /// Starts the optimizer's part of a step with accumulation; without, it is part of the micro step.
+    /// [`Engine::health`] waits for it.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn start_update(&mut self) -> Result<()> {
+        match &self.update {
+            Some((program, _)) => self.backend.run(*program),
+            None => Ok(()),
+        }
     }
 
     /// Replaces the center by the mean of the expert's logits on `batch`, everything else by its initial value.
@@ -198,9 +240,15 @@ impl Engine {
 
     /// The optimizer's part of a step with accumulation; without, only reads what the step left.
     pub fn update(&mut self, bucket: usize) -> Result<Health> {
-        if let Some((program, _)) = &self.update {
-            self.backend.run(*program)?;
-        }
+        self.start_update()?;
+        self.health(bucket)
+    }
+
+    /// What the last update found, in the last of whose micro steps bucket `bucket` ran.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn health(&self, bucket: usize) -> Result<Health> {
         let outputs = match &self.update {
             Some((_, outputs)) => outputs,
             None => &self.buckets[bucket].outputs,
@@ -210,7 +258,11 @@ impl Engine {
         Ok(Health { grad_norm, clip_factor, finite: finite == 1.0 })
     }
 
-    fn losses(&self, bucket: usize) -> Result<Losses> {
+    /// The losses of the micro step that was started last, in bucket `bucket`.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn losses(&self, bucket: usize) -> Result<Losses> {
         let outputs = &self.buckets[bucket].outputs;
         let scalar = |name| Ok::<_, Error>(read_output::<1>(&*self.backend, outputs, name)?.map(|[x]| x));
         let mut parts = Vec::with_capacity(3);
@@ -329,6 +381,14 @@ impl Engine {
         self.backend.measure(self.buckets[bucket].program, repeats)
     }
 
+    /// The kernels of every op of bucket `bucket`, in the order of [`Engine::measure`].
+    ///
+    /// # Errors
+    /// Those of [`Backend::kernels`].
+    pub fn kernels(&mut self, bucket: usize) -> Result<Vec<Vec<OpKernel>>> {
+        self.backend.kernels(self.buckets[bucket].program)
+    }
+
     /// Writes a flat buffer, and its copy in the type that the step computes in.
     fn write_state(&mut self, region: Region, values: &[f32]) -> Result<()> {
         self.backend.write(region, 0, HostSlice::F32(values))?;
@@ -377,11 +437,16 @@ pub fn read_output<const N: usize>(
 
 /// Writes `data` to `slot`, which must be as long.
 pub fn write_checked(backend: &mut dyn Backend, slot: &IoSlot, data: HostSlice<'_>) -> Result<()> {
-    if data.len() != slot.shape.count() {
-        let message = format!("view `{}` must be {}, got {} values", slot.name, slot.shape, data.len());
-        return Err(Error::shape("batch", "write", message));
-    }
+    check_length(slot, &data)?;
     backend.write(slot.region, slot.offset, data)
+}
+
+fn check_length(slot: &IoSlot, data: &HostSlice<'_>) -> Result<()> {
+    if data.len() == slot.shape.count() {
+        return Ok(());
+    }
+    let message = format!("view `{}` must be {}, got {} values", slot.name, slot.shape, data.len());
+    Err(Error::shape("batch", "write", message))
 }
 
 /// The view of a batch that an input of the step is named after.

@@ -122,6 +122,7 @@ pub fn train(
         warnings,
         source,
         probed,
+        ahead: None,
     };
     run.announce(resume, start);
     let outcome = run.go(start, interrupt);
@@ -198,6 +199,14 @@ struct Run<'a> {
     source: Arc<dyn ImageSource>,
     /// The last step whose probe is in the log; a resumed run finds it there.
     probed: Option<u64>,
+    /// The next micro step, whose inputs are on their way, or why they are not.
+    ahead: Option<Result<Fed>>,
+}
+
+/// A micro step that the engine was fed for.
+struct Fed {
+    bucket: usize,
+    names: Vec<String>,
 }
 
 impl Run<'_> {
@@ -279,19 +288,24 @@ impl Run<'_> {
         let (mut mean, mut names) = (Losses::default(), Vec::new());
         let mut bucket = 0;
         for micro in 0..self.micro_steps {
-            let batch = self.loader.next()?;
             let index = self.step * self.micro_steps + micro;
-            bucket = self.loader.planner().bucket(self.cfg.data.seed, index);
-            let point = self.point(micro);
-            if index == 0 {
-                self.engine.calibrate_center(bucket, &batch, &point)?;
+            let fed = match self.ahead.take() {
+                Some(fed) => fed?,
+                None => self.feed(index)?,
+            };
+            bucket = fed.bucket;
+            self.engine.start(bucket)?;
+            if micro + 1 == self.micro_steps {
+                self.engine.start_update()?;
             }
-            let losses = self.engine.micro_step(bucket, &batch, &point)?;
-            mean = mix(mean, losses, micro);
-            names.extend(batch.names.iter().cloned());
-            self.loader.recycle(batch);
+            // The device is busy now: time to bring it the next images. What goes wrong here belongs to the next step.
+            if self.looks_beyond(index) {
+                self.ahead = Some(self.feed(index + 1));
+            }
+            mean = mix(mean, self.engine.losses(bucket)?, micro);
+            names.extend(fed.names);
         }
-        let health = self.engine.update(bucket)?;
+        let health = self.engine.health(bucket)?;
         let images = names.len();
         let seconds = began.elapsed().as_secs_f64();
         self.seconds += seconds;
@@ -317,12 +331,36 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn point(&self, micro: u64) -> StepPoint {
+    /// Whether the engine may be fed for the micro step behind `index`: it must be part of the run, and nothing else may
+    /// write the engine's inputs before it.
+    fn looks_beyond(&self, index: u64) -> bool {
+        let next = (index + 1) / self.micro_steps;
+        let probed =
+            next > self.step && self.probe.is_some() && next.is_multiple_of(self.cfg.run.probe_every.max(1));
+        next < self.schedule.steps && !probed
+    }
+
+    /// Feeds the engine for micro step `index` of the run.
+    fn feed(&mut self, index: u64) -> Result<Fed> {
+        let batch = self.loader.next()?;
+        let bucket = self.loader.planner().bucket(self.cfg.data.seed, index);
+        let point = self.point(index);
+        if index == 0 {
+            self.engine.calibrate_center(bucket, &batch, &point)?;
+        }
+        self.engine.feed(bucket, &batch, &point)?;
+        let names = batch.names.clone();
+        self.loader.recycle(batch);
+        Ok(Fed { bucket, names })
+    }
+
+    fn point(&self, index: u64) -> StepPoint {
+        let (step, micro) = (index / self.micro_steps, index % self.micro_steps);
         StepPoint {
-            t: self.step + 1,
-            learning_rate: self.schedule.lr_at(self.step),
-            weight_decay: self.schedule.weight_decay_at(self.step),
-            momentum: self.schedule.ema_momentum_at(self.step),
+            t: step + 1,
+            learning_rate: self.schedule.lr_at(step),
+            weight_decay: self.schedule.weight_decay_at(step),
+            momentum: self.schedule.ema_momentum_at(step),
             teacher_temp: self.cfg.optim.teacher_temp,
             center_momentum: self.cfg.optim.center_momentum,
             betas: self.cfg.optim.betas,

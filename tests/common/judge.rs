@@ -61,4 +61,35 @@ impl<'a> Judge<'a> {
             }
         }
     }
+
+    /// Holds two results against each other: two that are within a tolerance of the truth lie within twice of it. Gives the
+    /// number of elements, and of those that are equal bit for bit.
+    pub fn between(&self, a: &[Vec<f64>], b: &[Vec<f64>]) -> Result<[usize; 2], String> {
+        if a.len() != b.len() {
+            return Err(format!("{} outputs against {}", a.len(), b.len()));
+        }
+        let [mut count, mut equal] = [0, 0];
+        for (slot, (a, b)) in a.iter().zip(b).enumerate() {
+            if a.len() != b.len() {
+                return Err(format!("output {slot}: {} elements against {}", a.len(), b.len()));
+            }
+            let largest = a.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+            for (i, (&a, &b)) in a.iter().zip(b).enumerate() {
+                let tolerance = match self {
+                    Judge::Reference(want) => want[slot].1.data[i],
+                    Judge::Derivative { tolerances, .. } => tolerances[slot].0 * largest + tolerances[slot].1,
+                };
+                let same = a.to_bits() == b.to_bits();
+                let within = same || (a - b).abs() <= 2.0 * tolerance;
+                if !within {
+                    return Err(format!(
+                        "output {slot} at {i}: {a:e} against {b:e}, tolerance {tolerance:.1e}"
+                    ));
+                }
+                count += 1;
+                equal += usize::from(same);
+            }
+        }
+        Ok([count, equal])
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::tensor::{Input, Tensor};
 use saip_engine::Result;
-use saip_engine::backend::{Backend, HostSlice, HostSliceMut, ProgramId};
+use saip_engine::backend::{Backend, HostSlice, HostSliceMut, OpMeasure, ProgramId};
 use saip_engine::cpu::{CpuBackend, Real};
 use saip_engine::ir::{self, Binding, Graph, Op, Region, Role, RowRun, ValueId, input_role};
 use saip_engine::plan;
@@ -168,6 +168,11 @@ impl<B: Backend> Runner<B> {
             Input::Float(t) => self.backend.write(region, offset, HostSlice::F64(&t.data)),
             Input::Index { data, .. } => self.backend.write(region, offset, HostSlice::I32(data)),
         }
+    }
+
+    /// Measures every op once.
+    pub fn measure(&mut self) -> Result<Vec<OpMeasure>> {
+        self.backend.measure(self.program, 1)
     }
 
     /// Poisons results and scratch memory with NaN, then runs.

@@ -64,6 +64,11 @@ pub enum FaultKind {
     AsyncNotWaited,
     /// A thread exits with asynchronous copies it never waited for.
     AsyncLeaked,
+    /// An asynchronous reader (`wgmma`) meets stores that no `fence.proxy.async` of their warp followed, or registers
+    /// that no `wgmma.fence` ordered.
+    AsyncNotFenced,
+    /// An mbarrier that was not initialised, is given more arrivals than it expects, or can never complete.
+    Mbarrier,
     /// A store to read-only memory.
     ReadOnly,
     /// More instructions than [`crate::Options::instruction_limit`]: most likely an endless loop.
@@ -89,6 +94,8 @@ impl FaultKind {
             FaultKind::WarpDivergence => "divergent warp-wide operation",
             FaultKind::AsyncNotWaited => "asynchronous copy not waited for",
             FaultKind::AsyncLeaked => "asynchronous copy left pending at exit",
+            FaultKind::AsyncNotFenced => "missing fence before an asynchronous operation",
+            FaultKind::Mbarrier => "mbarrier misuse",
             FaultKind::ReadOnly => "write to read-only memory",
             FaultKind::Runaway => "instruction limit reached",
             FaultKind::Trap => "trap",

@@ -14,6 +14,7 @@ mod module;
 mod parse;
 mod report;
 mod shared;
+mod tensor_map;
 mod warp;
 
 pub use error::{Error, Fault, FaultKind, Result};
@@ -22,3 +23,4 @@ pub use launch::{OnFault, Options, launch};
 pub use memory::Memory;
 pub use module::{Kernel, Module};
 pub use report::{CLASSES, Class, Counts, Report, Traffic};
+pub use tensor_map::TensorMap;

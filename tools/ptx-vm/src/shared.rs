@@ -12,6 +12,8 @@ pub(crate) enum Touch {
     Atomic,
     /// An asynchronous write, in flight until the thread waits for it.
     Async,
+    /// The same by a bulk copy, which needs no fence before asynchronous readers.
+    Bulk,
 }
 
 /// Why an access is wrong.
@@ -28,17 +30,28 @@ pub(crate) enum Clash {
         warp: u8,
         lane: u8,
     },
+    /// A write under an asynchronous reader.
+    BeingRead,
+    /// An asynchronous read of what this thread stored without a proxy fence.
+    Unfenced {
+        warp: u8,
+        lane: u8,
+    },
 }
 
-const WRITTEN: u8 = 1;
-const ATOMIC: u8 = 2;
-const FLYING: u8 = 4;
+const WRITTEN: u16 = 1;
+const ATOMIC: u16 = 2;
+const FLYING: u16 = 4;
+/// Written by a bulk copy.
+const BULK: u16 = 8;
+/// The upper bits of the flags count asynchronous readers that have not been waited for.
+const READER: u16 = 16;
 /// More than one lane of the warp read.
 const MANY: u8 = 32;
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Cell {
-    flags: u8,
+    flags: u16,
     warp: u8,
     lane: u8,
     read_lane: u8,
@@ -80,12 +93,16 @@ impl Cell {
             self.read(who, now);
             return clash;
         }
+        if self.flags >= READER {
+            clash = clash.or(Some(Clash::BeingRead));
+        }
         if clash.is_none() {
             clash = self.unordered_reader(who, now);
         }
         let flag = match what {
             Touch::Atomic => WRITTEN | ATOMIC,
             Touch::Async => WRITTEN | FLYING,
+            Touch::Bulk => WRITTEN | FLYING | BULK,
             _ => WRITTEN,
         };
         *self = Cell { flags: flag, warp: who.warp, lane: who.lane, clock: now, ..Cell::default() };
@@ -239,6 +256,43 @@ impl Shared {
             let found = cell.touch(who, what);
             clash.or(found)
         })
+    }
+
+    /// The cells of 16 bytes.
+    fn cells_of_row(&mut self, at: u32, mut f: impl FnMut(&mut Cell)) {
+        for word in (at / 4) as usize..(at / 4) as usize + 4 {
+            if self.split[word] {
+                self.bytes[word * 4..word * 4 + 4].iter_mut().for_each(&mut f);
+            } else {
+                f(&mut self.cells[word]);
+            }
+        }
+    }
+
+    /// Begins an asynchronous read of 16 bytes; `fences` are the clocks of the warps' last proxy fences.
+    pub fn begin_read(&mut self, at: u32, who: &Who<'_>, fences: &[u32; 32]) -> Option<Clash> {
+        let mut clash = self.touch(at, 16, who, Touch::Read);
+        self.cells_of_row(at, |cell| {
+            if cell.flags & (WRITTEN | BULK) == WRITTEN && fences[cell.warp as usize & 31] < cell.clock {
+                clash = clash.or(Some(Clash::Unfenced { warp: cell.warp, lane: cell.lane }));
+            }
+            cell.flags = cell.flags.checked_add(READER).unwrap_or(cell.flags);
+        });
+        clash
+    }
+
+    /// The asynchronous read has been waited for.
+    pub fn end_read(&mut self, at: u32) {
+        self.cells_of_row(at, |cell| {
+            if cell.flags >= READER {
+                cell.flags -= READER;
+            }
+        });
+    }
+
+    /// A piece of 16 bytes of a bulk copy has been waited for.
+    pub fn landed(&mut self, at: u32) {
+        self.cells_of_row(at, |cell| cell.flags &= !FLYING);
     }
 
     /// An asynchronous write has arrived: from now on it counts as written by the waiting warp at `clock`.

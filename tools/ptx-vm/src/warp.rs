@@ -62,6 +62,13 @@ pub(crate) struct Group {
     pub flights: Vec<Flight>,
 }
 
+/// Asynchronous matrix products in flight: their sums (indices into the registers) and the shared rows they read.
+#[derive(Debug, Default)]
+pub(crate) struct Products {
+    pub sums: Vec<usize>,
+    pub rows: Vec<u32>,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Warp {
     pub index: u32,
@@ -87,6 +94,16 @@ pub(crate) struct Warp {
     pub clocks: [u32; 32],
     pub open: Vec<Flight>,
     pub groups: Vec<Group>,
+    /// Asynchronous products: not committed, and committed in order; whether `wgmma.fence` was ever executed.
+    pub products: Products,
+    pub product_groups: Vec<Products>,
+    pub product_fence: bool,
+    pub products_issued: u64,
+    /// Shared memory that bulk stores read: not committed, and committed in order.
+    pub bulk: Vec<u32>,
+    pub bulk_groups: Vec<Vec<u32>>,
+    /// The mbarrier that the warp found incomplete; it gives way to the others.
+    pub polled: Option<u32>,
     /// Emptied lists of groups, to be used again.
     pub spare: Vec<Vec<Flight>>,
     pub executed: u64,
@@ -119,6 +136,9 @@ impl Warp {
         old.param.clear();
         old.open.clear();
         old.groups.clear();
+        old.product_groups.clear();
+        old.bulk.clear();
+        old.bulk_groups.clear();
         let mut clocks = [0; 32];
         clocks[index as usize & 31] = 1;
         let frame = Frame { function, regs: 0, preds: 0, param: 0, local: 0, paths: 0 };
@@ -133,6 +153,10 @@ impl Warp {
             clocks,
             executed: 0,
             reduction: None,
+            products: Products::default(),
+            product_fence: false,
+            products_issued: 0,
+            polled: None,
             ..old
         };
         w.reserve(f);
@@ -153,6 +177,12 @@ impl Warp {
         self.local.resize(words, 0);
         self.local_init.truncate((fr.local as usize).div_ceil(4) * 32);
         self.local_init.resize(words, 0);
+    }
+
+    /// The group of products in flight that writes a register.
+    pub fn in_flight(&mut self, index: usize) -> Option<&mut Products> {
+        let groups = std::iter::once(&mut self.products).chain(&mut self.product_groups);
+        groups.into_iter().find(|g| g.sums.contains(&index))
     }
 
     pub fn reg(&self, slot: u16) -> &Lanes {

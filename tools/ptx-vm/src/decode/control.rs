@@ -35,6 +35,9 @@ pub(crate) fn decode(ctx: &mut FnCtx<'_>, base: &str, m: &mut Mods<'_>, ops: &[O
             Ok((op, Class::Control))
         }
         "bar" | "barrier" => barrier(ctx, m, ops),
+        "fence" if m.take("proxy") => {
+            Ok((if m.take("async") { Op::ProxyFence } else { Op::Nop }, Class::Sync))
+        }
         // Memory is coherent here, and what these order is checked through barriers alone.
         _ => Ok((Op::Nop, Class::Sync)),
     }

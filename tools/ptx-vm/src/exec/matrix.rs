@@ -146,7 +146,7 @@ impl Cx<'_> {
 }
 
 /// The first and second elements of an input register in every lane.
-fn lane_elements(v: &Lanes, ty: Ty) -> [[f32; 32]; 2] {
+pub(super) fn lane_elements(v: &Lanes, ty: Ty) -> [[f32; 32]; 2] {
     if ty == Ty::Bf16 {
         return [each(|l| f32::from_bits(v[l] << 16)), each(|l| f32::from_bits(v[l] & 0xffff_0000))];
     }

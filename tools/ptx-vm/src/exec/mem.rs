@@ -293,7 +293,7 @@ impl<'a> Cx<'a> {
         Ok(())
     }
 
-    fn write(&mut self, space: Space, at: u64, bytes: u32, lane: usize, value: &[u32; 4]) -> Run {
+    pub(super) fn write(&mut self, space: Space, at: u64, bytes: u32, lane: usize, value: &[u32; 4]) -> Run {
         if !self.aligned(at, bytes, lane)? {
             return Ok(());
         }
@@ -330,7 +330,7 @@ impl<'a> Cx<'a> {
     }
 
     #[cold]
-    fn clash(&mut self, clash: Clash, at: u64, bytes: u32, lane: usize, what: Touch) -> Run {
+    pub(super) fn clash(&mut self, clash: Clash, at: u64, bytes: u32, lane: usize, what: Touch) -> Run {
         let thread = |w: u8, l: u8| format!("thread {} of the block", u32::from(w) * 32 + u32::from(l));
         match clash {
             Clash::Unwritten => self.unwritten(Space::Shared, at, bytes, lane),
@@ -340,6 +340,19 @@ impl<'a> Cx<'a> {
                     thread(warp, l)
                 );
                 self.fault(FaultKind::AsyncNotWaited, lane as u32, text)
+            }
+            Clash::BeingRead => {
+                let text = format!(
+                    "{bytes} bytes of shared memory at {at:#x}: an asynchronous reader has not finished"
+                );
+                self.fault(FaultKind::AsyncNotWaited, lane as u32, text)
+            }
+            Clash::Unfenced { warp, lane: l } => {
+                let text = format!(
+                    "{bytes} bytes of shared memory at {at:#x}, stored by {} with no fence.proxy.async behind it",
+                    thread(warp, l)
+                );
+                self.fault(FaultKind::AsyncNotFenced, lane as u32, text)
             }
             Clash::Race { .. } if !self.env.options.check_races => Ok(()),
             Clash::Race { warp, lane: l, write } => {

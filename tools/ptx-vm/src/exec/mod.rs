@@ -2,14 +2,19 @@
 
 mod async_copy;
 mod atomic;
+mod bulk;
 mod cvt;
 mod float;
 mod int;
 mod logic;
 mod matrix;
+mod mbarrier;
 mod mem;
 mod round;
 mod sync;
+mod wgmma;
+
+use std::collections::BTreeMap;
 
 use crate::error::{Fault, FaultKind};
 use crate::ir::{Function, Guard, Inst, NO_PC, Op, Src, Sreg};
@@ -17,6 +22,7 @@ use crate::launch::{Env, OnFault};
 use crate::report::Counts;
 use crate::shared::Shared;
 use crate::warp::{ALL, Frame, Lanes, Path, State, Warp, Wide, each};
+use mbarrier::Mbarrier;
 use sync::Barrier;
 
 /// The block cannot continue; its fault has been recorded.
@@ -25,6 +31,8 @@ pub(crate) type Run<T = ()> = Result<T, Stop>;
 
 /// Instructions a warp runs before another gets its turn: keeps warps that spin on each other alive.
 const SLICE: u32 = 1 << 14;
+/// Turns in which warps do nothing but poll incomplete mbarriers, until that counts as a deadlock.
+const IDLE_ROUNDS: u32 = 1000;
 /// Deepest nesting of device function calls.
 const MAX_FRAMES: usize = 64;
 /// Distance of generic addresses from the addresses in a space; global and constant addresses are generic as they are.
@@ -51,6 +59,12 @@ pub(crate) struct Core {
     pub suspect: Option<Fault>,
     pub ctaid: [u32; 3],
     pub barriers: [Barrier; 16],
+    /// The mbarriers in shared memory by address.
+    pub mbarriers: BTreeMap<u32, Mbarrier>,
+    /// Changes of mbarriers so far: without any, waiting is in vain.
+    pub events: u64,
+    /// Clock of each warp's last proxy fence.
+    pub proxy_fences: [u32; 32],
 }
 
 /// One warp at one instruction.
@@ -73,6 +87,8 @@ impl Block {
         self.core.faults.clear();
         self.core.suspect = None;
         self.core.barriers = Default::default();
+        self.core.mbarriers.clear();
+        self.core.proxy_fences = [0; 32];
         let mut spare = std::mem::take(&mut self.warps);
         let threads: u32 = env.block.iter().product();
         let (f, id) = (env.kernel.f(), env.kernel.function);
@@ -96,20 +112,26 @@ impl Block {
     }
 
     fn schedule(&mut self, env: &Env<'_>) -> Run {
+        let mut idle = 0;
         loop {
-            let mut ran = false;
+            let (mut ran, mut moved, events) = (false, false, self.core.events);
             for at in 0..self.warps.len() {
                 if self.warps[at].state == State::Ready {
                     ran = true;
                     run_slice(env, &mut self.core, &mut self.warps[at])?;
+                    moved |= self.warps[at].polled.is_none();
                     sync::release(env, &mut self.core, &mut self.warps)?;
                 }
+            }
+            idle = if moved || events != self.core.events { 0 } else { idle + 1 };
+            if ran && idle > IDLE_ROUNDS {
+                return mbarrier::stuck(env, &mut self.core, &self.warps);
             }
             if !ran {
                 let waiting = self.warps.iter().position(|w| matches!(w.state, State::Barrier(_)));
                 return match waiting {
                     Some(at) => sync::deadlock(env, &mut self.core, &mut self.warps, at),
-                    None => Ok(()),
+                    None => mbarrier::unseen(env, &mut self.core, &self.warps),
                 };
             }
         }
@@ -124,9 +146,10 @@ fn run_slice(env: &Env<'_>, core: &mut Core, w: &mut Warp) -> Run {
             return Ok(());
         };
         let inst = &f.code[pc as usize];
+        w.polled = None;
         let mut cx = Cx { env, core, w, inst, mask };
         cx.step(f, pc)?;
-        if w.state != State::Ready {
+        if w.state != State::Ready || w.polled.is_some() {
             return Ok(());
         }
     }
@@ -216,6 +239,11 @@ impl Cx<'_> {
             if missing != 0 {
                 self.w.init[self.w.frame.regs + slot as usize] |= missing;
                 let lane = missing.trailing_zeros();
+                if self.w.in_flight(self.w.frame.regs + slot as usize).is_some() {
+                    let text = "a sum of wgmma.mma_async, used before wgmma.wait_group".to_string();
+                    self.fault(FaultKind::AsyncNotWaited, lane, text)?;
+                    continue;
+                }
                 self.fault(
                     FaultKind::UninitialisedRegister,
                     lane,
@@ -237,6 +265,13 @@ impl Cx<'_> {
                 let v = known(self.w, a);
                 let i = &mut self.w.init[base + d.slot as usize];
                 *i = *i & !mask | v & mask;
+                // A copy of a sum in flight arrives with it.
+                if v != ALL
+                    && let Src::Reg(a) = a
+                    && let Some(group) = self.w.in_flight(base + a.slot as usize)
+                {
+                    group.sums.push(base + d.slot as usize);
+                }
             }
             Op::Selp { d, a, b, p, .. } => {
                 let p = self.guard(*p);
@@ -313,6 +348,23 @@ impl Cx<'_> {
                 self.cp_wait(*pending, *all);
                 Ok(())
             }
+            Op::Mbarrier { op, d, p, addr, a } => self.mbarrier(*op, *d, *p, addr, a.as_ref()),
+            Op::BulkLoad { to, from, barrier } => self.bulk_load(to, from, barrier),
+            Op::BulkStore { from, to } => self.bulk_store(from, to),
+            Op::BulkCommit => {
+                self.bulk_commit();
+                Ok(())
+            }
+            Op::BulkWait { pending } => {
+                self.bulk_wait(*pending);
+                Ok(())
+            }
+            Op::ProxyFence => {
+                self.proxy_fence();
+                Ok(())
+            }
+            Op::Wgmma(operands) => self.wgmma(operands),
+            Op::WgmmaFence | Op::WgmmaCommit | Op::WgmmaWait { .. } => self.wgmma_groups(),
             Op::Bra { .. } => Ok(()),
             Op::Brx { index, targets } => self.indexed_branch(index, targets, f.reconverge[pc as usize]),
             Op::Call { func, args, rets, name } => self.call(*func, args, rets, name),
@@ -426,6 +478,7 @@ impl Cx<'_> {
         let gone = self.mask;
         self.w.live &= !gone;
         self.w.paths.iter_mut().for_each(|p| p.mask &= !gone);
+        self.leaked_products()?;
         self.leaked(gone)
     }
 

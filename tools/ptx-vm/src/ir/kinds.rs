@@ -157,6 +157,20 @@ pub(crate) enum Shfl {
     Idx,
 }
 
+/// Operations on an mbarrier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MbarOp {
+    Init,
+    Inval,
+    Arrive,
+    /// Expects bytes, then arrives.
+    ArriveTx,
+    ExpectTx,
+    /// test_wait and try_wait: both ask once.
+    WaitState,
+    WaitParity,
+}
+
 /// Votes over a warp.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Vote {

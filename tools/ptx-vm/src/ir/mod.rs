@@ -150,6 +150,36 @@ pub(crate) struct MmaKind {
     pub half_acc: bool,
 }
 
+/// Operands of `wgmma.mma_async` m64nNk16 with f32 sums.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Wgmma {
+    pub input: Ty,
+    /// n / 2 registers: the sums are read and written.
+    pub d: Box<[Reg]>,
+    /// One descriptor or four registers.
+    pub a: Box<[Src]>,
+    pub b: Src,
+    /// Where false, the old sums do not count.
+    pub accumulate: Guard,
+    pub negate: [bool; 2],
+    /// The operand's rows are stored along m or n instead of along k.
+    pub transposed: [bool; 2],
+}
+
+/// What a bulk copy moves in global memory.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Bulk {
+    Range {
+        global: Addr,
+        bytes: Src,
+    },
+    /// The box of a tensor map at coordinates.
+    Tensor {
+        map: Addr,
+        at: Box<[Src]>,
+    },
+}
+
 /// One operation.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Op {
@@ -400,6 +430,35 @@ pub(crate) enum Op {
     CpWait {
         pending: u32,
         all: bool,
+    },
+    /// An operation on an mbarrier in shared memory; `a` is its count, bytes, state or parity.
+    Mbarrier {
+        op: MbarOp,
+        d: Option<Reg>,
+        p: Option<u16>,
+        addr: Addr,
+        a: Option<Src>,
+    },
+    BulkLoad {
+        to: Addr,
+        from: Box<Bulk>,
+        barrier: Addr,
+    },
+    BulkStore {
+        from: Addr,
+        to: Box<Bulk>,
+    },
+    BulkCommit,
+    BulkWait {
+        pending: u32,
+    },
+    /// `fence.proxy.async`: this warp's stores become visible to asynchronous readers.
+    ProxyFence,
+    Wgmma(Box<Wgmma>),
+    WgmmaFence,
+    WgmmaCommit,
+    WgmmaWait {
+        pending: u32,
     },
 }
 

@@ -1,6 +1,8 @@
 //! Helpers of the tests: a launch with typed buffers, and hand-written kernels around a few instructions.
 #![allow(dead_code)]
 
+use std::hash::{Hash, Hasher};
+
 use ptx_vm::{Error, Fault, FaultKind, Memory, Module, Options, Report, launch};
 
 pub const KERNELS: &str = include_str!("../data/kernels.ptx");
@@ -91,9 +93,23 @@ pub fn wrap(size: u32, results: u32, body: &str) -> String {
     )
 }
 
+/// Keeps a kernel `k(in, out)` with what it read and wrote in the folder that PTX_VM_RECORD names, if it is set: a machine
+/// with a GPU can then run the same. The name ends with the number of threads.
+fn record(text: &str, threads: usize, input: &[u8], output: &[u8]) {
+    let Some(folder) = std::env::var_os("PTX_VM_RECORD").map(std::path::PathBuf::from) else { return };
+    let mut hash = std::hash::DefaultHasher::new();
+    (text, input).hash(&mut hash);
+    let stem = folder.join(format!("{:016x}-{threads}", hash.finish()));
+    std::fs::create_dir_all(&folder).unwrap();
+    for (ending, bytes) in [("ptx", text.as_bytes()), ("in", input), ("out", output)] {
+        std::fs::write(stem.with_extension(ending), bytes).unwrap();
+    }
+}
+
 /// Runs a [`wrap`]ped 32-bit body on triples of inputs; gives `results` words per triple.
 pub fn run32(body: &str, inputs: &[[u32; 3]], results: u32) -> Vec<u32> {
-    let module = Module::parse(&wrap(4, results, body)).unwrap_or_else(|e| panic!("{e}"));
+    let text = wrap(4, results, body);
+    let module = Module::parse(&text).unwrap_or_else(|e| panic!("{e}"));
     let mut m = Memory::default();
     let flat: Vec<u32> = inputs.iter().flatten().copied().collect();
     let (a, n) = (upload_u32(&mut m, &flat), inputs.len());
@@ -101,12 +117,15 @@ pub fn run32(body: &str, inputs: &[[u32; 3]], results: u32) -> Vec<u32> {
     let p = Params::default().ptr(a).ptr(out);
     launch(&module, "k", [1, 1, 1], [n as u32, 1, 1], 0, &p.0, &mut m, &Options::default())
         .unwrap_or_else(|e| panic!("{e}"));
-    read_u32(&m, out, n * results as usize)
+    let got = read_u32(&m, out, n * results as usize);
+    record(&text, n, bytemuck::cast_slice(&flat), bytemuck::cast_slice(&got));
+    got
 }
 
 /// The same for 64-bit bodies.
 pub fn run64(body: &str, inputs: &[[u64; 3]], results: u32) -> Vec<u64> {
-    let module = Module::parse(&wrap(8, results, body)).unwrap_or_else(|e| panic!("{e}"));
+    let text = wrap(8, results, body);
+    let module = Module::parse(&text).unwrap_or_else(|e| panic!("{e}"));
     let mut m = Memory::default();
     let flat: Vec<u64> = inputs.iter().flatten().copied().collect();
     let (a, n) = (upload(&mut m, &flat, u64::to_le_bytes), inputs.len());
@@ -114,7 +133,9 @@ pub fn run64(body: &str, inputs: &[[u64; 3]], results: u32) -> Vec<u64> {
     let p = Params::default().ptr(a).ptr(out);
     launch(&module, "k", [1, 1, 1], [n as u32, 1, 1], 0, &p.0, &mut m, &Options::default())
         .unwrap_or_else(|e| panic!("{e}"));
-    read_u64(&m, out, n * results as usize)
+    let got = read_u64(&m, out, n * results as usize);
+    record(&text, n, bytemuck::cast_slice(&flat), bytemuck::cast_slice(&got));
+    got
 }
 
 /// Runs a [`wrap`]ped body with `threads` threads on one block whose inputs are all 1; gives the outcome.

@@ -1,0 +1,332 @@
+//! Tiles of the matrix product, and which product gets which.
+
+use super::driver::DeviceInfo;
+use super::gemm::{Gather, Product};
+use super::kernel::Given;
+use crate::tensor::DType;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+/// How a tile multiplies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    /// f32 in registers, `each` by `each` outputs a thread.
+    Plain { each: u32 },
+    /// bf16 by `mma.sync`, sm_80 and newer; warps along m and n.
+    Mma { warps: [u32; 2], stages: u32 },
+    /// bf16 by `wgmma` and tensor copies, sm_90a; blocks that a multiprocessor holds.
+    Wgmma { stages: u32, blocks: u32 },
+}
+
+/// The part of the product that a block computes, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tile {
+    pub tier: Tier,
+    pub m: u32,
+    pub n: u32,
+    /// Depth of one step.
+    pub k: u32,
+    pub threads: u32,
+    /// Dynamic shared memory, bytes.
+    pub shared: u32,
+}
+
+impl Tile {
+    const fn plain(m: u32, n: u32, each: u32) -> Tile {
+        Tile { tier: Tier::Plain { each }, m, n, k: 16, threads: (m / each) * (n / each), shared: 0 }
+    }
+
+    const fn mma(m: u32, n: u32, warps: [u32; 2], stages: u32) -> Tile {
+        let k = 32;
+        let (threads, shared) = (32 * warps[0] * warps[1], stages * (m + n) * k * 2);
+        Tile { tier: Tier::Mma { warps, stages }, m, n, k, threads, shared }
+    }
+
+    /// Two warpgroups multiply, one copies.
+    const fn wgmma(n: u32, stages: u32, blocks: u32) -> Tile {
+        let (m, k) = (128, 64);
+        // Behind the stages a matrix of ones and two barriers a stage: TAIL of the kernel.
+        let shared = stages * (m + n) * k * 2 + 256 + 16 * stages;
+        Tile { tier: Tier::Wgmma { stages, blocks }, m, n, k, threads: 384, shared }
+    }
+
+    /// Such as `wgmma 128x192`: unique among all tiles.
+    pub fn name(&self) -> String {
+        let tier = match self.tier {
+            Tier::Plain { .. } => "plain",
+            Tier::Mma { .. } => "mma",
+            Tier::Wgmma { .. } => "wgmma",
+        };
+        format!("{tier} {}x{}", self.m, self.n)
+    }
+
+    /// The constants that the kernels' files list as given for a tile.
+    pub fn given(&self) -> Given {
+        let mut given: Given =
+            vec![("BM", self.m as usize), ("BN", self.n as usize), ("BK", self.k as usize)];
+        match self.tier {
+            Tier::Plain { each } => given.extend([("TM", each as usize), ("TN", each as usize)]),
+            Tier::Mma { warps: [m, n], stages } => {
+                given.extend(
+                    [("WARPS_M", m), ("WARPS_N", n), ("STAGES", stages)].map(|(k, v)| (k, v as usize)),
+                );
+            }
+            Tier::Wgmma { stages, blocks } => {
+                given.extend([("STAGES", stages as usize), ("BLOCKS", blocks as usize)]);
+            }
+        }
+        given
+    }
+
+    /// Tiles that cover `m` by `n`.
+    pub fn items(&self, m: u32, n: u32) -> u64 {
+        u64::from(m.div_ceil(self.m)) * u64::from(n.div_ceil(self.n))
+    }
+
+    /// Outputs that they compute.
+    fn covered(&self, m: u32, n: u32) -> u64 {
+        self.items(m, n) * u64::from(self.m) * u64::from(self.n)
+    }
+}
+
+/// Tiles to choose from, the largest first.
+pub const PLAIN_TILES: [Tile; 3] = [Tile::plain(128, 128, 8), Tile::plain(64, 64, 4), Tile::plain(32, 32, 4)];
+pub const TENSOR_TILES: [Tile; 4] = [
+    Tile::mma(128, 128, [2, 4], 4),
+    Tile::mma(128, 64, [2, 2], 4),
+    Tile::mma(64, 64, [2, 2], 4),
+    Tile::mma(32, 32, [2, 1], 3),
+];
+pub const HOPPER_TILES: [Tile; 4] =
+    [Tile::wgmma(256, 4, 1), Tile::wgmma(192, 4, 1), Tile::wgmma(128, 5, 1), Tile::wgmma(64, 4, 2)];
+
+/// Blocks that keep a large GPU busy.
+const ENOUGH_BLOCKS: u64 = 120;
+
+/// The tile that wastes least at `m` by `n`, the larger of equals as long as there are enough blocks.
+fn least_waste(tiles: &[Tile], m: u32, n: u32) -> Tile {
+    // A larger tile reads its operands fewer times: it may cover a quarter more.
+    let least = tiles.iter().map(|t| t.covered(m, n)).min().unwrap_or(0);
+    let fits = |t: &&Tile| t.covered(m, n) * 4 <= least * 5;
+    let busy = tiles.iter().filter(fits).find(|t| t.items(m, n) >= ENOUGH_BLOCKS);
+    *busy.or_else(|| tiles.iter().rfind(fits)).unwrap_or(&tiles[0])
+}
+
+/// How a product is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    Own(Tile),
+    /// By the driver's library, where it offers the product.
+    Library,
+}
+
+impl Choice {
+    pub fn name(&self) -> String {
+        match self {
+            Choice::Own(tile) => tile.name(),
+            Choice::Library => "library".to_owned(),
+        }
+    }
+
+    /// The choice of a name.
+    pub fn named(name: &str) -> Option<Choice> {
+        let mut all = PLAIN_TILES.iter().chain(&TENSOR_TILES).chain(&HOPPER_TILES);
+        let tile = all.find(|t| t.name() == name).copied().map(Choice::Own);
+        tile.or_else(|| (name == "library").then_some(Choice::Library))
+    }
+}
+
+/// How each product is computed on a device: the way that was measured to be the fastest, else an estimated tile.
+#[derive(Debug)]
+pub struct Choices {
+    multiprocessors: u32,
+    hopper: bool,
+    /// Whether products that could use the newest tier always do.
+    newest: bool,
+    measured: BTreeMap<String, Choice>,
+    /// Products that were asked for and not measured, by key.
+    unmeasured: RefCell<BTreeMap<String, (Product, DType)>>,
+}
+
+impl Choices {
+    /// Estimates for a device.
+    pub fn new(device: &DeviceInfo) -> Self {
+        Choices {
+            multiprocessors: device.multiprocessors,
+            hopper: device.capability == (9, 0),
+            newest: false,
+            measured: BTreeMap::new(),
+            unmeasured: RefCell::new(BTreeMap::new()),
+        }
+    }
+
+    /// Uses the newest tier that a product allows even where an older one is expected to be faster: to test it.
+    pub fn newest_tier(mut self) -> Self {
+        self.newest = true;
+        self
+    }
+
+    pub fn multiprocessors(&self) -> u32 {
+        self.multiprocessors
+    }
+
+    /// How to compute `product`.
+    pub fn choice(&self, product: &Product, element: DType) -> Choice {
+        let key = key(product, element);
+        if let Some(choice) = self.measured.get(&key) {
+            return *choice;
+        }
+        self.unmeasured.borrow_mut().entry(key).or_insert((*product, element));
+        Choice::Own(self.estimate(product, element))
+    }
+
+    /// Every tile that computes `product`, the estimate first.
+    pub fn candidates(&self, product: &Product, element: DType) -> Vec<Choice> {
+        let first = self.estimate(product, element);
+        let tiles: &[Tile] = if element == DType::Bf16 { &TENSOR_TILES } else { &PLAIN_TILES };
+        let hopper: &[Tile] = if self.takes_hopper(product, element) { &HOPPER_TILES } else { &[] };
+        let others = hopper.iter().chain(tiles).filter(|t| **t != first);
+        std::iter::once(&first).chain(others).copied().map(Choice::Own).collect()
+    }
+
+    /// The products that were asked for and not measured, with their keys; forgets them.
+    pub fn take_unmeasured(&self) -> BTreeMap<String, (Product, DType)> {
+        self.unmeasured.take()
+    }
+
+    /// Notes the fastest way to the products of `key`.
+    pub fn note(&mut self, key: String, choice: Choice) {
+        self.measured.insert(key, choice);
+    }
+
+    fn takes_hopper(&self, product: &Product, element: DType) -> bool {
+        let plain = product.gather == Gather::None && product.aligned(element);
+        self.hopper && element == DType::Bf16 && plain
+    }
+
+    fn estimate(&self, product: &Product, element: DType) -> Tile {
+        let (m, n) = (product.params.m, product.params.n);
+        if element != DType::Bf16 {
+            return least_waste(&PLAIN_TILES, m, n);
+        }
+        let small = least_waste(&TENSOR_TILES, m, n);
+        if !self.takes_hopper(product, element) {
+            return small;
+        }
+        // Rounds of all multiprocessors, each as long as its columns; what a tile costs besides is that of 32 columns more.
+        let cost = |t: &Tile| {
+            let blocks = if let Tier::Wgmma { blocks, .. } = t.tier { blocks } else { 1 };
+            let at_once = u64::from(self.multiprocessors * blocks).max(1);
+            let rounds = (t.items(m, n) * u64::from(product.splits)).div_ceil(at_once);
+            rounds * u64::from(blocks) * u64::from(t.n + 32)
+        };
+        let tile = HOPPER_TILES.iter().min_by_key(|t| cost(t)).unwrap_or(&small);
+        // What mostly computes padding is better done in small pieces.
+        let wasteful = tile.covered(m, n) > 2 * small.covered(m, n);
+        if wasteful && !self.newest { small } else { *tile }
+    }
+}
+
+/// Names what the choice of a tile depends on. Large extents are rounded up to three significant bits, so that the
+/// scales of a recipe share measurements.
+pub fn key(product: &Product, element: DType) -> String {
+    let p = &product.params;
+    let [m, n, k] = [p.m, p.n, p.k].map(rounded);
+    let letter = |trans| if trans { 't' } else { 'n' };
+    let (a, b) = (letter(product.a_trans), letter(!product.b_trans));
+    let aligned = if product.aligned(element) { "" } else { " unaligned" };
+    let gather = match product.gather {
+        Gather::None => "",
+        Gather::A(_) => " pixels of a",
+        Gather::B(_) => " pixels of b",
+    };
+    let (finish, splits) = (product.finish, product.splits);
+    format!("{element} {a}{b} {m}x{n}x{k} {finish:?} /{splits}{aligned}{gather}").to_lowercase()
+}
+
+fn rounded(extent: u32) -> u32 {
+    const EXACT: u32 = 4096;
+    if extent <= EXACT {
+        return extent;
+    }
+    let unit = 1 << (extent.ilog2() - 2);
+    // Beyond 7 * 2^29 there is no such number of 32 bits.
+    extent.checked_next_multiple_of(unit).unwrap_or(extent)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(capability: (u32, u32), multiprocessors: u32) -> DeviceInfo {
+        DeviceInfo { name: "test".into(), capability, multiprocessors }
+    }
+
+    #[test]
+    fn names_are_unique() {
+        for choice in HOPPER_TILES.map(Choice::Own).into_iter().chain([Choice::Library]) {
+            assert_eq!(Choice::named(&choice.name()), Some(choice));
+        }
+        assert_eq!(Choice::named("mma 7x7"), None);
+        let all = TENSOR_TILES.iter().chain(&PLAIN_TILES).chain(&HOPPER_TILES);
+        let names: std::collections::BTreeSet<_> = all.clone().map(Tile::name).collect();
+        assert_eq!(names.len(), all.count());
+    }
+
+    fn is_hopper(choices: &Choices, product: Product) -> bool {
+        choices.choice(&product, DType::Bf16).name().starts_with("wgmma")
+    }
+
+    #[test]
+    fn hopper_tiles_are_for_hopper_alone() {
+        let large = Product::new(50_000, 192, 192);
+        let tile = |capability, element| Choices::new(&device(capability, 132)).choice(&large, element);
+        assert_eq!(tile((9, 0), DType::Bf16).name(), "wgmma 128x192");
+        for other in [(8, 0), (8, 9), (10, 0), (12, 0)] {
+            assert!(tile(other, DType::Bf16).name().starts_with("mma"), "{other:?}");
+        }
+        assert!(tile((9, 0), DType::F32).name().starts_with("plain"));
+        // Tensor copies want rows of whole 16 bytes, and no convolution's view.
+        let choices = Choices::new(&device((9, 0), 132));
+        assert!(!is_hopper(&choices, Product::new(50_000, 192, 190)));
+        let pixels = Product { gather: Gather::A([8, 8, 64, 3]), ..Product::new(50_000, 64, 576) };
+        assert!(!is_hopper(&choices, pixels));
+        // A few rows: small tiles, unless the newest tier is to be tested.
+        assert!(!is_hopper(&choices, Product::new(16, 32, 64)));
+        let newest = Choices::new(&device((9, 0), 132)).newest_tier();
+        assert!(is_hopper(&newest, Product::new(16, 32, 64)));
+    }
+
+    #[test]
+    fn what_was_measured_goes_before_the_estimate() {
+        let mut choices = Choices::new(&device((9, 0), 132));
+        let product = Product::new(50_000, 576, 192);
+        let estimate = choices.choice(&product, DType::Bf16);
+        let unmeasured = choices.take_unmeasured();
+        let (key, _) = unmeasured.first_key_value().unwrap();
+        assert_eq!(key, "bf16 nt 57344x576x192 none /1");
+        let other = *choices.candidates(&product, DType::Bf16).last().unwrap();
+        assert_ne!(other, estimate);
+        choices.note(key.clone(), other);
+        // Another scale of the same recipe.
+        assert_eq!(choices.choice(&Product::new(52_000, 576, 192), DType::Bf16), other);
+        assert!(choices.take_unmeasured().is_empty());
+        assert!(is_hopper(&choices, Product::new(52_000, 192, 192)));
+        assert_eq!(choices.take_unmeasured().len(), 1);
+    }
+
+    #[test]
+    fn candidates_are_all_tiles_and_begin_with_the_estimate() {
+        let choices = Choices::new(&device((9, 0), 132));
+        let product = Product::new(50_000, 192, 192);
+        let all = choices.candidates(&product, DType::Bf16);
+        assert_eq!(all.len(), HOPPER_TILES.len() + TENSOR_TILES.len());
+        assert_eq!(all[0], choices.choice(&product, DType::Bf16));
+        assert_eq!(choices.candidates(&product, DType::F32).len(), PLAIN_TILES.len());
+    }
+
+    #[test]
+    fn extents_are_rounded_up() {
+        assert_eq!([1, 576, 4096, 4097, 5000, u32::MAX].map(rounded), [1, 576, 4096, 5120, 5120, u32::MAX]);
+    }
+}

@@ -1,0 +1,373 @@
+//! Finds the fastest way to every product by measuring, once per shape and device, and keeps what it found.
+
+use super::driver::{DeviceInfo, Driver, Work};
+use super::gemm::Product;
+use super::kernel::Family;
+use super::measure::fill;
+use super::nvrtc::Compiler;
+use super::program::prepare;
+use super::tiles::{Choice, Choices};
+use crate::error::Result;
+use crate::tensor::DType;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+/// Runs before the ones that count, and those.
+const WARM_UP: usize = 2;
+const REPEATS: usize = 7;
+/// Share of its time that another tile must save to replace the estimate: less is noise.
+const WORTH: f64 = 0.03;
+/// Largest file of results that is read, bytes.
+const MOST_BYTES: u64 = 16 << 20;
+
+/// Measures products on a device.
+#[derive(Debug)]
+pub struct Tuner {
+    /// Whether a library may be faster than our kernels.
+    library: bool,
+    file: Option<PathBuf>,
+    results: Results,
+}
+
+/// What is kept.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Results {
+    device: String,
+    /// Of the kernels that were measured: others may be faster or slower.
+    kernels: String,
+    /// Name of the fastest choice by product.
+    products: BTreeMap<String, String>,
+}
+
+impl Tuner {
+    /// A tuner for `device` that keeps its results in `folder`, if any, and begins with those that are there. A file that
+    /// cannot be read, or is of other kernels, costs time, nothing else. With `library`, a library of the driver's may be
+    /// chosen instead of our kernels.
+    pub fn new(folder: Option<&Path>, device: &DeviceInfo, library: bool) -> Self {
+        let (x, y) = device.capability;
+        let name = format!("{} sm_{x}{y} x{}", device.name, device.multiprocessors);
+        let file_name: String =
+            name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+        let file = folder.map(|f| f.join(file_name).with_extension("json"));
+        let mut results = Results { device: name, kernels: kernels(), products: BTreeMap::new() };
+        if let Some(kept) = file.as_deref().and_then(read)
+            && (&kept.device, &kept.kernels) == (&results.device, &results.kernels)
+        {
+            results.products = kept.products;
+        }
+        Tuner { library, file, results }
+    }
+
+    /// Measures what `choices` was asked for without a measurement, and tells it the results.
+    ///
+    /// # Errors
+    /// Those of compiling and launching kernels.
+    pub fn tune<D: Driver>(
+        &mut self,
+        driver: &mut D,
+        compiler: &Compiler,
+        choices: &mut Choices,
+    ) -> Result<()> {
+        let mut missing = Vec::new();
+        for (key, wanted) in choices.take_unmeasured() {
+            let known = self.results.products.get(&key).and_then(|name| Choice::named(name));
+            match known.filter(|c| self.library || *c != Choice::Library) {
+                Some(choice) => choices.note(key, choice),
+                None => missing.push((key, wanted)),
+            }
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let room =
+            missing.iter().map(|(_, (p, element))| Extents::of(p, *element).bytes()).max().unwrap_or(0);
+        // Without room to measure, the estimates have to do.
+        let Ok(memory) = driver.allocate(room) else { return Ok(()) };
+        let measured = fill(driver, memory, room, DType::Bf16).and_then(|()| {
+            for (key, (product, element)) in missing {
+                let placed = Extents::of(&product, element).place(&product, memory);
+                let mut ways = choices.candidates(&product, element);
+                if self.library {
+                    ways.push(Choice::Library);
+                }
+                let Some(choice) = fastest(driver, compiler, choices, &placed, element, &ways)? else {
+                    break;
+                };
+                self.results.products.insert(key.clone(), choice.name());
+                choices.note(key, choice);
+            }
+            Ok(())
+        });
+        driver.free(memory)?;
+        if let Some(file) = &self.file {
+            let _ = write(file, &self.results);
+        }
+        measured
+    }
+}
+
+/// The fastest of `ways` for `product`; None if the driver cannot tell times.
+fn fastest<D: Driver>(
+    driver: &mut D,
+    compiler: &Compiler,
+    choices: &Choices,
+    product: &Product,
+    element: DType,
+    ways: &[Choice],
+) -> Result<Option<Choice>> {
+    let mut best: Option<(Choice, f64)> = None;
+    for way in ways {
+        // A grid that is too large for one tile may do for the next.
+        let Ok(mut call) = product.call_by(*way, element, choices.multiprocessors()) else { continue };
+        call.bf16 = element == DType::Bf16;
+        let work = prepare(driver, compiler, call, &mut Vec::new())?;
+        if *way == Choice::Library && !matches!(work, Work::Product(_)) {
+            continue;
+        }
+        driver.measure(std::slice::from_ref(&work), WARM_UP)?;
+        let Some(seconds) = driver.measure(&[work], REPEATS)?.seconds else { return Ok(None) };
+        // The first is the estimate.
+        if best.is_none_or(|(_, least)| seconds < least * (1.0 - WORTH)) {
+            best = Some((*way, seconds));
+        }
+    }
+    Ok(best.map(|(way, _)| way))
+}
+
+/// Bytes of a product's operands, each a multiple of 256: a, b, other, bias, y, pre, partial.
+struct Extents([u64; 7]);
+
+impl Extents {
+    fn of(product: &Product, element: DType) -> Self {
+        let p = &product.params;
+        let [m, n, k] = [p.m, p.n, p.k].map(u64::from);
+        let size = element.bytes() as u64;
+        let part = u64::from(product.splits) * (m * n + m) * 4;
+        let y = m * n * size;
+        Extents([m * k * size, n * k * size, y, n * 4, y, y, part].map(|bytes| bytes.next_multiple_of(256)))
+    }
+
+    fn bytes(&self) -> usize {
+        self.0.iter().sum::<u64>() as usize
+    }
+
+    /// `product` with the operands that it has, one behind the other from `at`.
+    fn place(&self, product: &Product, mut at: u64) -> Product {
+        let mut placed = *product;
+        let p = &mut placed.params;
+        let operands = [&mut p.a, &mut p.b, &mut p.other, &mut p.bias, &mut p.y, &mut p.pre, &mut p.partial];
+        for (operand, bytes) in operands.into_iter().zip(self.0) {
+            if *operand != 0 {
+                *operand = at;
+            }
+            at += bytes;
+        }
+        placed
+    }
+}
+
+/// Names the texts of the products' kernels.
+fn kernels() -> String {
+    let mut hash = Sha256::new();
+    for family in [Family::Gemm, Family::GemmSm90] {
+        hash.update(family.source(&[], true));
+    }
+    hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect()
+}
+
+fn read(file: &Path) -> Option<Results> {
+    let mut text = String::new();
+    std::fs::File::open(file).ok()?.take(MOST_BYTES).read_to_string(&mut text).ok()?;
+    serde_json::from_str(&text).ok()
+}
+
+/// Replaces the file as a whole: several processes may measure at once.
+fn write(file: &Path, results: &Results) -> std::io::Result<()> {
+    let folder = file.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder)?;
+    let mut new = tempfile::NamedTempFile::new_in(folder)?;
+    new.write_all(serde_json::to_string_pretty(results)?.as_bytes())?;
+    new.persist(file)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::driver::{
+        GraphId, ImageKind, KernelId, Launch, LibraryProduct, Measured, ProductId, TensorMap,
+    };
+    use crate::cuda::tiles::{HOPPER_TILES, TENSOR_TILES};
+
+    /// Tells the time of a launch by its threads and shared memory.
+    struct Clock {
+        info: DeviceInfo,
+        seconds: fn(&Launch) -> Option<f64>,
+        measured: usize,
+        allocated: i32,
+    }
+
+    impl Driver for Clock {
+        fn info(&self) -> &DeviceInfo {
+            &self.info
+        }
+        fn image_kind(&self) -> ImageKind {
+            ImageKind::Cubin
+        }
+        fn allocate(&mut self, _bytes: usize) -> Result<u64> {
+            self.allocated += 1;
+            Ok(1 << 20)
+        }
+        fn free(&mut self, _at: u64) -> Result<()> {
+            self.allocated -= 1;
+            Ok(())
+        }
+        fn upload(&mut self, _at: u64, _bytes: &[u8]) -> Result<()> {
+            Ok(())
+        }
+        fn stage(&mut self, _at: u64, _bytes: &[u8]) -> Result<()> {
+            Ok(())
+        }
+        fn join(&mut self) -> Result<()> {
+            Ok(())
+        }
+        fn copy(&mut self, _to: u64, _from: u64, _bytes: usize) -> Result<()> {
+            Ok(())
+        }
+        fn download(&self, _at: u64, _bytes: &mut [u8]) -> Result<()> {
+            Ok(())
+        }
+        fn load(&mut self, _image: &[u8], _name: &str, _shared: u32) -> Result<KernelId> {
+            Ok(KernelId(0))
+        }
+        fn launch(&mut self, _launch: &Launch) -> Result<()> {
+            Ok(())
+        }
+        fn tensor_map(&self, map: &TensorMap) -> Result<[u64; 16]> {
+            assert!(map.box_rows <= 256 && map.at.is_multiple_of(16), "{map:?}");
+            Ok([7; 16])
+        }
+        fn start(&mut self, _work: &Work) -> Result<()> {
+            Ok(())
+        }
+        fn record(&mut self, _work: &[Work]) -> Result<GraphId> {
+            Ok(GraphId(0))
+        }
+        fn replay(&mut self, _graph: GraphId) -> Result<()> {
+            Ok(())
+        }
+        fn forget(&mut self, _graph: GraphId) -> Result<()> {
+            Ok(())
+        }
+        fn measure(&mut self, work: &[Work], _repeats: usize) -> Result<Measured> {
+            self.measured += 1;
+            let seconds = match &work[0] {
+                Work::Kernel(launch) => (self.seconds)(launch),
+                _ => Some(0.01),
+            };
+            Ok(Measured { seconds, counts: None })
+        }
+        fn library_product(&mut self, product: &LibraryProduct) -> Result<Option<ProductId>> {
+            assert_eq!((product.m, product.n, product.k), (5000, 192, 192));
+            Ok(Some(ProductId(0)))
+        }
+        fn finish(&mut self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    fn clock(seconds: fn(&Launch) -> Option<f64>) -> Clock {
+        let info = DeviceInfo { name: "a clock".into(), capability: (9, 0), multiprocessors: 132 };
+        Clock { info, seconds, measured: 0, allocated: 0 }
+    }
+
+    fn product() -> Product {
+        let mut product = Product::new(5000, 192, 192);
+        let p = &mut product.params;
+        (p.y, p.a, p.b) = (256, 512, 768);
+        product
+    }
+
+    /// The choice for [`product`] after tuning on `driver`.
+    fn tuned(driver: &mut Clock, folder: Option<&Path>) -> String {
+        tuned_with(driver, folder, false)
+    }
+
+    fn tuned_with(driver: &mut Clock, folder: Option<&Path>, library: bool) -> String {
+        let compiler = Compiler::new(driver.info.capability, None)
+            .expect("run the tests with `bash tools/test.sh`, which fetches NVRTC");
+        let mut choices = Choices::new(&driver.info);
+        choices.choice(&product(), DType::Bf16);
+        Tuner::new(folder, &driver.info, library).tune(driver, &compiler, &mut choices).unwrap();
+        assert_eq!(driver.allocated, 0, "memory was not given back");
+        choices.choice(&product(), DType::Bf16).name()
+    }
+
+    #[test]
+    fn the_fastest_tile_is_taken_and_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        // As if small blocks were the fastest.
+        let mut driver = clock(|l| Some(f64::from(l.block[0] * l.shared)));
+        assert_eq!(tuned(&mut driver, Some(folder.path())), "mma 32x32");
+        let tiles = TENSOR_TILES.len() + HOPPER_TILES.len();
+        assert_eq!(driver.measured, 2 * tiles);
+        // A second process measures nothing.
+        let mut driver = clock(|_| panic!("measured again"));
+        assert_eq!(tuned(&mut driver, Some(folder.path())), "mma 32x32");
+        // A spoilt file, and one of other kernels.
+        let file = std::fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
+        assert_eq!(file.file_name().unwrap(), "a-clock-sm-90-x132.json");
+        let text = std::fs::read_to_string(&file).unwrap();
+        for other in [text.replace(&kernels(), "0000"), text.replace("32x32", "1x1"), text[..40].to_owned()] {
+            std::fs::write(&file, other).unwrap();
+            let mut driver = clock(|l| Some(f64::from(l.block[0] * l.shared)));
+            assert_eq!(tuned(&mut driver, Some(folder.path())), "mma 32x32");
+            assert_eq!(driver.measured, 2 * tiles);
+        }
+    }
+
+    #[test]
+    fn a_library_is_taken_where_it_is_faster_and_allowed() {
+        let folder = tempfile::tempdir().unwrap();
+        let slow: fn(&Launch) -> Option<f64> = |_| Some(1.0);
+        assert_eq!(tuned_with(&mut clock(slow), Some(folder.path()), true), "library");
+        // Kept, but not for those who want our kernels, who measure them again.
+        assert_eq!(
+            tuned_with(&mut clock(|_| panic!("measured again")), Some(folder.path()), true),
+            "library"
+        );
+        assert!(tuned_with(&mut clock(slow), Some(folder.path()), false).starts_with("wgmma"));
+        assert!(tuned_with(&mut clock(|_| Some(0.001)), None, true).starts_with("wgmma"));
+    }
+
+    #[test]
+    fn noise_does_not_replace_the_estimate() {
+        let estimate = Choices::new(&clock(|_| None).info).choice(&product(), DType::Bf16).name();
+        assert_eq!(tuned(&mut clock(|l| Some(if l.block[0] == 384 { 1.0 } else { 0.98 })), None), estimate);
+        assert_eq!(
+            tuned(&mut clock(|l| Some(if l.block[0] == 384 { 1.0 } else { 0.9 })), None),
+            "mma 128x128"
+        );
+        // A driver that cannot tell times.
+        let mut driver = clock(|_| None);
+        assert_eq!(tuned(&mut driver, None), estimate);
+        assert_eq!(driver.measured, 2);
+    }
+
+    #[test]
+    fn operands_do_not_overlap() {
+        let mut product = product();
+        (product.params.partial, product.params.bias) = (1, 1);
+        let extents = Extents::of(&product, DType::Bf16);
+        let p = extents.place(&product, 1 << 20).params;
+        assert_eq!((p.pre, p.other), (0, 0), "what was absent stays absent");
+        assert_eq!(p.b - p.a, 5000 * 192 * 2);
+        assert_eq!(p.bias - p.b, 192 * 192 * 2 + 5000 * 192 * 2);
+        let end = (1 << 20) + extents.bytes() as u64;
+        let part: u64 = (5000 * 192 + 5000) * 4;
+        assert_eq!(end - p.partial, part.next_multiple_of(256));
+    }
+}
