@@ -305,24 +305,18 @@ const FORMS: [(bool, bool, Finish); 6] = [
 ];
 
 /// Constants with which the recipes compile the kernels: every tile with every form.
-pub fn variants() -> Vec<Given> {
-    // Constants of both kinds of tile at once: a text takes its own.
-    let both = TENSOR_TILES.iter().zip(PLAIN_TILES.iter().chain(&PLAIN_TILES));
-    let mut variants = Vec::new();
-    for (tensor, plain) in both {
-        for (a_trans, b_trans, finish) in FORMS {
-            let mut all = given(tensor, [a_trans, b_trans, true], finish, Gather::None);
-            all.extend(plain.given().into_iter().filter(|g| g.0.starts_with('T')));
-            variants.push(all);
-        }
-    }
-    variants
+pub fn variants(bf16: bool) -> Vec<Given> {
+    with_every_form(if bf16 { &TENSOR_TILES } else { &PLAIN_TILES })
 }
 
 /// The same for the kernels of sm_90a.
 pub fn variants_sm90() -> Vec<Given> {
+    with_every_form(&HOPPER_TILES)
+}
+
+fn with_every_form(tiles: &[Tile]) -> Vec<Given> {
     let forms = |tile| {
         FORMS.map(|(a_trans, b_trans, finish)| given(tile, [a_trans, b_trans, true], finish, Gather::None))
     };
-    HOPPER_TILES.iter().flat_map(forms).collect()
+    tiles.iter().flat_map(forms).collect()
 }

@@ -71,14 +71,14 @@ impl Family {
         }
     }
 
-    /// Constants with which the recipes compile this file: what a release is checked to compile with.
-    pub fn variants(self) -> Vec<Given> {
+    /// Constants with which the recipes compile this file, in bf16 or f32: what a release is checked to compile with.
+    pub fn variants(self, bf16: bool) -> Vec<Given> {
         match self {
             Family::Attention => super::attention::variants(),
             Family::Conv => super::conv::variants(),
             Family::DenseLoss => super::dense_loss::variants(),
             Family::Embed => super::embed::variants(),
-            Family::Gemm => super::gemm::variants(),
+            Family::Gemm => super::gemm::variants(bf16),
             Family::GemmSm90 => super::gemm::variants_sm90(),
             Family::LayerNorm => super::layer_norm::variants(),
             Family::Layout => vec![vec![("VEC", 1)], vec![("VEC", 4)]],
