@@ -1,8 +1,9 @@
 //! saip-engine: pretrains lightweight human-centric vision models with SAIP (Scale-Aware Image Pretraining).
 //!
-//! The layers, each using only those above it: [`error`], [`tensor`], [`ir`], [`plan`], [`backend`], ([`cpu`], [`cuda`]),
+//! The layers, each using only those above it: [`error`], [`atomic`], [`tensor`], [`ir`], [`plan`], [`backend`], ([`cpu`], [`cuda`]),
 //! [`nn`], [`saip`], [`data`], [`eval`], [`train`], [`report`], [`cli`].
 
+pub mod atomic;
 pub mod backend;
 pub mod cli;
 pub mod cpu;
