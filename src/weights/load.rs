@@ -138,9 +138,6 @@ fn fit<'t>(
     if bad > 0 {
         return Err(format!("has {bad} values of {} that are NaN or infinite", values.len()));
     }
-    if tensor.shape() == shape && grid.is_none_or(|g| g.from.is_none_or(|from| from == g.to)) {
-        return Ok(values);
-    }
     let differs = || format!("has shape {}, expected {shape}", tensor.shape());
     match (architecture, grid, tensor.shape().dims(), shape.dims()) {
         (Architecture::Vit(vit), Some(grid), &[1, rows, dim], &[1, wanted, width])
@@ -152,8 +149,13 @@ fn fit<'t>(
                 None => Some(vit.prefix_rows()),
             };
             let prefix = prefix.filter(|p| *p <= 1 + vit.registers).ok_or_else(differs)?;
-            let side = (rows - prefix.min(rows)).isqrt();
-            let from = grid.from.unwrap_or([side, side]);
+            let patches = rows.saturating_sub(prefix);
+            let side = patches.isqrt();
+            let from = grid.from.unwrap_or(match side * side == patches || rows != wanted {
+                true => [side, side],
+                // As many rows as wanted and no square: the same grid.
+                false => grid.to,
+            });
             if grid.to[0].checked_mul(grid.to[1]).and_then(|n| n.checked_add(prefix)) != Some(wanted) {
                 return Err(format!("{}: the grid {:?} with {prefix} rows before it", differs(), grid.to));
             }
