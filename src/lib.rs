@@ -1,8 +1,9 @@
 //! saip-engine: pretrains lightweight human-centric vision models with SAIP (Scale-Aware Image Pretraining).
 //!
-//! The layers, each using only those above it: [`error`], [`tensor`], [`ir`], [`plan`], [`backend`], ([`cpu`], [`cuda`]),
-//! [`nn`], [`saip`], [`data`], [`eval`], [`train`], [`report`], [`cli`].
+//! The layers, each using only those above it: [`error`], [`atomic`], [`tensor`], [`ir`], [`plan`], [`backend`], ([`cpu`], [`cuda`]),
+//! [`nn`], [`saip`], [`data`], [`weights`], [`eval`], [`train`], [`report`], [`cli`].
 
+pub mod atomic;
 pub mod backend;
 pub mod cli;
 pub mod cpu;
@@ -17,5 +18,6 @@ pub mod report;
 pub mod saip;
 pub mod tensor;
 pub mod train;
+pub mod weights;
 
 pub use error::{Error, Result};
