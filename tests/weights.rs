@@ -79,12 +79,15 @@ fn tiny_vit_5m() -> Architecture {
     })
 }
 
+/// What was handed over, in order.
+type Loaded = Vec<(String, Vec<f32>)>;
+
 /// `wanted` out of `state`, in order.
 fn load(
     state: &StateDict,
     wanted: &[(String, Shape)],
     options: &LoadOptions<'_>,
-) -> saip_engine::Result<(Vec<(String, Vec<f32>)>, LoadReport)> {
+) -> saip_engine::Result<(Loaded, LoadReport)> {
     let mut got = Vec::new();
     let report = weights::load_into(state, wanted, options, |name, v| {
         got.push((name.to_owned(), v.to_vec()));

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use half::{bf16, f16};
 
@@ -92,19 +93,19 @@ impl fmt::Display for Element {
     }
 }
 
-/// A dense row-major tensor in little-endian bytes.
+/// A dense row-major tensor in little-endian bytes. Clones share them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tensor {
     element: Element,
     shape: Shape,
-    bytes: Vec<u8>,
+    bytes: Arc<Vec<u8>>,
 }
 
 impl Tensor {
     /// `None` unless `bytes` is as long as `shape` and `element` say.
     pub fn new(element: Element, shape: Shape, bytes: Vec<u8>) -> Option<Self> {
         let expected = byte_len(element, shape.dims())?;
-        (expected == bytes.len()).then_some(Tensor { element, shape, bytes })
+        (expected == bytes.len()).then(|| Tensor { element, shape, bytes: Arc::new(bytes) })
     }
 
     /// An f32 tensor; `None` unless there are as many `values` as `shape` says.
@@ -114,7 +115,11 @@ impl Tensor {
 
     /// A scalar of type `int64`, as BatchNorm's `num_batches_tracked`.
     pub fn from_i64(value: i64) -> Self {
-        Tensor { element: Element::I64, shape: Shape::default(), bytes: value.to_le_bytes().to_vec() }
+        Tensor {
+            element: Element::I64,
+            shape: Shape::default(),
+            bytes: Arc::new(value.to_le_bytes().to_vec()),
+        }
     }
 
     pub fn element(&self) -> Element {
@@ -132,7 +137,7 @@ impl Tensor {
 
     /// The values in f32, rounded to nearest where they are wider; `None` for integers.
     pub fn f32s(&self) -> Option<Cow<'_, [f32]>> {
-        let b = &self.bytes;
+        let b = self.bytes.as_slice();
         match self.element {
             Element::F32 => Some(match bytemuck::try_cast_slice(b) {
                 Ok(values) if cfg!(target_endian = "little") => Cow::Borrowed(values),

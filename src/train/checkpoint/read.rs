@@ -175,7 +175,9 @@ fn read_header(path: &Path, file: &mut File) -> Result<(u64, BTreeMap<String, Te
         header.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
     match tensors.iter().find(|(_, info)| info.dtype != Dtype::F32) {
         Some((name, info)) => {
-            Err(Error::file(path, format!("tensor `{name}` is {:?}, expected F32", info.dtype)))
+            let message =
+                format!("not a valid safetensors file: tensor `{name}` is {:?}, expected F32", info.dtype);
+            Err(Error::file(path, message))
         }
         None => Ok((data_start, tensors)),
     }
