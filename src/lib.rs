@@ -1,7 +1,7 @@
 //! saip-engine: pretrains lightweight human-centric vision models with SAIP (Scale-Aware Image Pretraining).
 //!
-//! The layers, each using only those above it: [`error`], [`atomic`], [`tensor`], [`ir`], [`plan`], [`backend`], ([`cpu`], [`cuda`]),
-//! [`nn`], [`saip`], [`data`], [`weights`], [`eval`], [`train`], [`report`], [`cli`].
+//! The layers, each using only those above it: [`error`], [`atomic`], [`tensor`], [`ir`], [`plan`], [`backend`], ([`cpu`],
+//! [`cuda`]), [`nn`], [`saip`], [`data`], [`weights`], [`export`], [`eval`], [`train`], [`report`], [`cli`].
 
 pub mod atomic;
 pub mod backend;
@@ -11,6 +11,7 @@ pub mod cuda;
 pub mod data;
 pub mod error;
 pub mod eval;
+pub mod export;
 pub mod ir;
 pub mod nn;
 pub mod plan;
