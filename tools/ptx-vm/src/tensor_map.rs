@@ -21,7 +21,8 @@ pub struct TensorMap {
     pub strides: Vec<u64>,
     /// Elements of the box along each dimension, 1 to 256.
     pub box_sizes: Vec<u32>,
-    /// 0, or bytes within which chunks of 16 bytes are swapped in shared memory: 32, 64 or 128. The box is then as wide.
+    /// 0, or bytes within which chunks of 16 bytes are swapped in shared memory: 32, 64 or 128. The box must then be as wide;
+    /// a driver also takes narrower ones.
     pub swizzle: u32,
 }
 

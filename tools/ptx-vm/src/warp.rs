@@ -66,6 +66,8 @@ pub(crate) struct Group {
 #[derive(Debug, Default)]
 pub(crate) struct Products {
     pub sums: Vec<usize>,
+    /// Registers that hold an operand.
+    pub operands: Vec<usize>,
     pub rows: Vec<u32>,
 }
 
@@ -94,10 +96,12 @@ pub(crate) struct Warp {
     pub clocks: [u32; 32],
     pub open: Vec<Flight>,
     pub groups: Vec<Group>,
-    /// Asynchronous products: not committed, and committed in order; whether `wgmma.fence` was ever executed.
+    /// Asynchronous products: not committed, and committed in order.
     pub products: Products,
     pub product_groups: Vec<Products>,
-    pub product_fence: bool,
+    /// `wgmma.fence`s so far, and how many there had been when each register was last written; kept from the first on.
+    pub product_fences: u32,
+    pub written_after: Vec<u32>,
     pub products_issued: u64,
     /// Shared memory that bulk stores read: not committed, and committed in order.
     pub bulk: Vec<u32>,
@@ -137,6 +141,7 @@ impl Warp {
         old.open.clear();
         old.groups.clear();
         old.product_groups.clear();
+        old.written_after.clear();
         old.bulk.clear();
         old.bulk_groups.clear();
         let mut clocks = [0; 32];
@@ -154,7 +159,7 @@ impl Warp {
             executed: 0,
             reduction: None,
             products: Products::default(),
-            product_fence: false,
+            product_fences: 0,
             products_issued: 0,
             polled: None,
             ..old
@@ -183,6 +188,12 @@ impl Warp {
     pub fn in_flight(&mut self, index: usize) -> Option<&mut Products> {
         let groups = std::iter::once(&mut self.products).chain(&mut self.product_groups);
         groups.into_iter().find(|g| g.sums.contains(&index))
+    }
+
+    /// Whether a product in flight reads or writes a register.
+    pub fn in_use(&self, index: usize) -> bool {
+        let mut groups = std::iter::once(&self.products).chain(&self.product_groups);
+        groups.any(|g| g.sums.contains(&index) || g.operands.contains(&index))
     }
 
     pub fn reg(&self, slot: u16) -> &Lanes {

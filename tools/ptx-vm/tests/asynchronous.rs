@@ -504,6 +504,13 @@ fn products_gone_wrong_are_caught() {
     caught(FaultKind::AsyncNotFenced, &broken("wgmma.fence.sync.aligned;\n", ""));
     caught(FaultKind::AsyncNotWaited, &broken(wait, ""));
     caught(FaultKind::AsyncNotWaited, &broken(wait, "wgmma.wait_group.sync.aligned 1;\n"));
+    let fence = "wgmma.fence.sync.aligned;\n";
+    let late = broken(fence, &format!("{fence}add.f32 %s3, %s3, %s3;\n"));
+    assert!(caught(FaultKind::AsyncNotFenced, &late).detail.contains("after the last wgmma.fence"));
+    let over = broken(wait, &format!("mov.f32 %s3, 0f00000000;\n{wait}"));
+    assert!(caught(FaultKind::AsyncNotWaited, &over).detail.contains("overwritten"));
+    // Copies are no writes: compilers move sums around, and the last product may still be on its way to them.
+    run(&broken(fence, &format!("{fence}mov.f32 %s127, %s3;\nmov.f32 %s3, %s127;\n"))).unwrap();
     let early = broken(wait, &format!("st.shared.u32 [%sm], %t;\n{wait}"));
     assert!(caught(FaultKind::AsyncNotWaited, &early).detail.contains("reader has not finished"));
     let exits = format!("{}END:\n", broken(wait, "bra END;\n"));
@@ -519,6 +526,13 @@ fn products_gone_wrong_are_caught() {
         FaultKind::OutOfBounds,
         &broken("mov.u32 %r1, %t;\n", "add.u32 %sm, %sm, 48128;\nmov.u32 %r1, %t;\n"),
     );
+    let (good, input) = product(64, None, b);
+    let run = |body: &str| Job { body, threads: 128, input: &input, outputs: 64 * 64, map: None }.run();
+    run(&good).unwrap();
+    let Err(Error::Fault(f)) = run(&without(&good, wait, &format!("add.u32 %r21, %r21, 1;\n{wait}"))) else {
+        panic!("an operand in a register was overwritten");
+    };
+    assert_eq!(f.kind, FaultKind::AsyncNotWaited, "{f}");
     let lonely = Job { body: &good, threads: 96, input: &input, outputs: 64 * 64, map: None }.fault();
     assert_eq!(lonely.kind, FaultKind::WarpDivergence, "{lonely}");
 }

@@ -203,6 +203,9 @@ impl Cx<'_> {
         self.check_reads()?;
         self.execute(f, pc)?;
         self.mark_written();
+        if self.w.product_fences > 0 {
+            self.note_writes()?;
+        }
         for &p in &self.inst.pred_writes {
             self.w.pred_init[self.w.frame.preds + p as usize] |= self.mask;
         }

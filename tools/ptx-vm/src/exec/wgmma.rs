@@ -10,6 +10,9 @@ use crate::error::FaultKind;
 use crate::ir::{Op, Space, Src, Wgmma};
 use crate::warp::{ALL, Lanes, Products, each};
 
+/// In place of a number of fences: a product wrote the register.
+const BY_PRODUCT: u32 = u32::MAX;
+
 /// A shared-memory matrix descriptor, in bytes.
 struct Tile {
     start: u32,
@@ -56,13 +59,7 @@ impl Cx<'_> {
             let text = "wgmma needs the four whole warps of a warpgroup".to_string();
             return Err(self.fatal(FaultKind::WarpDivergence, lane, text));
         }
-        if !self.w.product_fence {
-            self.fault(
-                FaultKind::AsyncNotFenced,
-                lane,
-                "no wgmma.fence before the first wgmma.mma_async".into(),
-            )?;
-        }
+        self.check_fenced(x, lane)?;
         let n = x.d.len() * 2;
         let first = self.w.index % 4 * 16;
         let a = match &*x.a {
@@ -88,9 +85,58 @@ impl Cx<'_> {
                 self.w.init[index] = 0;
             }
             self.w.products.sums.push(index);
+            if let Some(written) = self.w.written_after.get_mut(index) {
+                *written = BY_PRODUCT;
+            }
         }
+        let base = self.w.frame.regs;
+        let registers =
+            x.a.iter().filter_map(|s| if let Src::Reg(r) = s { Some(base + r.slot as usize) } else { None });
+        // A descriptor is read at once.
+        self.w.products.operands.extend(registers.filter(|_| x.a.len() > 1));
         self.w.products_issued += 1;
         self.core.counts.mma_flops += 2 * 16 * 16 * n as u64;
+        Ok(())
+    }
+
+    /// Sums and operands in registers must not have been written since the last `wgmma.fence`, other than by products.
+    fn check_fenced(&mut self, x: &Wgmma, lane: u32) -> Run {
+        if self.w.product_fences == 0 {
+            let text = "no wgmma.fence before the first wgmma.mma_async".to_string();
+            return self.fault(FaultKind::AsyncNotFenced, lane, text);
+        }
+        let base = self.w.frame.regs;
+        let operands = x.a.iter().filter(|_| x.a.len() > 1);
+        let operands = operands.filter_map(|s| if let Src::Reg(r) = s { Some(r.slot) } else { None });
+        let mut all = x.d.iter().map(|d| d.slot).chain(operands);
+        let late = |slot: u16| self.w.written_after.get(base + slot as usize) == Some(&self.w.product_fences);
+        if all.any(late) {
+            let text = "a register of wgmma.mma_async was written after the last wgmma.fence".to_string();
+            return self.fault(FaultKind::AsyncNotFenced, lane, text);
+        }
+        Ok(())
+    }
+
+    /// Notes what an instruction other than a product writes. Copies keep what is known of their source: compilers move sums
+    /// around.
+    pub(super) fn note_writes(&mut self) -> Run {
+        let base = self.w.frame.regs;
+        let fences = self.w.product_fences;
+        self.w.written_after.resize(self.w.regs.len(), 0);
+        if let Op::Mov { d, a: Src::Reg(a) } = &self.inst.op {
+            self.w.written_after[base + d.slot as usize] = self.w.written_after[base + a.slot as usize];
+            return Ok(());
+        }
+        for &slot in &self.inst.writes {
+            let index = base + slot as usize;
+            self.w.written_after[index] = fences;
+            if self.w.in_use(index) {
+                let text =
+                    "a register that wgmma.mma_async still uses is overwritten before wgmma.wait_group"
+                        .to_string();
+                return self.fault(FaultKind::AsyncNotWaited, self.mask.trailing_zeros(), text);
+            }
+        }
         Ok(())
     }
 
@@ -167,7 +213,9 @@ impl Cx<'_> {
 
     pub(super) fn wgmma_groups(&mut self) -> Run {
         match self.inst.op {
-            Op::WgmmaFence => self.w.product_fence = true,
+            Op::WgmmaFence => {
+                self.w.product_fences = self.w.product_fences.saturating_add(1).min(BY_PRODUCT - 1)
+            }
             Op::WgmmaCommit => {
                 let group = std::mem::take(&mut self.w.products);
                 self.w.product_groups.push(group);
