@@ -186,6 +186,9 @@ pub fn lower(op: &Op, o: &Operands<'_>) -> Lowered {
         Op::RestoreTokensBackward => embed::restore_tokens_backward(o),
         Op::Linear { epilogue } => gemm::linear(o, *epilogue),
         Op::LinearBackwardInput { gelu } => gemm::backward_input(o, *gelu),
+        Op::LinearBackwardWeight { .. } | Op::Conv2dBackwardWeight { .. } if outputs[1].at == 0 => {
+            Err("has no CUDA kernel yet for a layer without bias: use the CPU".into())
+        }
         Op::LinearBackwardWeight { .. } => gemm::backward_weight(o),
         Op::Conv2d { geometry, epilogue } => conv::forward(o, geometry, *epilogue),
         Op::Conv2dBackwardInput { geometry, gelu } => conv::backward_input(o, geometry, *gelu),
@@ -204,6 +207,22 @@ pub fn lower(op: &Op, o: &Operands<'_>) -> Lowered {
         Op::PrototypeCrossEntropyBackward { batch } => prototype_ce::backward(o, *batch),
         Op::ExpertStatistics => prototype_ce::expert_statistics(o),
         Op::CenterUpdate => prototype_ce::center_update(o),
+        Op::DepthwiseConv2d { .. }
+        | Op::DepthwiseConv2dBackwardInput { .. }
+        | Op::DepthwiseConv2dBackwardWeight { .. }
+        | Op::PixelRows { .. }
+        | Op::BatchNorm { .. }
+        | Op::BatchNormBackward { .. }
+        | Op::BatchNormInference { .. }
+        | Op::RunningStatistics { .. }
+        | Op::Relu6
+        | Op::Relu6Backward
+        | Op::Relu6Gate
+        | Op::Relu6GateBackward
+        | Op::GlobalAveragePool { .. }
+        | Op::GlobalAveragePoolBackward { .. }
+        | Op::WindowAttention { .. }
+        | Op::WindowAttentionBackward { .. } => Err("has no CUDA kernel yet: use the CPU".into()),
     }
 }
 
@@ -257,6 +276,22 @@ pub fn workspace(op: &Op, inputs: &[OperandType<'_>], outputs: &[OperandType<'_>
         | Op::L2NormalizeBackward { .. }
         | Op::WeightedSum { .. }
         | Op::AccumulateGrads
+        | Op::DepthwiseConv2d { .. }
+        | Op::DepthwiseConv2dBackwardInput { .. }
+        | Op::DepthwiseConv2dBackwardWeight { .. }
+        | Op::PixelRows { .. }
+        | Op::BatchNorm { .. }
+        | Op::BatchNormBackward { .. }
+        | Op::BatchNormInference { .. }
+        | Op::RunningStatistics { .. }
+        | Op::Relu6
+        | Op::Relu6Backward
+        | Op::Relu6Gate
+        | Op::Relu6GateBackward
+        | Op::GlobalAveragePool { .. }
+        | Op::GlobalAveragePoolBackward { .. }
+        | Op::WindowAttention { .. }
+        | Op::WindowAttentionBackward { .. }
         | Op::AdamW { .. } => 0,
     }
 }
