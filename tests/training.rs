@@ -315,7 +315,7 @@ fn recomputation_counts_no_batch_twice() {
         let dir = lab();
         let [kept, again] = ["false", "true"].map(|recompute| {
             let recompute = format!("run.recompute={recompute}");
-            let keys = [encoder, &["optim.steps=2", &recompute]].concat();
+            let keys = [encoder, &["optim.steps=3", &recompute]].concat();
             run(&mut train_encoder(dir.path(), &recompute, preset, &keys)).ok();
             tensors(&dir.path().join(recompute), 2)
         });
