@@ -349,7 +349,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) gemm(const GemmParams p) {
 
 struct SplitSumParams {
     float* sum;            // [m * n]; with KERNEL taps as [m][channels][taps]
-    float* rows;           // [m]
+    float* rows;           // [m], or null
     const float* partial;  // [splits][m * n + m]: each [m][taps][channels]
     u32 m, n, splits;
     u32 channels;          // n / taps
@@ -363,7 +363,8 @@ extern "C" __global__ void split_sum(const SplitSumParams p) {
     float total = 0.0f;
     for (u32 s = 0; s < p.splits; ++s) total += p.partial[s * part + i];
     if (i >= count) {
-        p.rows[i - count] = total;
+        // A layer without bias has no use for them.
+        if (p.rows != nullptr) p.rows[i - count] = total;
         return;
     }
     const u32 row = i / p.n, column = i % p.n;
