@@ -403,7 +403,30 @@ fn bad_configurations_name_the_key() {
             "encoder.img_size",
             r#"{"kind": "vit", "img_size": [60, 32], "embed_dim": 12, "depth": 3, "num_heads": 3, "tap": 1}"#,
         ),
-        ("encoder.kind", r#"{"kind": "starnet", "base_dim": 32, "depths": [2, 2, 8, 4], "mlp_ratio": 4}"#),
+        ("encoder.base_dim", r#"{"kind": "starnet", "base_dim": 0, "depths": [2, 2, 8, 4], "mlp_ratio": 4}"#),
+        (
+            "encoder.mlp_ratio",
+            r#"{"kind": "starnet", "base_dim": 32, "depths": [2, 2, 8, 4], "mlp_ratio": 0}"#,
+        ),
+        (
+            "encoder.depths",
+            r#"{"kind": "starnet", "base_dim": 32, "depths": [2, 2, 9000, 4], "mlp_ratio": 4}"#,
+        ),
+        (
+            "encoder.num_heads",
+            r#"{"kind": "tinyvit", "embed_dims": [4, 8, 10, 20], "depths": [1, 1, 2, 1], "num_heads": [1, 3, 2, 4],
+                "window_sizes": [7, 7, 14, 7]}"#,
+        ),
+        (
+            "encoder.window_sizes",
+            r#"{"kind": "tinyvit", "embed_dims": [4, 8, 10, 20], "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 4],
+                "window_sizes": [7, 7, 0, 7]}"#,
+        ),
+        (
+            "encoder.embed_dims",
+            r#"{"kind": "tinyvit", "embed_dims": [1, 8, 10, 20], "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 4],
+                "window_sizes": [7, 7, 14, 7]}"#,
+        ),
     ] {
         let mut cfg = micro();
         cfg.encoder = serde_json::from_str(encoder).unwrap();

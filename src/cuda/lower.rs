@@ -186,9 +186,6 @@ pub fn lower(op: &Op, o: &Operands<'_>) -> Lowered {
         Op::RestoreTokensBackward => embed::restore_tokens_backward(o),
         Op::Linear { epilogue } => gemm::linear(o, *epilogue),
         Op::LinearBackwardInput { gelu } => gemm::backward_input(o, *gelu),
-        Op::LinearBackwardWeight { .. } | Op::Conv2dBackwardWeight { .. } if outputs[1].at == 0 => {
-            Err("has no CUDA kernel yet for a layer without bias: use the CPU".into())
-        }
         Op::LinearBackwardWeight { .. } => gemm::backward_weight(o),
         Op::Conv2d { geometry, epilogue } => conv::forward(o, geometry, *epilogue),
         Op::Conv2dBackwardInput { geometry, gelu } => conv::backward_input(o, geometry, *gelu),

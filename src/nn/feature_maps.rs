@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::ir::{ConvGeometry, Epilogue, FeatureMap, Op, ValueId};
 
 /// One entry of an encoder's table of layers, in the order of the registry.
-pub(super) enum Layer {
+pub(super) enum Entry {
     /// `{path}.weight: [outputs, inputs / groups, kernel, kernel]`, and `{path}.bias` if `bias`.
     Conv {
         path: String,
@@ -38,35 +38,35 @@ pub(super) enum Layer {
 }
 
 /// Appends the parameters of all layers.
-pub(super) fn register(layers: &[Layer], reg: &mut ParamRegistry) -> Result<()> {
+pub(super) fn register(layers: &[Entry], reg: &mut ParamRegistry) -> Result<()> {
     for layer in layers {
         match layer {
-            Layer::Conv { path, shape, weight, bias } => {
+            Entry::Conv { path, shape, weight, bias } => {
                 let usual = Init::fan_in(shape[1..].iter().product());
                 reg.register(format!("{path}.weight"), shape, weight.unwrap_or(usual))?;
                 if *bias {
                     reg.register(format!("{path}.bias"), &shape[..1], usual)?;
                 }
             }
-            Layer::BatchNorm { path, width, weight } => {
+            Entry::BatchNorm { path, width, weight } => {
                 reg.register(format!("{path}.weight"), &[*width], *weight)?;
                 reg.register(format!("{path}.bias"), &[*width], Init::Zeros)?;
             }
-            Layer::LayerNorm { path, width } => reg.norm(path, *width)?,
-            Layer::Linear { path, outputs, inputs } => {
+            Entry::LayerNorm { path, width } => reg.norm(path, *width)?,
+            Entry::Linear { path, outputs, inputs } => {
                 let weight = Init::TruncNormal { std: 0.02 };
                 reg.linear_with(path, *outputs, *inputs, weight, Init::Zeros)?;
             }
-            Layer::Table { path, shape } => reg.register(path, shape, Init::Zeros)?,
+            Entry::Table { path, shape } => reg.register(path, shape, Init::Zeros)?,
         }
     }
     Ok(())
 }
 
 /// Appends the running statistics of all layers that have some.
-pub(super) fn register_buffers(layers: &[Layer], reg: &mut ParamRegistry) -> Result<()> {
+pub(super) fn register_buffers(layers: &[Entry], reg: &mut ParamRegistry) -> Result<()> {
     for layer in layers {
-        if let Layer::BatchNorm { path, width, .. } = layer {
+        if let Entry::BatchNorm { path, width, .. } = layer {
             reg.register(format!("{path}.running_mean"), &[*width], Init::Zeros)?;
             reg.register(format!("{path}.running_var"), &[*width], Init::Ones)?;
         }
@@ -194,6 +194,28 @@ fn weight_and_bias(net: &mut Net<'_, '_>, path: &str, bias: bool) -> Result<(Val
     let dtype = net.weights.compute().accumulator();
     let shape = vec![net.graph.shape(w).dims()[0]];
     Ok((w, net.push(&name, Op::Fill { shape, value: 0.0, dtype }, &[])?))
+}
+
+/// Wider or deeper is a slip of the keyboard, and would overflow sizes further on.
+const MAX_WIDTH: usize = 1 << 20;
+const MAX_DEPTH: usize = 1024;
+
+/// Checks that every value of `key.name` lies between `least` and the largest width.
+pub(super) fn check_widths(key: &str, name: &str, values: &[usize], least: usize) -> Result<()> {
+    check(key, name, values, least..=MAX_WIDTH)
+}
+
+/// Checks the number of blocks of every stage.
+pub(super) fn check_depths(key: &str, values: &[usize]) -> Result<()> {
+    check(key, "depths", values, 0..=MAX_DEPTH)
+}
+
+fn check(key: &str, name: &str, values: &[usize], range: std::ops::RangeInclusive<usize>) -> Result<()> {
+    if values.iter().all(|v| range.contains(v)) {
+        return Ok(());
+    }
+    let message = format!("must lie between {} and {}, got {values:?}", range.start(), range.end());
+    Err(Error::config(format!("{key}.{name}"), message))
 }
 
 /// Views that want image tokens, which come first.

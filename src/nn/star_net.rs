@@ -4,11 +4,11 @@
 //! arXiv:2403.19967). The patch tokens are the stride-16 stage, the image token is the mean of the normalised last one.
 
 use super::encoder::{EncoderDims, TapGroup, Tokens, View};
-use super::feature_maps::{Layer, MapStream, views_with_image};
+use super::feature_maps::{Entry, MapStream, check_depths, check_widths, views_with_image};
 use super::layers::{Mode, Net};
 use super::params::Init;
 use super::vit::{DropPath, scale_branch};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ir::Op;
 
 /// Channels of the stem, whatever the width.
@@ -29,13 +29,11 @@ pub(super) struct StarNet {
 
 impl StarNet {
     /// # Errors
-    /// [`Error::Config`] for a width or ratio of 0; `key` is the encoder's place in the configuration.
+    /// [`Error::Config`](crate::error::Error::Config) for a width, ratio or depth out of range; `key` is the encoder's place in the configuration.
     pub fn new(base_dim: usize, depths: [usize; 4], mlp_ratio: usize, key: &str) -> Result<Self> {
-        for (name, value) in [("base_dim", base_dim), ("mlp_ratio", mlp_ratio)] {
-            if value == 0 {
-                return Err(Error::config(format!("{key}.{name}"), "must be at least 1"));
-            }
-        }
+        check_widths(key, "base_dim", &[base_dim], 1)?;
+        check_widths(key, "mlp_ratio", &[mlp_ratio], 1)?;
+        check_depths(key, &depths)?;
         Ok(StarNet { base_dim, depths, mlp_ratio })
     }
 
@@ -52,7 +50,7 @@ impl StarNet {
         (0..self.depths.iter().sum()).collect()
     }
 
-    pub fn layers(&self) -> Vec<Layer> {
+    pub fn layers(&self) -> Vec<Entry> {
         let mut all = Vec::new();
         conv_bn(&mut all, &format!("{PREFIX}.stem.0"), [STEM, 3, 3, 3], true);
         let mut before = STEM;
@@ -71,7 +69,7 @@ impl StarNet {
             before = d;
         }
         let path = format!("{PREFIX}.norm");
-        all.push(Layer::BatchNorm { path, width: before, weight: Init::Ones });
+        all.push(Entry::BatchNorm { path, width: before, weight: Init::Ones });
         all
     }
 
@@ -116,11 +114,11 @@ impl StarNet {
 }
 
 /// timm's `ConvBN`: `{path}.conv` and, with `bn`, `{path}.bn`.
-fn conv_bn(all: &mut Vec<Layer>, path: &str, shape: [usize; 4], bn: bool) {
+fn conv_bn(all: &mut Vec<Entry>, path: &str, shape: [usize; 4], bn: bool) {
     let weight = Some(Init::TruncNormal { std: 0.02 });
-    all.push(Layer::Conv { path: format!("{path}.conv"), shape, weight, bias: true });
+    all.push(Entry::Conv { path: format!("{path}.conv"), shape, weight, bias: true });
     if bn {
-        all.push(Layer::BatchNorm { path: format!("{path}.bn"), width: shape[0], weight: Init::Ones });
+        all.push(Entry::BatchNorm { path: format!("{path}.bn"), width: shape[0], weight: Init::Ones });
     }
 }
 

@@ -4,7 +4,7 @@
 //! tokens are the stride-16 stage, the image token is the normalised mean of the last one.
 
 use super::encoder::{EncoderDims, TapGroup, Tokens, View};
-use super::feature_maps::{Layer, MapStream, views_with_image};
+use super::feature_maps::{Entry, MapStream, check_depths, check_widths, views_with_image};
 use super::layers::{Mode, Net, range};
 use super::params::Init;
 use super::vit::{DropPath, scale_branch};
@@ -38,18 +38,13 @@ impl TinyVit {
         windows: [usize; 4],
         key: &str,
     ) -> Result<Self> {
-        let bad = |name: &str, message: String| Err(Error::config(format!("{key}.{name}"), message));
-        if embed_dims[0] < 2 {
-            return bad("embed_dims", format!("the first must be at least 2, got {embed_dims:?}"));
-        }
-        for stage in 1..4 {
-            if heads[stage] == 0 || embed_dims[stage] == 0 || !embed_dims[stage].is_multiple_of(heads[stage])
-            {
-                return bad("num_heads", format!("must divide embed_dims {embed_dims:?}, got {heads:?}"));
-            }
-            if windows[stage] == 0 {
-                return bad("window_sizes", format!("must be at least 1, got {windows:?}"));
-            }
+        check_widths(key, "embed_dims", &embed_dims, 2)?;
+        check_widths(key, "window_sizes", &windows[1..], 1)?;
+        check_depths(key, &depths)?;
+        let divides = |stage: usize| heads[stage] > 0 && embed_dims[stage].is_multiple_of(heads[stage]);
+        if !(1..4).all(divides) {
+            let message = format!("must divide embed_dims {embed_dims:?}, got {heads:?}");
+            return Err(Error::config(format!("{key}.num_heads"), message));
         }
         Ok(TinyVit { embed_dims, depths, heads, windows })
     }
@@ -64,7 +59,7 @@ impl TinyVit {
         (0..first).chain((first..self.depths.iter().sum()).flat_map(|b| [b, b])).collect()
     }
 
-    pub fn layers(&self) -> Vec<Layer> {
+    pub fn layers(&self) -> Vec<Entry> {
         let mut all = Vec::new();
         let d = self.embed_dims[0];
         conv_norm(&mut all, &format!("{PREFIX}.patch_embed.conv1"), [d / 2, 3, 3, 3], Init::Ones);
@@ -85,20 +80,20 @@ impl TinyVit {
                 self.block_layers(&mut all, &format!("{s}.blocks.{i}"), stage);
             }
         }
-        all.push(Layer::LayerNorm { path: format!("{PREFIX}.head.norm"), width: self.embed_dims[3] });
+        all.push(Entry::LayerNorm { path: format!("{PREFIX}.head.norm"), width: self.embed_dims[3] });
         all
     }
 
-    fn block_layers(&self, all: &mut Vec<Layer>, b: &str, stage: usize) {
+    fn block_layers(&self, all: &mut Vec<Entry>, b: &str, stage: usize) {
         let (d, window) = (self.embed_dims[stage], self.windows[stage]);
         let linear =
-            |name: &str, outputs, inputs| Layer::Linear { path: format!("{b}.{name}"), outputs, inputs };
+            |name: &str, outputs, inputs| Entry::Linear { path: format!("{b}.{name}"), outputs, inputs };
         let shape = [self.heads[stage], window * window];
-        all.push(Layer::Table { path: format!("{b}.attn.attention_biases"), shape });
-        all.push(Layer::LayerNorm { path: format!("{b}.attn.norm"), width: d });
+        all.push(Entry::Table { path: format!("{b}.attn.attention_biases"), shape });
+        all.push(Entry::LayerNorm { path: format!("{b}.attn.norm"), width: d });
         all.push(linear("attn.qkv", 3 * d, d));
         all.push(linear("attn.proj", d, d));
-        all.push(Layer::LayerNorm { path: format!("{b}.mlp.norm"), width: d });
+        all.push(Entry::LayerNorm { path: format!("{b}.mlp.norm"), width: d });
         all.push(linear("mlp.fc1", RATIO * d, d));
         all.push(linear("mlp.fc2", d, RATIO * d));
         conv_norm(all, &format!("{b}.local_conv"), [d, 1, 3, 3], Init::Ones);
@@ -191,9 +186,9 @@ impl TinyVit {
 }
 
 /// timm's `ConvNorm`: `{path}.conv` without bias and `{path}.bn`, whose weight begins as `weight`.
-fn conv_norm(all: &mut Vec<Layer>, path: &str, shape: [usize; 4], weight: Init) {
-    all.push(Layer::Conv { path: format!("{path}.conv"), shape, weight: None, bias: false });
-    all.push(Layer::BatchNorm { path: format!("{path}.bn"), width: shape[0], weight });
+fn conv_norm(all: &mut Vec<Entry>, path: &str, shape: [usize; 4], weight: Init) {
+    all.push(Entry::Conv { path: format!("{path}.conv"), shape, weight: None, bias: false });
+    all.push(Entry::BatchNorm { path: format!("{path}.bn"), width: shape[0], weight });
 }
 
 /// A dense [`conv_norm`].

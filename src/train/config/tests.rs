@@ -116,7 +116,8 @@ fn the_schema_and_the_structs_have_the_same_keys() {
 fn presets_set_every_key() {
     for preset in PRESETS {
         let table: Table = preset.text.parse().unwrap();
-        for key in schema::keys("vit").filter(|k| k.name != "encoder.img_size") {
+        let kind = table["encoder"]["kind"].as_str().unwrap();
+        for key in schema::keys(kind).filter(|k| k.name != "encoder.img_size") {
             let found =
                 key.name.split('.').try_fold(&Value::Table(table.clone()), |v, part| v.get(part)).is_some();
             assert!(found, "{} lacks {}", preset.name, key.name);
