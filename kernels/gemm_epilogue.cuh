@@ -87,7 +87,7 @@ __device__ __forceinline__ void finish_row_sum(const GemmParams& p, u32 split, u
 
 struct SplitSumParams {
     float* sum;            // [m * n]; with KERNEL taps as [m][channels][taps]
-    float* rows;           // [m]
+    float* rows;           // [m], or null
     const float* partial;  // [splits][m * n + m]: each [m][taps][channels]
     u32 m, n, splits;
     u32 channels;          // n / taps
@@ -101,7 +101,8 @@ extern "C" __global__ void split_sum(const SplitSumParams p) {
     float total = 0.0f;
     for (u32 s = 0; s < p.splits; ++s) total += p.partial[s * part + i];
     if (i >= count) {
-        p.rows[i - count] = total;
+        // A layer without bias has no use for them.
+        if (p.rows != nullptr) p.rows[i - count] = total;
         return;
     }
     const u32 row = i / p.n, column = i % p.n;

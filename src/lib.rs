@@ -1,8 +1,9 @@
 //! saip-engine: pretrains lightweight human-centric vision models with SAIP (Scale-Aware Image Pretraining).
 //!
-//! The layers, each using only those above it: [`error`], [`tensor`], [`ir`], [`plan`], [`backend`], ([`cpu`], [`cuda`]),
-//! [`nn`], [`saip`], [`data`], [`eval`], [`train`], [`report`], [`cli`].
+//! The layers, each using only those above it: [`error`], [`atomic`], [`tensor`], [`ir`], [`plan`], [`backend`], ([`cpu`],
+//! [`cuda`]), [`nn`], [`saip`], [`data`], [`weights`], [`export`], [`eval`], [`train`], [`report`], [`cli`].
 
+pub mod atomic;
 pub mod backend;
 pub mod cli;
 pub mod cpu;
@@ -10,6 +11,7 @@ pub mod cuda;
 pub mod data;
 pub mod error;
 pub mod eval;
+pub mod export;
 pub mod ir;
 pub mod nn;
 pub mod plan;
@@ -17,5 +19,6 @@ pub mod report;
 pub mod saip;
 pub mod tensor;
 pub mod train;
+pub mod weights;
 
 pub use error::{Error, Result};

@@ -10,7 +10,7 @@ use saip_engine::data::batch::Batch;
 use saip_engine::data::loader::{Loader, LoaderConfig};
 use saip_engine::data::synth::SynthConfig;
 use saip_engine::data::views::ViewPlanner;
-use saip_engine::ir::Op;
+use saip_engine::ir::{FeatureMap, Op};
 use saip_engine::saip::StepPoint;
 use saip_engine::saip::config::StepConfig;
 use saip_engine::train::config::TrainConfig;
@@ -91,11 +91,19 @@ fn during(work: impl FnOnce()) -> Count {
     }
 }
 
+/// A preset whose encoder is made small.
+type Small = (&'static str, &'static [&'static str]);
+
+const VIT: Small =
+    ("demo", &["encoder.embed_dim=24", "encoder.depth=2", "encoder.num_heads=2", "encoder.tap=1"]);
+const STAR_NET: Small =
+    ("demo-starnet", &["encoder.base_dim=4", "encoder.depths=[1,1,1,1]", "encoder.mlp_ratio=2"]);
+const TINY_VIT: Small = (
+    "demo-tinyvit",
+    &["encoder.embed_dims=[4,8,12,16]", "encoder.depths=[1,1,1,1]", "encoder.num_heads=[1,2,2,2]"],
+);
+
 const TINY: &[&str] = &[
-    "encoder.embed_dim=24",
-    "encoder.depth=2",
-    "encoder.num_heads=2",
-    "encoder.tap=1",
     "encoder.drop_path=0.1",
     "csm.hidden=16",
     "csm.bottleneck=8",
@@ -113,9 +121,9 @@ const TINY: &[&str] = &[
 ];
 
 /// The step of a tiny configuration on the CPU, and a batch for it.
-fn tiny(threads: usize, micro_steps: usize) -> (Engine, Batch, StepConfig) {
-    let sets: Vec<String> = TINY.iter().map(|s| (*s).to_owned()).collect();
-    let cfg = TrainConfig::resolve(Some("demo"), None, &sets).unwrap();
+fn tiny((preset, encoder): Small, threads: usize, micro_steps: usize) -> (Engine, Batch, StepConfig) {
+    let sets: Vec<String> = TINY.iter().chain(encoder).map(|s| (*s).to_owned()).collect();
+    let cfg = TrainConfig::resolve(Some(preset), None, &sets).unwrap();
     let step = cfg.step_config(cfg.views.local_size, cfg.views.global_size);
     let backend: Box<dyn Backend> = Box::new(CpuBackend::<f32>::new(threads).unwrap());
     let options = EngineOptions { micro_steps, drop_path: cfg.encoder.drop_path, recompute: false, seed: 0 };
@@ -167,11 +175,17 @@ const SCRATCH_BLOCKS: i64 = 2;
 /// Pieces into which a product is cut at the most.
 const PIECES: i64 = 16;
 
+fn windows(maps: &[FeatureMap], size: usize) -> usize {
+    maps.iter().map(|m| m.count * m.height.div_ceil(size) * m.width.div_ceil(size)).sum()
+}
+
 /// Calls of the GEMM crate that an op can need.
 fn products(op: &Op) -> i64 {
     match op {
         Op::Attention { heads, segments, .. } => 2 * (heads * segments.count()) as i64,
         Op::AttentionBackward { heads, segments, .. } => 5 * (heads * segments.count()) as i64,
+        Op::WindowAttention { heads, window, maps } => 2 * (heads * windows(maps, *window)) as i64,
+        Op::WindowAttentionBackward { heads, window, maps } => 5 * (heads * windows(maps, *window)) as i64,
         _ => PIECES,
     }
 }
@@ -179,8 +193,9 @@ fn products(op: &Op) -> i64 {
 /// One test only: the counters are the process's.
 #[test]
 fn a_step_keeps_nothing_that_it_allocates() {
-    for (threads, micro_steps) in [(1, 1), (2, 1), (1, 2)] {
-        let (mut engine, batch, step) = tiny(threads, micro_steps);
+    let vits = [(VIT, 1, 1), (VIT, 2, 1), (VIT, 1, 2)];
+    for (encoder, threads, micro_steps) in vits.into_iter().chain([(STAR_NET, 2, 1), (TINY_VIT, 2, 1)]) {
+        let (mut engine, batch, step) = tiny(encoder, threads, micro_steps);
         for t in 1..=2 {
             whole_step(&mut engine, &batch, &step, micro_steps, t);
         }

@@ -32,6 +32,12 @@ fn differentiable(op: &Op, operands: usize) -> Vec<usize> {
         | Op::DynamicConv { .. }
         | Op::Cast { .. }
         | Op::L2Normalize { .. }
+        | Op::DepthwiseConv2d { .. }
+        | Op::BatchNorm { .. }
+        | Op::Relu6
+        | Op::Relu6Gate
+        | Op::GlobalAveragePool { .. }
+        | Op::WindowAttention { .. }
         | Op::WeightedSum { .. } => (0..operands).collect(),
         // Epilogues come from fusion, which follows differentiation.
         Op::Linear { epilogue } | Op::Conv2d { epilogue, .. } => match epilogue {
@@ -58,6 +64,16 @@ fn differentiable(op: &Op, operands: usize) -> Vec<usize> {
         | Op::RestoreTokensBackward
         | Op::Conv2dBackwardInput { .. }
         | Op::Conv2dBackwardWeight { .. }
+        | Op::DepthwiseConv2dBackwardInput { .. }
+        | Op::DepthwiseConv2dBackwardWeight { .. }
+        | Op::BatchNormBackward { .. }
+        | Op::Relu6Backward
+        | Op::Relu6GateBackward
+        | Op::GlobalAveragePoolBackward { .. }
+        | Op::WindowAttentionBackward { .. }
+        | Op::PixelRows { .. }
+        | Op::BatchNormInference { .. }
+        | Op::RunningStatistics { .. }
         | Op::DynamicConvBackward { .. }
         | Op::L2NormalizeBackward { .. }
         | Op::PrototypeCrossEntropyBackward { .. }
@@ -200,6 +216,12 @@ gradient_tests! {
     add_positions: AddPositions,
     sum_images: SumImages,
     conv2d: Conv2d,
+    depthwise_conv2d: DepthwiseConv2d,
+    batch_norm: BatchNorm,
+    relu6: Relu6,
+    relu6_gate: Relu6Gate,
+    global_average_pool: GlobalAveragePool,
+    window_attention: WindowAttention,
     dynamic_conv: DynamicConv,
     l2_normalize: L2Normalize,
     prototype_cross_entropy: PrototypeCrossEntropy,

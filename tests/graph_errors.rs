@@ -3,8 +3,8 @@
 
 use saip_engine::Error;
 use saip_engine::ir::{
-    AttentionLayout, Binding, ConvGeometry, Epilogue, Graph, Op, ParamSegment, Region, RowRun, Scalar,
-    SegmentRun, Segments, TokenLayout, TokenView, ValueId,
+    AttentionLayout, Binding, ConvGeometry, Epilogue, FeatureMap, Graph, Op, ParamSegment, Region, RowRun,
+    Scalar, SegmentRun, Segments, TokenLayout, TokenView, ValueId,
 };
 use saip_engine::tensor::DType;
 
@@ -238,7 +238,7 @@ fn rows_and_gathers() {
 
 #[test]
 fn convolutions() {
-    let geometry = |kernel| ConvGeometry { batch: 2, height: 3, width: 4, kernel };
+    let geometry = |kernel| ConvGeometry::same(2, 3, 4, kernel);
     let op = |kernel| Op::Conv2d { geometry: geometry(kernel), epilogue: Epilogue::None };
     accepted(op(3), &[F(&[24, 5]), F(&[6, 5, 3, 3]), F(&[6])]);
     refused(op(3), &[F(&[24, 5]), F(&[6, 5, 1, 1]), F(&[6])], &["[O, C, 3, 3]", "[6, 5, 1, 1]"]);
@@ -257,6 +257,40 @@ fn convolutions() {
     refused(dynamic(), &[F(&[6, 5]), F(&[21, 4])], &["[6, 5]", "[21, 4]"]);
     let back = Op::DynamicConvBackward { tokens: 7 };
     refused(back, &[F(&[6, 6]), F(&[6, 5]), F(&[21, 5])], &["[6, 7]", "[6, 6]"]);
+}
+
+#[test]
+fn feature_maps() {
+    let maps = |n| vec![FeatureMap { count: n, height: 5, width: 4 }];
+    let geometry = |stride| ConvGeometry { maps: maps(2), kernel: 3, stride };
+    let strided = |stride| Op::Conv2d { geometry: geometry(stride), epilogue: Epilogue::None };
+    accepted(strided(2), &[F(&[40, 5]), F(&[6, 5, 3, 3]), F(&[6])]);
+    refused(strided(0), &[F(&[40, 5]), F(&[6, 5, 3, 3]), F(&[6])], &["stride", "0"]);
+    let back = Op::Conv2dBackwardInput { geometry: geometry(2), gelu: false };
+    refused(back, &[F(&[40, 6]), F(&[6, 5, 3, 3])], &["dy", "[12, 6]", "[40, 6]"]);
+    let depthwise = || Op::DepthwiseConv2d { geometry: geometry(1) };
+    accepted(depthwise(), &[F(&[40, 5]), F(&[5, 1, 3, 3]), F(&[5])]);
+    refused(depthwise(), &[F(&[40, 5]), F(&[5, 5, 3, 3]), F(&[5])], &["[C, 1, 3, 3]", "[5, 5, 3, 3]"]);
+    refused(depthwise(), &[F(&[40, 4]), F(&[5, 1, 3, 3]), F(&[5])], &["[40, 5]", "[40, 4]"]);
+    let weight = Op::DepthwiseConv2dBackwardWeight { geometry: geometry(1) };
+    refused(weight, &[F(&[40, 6]), F(&[40, 5])], &["channels"]);
+    let norm = |groups: &[usize]| Op::BatchNorm { eps: 1e-5, groups: groups.to_vec() };
+    accepted(norm(&[4, 2]), &[F(&[6, 5]), F(&[5]), F(&[5])]);
+    refused(norm(&[4, 1]), &[F(&[5, 5]), F(&[5]), F(&[5])], &["at least 2 rows", "larger batch"]);
+    refused(norm(&[4, 2]), &[F(&[7, 5]), F(&[5]), F(&[5])], &["[6, 5]", "[7, 5]"]);
+    let running = Op::RunningStatistics { momentum: 0.1, groups: vec![4, 2] };
+    refused(running, &[F(&[5]), F(&[5]), F(&[1, 5]), F(&[2, 5])], &["mean", "[2, 5]", "[1, 5]"]);
+    let pool = |images: &[(usize, usize)]| Op::GlobalAveragePool { images: images.to_vec() };
+    refused(pool(&[(2, 3)]), &[F(&[7, 5])], &["[6, 5]", "[7, 5]"]);
+    refused(pool(&[(2, 0)]), &[F(&[0, 5])], &["at least one row"]);
+    let window = |heads, window, n| Op::WindowAttention { heads, window, maps: maps(n) };
+    accepted(window(2, 3, 1), &[F(&[20, 12]), F(&[1, 12]), F(&[2, 9])]);
+    refused(window(3, 3, 1), &[F(&[20, 12]), F(&[1, 12]), F(&[3, 9])], &["heads", "4", "3"]);
+    refused(window(2, 3, 2), &[F(&[20, 12]), F(&[1, 12]), F(&[2, 9])], &["[40, 12]", "[20, 12]"]);
+    refused(window(2, 3, 1), &[F(&[20, 12]), F(&[1, 12]), F(&[2, 4])], &["biases", "[2, 9]", "[2, 4]"]);
+    refused(window(2, 3, 1), &[F(&[20, 12]), F(&[1, 11]), F(&[2, 9])], &["padded", "12"]);
+    let pixels = Op::PixelRows { masked: Some(0), dtype: DType::F32 };
+    refused(pixels, &[F(&[2, 3, 16, 32]), I(&[1, 1])], &["[1, 1]", "[2, 3, 16, 32]"]);
 }
 
 #[test]

@@ -29,9 +29,19 @@ fn vit_tiny() -> StepConfig {
     serde_json::from_str(VIT_TINY).unwrap()
 }
 
+/// Encoders with batch normalisation.
+const NETS: [&[u8]; 2] = [
+    include_bytes!("fixtures/starnet-micro.safetensors"),
+    include_bytes!("fixtures/tinyvit-micro.safetensors"),
+];
+
 /// The configuration and the shapes of all tensors of the fixture.
 fn fixture() -> (StepConfig, BTreeMap<String, Vec<usize>>) {
-    let (_, meta) = safetensors::SafeTensors::read_metadata(FIXTURE).unwrap();
+    read(FIXTURE)
+}
+
+fn read(bytes: &[u8]) -> (StepConfig, BTreeMap<String, Vec<usize>>) {
+    let (_, meta) = safetensors::SafeTensors::read_metadata(bytes).unwrap();
     let config = meta.metadata().as_ref().unwrap()["config"].clone();
     let shapes = meta.tensors().into_iter().map(|(n, t)| (n, t.shape.clone())).collect();
     (serde_json::from_str(&config).unwrap(), shapes)
@@ -393,7 +403,30 @@ fn bad_configurations_name_the_key() {
             "encoder.img_size",
             r#"{"kind": "vit", "img_size": [60, 32], "embed_dim": 12, "depth": 3, "num_heads": 3, "tap": 1}"#,
         ),
-        ("encoder.kind", r#"{"kind": "starnet", "base_dim": 32, "depths": [2, 2, 8, 4], "mlp_ratio": 4}"#),
+        ("encoder.base_dim", r#"{"kind": "starnet", "base_dim": 0, "depths": [2, 2, 8, 4], "mlp_ratio": 4}"#),
+        (
+            "encoder.mlp_ratio",
+            r#"{"kind": "starnet", "base_dim": 32, "depths": [2, 2, 8, 4], "mlp_ratio": 0}"#,
+        ),
+        (
+            "encoder.depths",
+            r#"{"kind": "starnet", "base_dim": 32, "depths": [2, 2, 9000, 4], "mlp_ratio": 4}"#,
+        ),
+        (
+            "encoder.num_heads",
+            r#"{"kind": "tinyvit", "embed_dims": [4, 8, 10, 20], "depths": [1, 1, 2, 1], "num_heads": [1, 3, 2, 4],
+                "window_sizes": [7, 7, 14, 7]}"#,
+        ),
+        (
+            "encoder.window_sizes",
+            r#"{"kind": "tinyvit", "embed_dims": [4, 8, 10, 20], "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 4],
+                "window_sizes": [7, 7, 0, 7]}"#,
+        ),
+        (
+            "encoder.embed_dims",
+            r#"{"kind": "tinyvit", "embed_dims": [1, 8, 10, 20], "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 4],
+                "window_sizes": [7, 7, 14, 7]}"#,
+        ),
     ] {
         let mut cfg = micro();
         cfg.encoder = serde_json::from_str(encoder).unwrap();
@@ -464,6 +497,80 @@ fn the_full_step_in_bf16_fits_a_24_gb_gpu() {
     let plan = plan(&step.graph, &PlanningBackend::new(DType::Bf16)).unwrap();
     let bytes = plan.arena_bytes + plan.regions.iter().map(|r| r.bytes()).sum::<usize>();
     assert!(bytes <= 24_000_000_000, "{bytes} bytes");
+}
+
+#[test]
+fn parameters_and_statistics_of_convolutional_encoders_are_those_of_the_reference() {
+    for (cfg, tensors) in NETS.map(read) {
+        let step = build(&cfg);
+        let sides = [
+            ("student.", &step.student, &step.student_buffers),
+            ("expert.", &step.expert, &step.expert_buffers),
+        ];
+        for (prefix, parameters, buffers) in sides {
+            let wanted: BTreeMap<&str, &Vec<usize>> = tensors
+                .iter()
+                .filter(|(n, _)| !n.ends_with(".num_batches_tracked"))
+                .filter_map(|(n, s)| Some((n.strip_prefix(prefix)?, s)))
+                .collect();
+            let have: BTreeMap<&str, &Vec<usize>> =
+                parameters.iter().chain(buffers).map(|p| (p.name.as_str(), &p.shape)).collect();
+            assert_eq!(have, wanted);
+            assert_eq!(parameters.iter().count() + buffers.iter().count(), have.len());
+        }
+        assert_eq!(dead(&step.graph), [""; 0]);
+    }
+}
+
+/// Every choice of objectives, types and micro steps; and an expert of another kind that stays frozen.
+#[test]
+fn steps_of_convolutional_encoders_can_be_fused_and_planned() {
+    for (cfg, _) in NETS.map(read) {
+        let frozen = StepConfig { expert_encoder: Some(read(NETS[0]).0.encoder), ..cfg.clone() };
+        for mut cfg in [cfg, frozen] {
+            for bits in 1..8u8 {
+                cfg.loss_weights = [1, 2, 4].map(|b| f64::from(u8::from(bits & b != 0)));
+                for (dtype, micro_steps) in [(DType::Bf16, 1), (DType::F32, 2)] {
+                    let opts = StepOptions { dtype, micro_steps, drop_path: 0.1 };
+                    let step = build_step(&cfg, &opts).unwrap();
+                    assert_eq!(dead(&step.graph), [""; 0]);
+                    let updates = |n: &Node| matches!(n.op, Op::RunningStatistics { .. });
+                    let expert_updates =
+                        step.graph.nodes.iter().filter(|n| updates(n) && n.path.starts_with("expert."));
+                    assert!(cfg.expert_encoder.is_none() || expert_updates.count() == 0);
+                    for mut graph in std::iter::once(step.graph).chain(step.update) {
+                        fuse(&mut graph);
+                        verify(&graph, "fuse").unwrap();
+                        plan(&graph, &NullBackend::new(dtype)).unwrap();
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn features_of_convolutional_encoders_come_from_running_statistics() {
+    for (cfg, _) in NETS.map(read) {
+        let step = build(&cfg);
+        let opts = EmbedOptions {
+            dtype: DType::F32,
+            region: Region::Expert,
+            batch: 1,
+            size: [48, 32],
+            patch_tokens: true,
+        };
+        let embed = build_embed(&cfg.encoder, &step.expert, &opts).unwrap();
+        verify(&embed.graph, "build").unwrap();
+        assert_eq!(dead(&embed.graph), [""; 0]);
+        assert!(!embed.graph.nodes.iter().any(|n| matches!(n.op, Op::BatchNorm { .. })));
+        let reads =
+            |v: &&saip_engine::ir::Value| v.binding.is_some_and(|b| b.region == Region::ExpertBuffers);
+        assert_eq!(embed.graph.values.iter().filter(reads).count(), step.expert_buffers.iter().count());
+        let inspect = build_inspect(&cfg, DType::F32).unwrap();
+        verify(&inspect.graph, "build").unwrap();
+        assert_eq!(dead(&inspect.graph), [""; 0]);
+    }
 }
 
 #[test]

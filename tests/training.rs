@@ -14,7 +14,7 @@ use rand_chacha::rand_core::SeedableRng;
 use serde_json::Value;
 use support::{
     assert_same_end, checkpoint, checkpoint_bytes, checkpoints, column, computed_metrics, copy_folder,
-    engine, lab, metrics, resume, run, tensors, train,
+    engine, lab, metrics, resume, run, tensors, train, train_encoder,
 };
 
 fn mean(values: &[f64]) -> f64 {
@@ -255,6 +255,80 @@ fn a_run_with_accumulation_resumes_exactly() {
     assert_eq!(computed_metrics(&whole), computed_metrics(&again));
     // An update sees four images, drawn in two halves.
     assert_eq!(metrics(&whole).len(), 12);
+}
+
+/// The presets of the encoders with batch normalisation, made small.
+const NETS: [(&str, &[&str]); 2] = [
+    ("demo-starnet", &["encoder.base_dim=4", "encoder.depths=[1,1,1,1]", "encoder.mlp_ratio=2"]),
+    (
+        "demo-tinyvit",
+        &["encoder.embed_dims=[4,8,12,16]", "encoder.depths=[1,1,1,1]", "encoder.num_heads=[1,2,2,2]"],
+    ),
+];
+
+#[test]
+fn running_statistics_are_resumed_exactly() {
+    for (preset, encoder) in NETS {
+        let dir = lab();
+        let keys = [encoder, &["run.keep_checkpoints=9", "encoder.drop_path=0.2", "optim.batch=2"]].concat();
+        run(&mut train_encoder(dir.path(), "whole", preset, &keys)).ok();
+        let (whole, again) = (dir.path().join("whole"), dir.path().join("again"));
+        rewind(&whole, &again, 4);
+        run(&mut resume(dir.path(), "again")).ok();
+        assert_same_end(&whole, &again, 12);
+        assert_eq!(computed_metrics(&whole), computed_metrics(&again));
+        // Both branches have statistics of their own, which follow their batches.
+        let state = tensors(&whole, 12);
+        let statistics = |prefix: &str, what: &str| -> Vec<f32> {
+            let mine = state.iter().filter(|(n, _)| n.starts_with(prefix) && n.ends_with(what));
+            mine.flat_map(|(_, v)| v.clone()).collect()
+        };
+        for (what, initial) in [("running_mean", 0.0), ("running_var", 1.0)] {
+            let [student, expert] = ["student.", "expert."].map(|p| statistics(p, what));
+            assert!(!student.is_empty() && student.len() == expert.len() && student != expert, "{preset}");
+            let moved = student.iter().chain(&expert).filter(|v| **v != initial).count();
+            assert_eq!(moved, 2 * student.len(), "{preset}: every {what} moves");
+        }
+    }
+}
+
+#[test]
+fn every_encoder_learns() {
+    for (preset, encoder) in NETS {
+        let dir = lab();
+        let keys = [encoder, &["optim.steps=30", "optim.base_lr=0.3", "run.checkpoint_every=100"]].concat();
+        run(&mut train_encoder(dir.path(), "run", preset, &keys)).ok();
+        let steps = computed_metrics(&dir.path().join("run"));
+        for loss in ["loss/csr", "loss/css"] {
+            let values = column(&steps, loss);
+            assert!(values.iter().all(|v| v.is_finite()), "{preset} {loss}: {values:?}");
+            let (first, last) = (mean(&values[..5]), mean(&values[25..]));
+            assert!(last < 0.95 * first, "{preset} {loss}: {first} to {last}");
+        }
+    }
+}
+
+/// Activations that are computed again do not move the running statistics again.
+#[test]
+fn recomputation_counts_no_batch_twice() {
+    for (preset, encoder) in NETS {
+        let dir = lab();
+        let [kept, again] = ["false", "true"].map(|recompute| {
+            let recompute = format!("run.recompute={recompute}");
+            let more = ["optim.steps=3", "run.checkpoint_every=1", "run.keep_checkpoints=9", &recompute];
+            let keys = [encoder, &more];
+            run(&mut train_encoder(dir.path(), &recompute, preset, &keys.concat())).ok();
+            // Later steps begin with gradients that were rounded otherwise.
+            tensors(&dir.path().join(recompute), 1)
+        });
+        let statistics = kept.iter().zip(&again).filter(|(a, _)| a.0.contains(".running_"));
+        let mut compared = 0;
+        for ((name, a), (_, b)) in statistics {
+            compared += a.len();
+            assert_eq!(a, b, "{preset} {name}");
+        }
+        assert!(compared > 0, "{preset}");
+    }
 }
 
 #[test]

@@ -3,12 +3,16 @@
 use crate::ir::{Epilogue, Op};
 
 /// Inputs that may share memory with output 0 where an op reads each of their elements only to write the same
-/// element. AccumulateGrads, CenterUpdate and AdamW, which update their operands in place by definition, are not listed.
+/// element. AccumulateGrads, CenterUpdate,
+/// RunningStatistics and AdamW, which update their operands in place by definition, are not listed.
 pub fn in_place(op: &Op) -> &'static [usize] {
     match op {
         Op::Add => &[0, 1],
+        Op::Relu6Gate => &[0, 1],
         Op::Gelu
         | Op::GeluBackward
+        | Op::Relu6
+        | Op::Relu6Backward
         | Op::Scale { .. }
         | Op::ScaleSegments { .. }
         | Op::AddPositions
@@ -52,6 +56,19 @@ pub fn in_place(op: &Op) -> &'static [usize] {
         | Op::SumImages { .. }
         | Op::Conv2dBackwardInput { .. }
         | Op::Conv2dBackwardWeight { .. }
+        | Op::DepthwiseConv2d { .. }
+        | Op::DepthwiseConv2dBackwardInput { .. }
+        | Op::DepthwiseConv2dBackwardWeight { .. }
+        | Op::PixelRows { .. }
+        | Op::BatchNorm { .. }
+        | Op::BatchNormBackward { .. }
+        | Op::BatchNormInference { .. }
+        | Op::RunningStatistics { .. }
+        | Op::Relu6GateBackward
+        | Op::GlobalAveragePool { .. }
+        | Op::GlobalAveragePoolBackward { .. }
+        | Op::WindowAttention { .. }
+        | Op::WindowAttentionBackward { .. }
         | Op::DynamicConv { .. }
         | Op::DynamicConvBackward { .. }
         | Op::L2Normalize { .. }

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 /// Arguments that choose a configuration.
 #[derive(clap::Args, Debug)]
 pub struct StepArgs {
-    /// Built-in configuration (demo, saip-vit-tiny)
+    /// Built-in configuration (demo, demo-tinyvit, demo-starnet, saip-vit-tiny,
+    /// saip-tinyvit-5m, saip-starnet-s3)
     #[arg(long, default_value = "saip-vit-tiny")]
     pub preset: String,
     /// TOML file with keys that override the preset

@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 /// Arguments of `train`.
 #[derive(clap::Args, Debug)]
 pub struct TrainArgs {
-    /// Built-in configuration to start from (demo, saip-vit-tiny)
+    /// Built-in configuration to start from (demo, demo-tinyvit, demo-starnet, saip-vit-tiny,
+    /// saip-tinyvit-5m, saip-starnet-s3)
     #[arg(long)]
     pub preset: Option<String>,
     /// TOML file with keys that override the preset

@@ -141,7 +141,7 @@ pub fn attention<T: Real>(
 }
 
 /// Every row of `p: [rows, keys]` becomes `softmax(scale * row)`; `lse: [rows, 1]`.
-fn softmax<T: Real>(p: &mut [T], mut lse: Tile<'_, T>, keys: usize, scale: T) {
+pub(super) fn softmax<T: Real>(p: &mut [T], mut lse: Tile<'_, T>, keys: usize, scale: T) {
     vectorize(
         #[inline(always)]
         || {

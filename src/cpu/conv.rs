@@ -1,12 +1,13 @@
-//! Convolutions that keep the size, and the convolution whose kernel is predicted.
+//! Convolutions, and the convolution whose kernel is predicted.
 //!
-//! Images are rows of channels, `[B * h * w, C]`. A convolution gathers the neighbourhoods of a range of pixels into
-//! rows of `k * k * C` values, ordered (ky, kx, c), and multiplies them by the weight in the same order. Ranges bound
+//! Maps are rows of channels; `R` rows are read, `Ro` are written. A convolution gathers the neighbourhoods of a range of
+//! output positions into rows of `k * k * C` values, ordered (ky, kx, c), and multiplies them by the weight in the same
+//! order. Ranges bound
 //! the workspace; their length depends on the shape only. Outputs are overwritten; `y` may share the residual's memory.
 
 use rayon::prelude::*;
 
-use crate::ir::ConvGeometry;
+use crate::ir::{ConvGeometry, FeatureMap};
 
 use super::buffers::Operand;
 use super::gemm::{self, Mat, Start};
@@ -18,44 +19,82 @@ use super::simd::{axpy, dot, vectorize};
 /// Elements of gathered neighbourhoods at a time.
 const GATHERED: usize = 1 << 21;
 
-/// Pixels gathered at a time when each has `channels`.
+/// Output positions gathered at a time when each input position has `channels`.
 fn range(g: &ConvGeometry, channels: usize) -> usize {
-    (GATHERED / (g.kernel * g.kernel * channels).max(1)).max(64).min(g.rows().max(1))
+    (GATHERED / (g.kernel * g.kernel * channels).max(1)).max(64).min(g.output_rows().max(1))
 }
 
-/// Elements of workspace of [`conv2d`] (`from` = C, `to` = O) and [`conv2d_backward_input`] (`from` = O, `to` = C).
-pub fn workspace(g: &ConvGeometry, from: usize, to: usize) -> usize {
-    let depth = g.kernel * g.kernel * from;
-    (range(g, from) + to) * depth
+/// Elements of workspace of [`conv2d`] and [`conv2d_backward_weight`] from C to O channels.
+pub fn workspace(g: &ConvGeometry, channels: usize, outputs: usize) -> usize {
+    let depth = g.kernel * g.kernel * channels;
+    (range(g, channels) + outputs) * depth
 }
 
-/// Elements of workspace of [`conv2d_backward_weight`].
-pub fn backward_weight_workspace(g: &ConvGeometry, channels: usize, outputs: usize) -> usize {
-    workspace(g, channels, outputs)
+/// Elements of workspace of [`conv2d_backward_input`].
+pub fn backward_input_workspace(g: &ConvGeometry, outputs: usize, channels: usize) -> usize {
+    if g.stride == 1 {
+        return workspace(g, outputs, channels);
+    }
+    let depth = g.kernel * g.kernel * channels;
+    let largest = g.outputs().map(|m| images_at_a_time(&m, depth) * m.positions()).max();
+    (largest.unwrap_or(0) + outputs) * depth
 }
 
-/// `cols: [pixels, k * k * C]`: the neighbourhoods of the pixels from `first` on; 0 outside the image.
+/// Images whose positions' products with all taps are kept at a time.
+fn images_at_a_time(out: &FeatureMap, depth: usize) -> usize {
+    (GATHERED / (out.positions() * depth).max(1)).clamp(1, out.count.max(1))
+}
+
+/// Where an output position reads.
+struct Window {
+    map: FeatureMap,
+    /// First input row of its image.
+    image: usize,
+    y: usize,
+    x: usize,
+}
+
+/// The window of output row `row`.
+fn window(g: &ConvGeometry, row: usize) -> Window {
+    let (mut row, mut start) = (row, 0);
+    for map in &g.maps {
+        let out = map.strided(g.stride);
+        if row < out.rows() {
+            let (image, at) = (row / out.positions(), row % out.positions());
+            let (y, x) = (at / out.width * g.stride, at % out.width * g.stride);
+            return Window { map: *map, image: start + image * map.positions(), y, x };
+        }
+        row -= out.rows();
+        start += map.rows();
+    }
+    Window { map: FeatureMap { count: 0, height: 0, width: 0 }, image: start, y: 0, x: 0 }
+}
+
+/// `cols: [positions, k * k * C]`: the neighbourhoods of the output positions from `first` on; 0 outside the map.
 fn gather<T: Real>(cols: &mut [T], x: &[T], g: &ConvGeometry, channels: usize, first: usize) {
-    let (size, half) = (g.kernel * g.kernel * channels, g.kernel / 2);
-    for_rows(cols, size, |start, cols| {
-        for (i, row) in cols.chunks_exact_mut(size).enumerate() {
-            let pixel = first + start + i;
-            let (image, at) = (pixel / (g.height * g.width), pixel % (g.height * g.width));
-            let (y, x0) = (at / g.width, at % g.width);
-            for (tap, dst) in row.chunks_exact_mut(channels).enumerate() {
-                let (ty, tx) = (y + tap / g.kernel, x0 + tap % g.kernel);
-                if ty < half || ty - half >= g.height || tx < half || tx - half >= g.width {
+    let (line, half) = (g.kernel * channels, g.kernel / 2);
+    for_rows(cols, g.kernel * line, |start, cols| {
+        for (i, row) in cols.chunks_exact_mut(g.kernel * line).enumerate() {
+            let Window { map, image, y, x: left } = window(g, first + start + i);
+            // Taps of a line that lie inside the map are neighbours in memory.
+            let inside = half.saturating_sub(left)..(map.width + half - left).min(g.kernel);
+            for (ky, dst) in row.chunks_exact_mut(line).enumerate() {
+                if y + ky < half || y + ky - half >= map.height {
                     dst.fill(T::ZERO);
-                } else {
-                    let src = ((image * g.height + ty - half) * g.width + tx - half) * channels;
-                    dst.copy_from_slice(&x[src..src + channels]);
+                    continue;
                 }
+                let src = (image + (y + ky - half) * map.width + left + inside.start - half) * channels;
+                let (before, rest) = dst.split_at_mut(inside.start * channels);
+                let (taken, behind) = rest.split_at_mut(inside.len() * channels);
+                before.fill(T::ZERO);
+                taken.copy_from_slice(&x[src..src + inside.len() * channels]);
+                behind.fill(T::ZERO);
             }
         }
     });
 }
 
-/// `y: [B * h * w, O]`, `x: [B * h * w, C]`, `w: [O, C, k, k]`, `bias: [O]`.
+/// `y: [Ro, O]`, `x: [R, C]`, `w: [O, C, k, k]`, `bias: [O]`.
 pub fn conv2d<T: Real>(
     y: &mut [T],
     finish: Finish<'_, T>,
@@ -94,8 +133,8 @@ pub fn conv2d<T: Real>(
     }
 }
 
-/// `dx: [B * h * w, C]`: the convolution of `dy: [B * h * w, O]` with the weight turned by half a turn; with
-/// `pre: [B * h * w, C]` times `gelu'(pre)`. `channels` is C, `outputs` is O.
+/// `dx: [R, C]` from `dy: [Ro, O]`; with `pre: [R, C]` times `gelu'(pre)`. With stride 1 the convolution of `dy` with the
+/// weight turned by half a turn. `channels` is C, `outputs` is O.
 pub fn conv2d_backward_input<T: Real>(
     dx: &mut [T],
     dy: &[T],
@@ -105,6 +144,9 @@ pub fn conv2d_backward_input<T: Real>(
     [outputs, channels]: [usize; 2],
     workspace: &mut [T],
 ) {
+    if g.stride > 1 {
+        return strided_backward_input(dx, dy, w, pre, g, [outputs, channels], workspace);
+    }
     let taps = g.kernel * g.kernel;
     let (pixels, depth) = (range(g, outputs), taps * outputs);
     let (cols, rest) = workspace.split_at_mut(pixels * depth);
@@ -128,7 +170,89 @@ pub fn conv2d_backward_input<T: Real>(
     }
 }
 
-/// `dw: [O, C, k, k]`, `db: [O]` from `dy: [B * h * w, O]` and `x: [B * h * w, C]`.
+/// With a stride: every output position times all taps, then each input position gathers the taps that reached it.
+fn strided_backward_input<T: Real>(
+    dx: &mut [T],
+    dy: &[T],
+    w: &[T],
+    pre: Option<&[T]>,
+    g: &ConvGeometry,
+    [outputs, channels]: [usize; 2],
+    workspace: &mut [T],
+) {
+    let taps = g.kernel * g.kernel;
+    let depth = taps * channels;
+    let (weight, cols) = workspace.split_at_mut(outputs * depth);
+    // Rows o, columns (tap, c).
+    for_rows(weight, depth, |first, rows| {
+        for (i, row) in rows.chunks_exact_mut(depth).enumerate() {
+            for (at, v) in row.iter_mut().enumerate() {
+                *v = w[((first + i) * channels + at % channels) * taps + at / channels];
+            }
+        }
+    });
+    let weight = Mat::rows(weight, depth);
+    let (mut dx, mut dy, mut pre) = (dx, dy, pre);
+    for map in &g.maps {
+        let out = map.strided(g.stride);
+        let (mine, rest) = std::mem::take(&mut dx).split_at_mut(map.rows() * channels);
+        let (grads, other) = dy.split_at(out.rows() * outputs);
+        let before = pre.map(|p| p.split_at(map.rows() * channels));
+        (dx, dy, pre) = (rest, other, before.map(|p| p.1));
+        let images = images_at_a_time(&out, depth);
+        let size = images * map.positions() * channels;
+        for (n, part) in mine.chunks_mut(size.max(1)).enumerate() {
+            let m = part.len() / (map.positions() * channels) * out.positions();
+            let grads = &grads[n * images * out.positions() * outputs..];
+            let cols = &mut cols[..m * depth];
+            gemm::gemm(Tile::new(cols, m, depth), Mat::rows(grads, outputs), weight, outputs, Start::Zero);
+            scatter_taps(part, cols, before.map(|p| &p.0[n * size..]), map, g, channels);
+        }
+    }
+}
+
+/// `dx: [rows of some images, C]`: the sum of the taps in `cols: [output rows of these images, k * k * C]` that lie on
+/// each position; with `pre` times `gelu'(pre)`.
+fn scatter_taps<T: Real>(
+    dx: &mut [T],
+    cols: &[T],
+    pre: Option<&[T]>,
+    map: &FeatureMap,
+    g: &ConvGeometry,
+    channels: usize,
+) {
+    let (out, half, depth) = (map.strided(g.stride), g.kernel / 2, g.kernel * g.kernel * channels);
+    for_rows(dx, channels, |first, dx| {
+        vectorize(
+            #[inline(always)]
+            || {
+                for (i, dx) in dx.chunks_exact_mut(channels).enumerate() {
+                    let row = first + i;
+                    let (image, at) = (row / map.positions(), row % map.positions());
+                    let (y, x) = (at / map.width + half, at % map.width + half);
+                    dx.fill(T::ZERO);
+                    for ky in (y % g.stride..g.kernel.min(y + 1)).step_by(g.stride) {
+                        for kx in (x % g.stride..g.kernel.min(x + 1)).step_by(g.stride) {
+                            let (oy, ox) = ((y - ky) / g.stride, (x - kx) / g.stride);
+                            if oy < out.height && ox < out.width {
+                                let from = (image * out.height + oy) * out.width + ox;
+                                let tap = from * depth + (ky * g.kernel + kx) * channels;
+                                axpy(dx, T::ONE, &cols[tap..tap + channels]);
+                            }
+                        }
+                    }
+                    if let Some(pre) = pre {
+                        for (d, p) in dx.iter_mut().zip(&pre[row * channels..]) {
+                            *d *= p.gelu_grad();
+                        }
+                    }
+                }
+            },
+        );
+    });
+}
+
+/// `dw: [O, C, k, k]` and, unless it is empty, `db: [O]` from `dy: [Ro, O]` and `x: [R, C]`.
 pub fn conv2d_backward_weight<T: Real>(
     dw: &mut [T],
     db: &mut [T],
@@ -137,7 +261,8 @@ pub fn conv2d_backward_weight<T: Real>(
     g: &ConvGeometry,
     workspace: &mut [T],
 ) {
-    let (o, taps, rows) = (db.len(), g.kernel * g.kernel, g.rows());
+    let (taps, rows) = (g.kernel * g.kernel, g.output_rows());
+    let o = dy.len() / rows.max(1);
     let c = dw.len() / (o * taps).max(1);
     let (pixels, depth) = (range(g, c), taps * c);
     let (cols, rest) = workspace.split_at_mut(pixels * depth);

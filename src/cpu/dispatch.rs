@@ -1,7 +1,9 @@
 //! From an op and its operands to the function that computes it. No wildcard arms: a new op does not compile until it
 //! is here.
 
-use crate::ir::{AttentionLayout, ConvGeometry, Epilogue, Op, Segments, TokenLayout};
+mod maps;
+
+use crate::ir::{AttentionLayout, Epilogue, Op, Segments, TokenLayout};
 use crate::tensor::Shape;
 
 use super::buffers::Io;
@@ -29,13 +31,21 @@ pub fn workspace<T: Real>(op: &Op, inputs: &[&Shape], outputs: &[&Shape], thread
         Op::ResizePositions { from, to, .. } | Op::ResizePositionsBackward { from, to, .. } => {
             positions::workspace(*from, *to, rows_cols(0).1)
         }
-        Op::Conv2d { geometry, .. } => conv::workspace(geometry, rows_cols(0).1, inputs[1].dims()[0]),
-        Op::Conv2dBackwardInput { geometry, .. } => {
-            conv::workspace(geometry, rows_cols(0).1, inputs[1].dims()[1])
-        }
-        Op::Conv2dBackwardWeight { geometry } => {
-            conv::backward_weight_workspace(geometry, rows_cols(1).1, rows_cols(0).1)
-        }
+        Op::Conv2d { .. }
+        | Op::Conv2dBackwardInput { .. }
+        | Op::Conv2dBackwardWeight { .. }
+        | Op::DepthwiseConv2d { .. }
+        | Op::DepthwiseConv2dBackwardInput { .. }
+        | Op::DepthwiseConv2dBackwardWeight { .. }
+        | Op::PixelRows { .. }
+        | Op::BatchNorm { .. }
+        | Op::BatchNormBackward { .. }
+        | Op::BatchNormInference { .. }
+        | Op::RunningStatistics { .. }
+        | Op::GlobalAveragePool { .. }
+        | Op::GlobalAveragePoolBackward { .. }
+        | Op::WindowAttention { .. }
+        | Op::WindowAttentionBackward { .. } => maps::workspace(op, inputs, outputs, threads),
         Op::PrototypeCrossEntropy { .. } => extent(inputs[0], inputs[1], inputs[2]).workspace(threads),
         Op::PrototypeCrossEntropyBackward { .. } => {
             extent(inputs[1], inputs[2], inputs[3]).backward_workspace(threads)
@@ -56,6 +66,10 @@ pub fn workspace<T: Real>(op: &Op, inputs: &[&Shape], outputs: &[&Shape], thread
         | Op::LinearBackwardWeight { .. }
         | Op::Gelu
         | Op::GeluBackward
+        | Op::Relu6
+        | Op::Relu6Backward
+        | Op::Relu6Gate
+        | Op::Relu6GateBackward
         | Op::Add
         | Op::Scale { .. }
         | Op::Fill { .. }
@@ -135,6 +149,13 @@ pub fn execute<T: Real>(io: &mut Io<'_, T>) {
         }
         Op::Gelu => pointwise::gelu(io.output(0), io.operand(0)),
         Op::GeluBackward => pointwise::gelu_backward(io.output(0), io.operand(0), io.input(1)),
+        Op::Relu6 => pointwise::relu6(io.output(0), io.operand(0)),
+        Op::Relu6Backward => pointwise::relu6_backward(io.output(0), io.operand(0), io.input(1)),
+        Op::Relu6Gate => pointwise::relu6_gate(io.output(0), io.operand(0), io.operand(1)),
+        Op::Relu6GateBackward => {
+            let (da, db) = (io.output(0), io.output(1));
+            pointwise::relu6_gate_backward(da, db, io.input(0), io.input(1), io.input(2));
+        }
         Op::Add => pointwise::add(io.output(0), io.operand(0), io.operand(1)),
         Op::Scale { factor } => pointwise::scale(io.output(0), io.operand(0), *factor),
         Op::Fill { value, .. } => pointwise::fill(io.output(0), *value),
@@ -192,15 +213,21 @@ pub fn execute<T: Real>(io: &mut Io<'_, T>) {
             layout::add_positions(io.output(0), io.operand(0), io.input(1), d);
         }
         Op::SumImages { .. } => layout::sum_images(io.output(0), io.input(0)),
-        Op::Conv2d { geometry, epilogue } => {
-            let (y, finish, workspace) = (io.output(0), finish(io, *epilogue), io.workspace());
-            conv::conv2d(y, finish, io.input(0), io.input(1), io.input(2), geometry, workspace);
-        }
-        Op::Conv2dBackwardInput { geometry, gelu } => conv_backward_input(io, geometry, *gelu),
-        Op::Conv2dBackwardWeight { geometry } => {
-            let (dw, db, workspace) = (io.output(0), io.output(1), io.workspace());
-            conv::conv2d_backward_weight(dw, db, io.input(0), io.input(1), geometry, workspace);
-        }
+        Op::Conv2d { .. }
+        | Op::Conv2dBackwardInput { .. }
+        | Op::Conv2dBackwardWeight { .. }
+        | Op::DepthwiseConv2d { .. }
+        | Op::DepthwiseConv2dBackwardInput { .. }
+        | Op::DepthwiseConv2dBackwardWeight { .. }
+        | Op::PixelRows { .. }
+        | Op::BatchNorm { .. }
+        | Op::BatchNormBackward { .. }
+        | Op::BatchNormInference { .. }
+        | Op::RunningStatistics { .. }
+        | Op::GlobalAveragePool { .. }
+        | Op::GlobalAveragePoolBackward { .. }
+        | Op::WindowAttention { .. }
+        | Op::WindowAttentionBackward { .. } => maps::execute(io),
         Op::DynamicConv { tokens } => {
             let s = dynamic_conv(io, 0, *tokens);
             conv::dynamic_conv(io.output(0), io.input(0), io.input(1), s);
@@ -378,12 +405,6 @@ fn attention_backward<T: Real>(io: &mut Io<'_, T>, g: &attention::Geometry<'_>) 
     };
     let saved = attention::Saved { grad: io.input(0), o: io.input(1), lse: io.input(2) };
     attention::attention_backward(dq, dkv, saved, attention_inputs(io, 3, g.layout), g, workspace);
-}
-
-fn conv_backward_input<T: Real>(io: &mut Io<'_, T>, geometry: &ConvGeometry, gelu: bool) {
-    let (dx, workspace, pre) = (io.output(0), io.workspace(), gelu.then(|| io.input(2)));
-    let size = [cols(io.input_shape(0)), cols(io.output_shape(0))];
-    conv::conv2d_backward_input(dx, io.input(0), io.input(1), pre, geometry, size, workspace);
 }
 
 fn dynamic_conv<T: Real>(io: &Io<'_, T>, first: usize, tokens: usize) -> conv::DynamicConv {

@@ -57,6 +57,80 @@ pub fn patch_rows<T: Real>(rows: &mut [T], image: &[T], of: Images, keep: Option
     });
 }
 
+/// `rows: [B * H * W, 3]`: the pixels of `image: [B, 3, H, W]`; those of patches that `keep: [B, k]` lacks are 0.
+pub fn pixel_rows<T: Real>(rows: &mut [T], image: &[T], of: Images, keep: Option<&[i32]>) {
+    let (across, plane) = (of.width / PATCH, of.height * of.width);
+    let kept = keep.map_or(0, |k| k.len() / of.count.max(1));
+    // Lines of pixels.
+    for_rows(rows, 3 * of.width, |first, lines| {
+        for (i, line) in lines.chunks_exact_mut(3 * of.width).enumerate() {
+            let (b, y) = ((first + i) / of.height, (first + i) % of.height);
+            let from = 3 * b * plane + y * of.width;
+            for (patch, pixels) in line.chunks_exact_mut(3 * PATCH).enumerate() {
+                let at = y / PATCH * across + patch;
+                let visible =
+                    keep.is_none_or(|k| k[b * kept..(b + 1) * kept].iter().any(|&p| row_of(p) == at));
+                if !visible {
+                    pixels.fill(T::ZERO);
+                    continue;
+                }
+                for (x, pixel) in pixels.chunks_exact_mut(3).enumerate() {
+                    for (channel, v) in pixel.iter_mut().enumerate() {
+                        *v = image[from + channel * plane + patch * PATCH + x];
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// `y: [images, C]`: the mean over the rows of every image of `x: [rows, C]`; `images` lists `(count, rows)`.
+pub fn global_average_pool<T: Real>(y: &mut [T], x: &[T], images: &[(usize, usize)], width: usize) {
+    let (mut y, mut x) = (y, x);
+    for &(count, rows) in images {
+        let (mine, rest) = std::mem::take(&mut y).split_at_mut(count * width);
+        let (read, other) = x.split_at(count * rows * width);
+        (y, x) = (rest, other);
+        let inv = T::from_f64(1.0 / rows as f64);
+        mine.par_chunks_mut(width).zip(read.par_chunks(rows * width)).for_each(|(mean, rows)| {
+            vectorize(
+                #[inline(always)]
+                || {
+                    mean.fill(T::ZERO);
+                    rows.chunks_exact(width).for_each(|row| add_row(mean, row));
+                    for m in mean {
+                        *m *= inv;
+                    }
+                },
+            );
+        });
+    }
+}
+
+/// `dx: [rows, C]` of `dy: [images, C]`.
+pub fn global_average_pool_backward<T: Real>(
+    dx: &mut [T],
+    dy: &[T],
+    images: &[(usize, usize)],
+    width: usize,
+) {
+    let (mut dx, mut dy) = (dx, dy);
+    for &(count, rows) in images {
+        let (mine, rest) = std::mem::take(&mut dx).split_at_mut(count * rows * width);
+        let (read, other) = dy.split_at(count * width);
+        (dx, dy) = (rest, other);
+        let inv = T::from_f64(1.0 / rows as f64);
+        for_rows(mine, width, |first, mine| {
+            for (i, row) in mine.chunks_exact_mut(width).enumerate() {
+                let image = (first + i) / rows;
+                for (d, &g) in row.iter_mut().zip(&read[image * width..]) {
+                    *d = g * inv;
+                }
+            }
+        });
+    }
+}
+
 /// Positions of a stream: of the leading token, `[1, D]`, and of a view, `[n, D]`.
 pub struct ViewTokens<'a, T> {
     /// Patch rows of this view, `[count * tokens, D]`.

@@ -1,9 +1,11 @@
 //! The CPU backend: every op over f32 (training) or f64 (checking), threaded, deterministic.
 
 mod attention;
+mod batch_norm;
 mod buffers;
 mod conv;
 mod dense_loss;
+mod depthwise_conv;
 mod dispatch;
 mod gemm;
 mod layer_norm;
@@ -21,6 +23,7 @@ mod simd;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod window_attention;
 
 pub use program::CpuBackend;
 pub use real::Real;

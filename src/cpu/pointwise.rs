@@ -82,6 +82,71 @@ pub fn gelu_backward<T: Real>(dx: &mut [T], dy: Operand<'_, T>, x: &[T]) {
     );
 }
 
+#[inline(always)]
+fn clamp6<T: Real>(x: T) -> T {
+    // Comparisons in this order let NaN through.
+    let six = T::from_f64(6.0);
+    let x = if x < T::ZERO { T::ZERO } else { x };
+    if x > six { six } else { x }
+}
+
+/// 1 where ReLU6 has a slope, as in PyTorch: not at 0 and 6 themselves.
+#[inline(always)]
+fn slope6<T: Real>(x: T) -> T {
+    if x > T::ZERO && x < T::from_f64(6.0) { T::ONE } else { T::ZERO }
+}
+
+/// `y = min(max(x, 0), 6)`.
+pub fn relu6<T: Real>(y: &mut [T], x: Operand<'_, T>) {
+    map(
+        y,
+        x,
+        #[inline(always)]
+        |x| clamp6(x),
+    );
+}
+
+/// `dx = dy` where `0 < x < 6`, else 0.
+pub fn relu6_backward<T: Real>(dx: &mut [T], dy: Operand<'_, T>, x: &[T]) {
+    zip(
+        dx,
+        dy,
+        Operand::Slice(x),
+        #[inline(always)]
+        |dy, x| dy * slope6(x),
+    );
+}
+
+/// `y = relu6(a) b`.
+pub fn relu6_gate<T: Real>(y: &mut [T], a: Operand<'_, T>, b: Operand<'_, T>) {
+    zip(
+        y,
+        a,
+        b,
+        #[inline(always)]
+        |a, b| clamp6(a) * b,
+    );
+}
+
+/// `da = dy b` where `0 < a < 6`, else 0; `db = dy relu6(a)`.
+pub fn relu6_gate_backward<T: Real>(da: &mut [T], db: &mut [T], dy: &[T], a: &[T], b: &[T]) {
+    let n = rows_per_task(1);
+    let outputs = da.par_chunks_mut(n).zip(db.par_chunks_mut(n));
+    let inputs = dy.par_chunks(n).zip(a.par_chunks(n).zip(b.par_chunks(n)));
+    outputs.zip(inputs).for_each(|((da, db), (dy, (a, b)))| {
+        vectorize(
+            #[inline(always)]
+            || {
+                let terms = dy.iter().zip(a.iter().zip(b));
+                for ((da, db), (&dy, (&a, &b))) in da.iter_mut().zip(db).zip(terms) {
+                    *da = dy * b * slope6(a);
+                    *db = dy * clamp6(a);
+                }
+            },
+        );
+    });
+}
+
 /// `y = a + b`.
 pub fn add<T: Real>(y: &mut [T], a: Operand<'_, T>, b: Operand<'_, T>) {
     zip(

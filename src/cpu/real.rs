@@ -36,6 +36,8 @@ pub trait Real:
     fn sqrt(self) -> Self;
     fn abs(self) -> Self;
     fn is_finite(self) -> bool;
+    /// `self * factor + term`, rounded once.
+    fn mul_add(self, factor: Self, term: Self) -> Self;
     /// `(Phi(x), phi(x))`: the normal distribution function and density.
     fn normal(self) -> (Self, Self);
 
@@ -141,6 +143,10 @@ impl Real for f32 {
     fn is_finite(self) -> bool {
         f32::is_finite(self)
     }
+    #[inline(always)]
+    fn mul_add(self, factor: f32, term: f32) -> f32 {
+        f32::mul_add(self, factor, term)
+    }
 
     #[inline(always)]
     fn normal(self) -> (f32, f32) {
@@ -206,6 +212,10 @@ impl Real for f64 {
     #[inline(always)]
     fn is_finite(self) -> bool {
         f64::is_finite(self)
+    }
+    #[inline(always)]
+    fn mul_add(self, factor: f64, term: f64) -> f64 {
+        f64::mul_add(self, factor, term)
     }
     #[inline(always)]
     fn normal(self) -> (f64, f64) {

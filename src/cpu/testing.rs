@@ -94,6 +94,7 @@ pub(crate) fn run_op_sharing<T: Real>(op: &Op, inputs: &[HostTensor], shared: Op
     }
     let updated: &[(usize, usize)] = match op {
         Op::AccumulateGrads | Op::CenterUpdate => &[(0, 0)],
+        Op::RunningStatistics { .. } => &[(0, 0), (1, 1)],
         Op::AdamW { .. } => &[(0, 0), (2, 1), (3, 2), (4, 3), (7, 4), (8, 5)],
         _ => &[],
     };

@@ -78,7 +78,7 @@ fn large_products_do_not_depend_on_threads() {
 #[test]
 fn conv2d() {
     let (c, o) = (5, 7);
-    let g = ConvGeometry { batch: 3, height: 4, width: 6, kernel: 3 };
+    let g = ConvGeometry::same(3, 4, 6, 3);
     let m = g.rows();
     let (x, w, b) = (random(&[m, c], 1), random(&[o, c, 3, 3], 2), random(&[o], 3));
     let naive: Vec<f64> = (0..m * o)
@@ -95,34 +95,36 @@ fn conv2d() {
             sum
         })
         .collect();
-    let op = Op::Conv2d { geometry: g, epilogue: Epilogue::None };
+    let op = Op::Conv2d { geometry: g.clone(), epilogue: Epilogue::None };
     let inputs = [x.clone(), w.clone(), b.clone()];
     assert_close(&check_op(&op, &inputs)[0], &naive);
     let r = random(&[m, o], 4);
     let out = check_op(
-        &Op::Conv2d { geometry: g, epilogue: Epilogue::Residual },
+        &Op::Conv2d { geometry: g.clone(), epilogue: Epilogue::Residual },
         &[x.clone(), w.clone(), b, r.clone()],
     );
     assert_close(&out[0], &naive.iter().zip(float(&r)).map(|(y, r)| y + r).collect::<Vec<_>>());
-    let out = check_op(&Op::Conv2d { geometry: g, epilogue: Epilogue::Gelu }, &inputs);
+    let out = check_op(&Op::Conv2d { geometry: g.clone(), epilogue: Epilogue::Gelu }, &inputs);
     assert_close(&out[1], &naive);
-    let dx = check_op(&Op::Conv2dBackwardInput { geometry: g, gelu: false }, &[r.clone(), w.clone()]);
+    let dx = check_op(&Op::Conv2dBackwardInput { geometry: g.clone(), gelu: false }, &[r.clone(), w.clone()]);
     check_gradient(&op, &inputs, float(&r), 0, &dx[0]);
-    let fused = check_op(&Op::Conv2dBackwardInput { geometry: g, gelu: true }, &[r.clone(), w, x.clone()]);
+    let fused =
+        check_op(&Op::Conv2dBackwardInput { geometry: g.clone(), gelu: true }, &[r.clone(), w, x.clone()]);
     assert_close(&fused[0], &run_op::<f64>(&Op::GeluBackward, &[tensor(&[m, c], &dx[0]), x.clone()])[0]);
-    let dw = check_op(&Op::Conv2dBackwardWeight { geometry: g }, &[r.clone(), x]);
+    let dw = check_op(&Op::Conv2dBackwardWeight { geometry: g.clone() }, &[r.clone(), x]);
     check_gradient(&op, &inputs, float(&r), 1, &dw[0]);
     check_gradient(&op, &inputs, float(&r), 2, &dw[1]);
 }
 
 #[test]
 fn conv2d_over_several_ranges() {
-    let g = ConvGeometry { batch: 7, height: 14, width: 14, kernel: 3 };
+    let g = ConvGeometry::same(7, 14, 14, 3);
     let (c, o) = (256, 8);
     let (x, w, b) = (random(&[g.rows(), c], 1), random(&[o, c, 3, 3], 2), random(&[o], 3));
-    let (op, r) = (Op::Conv2d { geometry: g, epilogue: Epilogue::Residual }, random(&[g.rows(), o], 4));
+    let (op, r) =
+        (Op::Conv2d { geometry: g.clone(), epilogue: Epilogue::Residual }, random(&[g.rows(), o], 4));
     check_op(&op, &[x.clone(), w, b, r.clone()]);
-    check_op(&Op::Conv2dBackwardWeight { geometry: g }, &[r, x]);
+    check_op(&Op::Conv2dBackwardWeight { geometry: g.clone() }, &[r, x]);
 }
 
 #[test]

@@ -4,15 +4,24 @@ use super::gemm::{self, Finish, Gather, Product};
 use super::kernel::{Call, Family, Given, kernel_params};
 use super::lower::{Lowered, Operands};
 use crate::backend::OperandType;
-use crate::ir::{ConvGeometry, Epilogue, Op};
+use crate::ir::{ConvGeometry, Epilogue, FeatureMap, Op};
 
 kernel_params! {
     WeightParams { y: u64, w: u64, outputs: u32, channels: u32, taps: u32, backward: u32 }
 }
 
 /// What the product's kernel knows of images of `channels`.
-fn image(geometry: &ConvGeometry, channels: u32) -> [usize; 4] {
-    [geometry.height, geometry.width, channels as usize, geometry.kernel]
+///
+/// # Errors
+/// For geometries that the kernels do not take yet.
+fn image(geometry: &ConvGeometry, channels: u32) -> Result<[usize; 4], String> {
+    match (&geometry.maps[..], geometry.stride) {
+        (&[FeatureMap { height, width, .. }], 1) => Ok([height, width, channels as usize, geometry.kernel]),
+        (maps, stride) => Err(format!(
+            "has no CUDA kernel yet for {} sizes of maps and stride {stride}: use the CPU",
+            maps.len()
+        )),
+    }
 }
 
 /// Brings the weight at operand 1 into the order that the product reads, in scratch memory.
@@ -36,7 +45,7 @@ pub fn forward(o: &Operands<'_>, geometry: &ConvGeometry, epilogue: Epilogue) ->
     let (_, outputs) = o.outputs[0].rows_width()?;
     let taps = (geometry.kernel * geometry.kernel) as u32;
     let mut product = Product::new(rows, outputs, taps * channels);
-    product.gather = Gather::A(image(geometry, channels));
+    product.gather = Gather::A(image(geometry, channels)?);
     (product.params.a, product.params.b) = (o.inputs[0].at, o.scratch);
     gemm::with_epilogue(&mut product, o, epilogue);
     Ok(vec![permute(o, outputs, channels, taps, false), product.call(o.element(), o.choices)?])
@@ -48,7 +57,7 @@ pub fn backward_input(o: &Operands<'_>, geometry: &ConvGeometry, gelu: bool) -> 
     let (_, channels) = o.outputs[0].rows_width()?;
     let taps = (geometry.kernel * geometry.kernel) as u32;
     let mut product = Product::new(rows, channels, taps * outputs);
-    product.gather = Gather::A(image(geometry, outputs));
+    product.gather = Gather::A(image(geometry, outputs)?);
     let p = &mut product.params;
     (p.y, p.a, p.b) = (o.outputs[0].at, o.inputs[0].at, o.scratch);
     if gelu {
@@ -61,7 +70,7 @@ pub fn backward_input(o: &Operands<'_>, geometry: &ConvGeometry, gelu: bool) -> 
 pub fn backward_weight(o: &Operands<'_>, geometry: &ConvGeometry) -> Lowered {
     let (_, channels) = o.inputs[1].rows_width()?;
     let taps = (geometry.kernel * geometry.kernel) as u32;
-    gemm::weight_gradient(o, taps * channels, Gather::B(image(geometry, channels)), channels)
+    gemm::weight_gradient(o, taps * channels, Gather::B(image(geometry, channels)?), channels)
 }
 
 pub fn workspace(op: &Op, inputs: &[OperandType<'_>], _outputs: &[OperandType<'_>]) -> usize {

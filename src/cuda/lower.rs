@@ -204,6 +204,22 @@ pub fn lower(op: &Op, o: &Operands<'_>) -> Lowered {
         Op::PrototypeCrossEntropyBackward { batch } => prototype_ce::backward(o, *batch),
         Op::ExpertStatistics => prototype_ce::expert_statistics(o),
         Op::CenterUpdate => prototype_ce::center_update(o),
+        Op::DepthwiseConv2d { .. }
+        | Op::DepthwiseConv2dBackwardInput { .. }
+        | Op::DepthwiseConv2dBackwardWeight { .. }
+        | Op::PixelRows { .. }
+        | Op::BatchNorm { .. }
+        | Op::BatchNormBackward { .. }
+        | Op::BatchNormInference { .. }
+        | Op::RunningStatistics { .. }
+        | Op::Relu6
+        | Op::Relu6Backward
+        | Op::Relu6Gate
+        | Op::Relu6GateBackward
+        | Op::GlobalAveragePool { .. }
+        | Op::GlobalAveragePoolBackward { .. }
+        | Op::WindowAttention { .. }
+        | Op::WindowAttentionBackward { .. } => Err("has no CUDA kernel yet: use the CPU".into()),
     }
 }
 
@@ -257,6 +273,22 @@ pub fn workspace(op: &Op, inputs: &[OperandType<'_>], outputs: &[OperandType<'_>
         | Op::L2NormalizeBackward { .. }
         | Op::WeightedSum { .. }
         | Op::AccumulateGrads
+        | Op::DepthwiseConv2d { .. }
+        | Op::DepthwiseConv2dBackwardInput { .. }
+        | Op::DepthwiseConv2dBackwardWeight { .. }
+        | Op::PixelRows { .. }
+        | Op::BatchNorm { .. }
+        | Op::BatchNormBackward { .. }
+        | Op::BatchNormInference { .. }
+        | Op::RunningStatistics { .. }
+        | Op::Relu6
+        | Op::Relu6Backward
+        | Op::Relu6Gate
+        | Op::Relu6GateBackward
+        | Op::GlobalAveragePool { .. }
+        | Op::GlobalAveragePoolBackward { .. }
+        | Op::WindowAttention { .. }
+        | Op::WindowAttentionBackward { .. }
         | Op::AdamW { .. } => 0,
     }
 }

@@ -122,21 +122,35 @@ impl Vjp<'_> {
                 self.one(Op::ResizePositionsBackward { prefix, from, to }, &[dy])
             }
             Op::Linear { epilogue: Epilogue::None } => {
-                let dx = match self.wanted[0] {
-                    true => Some(self.push(Op::LinearBackwardInput { gelu: false }, &[dy, x[1]])?[0]),
-                    false => None,
-                };
+                let dx = self.wanted_input(Op::LinearBackwardInput { gelu: false }, &[dy, x[1]])?;
                 let weight = self.graph.shape(x[1]).dims().to_vec();
                 self.with_weight(dx, Op::LinearBackwardWeight { weight }, dy, x[0])
             }
             Op::Conv2d { geometry, epilogue: Epilogue::None } => {
-                let dx = match self.wanted[0] {
-                    true => {
-                        Some(self.push(Op::Conv2dBackwardInput { geometry, gelu: false }, &[dy, x[1]])?[0])
-                    }
-                    false => None,
-                };
+                let input = Op::Conv2dBackwardInput { geometry: geometry.clone(), gelu: false };
+                let dx = self.wanted_input(input, &[dy, x[1]])?;
                 self.with_weight(dx, Op::Conv2dBackwardWeight { geometry }, dy, x[0])
+            }
+            Op::DepthwiseConv2d { geometry } => {
+                let input = Op::DepthwiseConv2dBackwardInput { geometry: geometry.clone() };
+                let dx = self.wanted_input(input, &[dy, x[1]])?;
+                self.with_weight(dx, Op::DepthwiseConv2dBackwardWeight { geometry }, dy, x[0])
+            }
+            Op::BatchNorm { eps, groups } => {
+                let inputs = [dy, x[0], x[1], out[1], out[2]];
+                let d = self.push(Op::BatchNormBackward { eps, groups }, &inputs)?;
+                Ok(d.into_iter().map(Some).collect())
+            }
+            Op::Relu6 => self.one(Op::Relu6Backward, &[dy, x[0]]),
+            Op::Relu6Gate => {
+                let d = self.push(Op::Relu6GateBackward, &[dy, x[0], x[1]])?;
+                Ok(d.into_iter().map(Some).collect())
+            }
+            Op::GlobalAveragePool { images } => self.one(Op::GlobalAveragePoolBackward { images }, &[dy]),
+            Op::WindowAttention { heads, window, maps } => {
+                let inputs = [dy, out[0], out[1], x[0], x[1], x[2]];
+                let d = self.push(Op::WindowAttentionBackward { heads, window, maps }, &inputs)?;
+                Ok(d.into_iter().map(Some).collect())
             }
             Op::Linear { .. } | Op::Conv2d { .. } => self.refuse("differentiate before fusing"),
             Op::Gelu => self.one(Op::GeluBackward, &[dy, x[0]]),
@@ -231,6 +245,16 @@ impl Vjp<'_> {
             | Op::RestoreTokensBackward
             | Op::Conv2dBackwardInput { .. }
             | Op::Conv2dBackwardWeight { .. }
+            | Op::DepthwiseConv2dBackwardInput { .. }
+            | Op::DepthwiseConv2dBackwardWeight { .. }
+            | Op::PixelRows { .. }
+            | Op::BatchNormBackward { .. }
+            | Op::BatchNormInference { .. }
+            | Op::RunningStatistics { .. }
+            | Op::Relu6Backward
+            | Op::Relu6GateBackward
+            | Op::GlobalAveragePoolBackward { .. }
+            | Op::WindowAttentionBackward { .. }
             | Op::DynamicConvBackward { .. }
             | Op::L2NormalizeBackward { .. }
             | Op::PrototypeCrossEntropyBackward { .. }
@@ -247,6 +271,14 @@ impl Vjp<'_> {
     /// A single-input op.
     fn one(&mut self, op: Op, inputs: &[ValueId]) -> Result<Vec<Option<ValueId>>> {
         Ok(vec![Some(self.push(op, inputs)?[0])])
+    }
+
+    /// The gradient of the first input by `op`, if it is wanted.
+    fn wanted_input(&mut self, op: Op, inputs: &[ValueId]) -> Result<Option<ValueId>> {
+        if !self.wanted[0] {
+            return Ok(None);
+        }
+        Ok(Some(self.push(op, inputs)?[0]))
     }
 
     /// An op whose second input is an index.

@@ -40,6 +40,10 @@ pub enum Region {
     Moment2,
     /// The expert's parameters.
     Expert,
+    /// Running statistics of the student's batch normalisations, in the order of their own registry.
+    Buffers,
+    /// The expert's.
+    ExpertBuffers,
     /// The student's weight matrices in the type that the step computes in, laid out as `Params`; present where that type
     /// is narrower.
     Weights,
@@ -58,13 +62,15 @@ pub enum Region {
 }
 
 impl Region {
-    pub const ALL: [Region; 13] = [
+    pub const ALL: [Region; 15] = [
         Region::Params,
         Region::Grads,
         Region::MicroGrads,
         Region::Moment1,
         Region::Moment2,
         Region::Expert,
+        Region::Buffers,
+        Region::ExpertBuffers,
         Region::Weights,
         Region::ExpertWeights,
         Region::State,
@@ -83,6 +89,14 @@ impl Region {
         }
     }
 
+    /// Where the running statistics beside a region of parameters are.
+    pub const fn buffers(self) -> Region {
+        match self {
+            Region::Expert => Region::ExpertBuffers,
+            _ => Region::Buffers,
+        }
+    }
+
     pub const fn name(self) -> &'static str {
         match self {
             Region::Params => "params",
@@ -91,6 +105,8 @@ impl Region {
             Region::Moment1 => "moment1",
             Region::Moment2 => "moment2",
             Region::Expert => "expert",
+            Region::Buffers => "buffers",
+            Region::ExpertBuffers => "expert_buffers",
             Region::Weights => "weights",
             Region::ExpertWeights => "expert_weights",
             Region::State => "state",

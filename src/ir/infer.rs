@@ -1,6 +1,8 @@
 //! Shape and type inference. Every check names the layer, the op, what came and what was expected.
 
-use super::op::{AttentionLayout, ConvGeometry, Epilogue, Op, RowRun, Scalar, Segments, TokenLayout};
+mod maps;
+
+use super::op::{AttentionLayout, Epilogue, Op, RowRun, Scalar, Segments, TokenLayout};
 use super::types::{Role, element_type, named_type, output_role};
 use crate::error::{Error, Result};
 use crate::saip::config::PATCH;
@@ -186,8 +188,12 @@ fn shapes(cx: &Cx<'_>, op: &Op) -> Result<Vec<Vec<usize>>> {
             }
             Ok(vec![weight.clone(), vec![n]])
         }
-        Op::Gelu | Op::Scale { .. } | Op::Cast { .. } => {
+        Op::Gelu | Op::Relu6 | Op::Scale { .. } | Op::Cast { .. } => {
             cx.arity(1)?;
+            Ok(vec![cx.shape(0).dims().to_vec()])
+        }
+        // A vector and a matrix of one row are the same rows.
+        Op::Add if cx.inputs.len() == 2 && cx.rows_cols(0) == cx.rows_cols(1) => {
             Ok(vec![cx.shape(0).dims().to_vec()])
         }
         Op::GeluBackward | Op::Add => {
@@ -299,22 +305,31 @@ fn shapes(cx: &Cx<'_>, op: &Op) -> Result<Vec<Vec<usize>>> {
             cx.divides("rows", rows, *tokens)?;
             Ok(vec![vec![*tokens, d]])
         }
-        Op::Conv2d { geometry, epilogue } => conv2d(cx, geometry, *epilogue),
-        Op::Conv2dBackwardInput { geometry, gelu } => {
-            cx.arity(if *gelu { 3 } else { 2 })?;
-            let [o, c] = conv_weight(cx, 1, geometry)?;
-            cx.matrix(0, "dy", geometry.rows(), o)?;
-            if *gelu {
-                cx.matrix(2, "the value before GELU", geometry.rows(), c)?;
-            }
-            Ok(vec![vec![geometry.rows(), c]])
-        }
-        Op::Conv2dBackwardWeight { geometry } => {
+        Op::Conv2d { .. }
+        | Op::Conv2dBackwardInput { .. }
+        | Op::Conv2dBackwardWeight { .. }
+        | Op::DepthwiseConv2d { .. }
+        | Op::DepthwiseConv2dBackwardInput { .. }
+        | Op::DepthwiseConv2dBackwardWeight { .. }
+        | Op::PixelRows { .. }
+        | Op::BatchNorm { .. }
+        | Op::BatchNormBackward { .. }
+        | Op::BatchNormInference { .. }
+        | Op::RunningStatistics { .. }
+        | Op::GlobalAveragePool { .. }
+        | Op::GlobalAveragePoolBackward { .. }
+        | Op::WindowAttention { .. }
+        | Op::WindowAttentionBackward { .. } => maps::shapes(cx, op),
+        Op::Relu6Gate | Op::Relu6Backward => {
             cx.arity(2)?;
-            let (o, c) = (cx.rows_cols(0).1, cx.rows_cols(1).1);
-            cx.matrix(0, "dy", geometry.rows(), o)?;
-            cx.matrix(1, "x", geometry.rows(), c)?;
-            Ok(vec![vec![o, c, geometry.kernel, geometry.kernel], vec![o]])
+            cx.same(0, 1)?;
+            Ok(vec![cx.shape(0).dims().to_vec()])
+        }
+        Op::Relu6GateBackward => {
+            cx.arity(3)?;
+            cx.same(0, 1)?;
+            cx.same(0, 2)?;
+            Ok(vec![cx.shape(0).dims().to_vec(); 2])
         }
         Op::DynamicConv { tokens } => {
             cx.arity(2)?;
@@ -528,25 +543,6 @@ fn epilogue_outputs(cx: &Cx<'_>, epilogue: Epilogue, m: usize, n: usize) -> Resu
             vec![vec![m, n]]
         }
     })
-}
-
-fn conv_weight(cx: &Cx<'_>, i: usize, g: &ConvGeometry) -> Result<[usize; 2]> {
-    match *cx.shape(i).dims() {
-        [o, c, kh, kw] if kh == g.kernel && kw == g.kernel && kh % 2 == 1 => Ok([o, c]),
-        _ => cx.err(format!(
-            "the weight must be [O, C, {0}, {0}] with odd {0}, got {1}",
-            g.kernel,
-            cx.shape(i)
-        )),
-    }
-}
-
-fn conv2d(cx: &Cx<'_>, g: &ConvGeometry, epilogue: Epilogue) -> Result<Vec<Vec<usize>>> {
-    cx.arity(if epilogue == Epilogue::Residual { 4 } else { 3 })?;
-    let [o, c] = conv_weight(cx, 1, g)?;
-    cx.matrix(0, "x", g.rows(), c)?;
-    cx.vector(2, "the bias", o)?;
-    epilogue_outputs(cx, epilogue, g.rows(), o)
 }
 
 /// Checks the operands from `first` on and returns the width D.

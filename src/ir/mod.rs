@@ -14,8 +14,8 @@ pub use autodiff::differentiate;
 pub use dump::dump;
 pub use graph::{Binding, Graph, Node, NodeId, Region, Value, ValueId};
 pub use op::{
-    AttentionLayout, ConvGeometry, Epilogue, Op, OpKind, ParamSegment, RowRun, Scalar, SegmentRun, Segments,
-    TokenLayout, TokenView,
+    AttentionLayout, ConvGeometry, Epilogue, FeatureMap, Op, OpKind, ParamSegment, RowRun, Scalar,
+    SegmentRun, Segments, TokenLayout, TokenView,
 };
 pub use types::{Role, input_role, output_role};
 pub(crate) use verify::region_order;

@@ -1,7 +1,7 @@
 //! The ops. An op is what one kernel (or a short fixed sequence) implements.
 //!
 //! Letters used below: `M` rows, `D` width, `N`/`K` a linear layer's outputs/inputs, `T` rows of a token stream,
-//! `S` segments of it, `B` images, `n` tokens of an image, `k` kept tokens of an image, `K` prototypes, `V` views.
+//! `S` segments of it, `G` groups of rows, `B` images, `n` tokens of an image, `k` kept tokens of an image, `K` prototypes, `V` views.
 //! Every op overwrites its outputs; none accumulates unless its name says so.
 
 use crate::tensor::DType;
@@ -174,20 +174,62 @@ impl RowRun {
     }
 }
 
-/// A square convolution with stride 1 on `[batch, height, width, channels]` stored as rows of channels; the padding
-/// keeps the size.
+/// `count` feature maps of one size, each stored as rows of channels in row-major order of its positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ConvGeometry {
-    pub batch: usize,
+pub struct FeatureMap {
+    pub count: usize,
     pub height: usize,
     pub width: usize,
+}
+
+impl FeatureMap {
+    /// Positions of one map.
+    pub fn positions(&self) -> usize {
+        self.height * self.width
+    }
+
+    /// Rows of all of them.
+    pub fn rows(&self) -> usize {
+        self.count * self.positions()
+    }
+
+    /// What a convolution of stride `stride` with a padding of half its kernel makes of them.
+    pub fn strided(&self, stride: usize) -> FeatureMap {
+        let [height, width] = [self.height, self.width].map(|n| n.div_ceil(stride.max(1)));
+        FeatureMap { count: self.count, height, width }
+    }
+}
+
+/// A square convolution over a stream of feature maps, `[sum of count * height * width, channels]`. The padding is half
+/// the kernel, so that a stride of 1 keeps the size.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ConvGeometry {
+    /// What is read, in stream order.
+    pub maps: Vec<FeatureMap>,
     /// Edge of the kernel, odd.
     pub kernel: usize,
+    pub stride: usize,
 }
 
 impl ConvGeometry {
+    /// Over `batch` maps of one size, with stride 1.
+    pub fn same(batch: usize, height: usize, width: usize, kernel: usize) -> Self {
+        ConvGeometry { maps: vec![FeatureMap { count: batch, height, width }], kernel, stride: 1 }
+    }
+
+    /// Rows that are read.
     pub fn rows(&self) -> usize {
-        self.batch * self.height * self.width
+        self.maps.iter().map(FeatureMap::rows).sum()
+    }
+
+    /// Rows that are written.
+    pub fn output_rows(&self) -> usize {
+        self.outputs().map(|m| m.rows()).sum()
+    }
+
+    /// What is written, in stream order.
+    pub fn outputs(&self) -> impl Iterator<Item = FeatureMap> + '_ {
+        self.maps.iter().map(|m| m.strided(self.stride))
     }
 }
 
@@ -264,7 +306,7 @@ ops! {
     Linear { epilogue: Epilogue } => "linear";
     /// `dy: [M, N]`, `w: [N, K..]`, (`pre: [M, K]`) -> `dx: [M, K] = dy w`, with `gelu` times `gelu'(pre)`.
     LinearBackwardInput { gelu: bool } => "linear_backward_input";
-    /// `dy: [M, N]`, `x: [M, K]` -> `dw: weight`, `db: [N]`.
+    /// `dy: [M, N]`, `x: [M, K]` -> `dw: weight`, `db: [N]` (not stored when nothing reads it).
     LinearBackwardWeight { weight: Vec<usize> } => "linear_backward_weight";
     /// `x` -> `x * Phi(x)` with the exact normal distribution function.
     Gelu => "gelu";
@@ -308,13 +350,52 @@ ops! {
     AddPositions => "add_positions";
     /// `dy: [B * n, D]` -> `[n, D]`: the sum over images.
     SumImages { tokens: usize } => "sum_images";
-    /// `x: [B * h * w, C]`, `w: [O, C, k, k]`, `b: [O]` -> `y: [B * h * w, O]` (and the value before
-    /// GELU; it is not stored, its memory empty, when nothing reads it).
+    /// `x: [R, C]`, `w: [O, C, k, k]`, `b: [O]`, (`r: [Ro, O]` with a residual) -> `y: [Ro, O]` (and the value before
+    /// GELU; it is not stored, its memory empty, when nothing reads it). `R` rows are read, `Ro` are written.
     Conv2d { geometry: ConvGeometry, epilogue: Epilogue } => "conv2d";
-    /// `dy: [B * h * w, O]`, `w: [O, C, k, k]`, (`pre: [B * h * w, C]`) -> `dx`, with `gelu` times `gelu'(pre)`.
+    /// `dy: [Ro, O]`, `w: [O, C, k, k]`, (`pre: [R, C]`) -> `dx: [R, C]`, with `gelu` times `gelu'(pre)`.
     Conv2dBackwardInput { geometry: ConvGeometry, gelu: bool } => "conv2d_backward_input";
-    /// `dy: [B * h * w, O]`, `x: [B * h * w, C]` -> `dw: [O, C, k, k]`, `db: [O]`.
+    /// `dy: [Ro, O]`, `x: [R, C]` -> `dw: [O, C, k, k]`, `db: [O]` (not stored when nothing reads it).
     Conv2dBackwardWeight { geometry: ConvGeometry } => "conv2d_backward_weight";
+    /// `x: [R, C]`, `w: [C, 1, k, k]`, `b: [C]` -> `y: [Ro, C]`: every channel by itself.
+    DepthwiseConv2d { geometry: ConvGeometry } => "depthwise_conv2d";
+    /// `dy: [Ro, C]`, `w: [C, 1, k, k]` -> `dx: [R, C]`.
+    DepthwiseConv2dBackwardInput { geometry: ConvGeometry } => "depthwise_conv2d_backward_input";
+    /// `dy: [Ro, C]`, `x: [R, C]` -> `dw: [C, 1, k, k]`, `db: [C]` (not stored when nothing reads it).
+    DepthwiseConv2dBackwardWeight { geometry: ConvGeometry } => "depthwise_conv2d_backward_weight";
+    /// `images...: [B_i, 3, H_i, W_i]`, then the `keep: [B, k]` of image input `masked` if any
+    /// -> `rows: [sum of pixels, 3]` of type `dtype`; pixels of 16x16 patches that `keep` lacks are 0.
+    PixelRows { masked: Option<usize>, dtype: DType } => "pixel_rows";
+    /// `x: [M, C]`, `gamma: [C]`, `beta: [C]` -> `y: [M, C]`, `mean: [G, C]`, `var: [G, C]` (biased): each channel
+    /// normalised by its statistics over the rows of its group; `groups` are their row counts, in order.
+    BatchNorm { eps: f64, groups: Vec<usize> } => "batch_norm";
+    /// `dy`, `x`, `gamma`, `mean`, `var` -> `dx`, `dgamma`, `dbeta`.
+    BatchNormBackward { eps: f64, groups: Vec<usize> } => "batch_norm_backward";
+    /// `x: [M, C]`, `gamma`, `beta`, `mean`, `var`, each `[C]` -> `y: [M, C]`: normalised by given statistics.
+    BatchNormInference { eps: f64 } => "batch_norm_inference";
+    /// `running_mean: [C]`, `running_var: [C]`, `mean: [G, C]`, `var: [G, C]` (biased) -> `running_mean`, `running_var`, in
+    /// place: one group after the other, `(1 - momentum) running + momentum new`, the variance made unbiased. A channel
+    /// whose statistics are not finite keeps its running ones.
+    RunningStatistics { momentum: f64, groups: Vec<usize> } => "running_statistics";
+    /// `x` -> `min(max(x, 0), 6)`.
+    Relu6 => "relu6";
+    /// `dy`, `x` -> `dy` where `0 < x < 6`, else 0.
+    Relu6Backward => "relu6_backward";
+    /// `a`, `b` of one shape -> `relu6(a) * b`.
+    Relu6Gate => "relu6_gate";
+    /// `dy`, `a`, `b` -> `da`, `db`.
+    Relu6GateBackward => "relu6_gate_backward";
+    /// `x: [sum of count * rows, C]` -> `[images, C]`: the mean over each image's rows; `images` lists `(count, rows)`.
+    GlobalAveragePool { images: Vec<(usize, usize)> } => "global_average_pool";
+    /// `dy: [images, C]` -> `[sum of count * rows, C]`.
+    GlobalAveragePoolBackward { images: Vec<(usize, usize)> } => "global_average_pool_backward";
+    /// `qkv: [R, 3D]`, columns q, k, v of head 0, then of head 1, ...; `pad: [1, 3D]`, the same of a position outside of
+    /// the map; `biases: [heads, window^2]` -> `o: [R, D]`, `lse: [R, heads]`. Attention inside square windows that tile
+    /// each map from its upper left corner; positions of a window that lie outside of the map are keys with the values of
+    /// `pad`. Scores are `q k (D / heads)^-0.5` plus the bias at `|dy| * window + |dx|`.
+    WindowAttention { heads: usize, window: usize, maps: Vec<FeatureMap> } => "window_attention";
+    /// `do`, `o`, `lse`, `qkv`, `pad`, `biases` -> `dqkv`, `dpad`, `dbiases`.
+    WindowAttentionBackward { heads: usize, window: usize, maps: Vec<FeatureMap> } => "window_attention_backward";
     /// `kernel: [G * B, D]`, `features: [B * m, D]` -> `logits: [G * B, m]`: each kernel against the features of its
     /// image (`row % B`).
     DynamicConv { tokens: usize } => "dynamic_conv";

@@ -18,7 +18,11 @@ use Role::{Element, Wide};
 /// Role of input `i` of `op`, if it is no index.
 pub fn input_role(op: &Op, i: usize) -> Role {
     match op.kind() {
-        OpKind::Linear | OpKind::Conv2d => either(i == 2),
+        OpKind::Linear | OpKind::Conv2d | OpKind::DepthwiseConv2d | OpKind::WindowAttention => either(i == 2),
+        OpKind::BatchNorm | OpKind::BatchNormInference => either(i > 0),
+        OpKind::BatchNormBackward => either(i > 1),
+        OpKind::WindowAttentionBackward => either(i == 2 || i == 5),
+        OpKind::PixelRows | OpKind::RunningStatistics => Wide,
         OpKind::LayerNorm | OpKind::ScaleSegments | OpKind::AddPositions => either(i > 0),
         OpKind::LayerNormBackward => either((2..5).contains(&i)),
         OpKind::AttentionBackward | OpKind::L2NormalizeBackward => either(i == 2),
@@ -56,6 +60,14 @@ pub fn input_role(op: &Op, i: usize) -> Role {
         | OpKind::SumImages
         | OpKind::Conv2dBackwardInput
         | OpKind::Conv2dBackwardWeight
+        | OpKind::DepthwiseConv2dBackwardInput
+        | OpKind::DepthwiseConv2dBackwardWeight
+        | OpKind::Relu6
+        | OpKind::Relu6Backward
+        | OpKind::Relu6Gate
+        | OpKind::Relu6GateBackward
+        | OpKind::GlobalAveragePool
+        | OpKind::GlobalAveragePoolBackward
         | OpKind::DynamicConv
         | OpKind::L2Normalize => Element,
     }
@@ -66,13 +78,20 @@ pub fn output_role(op: &Op, slot: usize) -> Role {
     match op.kind() {
         OpKind::LayerNorm
         | OpKind::LayerNormBackward
+        | OpKind::BatchNorm
+        | OpKind::BatchNormBackward
+        | OpKind::WindowAttention
         | OpKind::Attention
         | OpKind::L2Normalize
         | OpKind::EmbedTokensBackward
         | OpKind::RestoreTokensBackward
         | OpKind::PrototypeCrossEntropyBackward => either(slot > 0),
+        // The padded position's row is an activation like the others.
+        OpKind::WindowAttentionBackward => either(slot == 2),
         OpKind::LinearBackwardWeight
         | OpKind::Conv2dBackwardWeight
+        | OpKind::DepthwiseConv2dBackwardWeight
+        | OpKind::RunningStatistics
         | OpKind::SumImages
         | OpKind::ResizePositions
         | OpKind::ResizePositionsBackward
@@ -107,6 +126,16 @@ pub fn output_role(op: &Op, slot: usize) -> Role {
         | OpKind::AddPositions
         | OpKind::Conv2d
         | OpKind::Conv2dBackwardInput
+        | OpKind::DepthwiseConv2d
+        | OpKind::DepthwiseConv2dBackwardInput
+        | OpKind::PixelRows
+        | OpKind::BatchNormInference
+        | OpKind::Relu6
+        | OpKind::Relu6Backward
+        | OpKind::Relu6Gate
+        | OpKind::Relu6GateBackward
+        | OpKind::GlobalAveragePool
+        | OpKind::GlobalAveragePoolBackward
         | OpKind::DynamicConvBackward
         | OpKind::L2NormalizeBackward
         | OpKind::MaskedMseBackward => Element,
@@ -120,7 +149,10 @@ fn either(wide: bool) -> Role {
 /// The type that the op itself names for its output.
 pub(crate) fn named_type(op: &Op) -> Option<DType> {
     match op {
-        Op::PatchRows { dtype, .. } | Op::Fill { dtype, .. } | Op::Cast { dtype } => Some(*dtype),
+        Op::PatchRows { dtype, .. }
+        | Op::PixelRows { dtype, .. }
+        | Op::Fill { dtype, .. }
+        | Op::Cast { dtype } => Some(*dtype),
         _ => None,
     }
 }

@@ -59,7 +59,7 @@ pub fn verify(graph: &Graph, pass: &'static str) -> Result<()> {
 
 /// Whether the op overwrites bound memory that it reads as well.
 pub(crate) fn updates_in_place(op: &Op) -> bool {
-    matches!(op, Op::AccumulateGrads | Op::CenterUpdate | Op::AdamW { .. })
+    matches!(op, Op::AccumulateGrads | Op::CenterUpdate | Op::RunningStatistics { .. } | Op::AdamW { .. })
 }
 
 /// A read or a write of a stretch of a region.

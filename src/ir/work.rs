@@ -12,8 +12,17 @@ pub fn matrix_flops(op: &Op, inputs: &[&Shape], outputs: &[&Shape]) -> u64 {
     let products = match op {
         Op::Linear { .. } | Op::LinearBackwardInput { .. } => rows(0) * count(1),
         Op::LinearBackwardWeight { weight } => rows(0) * weight.iter().product::<usize>(),
-        Op::Conv2d { geometry, .. } | Op::Conv2dBackwardInput { geometry, .. } => geometry.rows() * count(1),
-        Op::Conv2dBackwardWeight { geometry } => geometry.rows() * outputs[0].count(),
+        Op::Conv2d { geometry, .. } | Op::Conv2dBackwardInput { geometry, .. } => {
+            geometry.output_rows() * count(1)
+        }
+        Op::DepthwiseConv2d { geometry } | Op::DepthwiseConv2dBackwardInput { geometry } => {
+            geometry.output_rows() * count(1)
+        }
+        Op::Conv2dBackwardWeight { geometry } | Op::DepthwiseConv2dBackwardWeight { geometry } => {
+            geometry.output_rows() * outputs[0].count()
+        }
+        Op::WindowAttention { window, .. } => 2 * outputs[0].count() * window * window,
+        Op::WindowAttentionBackward { window, .. } => 4 * count(0) * window * window,
         Op::Attention { segments, .. } => 2 * segments.pairs() * outputs[0].as_matrix().1,
         Op::AttentionBackward { segments, .. } => 4 * segments.pairs() * width(0),
         Op::DynamicConv { tokens } => count(0) * tokens,

@@ -151,7 +151,7 @@ impl CssDecoder {
     /// The feature map of the multi-person image, `[B * m, E]`.
     fn features(&self, net: &mut Net<'_, '_>, inputs: &CssInstances) -> Result<ValueId> {
         let [height, width] = inputs.grid;
-        let geometry = ConvGeometry { batch: inputs.batch, height, width, kernel: 3 };
+        let geometry = ConvGeometry::same(inputs.batch, height, width, 3);
         let mut x = inputs.scene;
         for i in 0..self.config.convs {
             let path = format!("css.convs.{i}");
@@ -160,7 +160,7 @@ impl CssDecoder {
                 net.linear(&path, x)?
             } else {
                 let (w, b) = (net.param(&format!("{path}.weight"))?, net.param(&format!("{path}.bias"))?);
-                let op = Op::Conv2d { geometry, epilogue: crate::ir::Epilogue::None };
+                let op = Op::Conv2d { geometry: geometry.clone(), epilogue: crate::ir::Epilogue::None };
                 net.push(&path, op, &[x, w, b])?
             };
             x = net.gelu(&format!("{path}.act"), x)?;

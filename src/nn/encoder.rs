@@ -1,9 +1,12 @@
 //! What an encoder is to the rest of the model, whatever its kind.
 
+use super::feature_maps;
 use super::layers::Net;
 use super::params::ParamRegistry;
+use super::star_net::StarNet;
+use super::tiny_vit::TinyVit;
 use super::vit::{DropPath, Vit};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ir::ValueId;
 use crate::saip::config::{EncoderConfig, PATCH};
 
@@ -71,47 +74,81 @@ pub struct Tokens {
     pub image: Option<ValueId>,
     /// `[rows, T]` per tap group.
     pub taps: Vec<ValueId>,
-    /// The last block's packed queries, keys and values `[rows, 3D]` over the views that want image tokens.
+    /// A ViT's last block's packed queries, keys and values `[rows, 3D]` over the views that want image tokens.
     pub last_qkv: Option<ValueId>,
 }
 
 /// An encoder: its parameters and its graph.
 #[derive(Clone, Debug)]
 pub struct Encoder {
-    vit: Vit,
+    kind: Kind,
+}
+
+#[derive(Clone, Debug)]
+enum Kind {
+    Vit(Vit),
+    TinyVit(TinyVit),
+    StarNet(StarNet),
 }
 
 impl Encoder {
     /// # Errors
-    /// [`Error::Config`] when `config` is no valid encoder; `key` is its place in the configuration.
+    /// [`Error::Config`](crate::error::Error::Config) when `config` is no valid encoder; `key` is its place in the
+    /// configuration.
     pub fn new(config: &EncoderConfig, key: &str) -> Result<Self> {
-        match *config {
+        let kind = match *config {
             EncoderConfig::Vit { img_size, embed_dim, depth, num_heads, tap } => {
-                Ok(Encoder { vit: Vit::new(img_size, embed_dim, depth, num_heads, tap, key)? })
+                Kind::Vit(Vit::new(img_size, embed_dim, depth, num_heads, tap, key)?)
             }
-            EncoderConfig::TinyVit { .. } => Err(unsupported(key, "tinyvit")),
-            EncoderConfig::StarNet { .. } => Err(unsupported(key, "starnet")),
-        }
+            EncoderConfig::TinyVit { embed_dims, depths, num_heads, window_sizes } => {
+                Kind::TinyVit(TinyVit::new(embed_dims, depths, num_heads, window_sizes, key)?)
+            }
+            EncoderConfig::StarNet { base_dim, depths, mlp_ratio } => {
+                Kind::StarNet(StarNet::new(base_dim, depths, mlp_ratio, key)?)
+            }
+        };
+        Ok(Encoder { kind })
     }
 
     pub fn dims(&self) -> EncoderDims {
-        EncoderDims { image: self.vit.dim(), tap: self.vit.dim() }
+        match &self.kind {
+            Kind::Vit(vit) => EncoderDims { image: vit.dim(), tap: vit.dim() },
+            Kind::TinyVit(net) => net.dims(),
+            Kind::StarNet(net) => net.dims(),
+        }
     }
 
-    /// Residual branches that stochastic depth can drop: two per block.
-    pub fn residual_branches(&self) -> usize {
-        2 * self.vit.depth()
+    /// The block, from 0, of every residual branch that stochastic depth can drop, in order.
+    pub fn branch_blocks(&self) -> Vec<usize> {
+        match &self.kind {
+            Kind::Vit(vit) => vit.branch_blocks(),
+            Kind::TinyVit(net) => net.branch_blocks(),
+            Kind::StarNet(net) => net.branch_blocks(),
+        }
     }
 
     /// Appends the parameters, named `encoder.*`.
     pub fn register(&self, reg: &mut ParamRegistry) -> Result<()> {
-        self.vit.register(reg)
+        match &self.kind {
+            Kind::Vit(vit) => vit.register(reg),
+            Kind::TinyVit(net) => feature_maps::register(&net.layers(), reg),
+            Kind::StarNet(net) => feature_maps::register(&net.layers(), reg),
+        }
+    }
+
+    /// Appends the running statistics, named `encoder.*`; a ViT has none.
+    pub fn register_buffers(&self, reg: &mut ParamRegistry) -> Result<()> {
+        match &self.kind {
+            Kind::Vit(_) => Ok(()),
+            Kind::TinyVit(net) => feature_maps::register_buffers(&net.layers(), reg),
+            Kind::StarNet(net) => feature_maps::register_buffers(&net.layers(), reg),
+        }
     }
 
     /// Encodes all views; `drop_path` switches stochastic depth on.
     ///
     /// # Errors
-    /// [`Error::Shape`] when views and images do not fit.
+    /// [`Error::Shape`](crate::error::Error::Shape) when views and images do not fit.
     pub fn build(
         &self,
         net: &mut Net<'_, '_>,
@@ -119,13 +156,10 @@ impl Encoder {
         taps: &[TapGroup],
         drop_path: Option<DropPath>,
     ) -> Result<Tokens> {
-        self.vit.build(net, views, taps, drop_path)
+        match &self.kind {
+            Kind::Vit(vit) => vit.build(net, views, taps, drop_path),
+            Kind::TinyVit(tiny) => tiny.build(net, views, taps, drop_path),
+            Kind::StarNet(star) => star.build(net, views, taps, drop_path),
+        }
     }
-}
-
-fn unsupported(key: &str, kind: &str) -> Error {
-    Error::config(
-        format!("{key}.kind"),
-        format!("encoders of kind `{kind}` are not supported yet; choose `vit`"),
-    )
 }

@@ -10,6 +10,20 @@ use crate::tensor::{DType, Shape};
 /// Epsilon of every layer normalisation.
 const NORM_EPS: f64 = 1e-6;
 
+/// Epsilon of every batch normalisation.
+const BATCH_NORM_EPS: f64 = 1e-5;
+/// Share of the newest batch in running statistics.
+const BATCH_NORM_MOMENTUM: f64 = 0.1;
+
+/// What batch normalisation normalises by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// The statistics of the batch; the running ones follow them.
+    Training,
+    /// The running statistics.
+    Evaluation,
+}
+
 /// The parameters of a registry as values of a graph, made when first asked for.
 #[derive(Debug)]
 pub struct Weights<'r> {
@@ -17,13 +31,37 @@ pub struct Weights<'r> {
     region: Region,
     compute: DType,
     values: HashMap<String, ValueId>,
+    buffers: Option<&'r ParamRegistry>,
+    mode: Mode,
 }
 
 impl<'r> Weights<'r> {
     /// `region` is [`Region::Params`] or [`Region::Expert`]. Where `compute` is narrower than its accumulator, matrices
     /// are read from the region's copy in that type.
     pub fn new(registry: &'r ParamRegistry, region: Region, compute: DType) -> Self {
-        Weights { registry, region, compute, values: HashMap::new() }
+        let (values, mode) = (HashMap::new(), Mode::Evaluation);
+        Weights { registry, region, compute, values, buffers: None, mode }
+    }
+
+    /// With running statistics, found in the region of buffers beside that of the parameters.
+    pub fn with_buffers(self, buffers: &'r ParamRegistry, mode: Mode) -> Self {
+        Weights { buffers: Some(buffers), mode, ..self }
+    }
+
+    /// What batch normalisation normalises by.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// The running statistics `name` and their place.
+    fn buffer(&mut self, graph: &mut Graph, name: &str) -> Result<(ValueId, Binding)> {
+        let spec = self.buffers.and_then(|b| b.get(name)).ok_or_else(|| {
+            Error::invariant("model building", format!("the statistics `{name}` are not registered"))
+        })?;
+        let at = Binding { region: self.region.buffers(), offset: spec.offset };
+        let (label, dtype) = (self.label(), self.compute.accumulator());
+        let id = graph.source(format!("{label}{name}"), Shape::new(spec.shape.clone()), dtype, at);
+        Ok((id, at))
     }
 
     /// The parameter `name`.
@@ -106,8 +144,40 @@ impl<'r> Net<'_, 'r> {
 
     /// `x: [M, D]` -> `[M, D]`, each row normalised.
     pub fn layer_norm(&mut self, path: &str, x: ValueId) -> Result<ValueId> {
+        self.layer_norm_with(path, x, NORM_EPS)
+    }
+
+    /// [`Net::layer_norm`] with another epsilon.
+    pub fn layer_norm_with(&mut self, path: &str, x: ValueId, eps: f64) -> Result<ValueId> {
         let (w, b) = (self.param(&format!("{path}.weight"))?, self.param(&format!("{path}.bias"))?);
-        self.push(path, Op::LayerNorm { eps: NORM_EPS }, &[x, w, b])
+        self.push(path, Op::LayerNorm { eps }, &[x, w, b])
+    }
+
+    /// `x: [M, C]` -> `[M, C]`, each channel normalised: in training by its statistics over the rows of its group, which
+    /// the running statistics then follow, else by these.
+    pub fn batch_norm(&mut self, path: &str, x: ValueId, groups: Vec<usize>) -> Result<ValueId> {
+        let (w, b) = (self.param(&format!("{path}.weight"))?, self.param(&format!("{path}.bias"))?);
+        let (mean, mean_at) = self.weights.buffer(self.graph, &format!("{path}.running_mean"))?;
+        let (var, var_at) = self.weights.buffer(self.graph, &format!("{path}.running_var"))?;
+        let eps = BATCH_NORM_EPS;
+        if self.weights.mode() == Mode::Evaluation {
+            return self.push(path, Op::BatchNormInference { eps }, &[x, w, b, mean, var]);
+        }
+        let out = self.push_all(path, Op::BatchNorm { eps, groups: groups.clone() }, &[x, w, b])?;
+        let follow = Op::RunningStatistics { momentum: BATCH_NORM_MOMENTUM, groups };
+        let new = self.push_all(&format!("{path}.running"), follow, &[mean, var, out[1], out[2]])?;
+        self.graph.bind(new[0], mean_at);
+        self.graph.bind(new[1], var_at);
+        Ok(out[0])
+    }
+
+    /// `x` in the type that layers compute in.
+    pub fn in_compute_type(&mut self, path: &str, x: ValueId) -> Result<ValueId> {
+        let dtype = self.weights.compute();
+        match self.graph.value(x).dtype == dtype {
+            true => Ok(x),
+            false => self.push(path, Op::Cast { dtype }, &[x]),
+        }
     }
 
     pub fn gelu(&mut self, path: &str, x: ValueId) -> Result<ValueId> {

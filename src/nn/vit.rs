@@ -11,9 +11,9 @@ use crate::ir::{AttentionLayout, Binding, Op, Region, RowRun, Segments, TokenLay
 use crate::saip::config::PATCH;
 use crate::tensor::DType;
 
-/// Stochastic depth: factors written by the host, `[2 * depth, segments]`, 0 or `1 / (1 - p)` where `p` rises linearly
-/// from 0 in the first block to `rate` in the last; row `2 * i` is the attention branch of block `i`, row `2 * i + 1`
-/// its feed-forward.
+/// Stochastic depth: factors written by the host, `[branches, segments]`, 0 or `1 / (1 - p)` where `p` rises linearly
+/// from 0 in the first block to `rate` in the last; one row per residual branch, in order (a ViT's block has two:
+/// attention, then feed-forward).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DropPath {
     pub region: Region,
@@ -74,8 +74,9 @@ impl Vit {
         self.dim
     }
 
-    pub fn depth(&self) -> usize {
-        self.depth
+    /// The block of every residual branch: two each.
+    pub fn branch_blocks(&self) -> Vec<usize> {
+        (0..self.depth).flat_map(|b| [b, b]).collect()
     }
 
     pub fn register(&self, reg: &mut ParamRegistry) -> Result<()> {
@@ -247,7 +248,7 @@ impl Vit {
 }
 
 /// Multiplies each image's rows by its factor of row `row` of the table.
-fn scale_branch(
+pub(super) fn scale_branch(
     net: &mut Net<'_, '_>,
     path: &str,
     y: ValueId,

@@ -99,10 +99,10 @@ impl<'a> Fuser<'a> {
     fn gelu_backward(&mut self, n: usize) {
         let [dy, pre] = [self.graph.nodes[n].inputs[0], self.graph.nodes[n].inputs[1]];
         let Some(p) = self.sole_producer(dy, Some(1)) else { return };
-        let op = match self.graph.nodes[p].op {
+        let op = match &self.graph.nodes[p].op {
             Op::LinearBackwardInput { gelu: false } => Op::LinearBackwardInput { gelu: true },
             Op::Conv2dBackwardInput { geometry, gelu: false } => {
-                Op::Conv2dBackwardInput { geometry, gelu: true }
+                Op::Conv2dBackwardInput { geometry: geometry.clone(), gelu: true }
             }
             _ => return,
         };

@@ -109,7 +109,12 @@ fn region_sizes(graph: &Graph) -> Result<Vec<RegionSize>> {
 fn droppable(op: &Op, slot: usize) -> bool {
     matches!(
         (op, slot),
-        (Op::Linear { epilogue: Epilogue::Gelu }, 1) | (Op::Conv2d { epilogue: Epilogue::Gelu, .. }, 1)
+        (Op::Linear { epilogue: Epilogue::Gelu }, 1)
+            | (Op::Conv2d { epilogue: Epilogue::Gelu, .. }, 1)
+            // The bias of a layer without one.
+            | (Op::LinearBackwardWeight { .. }, 1)
+            | (Op::Conv2dBackwardWeight { .. }, 1)
+            | (Op::DepthwiseConv2dBackwardWeight { .. }, 1)
     )
 }
 

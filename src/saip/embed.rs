@@ -5,7 +5,7 @@ use super::io::{IoSlot, Slots, Types};
 use super::views::grid;
 use crate::error::{Error, Result};
 use crate::ir::{Graph, Region};
-use crate::nn::{Encoder, Net, ParamRegistry, TapGroup, View, Weights};
+use crate::nn::{Encoder, Mode, Net, ParamRegistry, TapGroup, View, Weights};
 use crate::tensor::DType;
 
 /// How an [`EmbedGraph`] is built.
@@ -63,7 +63,10 @@ pub fn build_embed(
     let image = graph.source("images", shape, types.master, at);
     let view = View { image, count: opts.batch, size: opts.size, image_token: true, keep: None };
     let taps = if opts.patch_tokens { vec![TapGroup::new([(0, opts.batch)])] } else { Vec::new() };
-    let mut weights = Weights::new(registry, opts.region, types.compute);
+    let mut buffers = ParamRegistry::new();
+    encoder.register_buffers(&mut buffers)?;
+    let mut weights =
+        Weights::new(registry, opts.region, types.compute).with_buffers(&buffers, Mode::Evaluation);
     let mut net = Net { graph: &mut graph, weights: &mut weights };
     let tokens = encoder.build(&mut net, &[view], &taps, None)?;
     if let Some(id) = tokens.image {

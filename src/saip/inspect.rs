@@ -6,7 +6,7 @@ use super::model::{Model, PatchTokens, reconstruct, search};
 use super::views::{ViewSlots, ViewValues, grid, patch_counts};
 use crate::error::{Error, Result};
 use crate::ir::{Graph, Region};
-use crate::nn::{Net, ParamRegistry, Weights};
+use crate::nn::{Mode, Net, ParamRegistry, Weights};
 use crate::tensor::DType;
 
 /// The forward pass of a step in evaluation mode, with what pictures are made of as outputs. Parameters lie where the
@@ -20,7 +20,7 @@ pub struct InspectGraph {
     pub inputs: Vec<IoSlot>,
     /// `reconstruction: [B, hidden, 768]` (pixels of the hidden patches, normalised per patch, values ordered (row,
     /// column, channel)), `search: [2, B, m]` (logits), `image: [B, D]` (the anchors' image tokens) and
-    /// `qkv: [B, 1 + N, 3D]` (the last block's queries, keys and values over the anchors). Those of an objective that is
+    /// `qkv: [B, 1 + N, 3D]` (a ViT's last block's queries, keys and values over the anchors). Those of an objective that is
     /// switched off are absent.
     pub outputs: Vec<IoSlot>,
 }
@@ -34,6 +34,8 @@ pub fn build_inspect(cfg: &StepConfig, dtype: DType) -> Result<InspectGraph> {
     let model = Model::new(cfg)?;
     let types = Types::of(dtype);
     let (student, expert) = (model.student_registry()?, model.expert_registry()?);
+    let (own, others) = (model.student_buffers()?, model.expert_buffers()?);
+    let evaluation = Mode::Evaluation;
     let (mut inputs, mut outputs, mut graph) = (Slots::default(), Slots::default(), Graph::new());
     // Without CSM the streams hold what the pixel-level decoders read, and no other view is asked for.
     let model = Model { csm: None, ..model };
@@ -41,14 +43,14 @@ pub fn build_inspect(cfg: &StepConfig, dtype: DType) -> Result<InspectGraph> {
     let mut views = ViewValues::read(&mut graph, cfg, &model, &slots, types, false);
     views.student[0].image_token = true;
 
-    let mut weights = Weights::new(&expert, Region::Expert, types.compute);
+    let mut weights = Weights::new(&expert, Region::Expert, types.compute).with_buffers(&others, evaluation);
     let mut net = Net { graph: &mut graph, weights: &mut weights };
     let expert_tokens = if views.expert.is_empty() {
         Default::default()
     } else {
         model.expert.build(&mut net, &views.expert, &views.expert_taps, None)?
     };
-    let mut weights = Weights::new(&student, Region::Params, types.compute);
+    let mut weights = Weights::new(&student, Region::Params, types.compute).with_buffers(&own, evaluation);
     let mut net = Net { graph: &mut graph, weights: &mut weights };
     let tokens = model.student.build(&mut net, &views.student, &views.student_taps, None)?;
     let patches = PatchTokens::new(&views, &tokens, &expert_tokens);

@@ -5,7 +5,7 @@ use super::views::{self, MaskedView, ViewValues, grid};
 use crate::error::{Error, Result};
 use crate::ir::{ParamSegment, ValueId};
 use crate::nn::{
-    CsmDecoder, CsrDecoder, CsrInputs, CssDecoder, CssInstances, Encoder, Net, ParamRegistry, Tokens,
+    CsmDecoder, CsrDecoder, CsrInputs, CssDecoder, CssInstances, Encoder, Mode, Net, ParamRegistry, Tokens,
 };
 
 /// The modules of one configuration. An objective of weight 0 has no decoder.
@@ -79,6 +79,25 @@ impl Model {
         }
         self.expert.register(&mut reg)?;
         Ok(reg)
+    }
+
+    /// Running statistics of the student's encoder.
+    pub fn student_buffers(&self) -> Result<ParamRegistry> {
+        let mut reg = ParamRegistry::new();
+        self.student.register_buffers(&mut reg)?;
+        Ok(reg)
+    }
+
+    /// Running statistics of the expert's encoder: its own, not an average of the student's.
+    pub fn expert_buffers(&self) -> Result<ParamRegistry> {
+        let mut reg = ParamRegistry::new();
+        self.expert.register_buffers(&mut reg)?;
+        Ok(reg)
+    }
+
+    /// What the expert's batch normalisation normalises by: a frozen one is in evaluation mode.
+    pub(super) fn expert_mode(&self) -> Mode {
+        if self.frozen { Mode::Evaluation } else { Mode::Training }
     }
 
     /// Whether the expert's parameter `name` is the moving average of the student's.

@@ -6,7 +6,7 @@ use super::model::{Model, PatchTokens, present, reconstruct, search};
 use super::views::{ViewSlots, ViewValues};
 use crate::error::{Error, Result};
 use crate::ir::{Binding, Graph, Op, Region, RowRun, Scalar, ValueId, differentiate};
-use crate::nn::{DropPath, Net, ParamRegistry, Tokens, Weights};
+use crate::nn::{DropPath, Mode, Net, ParamRegistry, Tokens, Weights};
 use crate::tensor::DType;
 
 /// How a step is built.
@@ -37,6 +37,11 @@ pub struct StepGraph {
     pub update: Option<Graph>,
     pub student: ParamRegistry,
     pub expert: ParamRegistry,
+    /// Running statistics; without entries where an encoder has none.
+    pub student_buffers: ParamRegistry,
+    pub expert_buffers: ParamRegistry,
+    /// The block of the student's encoder that each row of `drop_path` belongs to.
+    pub branch_blocks: Vec<usize>,
     /// `global`, `local`, `rescaled`, `scene`, `boxes`, `masked`, `keep`, `hidden` as in the reference (`hidden` are the
     /// positions that `keep` lacks, ascending), `drop_path: [branches, images of the student's stream]`, `scalars`.
     /// What no objective reads is absent.
@@ -71,6 +76,8 @@ pub fn build_step(cfg: &StepConfig, opts: &StepOptions) -> Result<StepGraph> {
         types: Types::of(opts.dtype),
         student: model.student_registry()?,
         expert: model.expert_registry()?,
+        student_buffers: model.student_buffers()?,
+        expert_buffers: model.expert_buffers()?,
         model,
         inputs: Slots::default(),
         outputs: Slots::default(),
@@ -105,6 +112,8 @@ struct StepBuilder<'a> {
     model: Model,
     student: ParamRegistry,
     expert: ParamRegistry,
+    student_buffers: ParamRegistry,
+    expert_buffers: ParamRegistry,
     inputs: Slots,
     outputs: Slots,
     state: Slots,
@@ -129,8 +138,17 @@ impl StepBuilder<'_> {
             .is_some()
             .then(|| self.state.add("center", Region::State, [1, self.cfg.csm.prototypes]));
 
-        let registry = self.student.clone();
-        let mut weights = Weights::new(&registry, Region::Params, self.types.compute);
+        // A model that is built in part leaves some statistics alone; their regions are whole all the same.
+        for (region, registry) in
+            [(Region::Buffers, &self.student_buffers), (Region::ExpertBuffers, &self.expert_buffers)]
+        {
+            if !registry.is_empty() {
+                self.region(&mut graph, region);
+            }
+        }
+        let (registry, buffers) = (self.student.clone(), self.student_buffers.clone());
+        let mut weights = Weights::new(&registry, Region::Params, self.types.compute)
+            .with_buffers(&buffers, Mode::Training);
         let forward = self.forward(&mut graph, &mut weights, &slots, scalars, center)?;
         self.gradients(&mut graph, &weights, forward.total)?;
 
@@ -146,6 +164,9 @@ impl StepBuilder<'_> {
             update,
             student: self.student,
             expert: self.expert,
+            student_buffers: self.student_buffers,
+            expert_buffers: self.expert_buffers,
+            branch_blocks: self.model.student.branch_blocks(),
             inputs: self.inputs.list,
             outputs: self.outputs.list,
             state: self.state.list,
@@ -167,8 +188,9 @@ impl StepBuilder<'_> {
         let (cfg, model) = (self.cfg, self.model.clone());
         let views = ViewValues::read(graph, cfg, &model, slots, self.types, model.csm.is_some());
         let drop_path = self.drop_path(&views);
-        let registry = self.expert.clone();
-        let mut expert_weights = Weights::new(&registry, Region::Expert, self.types.compute);
+        let (registry, buffers) = (self.expert.clone(), self.expert_buffers.clone());
+        let mut expert_weights = Weights::new(&registry, Region::Expert, self.types.compute)
+            .with_buffers(&buffers, model.expert_mode());
         let mut expert_net = Net { graph: &mut *graph, weights: &mut expert_weights };
         let expert = model.expert.build(&mut expert_net, &views.expert, &views.expert_taps, None)?;
         let targets = match (&model.csm, expert.image) {
@@ -210,7 +232,7 @@ impl StepBuilder<'_> {
             return None;
         }
         let segments = views.student.iter().map(|v| v.count).sum();
-        let shape = [self.model.student.residual_branches(), segments];
+        let shape = [self.model.student.branch_blocks().len(), segments];
         let at = self.inputs.add("drop_path", Region::Inputs, shape);
         Some(DropPath { region: at.region, offset: at.offset, segments, dtype: self.types.master })
     }
@@ -291,6 +313,8 @@ impl StepBuilder<'_> {
             Region::Expert => (self.expert.len(), self.types.master),
             Region::ExpertWeights => (self.expert.len(), self.types.compute),
             Region::Weights => (self.student.len(), self.types.compute),
+            Region::Buffers => (self.student_buffers.len(), self.types.master),
+            Region::ExpertBuffers => (self.expert_buffers.len(), self.types.master),
             _ => (self.student.len(), self.types.master),
         };
         graph.source(region.name(), [len], dtype, Binding { region, offset: 0 })

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::read::Loaded;
 use self::write::{Create, Written};
-use super::atomic;
+use crate::atomic;
 use crate::error::{Error, Result};
 
 const MODEL: &str = "model.safetensors";

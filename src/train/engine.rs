@@ -1,15 +1,19 @@
 //! The step on a backend: compiled once per shape bucket, fed with batches, its state read and written.
 
+mod feed;
+
+pub use feed::{hidden_positions, read_output, view, write_checked};
+
+use feed::{check_length, drop_path_factors};
+
 use crate::backend::{Backend, HostSlice, HostSliceMut, OpKernel, OpMeasure, ProgramId};
 use crate::data::batch::Batch;
-use crate::data::rng::{Purpose, stream};
 use crate::error::{Error, Result};
 use crate::ir::Region;
 use crate::nn::{ParamRegistry, ParamSpec, copy_shared, initialise};
 use crate::plan::{Plan, fuse, plan, recompute};
 use crate::saip::config::StepConfig;
 use crate::saip::{IoSlot, StepGraph, StepOptions, StepPoint, build_step, scalar_block};
-use rand::RngExt;
 
 /// How the steps of a run are built.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -49,6 +53,8 @@ struct Bucket {
     program: ProgramId,
     inputs: Vec<IoSlot>,
     outputs: Vec<IoSlot>,
+    /// The block of each row of the input `drop_path`.
+    branch_blocks: Vec<usize>,
 }
 
 /// The training step of one run on one backend.
@@ -60,6 +66,8 @@ pub struct Engine {
     update: Option<(ProgramId, Vec<IoSlot>)>,
     student: ParamRegistry,
     expert: ParamRegistry,
+    student_buffers: ParamRegistry,
+    expert_buffers: ParamRegistry,
     /// State that outlives a step and belongs into checkpoints.
     state: Vec<IoSlot>,
     plans: Vec<Plan>,
@@ -99,21 +107,33 @@ impl Engine {
         let (mut buckets, mut plans, mut update) = (Vec::new(), Vec::new(), None);
         let mut layout = None;
         for cfg in configs {
-            let StepGraph { graph, update: tail, student, expert, inputs, outputs, state } =
-                build_step(cfg, &opts)?;
-            let planned = compile_plan(graph, options.recompute, &*backend)?;
+            let built = build_step(cfg, &opts)?;
+            let planned = compile_plan(built.graph, options.recompute, &*backend)?;
             plans.push(planned.clone());
             let program = backend.compile(planned)?;
-            if let (Some(graph), None) = (tail, &update) {
+            if let (Some(graph), None) = (built.update, &update) {
                 let planned = compile_plan(graph, false, &*backend)?;
-                update = Some((backend.compile(planned)?, outputs.clone()));
+                update = Some((backend.compile(planned)?, built.outputs.clone()));
             }
-            buckets.push(Bucket { cfg: cfg.clone(), program, inputs, outputs });
-            layout = Some((student, expert, state));
+            let StepGraph { inputs, outputs, branch_blocks, .. } = built;
+            buckets.push(Bucket { cfg: cfg.clone(), program, inputs, outputs, branch_blocks });
+            let StepGraph { student, expert, student_buffers, expert_buffers, .. } = built;
+            layout = Some(([student, expert, student_buffers, expert_buffers], built.state));
         }
-        let (student, expert, state) =
+        let ([student, expert, student_buffers, expert_buffers], state) =
             layout.ok_or_else(|| Error::usage("a run needs at least one view geometry"))?;
-        Ok(Engine { backend, options, buckets, update, student, expert, state, plans })
+        Ok(Engine {
+            backend,
+            options,
+            buckets,
+            update,
+            student,
+            expert,
+            student_buffers,
+            expert_buffers,
+            state,
+            plans,
+        })
     }
 
     pub fn backend(&mut self) -> &mut dyn Backend {
@@ -130,13 +150,20 @@ impl Engine {
         &self.plans
     }
 
-    /// Draws initial parameters; the expert starts as a copy of the student, moments and center at 0.
+    /// Draws initial parameters; the expert starts as a copy of the student, moments and center at 0, running statistics
+    /// as those of a standard normal distribution.
     pub fn initialise(&mut self) -> Result<()> {
         let student = initialise(&self.student, self.options.seed)?;
         let mut expert = initialise(&self.expert, self.options.seed)?;
         copy_shared((&self.student, &student), (&self.expert, &mut expert), |_| true)?;
         self.write_state(Region::Params, &student)?;
         self.write_state(Region::Expert, &expert)?;
+        for region in [Region::Buffers, Region::ExpertBuffers] {
+            if self.has(region) {
+                let fresh = initialise(self.registry(region), self.options.seed)?;
+                self.write_state(region, &fresh)?;
+            }
+        }
         let zero = vec![0.0; student.len()];
         self.backend.write(Region::Moment1, 0, HostSlice::F32(&zero))?;
         self.backend.write(Region::Moment2, 0, HostSlice::F32(&zero))?;
@@ -191,7 +218,9 @@ impl Engine {
             match slot.name.as_str() {
                 "scalars" => stage(HostSlice::F64(&scalar_block(&b.cfg, point)))?,
                 "drop_path" => {
-                    stage(HostSlice::F32(&drop_path_factors(&self.options, point, slot.shape.dims())))?;
+                    let images = slot.shape.as_matrix().1;
+                    let factors = drop_path_factors(&self.options, point, &b.branch_blocks, images);
+                    stage(HostSlice::F32(&factors))?;
                 }
                 _ => {}
             }
@@ -274,21 +303,39 @@ impl Engine {
     }
 
     /// The flat buffers that a checkpoint holds, as `(prefix of names, region)`.
-    const STATE_REGIONS: [(&'static str, Region); 4] = [
+    const STATE_REGIONS: [(&'static str, Region); 6] = [
         ("student.", Region::Params),
         ("expert.", Region::Expert),
+        ("student.", Region::Buffers),
+        ("expert.", Region::ExpertBuffers),
         ("moment1.", Region::Moment1),
         ("moment2.", Region::Moment2),
     ];
 
     fn registry(&self, region: Region) -> &ParamRegistry {
-        if region == Region::Expert { &self.expert } else { &self.student }
+        match region {
+            Region::Expert => &self.expert,
+            Region::Buffers => &self.student_buffers,
+            Region::ExpertBuffers => &self.expert_buffers,
+            _ => &self.student,
+        }
+    }
+
+    /// Whether the backend has memory for the region: an encoder may have no running statistics.
+    fn has(&self, region: Region) -> bool {
+        !self.registry(region).is_empty()
+    }
+
+    /// The regions that a checkpoint of this model holds.
+    fn state_regions(&self) -> impl Iterator<Item = (&'static str, Region)> + use<> {
+        let present = Self::STATE_REGIONS.map(|(prefix, region)| (prefix, region, self.has(region)));
+        present.into_iter().filter(|r| r.2).map(|(prefix, region, _)| (prefix, region))
     }
 
     /// Everything that a resumed run needs, as named tensors.
     pub fn state(&self) -> Result<EngineState> {
         let mut state = EngineState::default();
-        for (prefix, region) in Self::STATE_REGIONS {
+        for (prefix, region) in self.state_regions() {
             let registry = self.registry(region);
             let mut values = vec![0.0; registry.len()];
             self.backend.read(region, 0, HostSliceMut::F32(&mut values))?;
@@ -319,6 +366,9 @@ impl Engine {
     /// Name, shape and values of every parameter-shaped tensor of a region.
     pub fn read_region(&self, region: Region) -> Result<Vec<NamedTensor>> {
         let registry = self.registry(region);
+        if registry.is_empty() {
+            return Ok(Vec::new());
+        }
         let mut values = vec![0.0; registry.len()];
         self.backend.read(region, 0, HostSliceMut::F64(&mut values))?;
         let named =
@@ -339,7 +389,7 @@ impl Engine {
     /// Names and shapes of [`Engine::state`].
     pub fn expected_state(&self) -> Vec<(String, Vec<usize>)> {
         let mut all = Vec::new();
-        for (prefix, region) in Self::STATE_REGIONS {
+        for (prefix, region) in self.state_regions() {
             all.extend(
                 self.registry(region).iter().map(|p| (format!("{prefix}{}", p.name), p.shape.clone())),
             );
@@ -350,7 +400,7 @@ impl Engine {
 
     /// Writes the state back, tensor by tensor, as `read` gives them.
     pub fn load(&mut self, mut read: impl FnMut(&str, &mut [f32]) -> Result<()>) -> Result<()> {
-        for (prefix, region) in Self::STATE_REGIONS {
+        for (prefix, region) in self.state_regions() {
             let registry = self.registry(region);
             let mut values = vec![0.0; registry.len()];
             for p in registry {
@@ -421,74 +471,6 @@ impl EngineState {
             (name.as_str(), shape.as_slice(), &self.buffers[*buffer][*offset..offset + len])
         })
     }
-}
-
-/// The values of an output slot as an array; None when the step has no such output.
-pub fn read_output<const N: usize>(
-    backend: &dyn Backend,
-    outputs: &[IoSlot],
-    name: &str,
-) -> Result<Option<[f64; N]>> {
-    let Some(slot) = outputs.iter().find(|s| s.name == name) else { return Ok(None) };
-    let mut values = [0.0; N];
-    backend.read(slot.region, slot.offset, HostSliceMut::F64(&mut values))?;
-    Ok(Some(values))
-}
-
-/// Writes `data` to `slot`, which must be as long.
-pub fn write_checked(backend: &mut dyn Backend, slot: &IoSlot, data: HostSlice<'_>) -> Result<()> {
-    check_length(slot, &data)?;
-    backend.write(slot.region, slot.offset, data)
-}
-
-fn check_length(slot: &IoSlot, data: &HostSlice<'_>) -> Result<()> {
-    if data.len() == slot.shape.count() {
-        return Ok(());
-    }
-    let message = format!("view `{}` must be {}, got {} values", slot.name, slot.shape, data.len());
-    Err(Error::shape("batch", "write", message))
-}
-
-/// The view of a batch that an input of the step is named after.
-pub fn view<'a>(batch: &'a Batch, name: &str) -> Result<HostSlice<'a>> {
-    Ok(match name {
-        "global" => HostSlice::F32(&batch.global),
-        "local" => HostSlice::F32(&batch.local),
-        "rescaled" => HostSlice::F32(&batch.rescaled),
-        "masked" => HostSlice::F32(&batch.masked),
-        "scene" => HostSlice::F32(&batch.scene),
-        "boxes" => HostSlice::F32(&batch.boxes),
-        "keep" => HostSlice::I32(&batch.keep),
-        other => return Err(Error::invariant("feeding the step", format!("a batch has no view `{other}`"))),
-    })
-}
-
-/// Row-major positions of the hidden patches, ascending: what `keep` lacks, `[B, n - k]`.
-pub fn hidden_positions(batch: &Batch) -> Vec<i32> {
-    let (n, k) = (batch.geometry.masked_tokens(), batch.geometry.visible);
-    let mut hidden = Vec::with_capacity(batch.keep.len() / k.max(1) * (n - k.min(n)));
-    for keep in batch.keep.chunks_exact(k.max(1)) {
-        let mut kept = keep.iter().copied().peekable();
-        hidden.extend((0..n as i32).filter(|i| kept.next_if_eq(i).is_none()));
-    }
-    hidden
-}
-
-/// `[branches, segments]`: 0 where the branch is skipped, else `1 / (1 - p)`; two branches a block, `p` rising linearly
-/// from 0 in the first block to the full rate in the last (timm's rule).
-fn drop_path_factors(options: &EngineOptions, point: &StepPoint, shape: &[usize]) -> Vec<f32> {
-    let &[branches, segments] = shape else { return Vec::new() };
-    let blocks = (branches / 2).max(1);
-    let micro = point.t * point.micro_steps as u64 + point.micro_step as u64;
-    let mut factors = Vec::with_capacity(branches * segments);
-    for branch in 0..branches {
-        let p = options.drop_path * (branch / 2) as f64 / (blocks.max(2) - 1) as f64;
-        let mut rng = stream(options.seed, micro, branch as u64, Purpose::DropPath);
-        factors.extend(
-            (0..segments).map(|_| if rng.random::<f64>() < p { 0.0 } else { (1.0 / (1.0 - p)) as f32 }),
-        );
-    }
-    factors
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
-use super::atomic;
 use super::config::TrainConfig;
+use crate::atomic;
 use crate::error::{Error, Result};
 
 const LOCK: &str = ".lock";

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::atomic;
+use crate::atomic;
 use crate::error::{Error, Result};
 
 /// One line: `step` and whatever was measured. Values that are not finite are null.

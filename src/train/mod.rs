@@ -1,6 +1,5 @@
 //! A training run: its configuration, its folder, checkpoints, logs, progress and guards.
 
-pub mod atomic;
 pub mod checkpoint;
 pub mod config;
 pub mod engine;

@@ -1,6 +1,7 @@
 //! The one table of op cases: `cases(kind)` has an arm for every op, so that an op without a case does not compile.
 
 mod derivatives;
+mod maps;
 mod table;
 mod tolerance;
 
@@ -91,6 +92,7 @@ pub fn in_place(kind: OpKind) -> &'static [(usize, usize)] {
     match kind {
         OpKind::AdamW => &[(0, 0), (2, 1), (3, 2), (4, 3), (7, 4), (8, 5)],
         OpKind::CenterUpdate | OpKind::AccumulateGrads => &[(0, 0)],
+        OpKind::RunningStatistics => &[(0, 0), (1, 1)],
         _ => &[],
     }
 }

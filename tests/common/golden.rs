@@ -195,7 +195,7 @@ fn layer_norm_matches() {
 
 #[test]
 fn conv2d_matches() {
-    let geometry = ConvGeometry { batch: 1, height: 3, width: 3, kernel: 3 };
+    let geometry = ConvGeometry::same(1, 3, 3, 3);
     let x = [input(&[9, 2], 5), input(&[1, 2, 3, 3], 7), input(&[1], 1)];
     close1(
         Op::Conv2d { geometry, epilogue: Epilogue::None },

@@ -5,6 +5,7 @@
 mod dense;
 mod layout;
 mod losses;
+mod maps;
 mod optim;
 
 use dense::gelu;
@@ -33,7 +34,19 @@ pub fn forward(op: &Op, x: &[Input]) -> Vec<Tensor> {
         Op::AddPositions => vec![layout::add_positions(x[0].float(), x[1].float())],
         Op::SumImages { tokens } => vec![layout::sum_images(x[0].float(), *tokens)],
         Op::Linear { epilogue } => dense::epilogue(dense::linear(x), *epilogue, x),
-        Op::Conv2d { geometry, epilogue } => dense::epilogue(dense::conv2d(x, geometry), *epilogue, x),
+        Op::Conv2d { geometry, epilogue } => dense::epilogue(maps::conv2d(x, geometry), *epilogue, x),
+        Op::DepthwiseConv2d { geometry } => vec![maps::depthwise_conv2d(x, geometry)],
+        Op::PixelRows { masked, .. } => vec![maps::pixel_rows(x, *masked)],
+        Op::BatchNorm { eps, groups } => maps::batch_norm(x, *eps, groups),
+        Op::BatchNormInference { eps } => vec![maps::batch_norm_inference(x, *eps)],
+        Op::RunningStatistics { momentum, groups } => maps::running_statistics(x, *momentum, groups),
+        Op::Relu6 => vec![x[0].float().map(maps::relu6)],
+        Op::Relu6Gate => {
+            let (a, b) = (x[0].float(), x[1].float());
+            vec![Tensor::from_fn(a.shape.clone(), |i| maps::relu6(a.data[i]) * b.data[i])]
+        }
+        Op::GlobalAveragePool { images } => vec![maps::global_average_pool(x[0].float(), images)],
+        Op::WindowAttention { heads, window, maps } => maps::window_attention(x, *heads, *window, maps),
         Op::Gelu => vec![x[0].float().map(gelu)],
         Op::Add => vec![dense::add(x[0].float(), x[1].float())],
         Op::Scale { factor } => vec![x[0].float().map(|v| v * factor)],
@@ -65,6 +78,13 @@ pub fn forward(op: &Op, x: &[Input]) -> Vec<Tensor> {
         | Op::RestoreTokensBackward
         | Op::Conv2dBackwardInput { .. }
         | Op::Conv2dBackwardWeight { .. }
+        | Op::DepthwiseConv2dBackwardInput { .. }
+        | Op::DepthwiseConv2dBackwardWeight { .. }
+        | Op::BatchNormBackward { .. }
+        | Op::Relu6Backward
+        | Op::Relu6GateBackward
+        | Op::GlobalAveragePoolBackward { .. }
+        | Op::WindowAttentionBackward { .. }
         | Op::DynamicConvBackward { .. }
         | Op::L2NormalizeBackward { .. }
         | Op::PrototypeCrossEntropyBackward { .. }

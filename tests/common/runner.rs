@@ -84,6 +84,7 @@ impl Bench {
                 Op::Fill { shape: shape.clone(), value: *value, dtype: self.dtype }
             }
             Op::PatchRows { kept, .. } => Op::PatchRows { kept: *kept, dtype: self.dtype },
+            Op::PixelRows { masked, .. } => Op::PixelRows { masked: *masked, dtype: self.dtype },
             Op::Cast { dtype: NARROW } => Op::Cast { dtype: self.dtype },
             Op::Cast { .. } => Op::Cast { dtype: self.dtype.accumulator() },
             other => other.clone(),

@@ -60,6 +60,16 @@ pub fn train(dir: &Path, out: &str, extra: &[&str]) -> Command {
     command
 }
 
+/// [`train`] from another preset, whose encoder is made small by `encoder`.
+pub fn train_encoder(dir: &Path, out: &str, preset: &str, encoder: &[&str]) -> Command {
+    let mut command = engine(dir);
+    command.args(["train", "--preset", preset, "--out", out]);
+    for key in TINY.iter().filter(|k| !k.starts_with("encoder.")).chain(encoder) {
+        command.args(["--set", key]);
+    }
+    command
+}
+
 /// `train --resume` with nothing but the run folder, as a user would type it.
 pub fn resume(dir: &Path, out: &str) -> Command {
     let mut command = engine(dir);

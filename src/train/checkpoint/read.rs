@@ -6,16 +6,17 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
-use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::tensor::TensorInfo;
 use serde::de::DeserializeOwned;
 
 use super::write::Written;
 use super::{FORMAT, MANIFEST, MODEL, Manifest, RUN, RunState};
 use crate::error::{Error, Result};
+use crate::weights;
 
 /// Bytes read at a time.
 const CHUNK: usize = 1 << 18;
-/// The two JSON files are kilobytes; a header of thousands of tensors is less than a megabyte.
+/// The two JSON files are kilobytes.
 const MAX_JSON: u64 = 64 << 20;
 
 /// An intact checkpoint. Its tensors are read into the caller's own buffers, one at a time.
@@ -167,32 +168,17 @@ fn check_sum(path: &Path, expected: &Written) -> Result<()> {
     }
 }
 
-/// Offset of the data and the tensors. Checked: the header lies inside the file, tensors follow each other without gap or
-/// overlap and fill the file, sizes agree with shapes, all are f32.
+/// Offset of the data and the tensors, all of them f32.
 fn read_header(path: &Path, file: &mut File) -> Result<(u64, BTreeMap<String, TensorInfo>)> {
-    let io_error = |e| Error::io(path, "read the checkpoint", e);
-    let length = file.metadata().map_err(io_error)?.len();
-    let bad = |message: String| Error::file(path, format!("not a valid safetensors file: {message}"));
-    if length < 8 {
-        return Err(bad(format!("{length} bytes are too few")));
-    }
-    let mut prefix = [0u8; 8];
-    file.read_exact(&mut prefix).map_err(io_error)?;
-    let header = u64::from_le_bytes(prefix);
-    if header > MAX_JSON || header > length - 8 {
-        return Err(bad(format!("a header of {header} bytes in a file of {length}")));
-    }
-    let mut bytes = vec![0u8; header as usize];
-    file.read_exact(&mut bytes).map_err(io_error)?;
-    let metadata: Metadata = serde_json::from_slice(&bytes).map_err(|e| bad(format!("header: {e}")))?;
+    let (data_start, header) = weights::safetensors::read_header(path, file)?;
     let tensors: BTreeMap<_, _> =
-        metadata.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
-    if let Some((name, info)) = tensors.iter().find(|(_, info)| info.dtype != Dtype::F32) {
-        return Err(bad(format!("tensor `{name}` is {:?}, expected F32", info.dtype)));
-    }
-    let (data_start, data) = (8 + header, metadata.data_len() as u64);
-    match length - data_start == data {
-        true => Ok((data_start, tensors)),
-        false => Err(bad(format!("{} bytes of data, the header tells of {data}", length - data_start))),
+        header.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
+    match tensors.iter().find(|(_, info)| info.dtype != Dtype::F32) {
+        Some((name, info)) => {
+            let message =
+                format!("not a valid safetensors file: tensor `{name}` is {:?}, expected F32", info.dtype);
+            Err(Error::file(path, message))
+        }
+        None => Ok((data_start, tensors)),
     }
 }

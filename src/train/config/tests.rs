@@ -6,6 +6,7 @@ use toml::{Table, Value};
 
 use super::{TrainConfig, schema};
 use crate::data::augment::AugmentConfig;
+use crate::nn::Encoder;
 use crate::saip::config::EncoderConfig;
 use crate::train::presets::PRESETS;
 
@@ -48,6 +49,18 @@ fn the_paper_preset_has_the_paper_values() {
     assert_eq!(c.optim.accumulation(4).unwrap(), 2);
     assert!(c.optim.accumulation(3).unwrap_err().to_string().contains("3 x 256"));
     assert!(c.optim.accumulation(0).is_err());
+}
+
+/// The encoders of the paper differ, the recipe does not.
+#[test]
+fn the_paper_presets_share_their_recipe() {
+    let vit = resolve("saip-vit-tiny", &[]).unwrap();
+    for (name, dims) in [("saip-tinyvit-5m", (320, 160)), ("saip-starnet-s3", (256, 128))] {
+        let other = resolve(name, &[]).unwrap();
+        let encoder = Encoder::new(&other.encoder.architecture, "encoder").unwrap();
+        assert_eq!((encoder.dims().image, encoder.dims().tap), dims, "{name}");
+        assert_eq!(TrainConfig { encoder: vit.encoder.clone(), ..other }, vit, "{name}");
+    }
 }
 
 #[test]
@@ -103,7 +116,8 @@ fn the_schema_and_the_structs_have_the_same_keys() {
 fn presets_set_every_key() {
     for preset in PRESETS {
         let table: Table = preset.text.parse().unwrap();
-        for key in schema::keys("vit").filter(|k| k.name != "encoder.img_size") {
+        let kind = table["encoder"]["kind"].as_str().unwrap();
+        for key in schema::keys(kind).filter(|k| k.name != "encoder.img_size") {
             let found =
                 key.name.split('.').try_fold(&Value::Table(table.clone()), |v, part| v.get(part)).is_some();
             assert!(found, "{} lacks {}", preset.name, key.name);
@@ -267,7 +281,10 @@ fn malformed_input_is_explained() {
     let e = with_file("[optim\nbatch = 3", &[]).unwrap_err().to_string();
     assert!(e.contains("my.toml") && e.contains("line 1"), "{e}");
     let e = resolve("saip", &[]).unwrap_err().to_string();
-    assert!(e.contains("demo, saip-vit-tiny"), "{e}");
+    assert!(
+        e.contains("demo, demo-tinyvit, demo-starnet, saip-vit-tiny, saip-tinyvit-5m, saip-starnet-s3"),
+        "{e}"
+    );
     let e = TrainConfig::load(std::path::Path::new("/nowhere/c.toml")).unwrap_err().to_string();
     assert!(e.contains("/nowhere/c.toml"), "{e}");
     let dir = tempfile::tempdir().unwrap();

@@ -1,19 +1,19 @@
 //! The cases of backward ops: each pairs the op with the forward op whose derivative it computes. Where the operands
 //! are those of the forward op, its cases are taken over.
 
-use super::table::{CONVS, GRIDS, MATRICES, cases, token_layouts, token_operands};
+use super::table::{GRIDS, MATRICES, cases, token_layouts, token_operands};
 use super::{Case, Derivative, Expected, Function};
 use crate::common::reference::forward;
 use crate::common::tensor::{Gen, Input};
-use saip_engine::ir::{ConvGeometry, Epilogue, Op, OpKind, Scalar};
+use saip_engine::ir::{Epilogue, Op, OpKind, Scalar};
 
 /// Builds a case of backward op `op` with operands `inputs` from the derivative it stands for.
-fn case(name: impl Into<String>, op: Op, inputs: Vec<Input>, derivative: Derivative) -> Case {
+pub(super) fn case(name: impl Into<String>, op: Op, inputs: Vec<Input>, derivative: Derivative) -> Case {
     Case { name: name.into(), op, inputs, expected: Expected::Derivative(derivative) }
 }
 
 /// The derivative of `op` at `at` in the inputs `wrt`, with random cotangents for its first output.
-fn derivative(g: &mut Gen, op: Op, at: Vec<Input>, wrt: &[usize]) -> Derivative {
+pub(super) fn derivative(g: &mut Gen, op: Op, at: Vec<Input>, wrt: &[usize]) -> Derivative {
     let shape = forward(&op, &at)[0].shape.clone();
     let cotangents = vec![g.normal(&shape).float().clone()];
     Derivative {
@@ -27,7 +27,7 @@ fn derivative(g: &mut Gen, op: Op, at: Vec<Input>, wrt: &[usize]) -> Derivative 
 }
 
 /// The cotangent as an operand.
-fn dy(d: &Derivative) -> Input {
+pub(super) fn dy(d: &Derivative) -> Input {
     d.cotangents[0].clone().into()
 }
 
@@ -70,7 +70,7 @@ pub fn resize_positions() -> Vec<Case> {
 }
 
 /// `inner(gelu(x[0]), ...)` as one function.
-fn behind_gelu(inner: Op) -> Function {
+pub(super) fn behind_gelu(inner: Op) -> Function {
     Box::new(move |x| {
         let mut x = x.to_vec();
         x[0] = forward(&Op::Gelu, &x[..1]).swap_remove(0).into();
@@ -174,53 +174,6 @@ pub fn restore_tokens() -> Vec<Case> {
             let keep = c.inputs[1].clone();
             let derivative = derivative(&mut g, c.op, c.inputs, &[0, 2, 3]);
             case(c.name, Op::RestoreTokensBackward, vec![dy(&derivative), keep], derivative)
-        })
-        .collect()
-}
-
-/// A convolution's name, geometry and operands.
-fn convs(prefix: &str) -> Vec<(String, ConvGeometry, Vec<Input>)> {
-    CONVS
-        .into_iter()
-        .map(|(batch, height, width, c, o, kernel)| {
-            let geometry = ConvGeometry { batch, height, width, kernel };
-            let name = format!("{batch}x{height}x{width} {c}->{o} k {kernel}");
-            let mut g = Gen::new(&format!("{prefix}/{name}"));
-            let w = g.scaled(&[o, c, kernel, kernel], 0.3);
-            (name, geometry, vec![g.normal(&[geometry.rows(), c]), w, g.normal(&[o])])
-        })
-        .collect()
-}
-
-pub fn conv2d_input() -> Vec<Case> {
-    let mut out = Vec::new();
-    for gelu in [false, true] {
-        for (name, geometry, at) in convs("conv2d_backward_input") {
-            let name = format!("{name} gelu {gelu}");
-            let mut g = Gen::new(&name);
-            let (x, w) = (at[0].clone(), at[1].clone());
-            let conv = Op::Conv2d { geometry, epilogue: Epilogue::None };
-            let mut derivative = derivative(&mut g, conv.clone(), at, &[0]);
-            let mut inputs = vec![dy(&derivative), w];
-            if gelu {
-                derivative.forward = behind_gelu(conv);
-                inputs.push(x);
-            }
-            out.push(case(name, Op::Conv2dBackwardInput { geometry, gelu }, inputs, derivative));
-        }
-    }
-    out
-}
-
-pub fn conv2d_weight() -> Vec<Case> {
-    convs("conv2d_backward_weight")
-        .into_iter()
-        .map(|(name, geometry, at)| {
-            let mut g = Gen::new(&name);
-            let x = at[0].clone();
-            let derivative =
-                derivative(&mut g, Op::Conv2d { geometry, epilogue: Epilogue::None }, at, &[1, 2]);
-            case(name, Op::Conv2dBackwardWeight { geometry }, vec![dy(&derivative), x], derivative)
         })
         .collect()
 }

@@ -1,11 +1,11 @@
 //! The cases of ops with a reference of their own, and the table itself.
 
-use super::{Case, derivatives};
+use super::{Case, derivatives, maps};
 use crate::common::runner::NARROW as NARROW_TYPE;
 use crate::common::tensor::{Gen, Input, Tensor, scalars};
 use saip_engine::ir::{
-    AttentionLayout, ConvGeometry, Epilogue, Op, OpKind, ParamSegment, RowRun, Scalar, SegmentRun, Segments,
-    TokenLayout, TokenView,
+    AttentionLayout, Epilogue, Op, OpKind, ParamSegment, RowRun, Scalar, SegmentRun, Segments, TokenLayout,
+    TokenView,
 };
 use saip_engine::tensor::DType;
 
@@ -39,9 +39,25 @@ pub fn cases(kind: OpKind) -> Vec<Case> {
         OpKind::RestoreTokensBackward => derivatives::restore_tokens(),
         OpKind::AddPositions => add_positions(),
         OpKind::SumImages => sum_images(),
-        OpKind::Conv2d => conv2d(),
-        OpKind::Conv2dBackwardInput => derivatives::conv2d_input(),
-        OpKind::Conv2dBackwardWeight => derivatives::conv2d_weight(),
+        OpKind::Conv2d => maps::conv2d(),
+        OpKind::Conv2dBackwardInput => maps::conv2d_input(),
+        OpKind::Conv2dBackwardWeight => maps::conv2d_weight(),
+        OpKind::DepthwiseConv2d => maps::depthwise_conv2d(),
+        OpKind::DepthwiseConv2dBackwardInput => maps::depthwise_conv2d_input(),
+        OpKind::DepthwiseConv2dBackwardWeight => maps::depthwise_conv2d_weight(),
+        OpKind::PixelRows => maps::pixel_rows(),
+        OpKind::BatchNorm => maps::batch_norm(),
+        OpKind::BatchNormBackward => maps::batch_norm_backward(),
+        OpKind::BatchNormInference => maps::batch_norm_inference(),
+        OpKind::RunningStatistics => maps::running_statistics(),
+        OpKind::Relu6 => maps::relu6(),
+        OpKind::Relu6Backward => maps::relu6_backward(),
+        OpKind::Relu6Gate => maps::relu6_gate(),
+        OpKind::Relu6GateBackward => maps::relu6_gate_backward(),
+        OpKind::GlobalAveragePool => maps::global_average_pool(),
+        OpKind::GlobalAveragePoolBackward => maps::global_average_pool_backward(),
+        OpKind::WindowAttention => maps::window_attention(),
+        OpKind::WindowAttentionBackward => maps::window_attention_backward(),
         OpKind::DynamicConv => dynamic_conv(),
         OpKind::DynamicConvBackward => derivatives::dynamic_conv(),
         OpKind::L2Normalize => l2_normalize(),
@@ -62,7 +78,7 @@ pub fn cases(kind: OpKind) -> Vec<Case> {
 }
 
 /// A case whose operands come from a generator seeded by its name.
-fn case(name: String, op: Op, inputs: impl FnOnce(&mut Gen) -> Vec<Input>) -> Case {
+pub(super) fn case(name: String, op: Op, inputs: impl FnOnce(&mut Gen) -> Vec<Input>) -> Case {
     let inputs = inputs(&mut Gen::new(&format!("{}/{name}", op.name())));
     Case::new(name, op, inputs)
 }
@@ -182,7 +198,7 @@ fn resize_positions() -> Vec<Case> {
 pub(super) const MATRICES: [(usize, usize, usize); 8] =
     [(1, 1, 1), (1, 5, 3), (7, 3, 4), (3, 16, 1), (33, 17, 9), (5, 64, 12), (130, 20, 33), (16, 48, 96)];
 
-const EPILOGUES: [Epilogue; 3] = [Epilogue::None, Epilogue::Gelu, Epilogue::Residual];
+pub(super) const EPILOGUES: [Epilogue; 3] = [Epilogue::None, Epilogue::Gelu, Epilogue::Residual];
 
 fn linear() -> Vec<Case> {
     let mut out = Vec::new();
@@ -404,38 +420,6 @@ fn sum_images() -> Vec<Case> {
             case(format!("{b}x{n} D {d}"), Op::SumImages { tokens: n }, |g| vec![g.normal(&[b * n, d])])
         })
         .collect()
-}
-
-/// (B, h, w, C, O, k).
-pub(super) const CONVS: [(usize, usize, usize, usize, usize, usize); 6] = [
-    (1, 1, 1, 1, 1, 1),
-    (2, 3, 4, 5, 3, 1),
-    (1, 1, 1, 2, 3, 3),
-    (2, 4, 3, 3, 5, 3),
-    (1, 5, 2, 1, 2, 5),
-    (1, 7, 9, 16, 8, 3),
-];
-
-fn conv2d() -> Vec<Case> {
-    let mut out = Vec::new();
-    for epilogue in EPILOGUES {
-        for (batch, height, width, c, o, kernel) in CONVS {
-            let geometry = ConvGeometry { batch, height, width, kernel };
-            let name = format!("{epilogue:?} {batch}x{height}x{width} {c}->{o} k {kernel}");
-            out.push(case(name, Op::Conv2d { geometry, epilogue }, |g| {
-                let mut x = vec![
-                    g.normal(&[geometry.rows(), c]),
-                    g.scaled(&[o, c, kernel, kernel], 0.3),
-                    g.normal(&[o]),
-                ];
-                if epilogue == Epilogue::Residual {
-                    x.push(g.normal(&[geometry.rows(), o]));
-                }
-                x
-            }));
-        }
-    }
-    out
 }
 
 fn dynamic_conv() -> Vec<Case> {

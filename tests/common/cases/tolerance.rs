@@ -17,6 +17,13 @@ pub fn longest_sum(op: &Op, x: &[Input]) -> usize {
         | Op::EmbedTokens { .. }
         | Op::Gelu
         | Op::GeluBackward
+        | Op::PixelRows { .. }
+        | Op::Relu6
+        | Op::Relu6Backward
+        | Op::Relu6Gate
+        | Op::Relu6GateBackward
+        | Op::BatchNormInference { .. }
+        | Op::GlobalAveragePoolBackward { .. }
         | Op::Add
         | Op::Scale { .. }
         | Op::Fill { .. }
@@ -38,7 +45,19 @@ pub fn longest_sum(op: &Op, x: &[Input]) -> usize {
         Op::Linear { .. } | Op::L2Normalize { .. } | Op::L2NormalizeBackward { .. } => cols(0),
         Op::DynamicConv { .. } => cols(0),
         Op::LinearBackwardInput { .. } => cols(0),
-        Op::LinearBackwardWeight { .. } | Op::Conv2dBackwardWeight { .. } => rows(0),
+        Op::LinearBackwardWeight { .. }
+        | Op::Conv2dBackwardWeight { .. }
+        | Op::DepthwiseConv2dBackwardWeight { .. } => rows(0),
+        Op::DepthwiseConv2d { geometry } | Op::DepthwiseConv2dBackwardInput { geometry } => {
+            geometry.kernel * geometry.kernel
+        }
+        Op::BatchNorm { groups, .. } | Op::BatchNormBackward { groups, .. } => groups.iter().sum(),
+        Op::RunningStatistics { groups, .. } => groups.len(),
+        Op::GlobalAveragePool { images } => images.iter().map(|i| i.1).max().unwrap_or(1),
+        Op::WindowAttention { heads, window, .. } => (window * window).max(cols(0) / 3 / heads),
+        Op::WindowAttentionBackward { heads, window, .. } => {
+            (window * window).max(cols(0) / heads).max(rows(0))
+        }
         Op::LayerNorm { .. } => cols(0),
         Op::LayerNormBackward { .. } => rows(0).max(cols(0)),
         Op::Attention { heads, layout, segments } => {
@@ -78,6 +97,8 @@ fn magnitudes(op: &Op, x: &[Input], outputs: &[Tensor]) -> Vec<Tensor> {
     match op {
         // Values are moved, not computed.
         Op::PatchRows { .. }
+        | Op::PixelRows { .. }
+        | Op::Relu6
         | Op::Fill { .. }
         | Op::Cast { .. }
         | Op::SelectRows { .. }
@@ -93,6 +114,10 @@ fn magnitudes(op: &Op, x: &[Input], outputs: &[Tensor]) -> Vec<Tensor> {
         | Op::AddPositions
         | Op::SumImages { .. }
         | Op::DynamicConv { .. }
+        | Op::DepthwiseConv2d { .. }
+        | Op::Relu6Gate
+        | Op::GlobalAveragePool { .. }
+        | Op::RunningStatistics { .. }
         | Op::AccumulateGrads
         | Op::CenterUpdate
         | Op::Linear { epilogue: Epilogue::None | Epilogue::Residual }
@@ -121,10 +146,30 @@ fn magnitudes(op: &Op, x: &[Input], outputs: &[Tensor]) -> Vec<Tensor> {
             let relative = rstd.map(|r| r * (1.0 + (size * r).powi(2) * 1e-2));
             vec![y, outputs[1].map(|_| size), relative]
         }
+        // As layer normalisation, by columns; groups have statistics of their own.
+        Op::BatchNorm { eps, groups } => {
+            let (size, c) = (x[0].float().max_abs(), x[0].float().cols());
+            let rstd = outputs[2].map(|v| 1.0 / (v + eps).sqrt());
+            let group = groups.iter().enumerate().flat_map(|(g, &rows)| std::iter::repeat_n(g, rows));
+            let group: Vec<usize> = group.collect();
+            let (gamma, beta) = (x[1].float().max_abs(), x[2].float().max_abs());
+            let y = Tensor::from_fn(outputs[0].shape.clone(), |i| {
+                let r = rstd.data[group[i / c] * c + i % c];
+                (size * r * gamma).max(outputs[0].data[i].abs()) * (1.0 + (size * r).powi(2) * 1e-2) + beta
+            });
+            vec![y, outputs[1].map(|_| size), outputs[2].map(|v| v + size * size * 1e-2)]
+        }
+        Op::BatchNormInference { eps } => {
+            let least = x[4].float().data.iter().fold(f64::INFINITY, |m, &v| m.min(v));
+            let spread = (x[0].float().max_abs() + x[3].float().max_abs()) / (least + eps).sqrt();
+            let size = spread * x[1].float().max_abs() + x[2].float().max_abs();
+            vec![outputs[0].map(|_| size)]
+        }
         // The error of an exponent is relative to the largest score.
-        Op::Attention { .. } => {
+        Op::Attention { .. } | Op::WindowAttention { .. } => {
             let scores = 1.0 + outputs[1].max_abs();
-            let values = x.last().expect("an operand").float().max_abs();
+            let of = if matches!(op, Op::Attention { .. }) { x } else { &x[..2] };
+            let values = of.iter().fold(0.0f64, |m, t| m.max(t.float().max_abs()));
             vec![outputs[0].map(|_| values * scores), outputs[1].map(|_| scores)]
         }
         Op::L2Normalize { .. } => vec![outputs[0].map(f64::abs), outputs[1].clone()],
@@ -155,6 +200,13 @@ fn magnitudes(op: &Op, x: &[Input], outputs: &[Tensor]) -> Vec<Tensor> {
         | Op::RestoreTokensBackward
         | Op::Conv2dBackwardInput { .. }
         | Op::Conv2dBackwardWeight { .. }
+        | Op::DepthwiseConv2dBackwardInput { .. }
+        | Op::DepthwiseConv2dBackwardWeight { .. }
+        | Op::BatchNormBackward { .. }
+        | Op::Relu6Backward
+        | Op::Relu6GateBackward
+        | Op::GlobalAveragePoolBackward { .. }
+        | Op::WindowAttentionBackward { .. }
         | Op::DynamicConvBackward { .. }
         | Op::L2NormalizeBackward { .. }
         | Op::PrototypeCrossEntropyBackward { .. }

@@ -1,7 +1,7 @@
 //! Linear algebra, normalisation and attention.
 
 use crate::common::tensor::{Input, Tensor};
-use saip_engine::ir::{AttentionLayout, ConvGeometry, Epilogue, Segments};
+use saip_engine::ir::{AttentionLayout, Epilogue, Segments};
 
 pub fn gelu(x: f64) -> f64 {
     x * 0.5 * libm::erfc(-x / std::f64::consts::SQRT_2)
@@ -39,34 +39,6 @@ pub fn linear(x: &[Input]) -> Tensor {
         }
         sum
     })
-}
-
-/// Cross-correlation with zero padding that keeps the size; rows are `(image, y, x)`, columns channels.
-pub fn conv2d(x: &[Input], g: &ConvGeometry) -> Tensor {
-    let (x, w, b) = (x[0].float(), x[1].float(), x[2].float());
-    let (o, c, k, half) = (w.shape[0], w.shape[1], g.kernel, g.kernel as isize / 2);
-    let mut out = Tensor::zeros([g.batch * g.height * g.width, o]);
-    for image in 0..g.batch {
-        for py in 0..g.height {
-            for px in 0..g.width {
-                for oc in 0..o {
-                    let mut sum = b.data[oc];
-                    for (ky, kx) in (0..k).flat_map(|ky| (0..k).map(move |kx| (ky, kx))) {
-                        let (sy, sx) = (py as isize + ky as isize - half, px as isize + kx as isize - half);
-                        if sy < 0 || sx < 0 || sy >= g.height as isize || sx >= g.width as isize {
-                            continue;
-                        }
-                        let row = (image * g.height + sy as usize) * g.width + sx as usize;
-                        for ic in 0..c {
-                            sum += x.data[row * c + ic] * w.data[((oc * c + ic) * k + ky) * k + kx];
-                        }
-                    }
-                    out.data[((image * g.height + py) * g.width + px) * o + oc] = sum;
-                }
-            }
-        }
-    }
-    out
 }
 
 /// `y`, `mean`, `1 / sqrt(biased variance + eps)`.

@@ -1,0 +1,3 @@
+//! Encoders as files that the rest of the field can use.
+
+pub mod onnx;

@@ -1,0 +1,82 @@
+//! What goes into a step and what comes out of it, between a batch and the regions.
+
+use super::EngineOptions;
+use crate::backend::{Backend, HostSlice, HostSliceMut};
+use crate::data::batch::Batch;
+use crate::data::rng::{Purpose, stream};
+use crate::error::{Error, Result};
+use crate::saip::{IoSlot, StepPoint};
+use rand::RngExt;
+
+/// The values of an output slot as an array; None when the step has no such output.
+pub fn read_output<const N: usize>(
+    backend: &dyn Backend,
+    outputs: &[IoSlot],
+    name: &str,
+) -> Result<Option<[f64; N]>> {
+    let Some(slot) = outputs.iter().find(|s| s.name == name) else { return Ok(None) };
+    let mut values = [0.0; N];
+    backend.read(slot.region, slot.offset, HostSliceMut::F64(&mut values))?;
+    Ok(Some(values))
+}
+
+/// Writes `data` to `slot`, which must be as long.
+pub fn write_checked(backend: &mut dyn Backend, slot: &IoSlot, data: HostSlice<'_>) -> Result<()> {
+    check_length(slot, &data)?;
+    backend.write(slot.region, slot.offset, data)
+}
+
+/// `data` must be as long as `slot`.
+pub(super) fn check_length(slot: &IoSlot, data: &HostSlice<'_>) -> Result<()> {
+    if data.len() == slot.shape.count() {
+        return Ok(());
+    }
+    let message = format!("view `{}` must be {}, got {} values", slot.name, slot.shape, data.len());
+    Err(Error::shape("batch", "write", message))
+}
+
+/// The view of a batch that an input of the step is named after.
+pub fn view<'a>(batch: &'a Batch, name: &str) -> Result<HostSlice<'a>> {
+    Ok(match name {
+        "global" => HostSlice::F32(&batch.global),
+        "local" => HostSlice::F32(&batch.local),
+        "rescaled" => HostSlice::F32(&batch.rescaled),
+        "masked" => HostSlice::F32(&batch.masked),
+        "scene" => HostSlice::F32(&batch.scene),
+        "boxes" => HostSlice::F32(&batch.boxes),
+        "keep" => HostSlice::I32(&batch.keep),
+        other => return Err(Error::invariant("feeding the step", format!("a batch has no view `{other}`"))),
+    })
+}
+
+/// Row-major positions of the hidden patches, ascending: what `keep` lacks, `[B, n - k]`.
+pub fn hidden_positions(batch: &Batch) -> Vec<i32> {
+    let (n, k) = (batch.geometry.masked_tokens(), batch.geometry.visible);
+    let mut hidden = Vec::with_capacity(batch.keep.len() / k.max(1) * (n - k.min(n)));
+    for keep in batch.keep.chunks_exact(k.max(1)) {
+        let mut kept = keep.iter().copied().peekable();
+        hidden.extend((0..n as i32).filter(|i| kept.next_if_eq(i).is_none()));
+    }
+    hidden
+}
+
+/// `[branches, segments]`: 0 where the branch is skipped, else `1 / (1 - p)`; `p` rises linearly from 0 in the first block
+/// to the full rate in the last (timm's rule). `blocks` names the block of every branch.
+pub(super) fn drop_path_factors(
+    options: &EngineOptions,
+    point: &StepPoint,
+    blocks: &[usize],
+    segments: usize,
+) -> Vec<f32> {
+    let last = blocks.last().copied().unwrap_or(0).max(1) as f64;
+    let micro = point.t * point.micro_steps as u64 + point.micro_step as u64;
+    let mut factors = Vec::with_capacity(blocks.len() * segments);
+    for (branch, &block) in blocks.iter().enumerate() {
+        let p = options.drop_path * block as f64 / last;
+        let mut rng = stream(options.seed, micro, branch as u64, Purpose::DropPath);
+        factors.extend(
+            (0..segments).map(|_| if rng.random::<f64>() < p { 0.0 } else { (1.0 / (1.0 - p)) as f32 }),
+        );
+    }
+    factors
+}
