@@ -7,6 +7,9 @@ mod star_net;
 mod tiny_vit;
 mod vit;
 
+#[cfg(test)]
+mod tests;
+
 use crate::error::{Error, Result};
 use crate::saip::config::{EncoderConfig, PATCH};
 use crate::weights::StateDict;
