@@ -24,7 +24,7 @@ for line in sys.stdin:
     strip "$pack/saip-engine" "$pack"/*-tests
     # What the interpreter's tests run, with what it made of it.
     PTX_VM_RECORD=$PWD/$pack/instructions cargo test --release --package ptx-vm --test instructions --test warp >/dev/null
-    cp tests/fixtures/*.safetensors "$pack/fixtures/"
+    cp tests/fixtures/vit-*.safetensors "$pack/fixtures/"
     [ -f "$reference" ] && cp "$reference" "$pack/saip_reference.py" || echo "no PyTorch peer at $reference" >&2
     du -sm "$pack" | awk '{print $1 " MB in " $2; exit $1 > 60}'
 }

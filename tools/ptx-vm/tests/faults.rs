@@ -363,3 +363,23 @@ fn launches_that_the_driver_would_refuse() {
     assert!(run("gemm_bf16", 256, 0, 36).contains("at most [128, 1, 1]"));
     assert!(run("block_sum", 32, 1 << 20, 20).contains("shared memory"));
 }
+
+#[test]
+fn calls_without_end_are_caught() {
+    // Counts down to zero by calling itself; without the test it never returns.
+    let text = |test: &str| {
+        format!(
+            ".version 9.0\n.target sm_90a\n.address_size 64\n.func down(.param .b32 n)\n{{\n.reg .pred %p<2>;\n\
+             .reg .b32 %r<3>;\nld.param.b32 %r1, [n];\nsetp.eq.u32 %p1, %r1, 0;\n{test}\nsub.u32 %r2, %r1, 1;\n{{\n\
+             .param .b32 n1;\nst.param.b32 [n1], %r2;\ncall.uni down, (n1);\n}}\nret;\n}}\n\
+             .visible .entry k()\n{{\n{{\n.param .b32 n1;\nst.param.b32 [n1], 20;\ncall.uni down, (n1);\n}}\nret;\n}}\n"
+        )
+    };
+    let run = |test: &str| {
+        let module = Module::parse(&text(test)).unwrap_or_else(|e| panic!("{e}"));
+        launch(&module, "k", [1; 3], [32, 1, 1], 0, &[], &mut Memory::default(), &Options::default())
+    };
+    run("@%p1 ret;").unwrap_or_else(|e| panic!("{e}"));
+    let Err(Error::Fault(f)) = run("") else { panic!("endless calls") };
+    assert_eq!(f.kind, FaultKind::StackOverflow, "{f}");
+}
