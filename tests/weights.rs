@@ -263,11 +263,13 @@ fn loading_resamples_positions_for_the_grid_asked_for() {
     let table = values("pos_embed", 80);
     let by_hand = weights::resample_positions(&table, 1, [3, 3], [4, 2], 8).unwrap();
     assert_eq!(got[1], ("pos_embed".to_owned(), by_hand));
-    assert!(report.to_string().contains("resampled: pos_embed [1, 10, 8] to [1, 9, 8]"), "{report}");
+    assert!(report.to_string().contains("resampled: pos_embed 3x3 to 4x2"), "{report}");
     // Another grid with as many cells is another table, too.
     wanted[1].1 = [1, 10, 8].into();
-    let (got, _) = load(&state, &wanted, &grid(Some([3, 3]), [9, 1])).unwrap();
+    let (got, report) = load(&state, &wanted, &grid(Some([3, 3]), [9, 1])).unwrap();
     assert_ne!(got[1].1, table);
+    assert!(report.to_string().contains("resampled: pos_embed 3x3 to 9x1"), "{report}");
+    assert_eq!(load(&state, &wanted, &grid(None, [3, 3])).unwrap().1.resampled, None);
     let e = load(&state, &wanted, &grid(Some([4, 4]), [3, 3])).unwrap_err().to_string();
     assert!(e.contains("`pos_embed`"), "{e}");
     let e = load(&state, &wanted, &grid(None, [4, 4])).unwrap_err().to_string();

@@ -11,6 +11,7 @@ use crate::saip::StepPoint;
 use crate::saip::config::{PATCH, StepConfig};
 use crate::tensor::DType;
 use crate::train::engine::{Engine, EngineOptions};
+use crate::train::pretrained::base_step;
 use rand_distr::{Distribution, StandardNormal};
 use serde_json::json;
 use std::time::Instant;
@@ -117,7 +118,7 @@ fn bench_step(args: &BenchStepArgs) -> Result<()> {
         return Err(Error::usage("--steps and --batch must be at least 1"));
     }
     let cfg = args.step.resolve(Some(args.batch))?;
-    let base = cfg.step_config(cfg.views.local_size, cfg.views.global_size);
+    let base = base_step(&cfg)?;
     let step = step_config_at(&base, args.scale);
     let options = DeviceOptions { threads: args.threads, gemm: args.gemm, ..DeviceOptions::default() };
     let backend = Device::parse(&args.device)?.open(args.dtype, &options)?;

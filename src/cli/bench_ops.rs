@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::saip::StepPoint;
 use crate::tensor::DType;
 use crate::train::engine::{Engine, EngineOptions};
+use crate::train::pretrained::base_step;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -125,7 +126,7 @@ pub fn run(args: &BenchOpsArgs) -> Result<()> {
         return Err(Error::usage("--batch and --repeats must be at least 1"));
     }
     let cfg = args.step.resolve(Some(args.batch))?;
-    let base = cfg.step_config(cfg.views.local_size, cfg.views.global_size);
+    let base = base_step(&cfg)?;
     let step = step_config_at(&base, args.scale);
     let options = DeviceOptions { gemm: args.gemm, interpreted: args.target, ..DeviceOptions::default() };
     let mut backend = Device::parse(&args.device)?.open(args.dtype, &options)?;

@@ -12,6 +12,7 @@ use crate::report::table::{human_bytes, table};
 use crate::saip::{StepOptions, build_step};
 use crate::tensor::DType;
 use crate::train::engine::compile_plan;
+use crate::train::pretrained::base_step;
 use crate::train::summary::memory_picture;
 use std::path::PathBuf;
 
@@ -49,7 +50,7 @@ pub struct PlanArgs {
 /// Those of the configuration, and files that cannot be written.
 pub fn run(args: &PlanArgs) -> Result<()> {
     let cfg = args.step.resolve(args.batch)?;
-    let base = cfg.step_config(cfg.views.local_size, cfg.views.global_size);
+    let base = base_step(&cfg)?;
     let scale = args.scale.unwrap_or(cfg.views.scale[1]);
     let step = crate::data::views::step_config_at(&base, scale);
     let backend = planner(args, cfg.run.threads)?;

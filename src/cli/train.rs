@@ -24,6 +24,12 @@ pub struct TrainArgs {
     /// Folder or list file of person images; absent: synthetic persons
     #[arg(long)]
     pub data: Option<PathBuf>,
+    /// Frozen pretrained expert: weights of a ViT, TinyViT or StarNet (safetensors, .pth); absent: the student's moving average
+    #[arg(long, value_name = "FILE")]
+    pub expert: Option<PathBuf>,
+    /// Weights that the encoder starts from (safetensors, .pth)
+    #[arg(long, value_name = "FILE")]
+    pub init: Option<PathBuf>,
     /// Folder of labelled images (Market-1501 names) on which the frozen features are tried while training
     #[arg(long)]
     pub probe: Option<PathBuf>,
@@ -62,11 +68,14 @@ impl TrainArgs {
             Ok::<_, Error>(format!("{key}={}", toml::Value::String(text.to_owned())))
         };
         let mut sets = Vec::new();
-        if let Some(data) = &self.data {
-            sets.push(toml("data.path", data)?);
-        }
-        if let Some(probe) = &self.probe {
-            sets.push(toml("run.probe", probe)?);
+        let paths = [
+            ("data.path", &self.data),
+            ("expert.path", &self.expert),
+            ("encoder.init", &self.init),
+            ("run.probe", &self.probe),
+        ];
+        for (key, path) in paths {
+            sets.extend(path.as_ref().map(|path| toml(key, path)).transpose()?);
         }
         if self.recompute {
             sets.push("run.recompute=true".into());

@@ -78,6 +78,14 @@ pub struct Tokens {
     pub last_qkv: Option<ValueId>,
 }
 
+/// timm's name of an encoder's parameter or running statistic; `None` for what belongs to no encoder. The norm of the tapped
+/// block, which timm does not have, is `tap_norm`.
+pub fn timm_name(name: &str) -> Option<&str> {
+    let own = name.strip_prefix("encoder.")?;
+    let inner = own.strip_prefix("vit.").or_else(|| own.strip_prefix("net."));
+    inner.or_else(|| own.starts_with("tap_norm.").then_some(own))
+}
+
 /// An encoder: its parameters and its graph.
 #[derive(Clone, Debug)]
 pub struct Encoder {

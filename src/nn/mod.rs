@@ -18,7 +18,7 @@ mod vit;
 pub use csm::CsmDecoder;
 pub use csr::{CsrDecoder, CsrInputs};
 pub use css::{CssDecoder, CssInstances};
-pub use encoder::{Encoder, EncoderDims, TapGroup, Tokens, View};
+pub use encoder::{Encoder, EncoderDims, TapGroup, Tokens, View, timm_name};
 pub use init::{copy_shared, initialise};
 pub use layers::{Mode, Net, Weights};
 pub use params::{ALIGNMENT, Init, ParamRegistry, ParamSpec};

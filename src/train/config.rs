@@ -18,6 +18,8 @@ use crate::saip::schedule::{Schedule, scaled_lr};
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
     pub encoder: EncoderSection,
+    #[serde(default)]
+    pub expert: ExpertSection,
     pub csm: CsmSection,
     pub csr: CsrSection,
     pub css: CssSection,
@@ -35,6 +37,30 @@ pub struct EncoderSection {
     pub architecture: EncoderConfig,
     /// Stochastic depth of the last block; earlier blocks have linearly less. 0 switches it off.
     pub drop_path: f64,
+    /// File of weights that the encoder starts from; absent: drawn ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
+    /// Grid of its position table; absent: a square, or the encoder's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_grid: Option<[usize; 2]>,
+}
+
+/// A frozen pretrained expert. Its encoder is that of the file; these are what a file does not tell.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExpertSection {
+    /// File of weights; absent: the expert is the student's moving average.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// Attention heads of a ViT; absent: one per 64 channels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_heads: Option<usize>,
+    /// Block of a ViT whose output gives the patch tokens; absent: the middle one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tap: Option<usize>,
+    /// `[height, width]` of a ViT's position table in patches; absent: a square, or that of the global views.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grid: Option<[usize; 2]>,
 }
 
 /// Image-level decoder and the weight of its loss.
@@ -204,7 +230,8 @@ impl OptimSection {
 
 impl TrainConfig {
     /// The step of one shape bucket. Learning rate, weight decay and momentum are those of the end of the warm-up and
-    /// of the start; the loop writes the current ones of [`TrainConfig::schedule`] at every step.
+    /// of the start; the loop writes the current ones of [`TrainConfig::schedule`] at every step. The encoder of a frozen expert
+    /// is left out: [`base_step`](super::pretrained::base_step) reads it from its file.
     pub fn step_config(&self, rescaled_size: [usize; 2], masked_size: [usize; 2]) -> StepConfig {
         let (views, optim) = (&self.views, &self.optim);
         StepConfig {

@@ -14,6 +14,7 @@ use crate::nn::{ParamRegistry, ParamSpec, copy_shared, initialise};
 use crate::plan::{Plan, fuse, plan, recompute};
 use crate::saip::config::StepConfig;
 use crate::saip::{IoSlot, StepGraph, StepOptions, StepPoint, build_step, scalar_block};
+use std::collections::HashMap;
 
 /// How the steps of a run are built.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,6 +38,13 @@ pub struct Losses {
 
 /// Name, shape, values.
 pub type NamedTensor = (String, Vec<usize>, Vec<f64>);
+
+/// Values that stand in for drawn ones, by the names of parameters and running statistics.
+#[derive(Clone, Debug, Default)]
+pub struct Initial {
+    pub student: HashMap<String, Vec<f32>>,
+    pub expert: HashMap<String, Vec<f32>>,
+}
 
 /// What the update found.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -152,19 +160,32 @@ impl Engine {
 
     /// Draws initial parameters; the expert starts as a copy of the student, moments and center at 0, running statistics
     /// as those of a standard normal distribution.
+    ///
+    /// # Errors
+    /// Those of the backend.
     pub fn initialise(&mut self) -> Result<()> {
-        let student = initialise(&self.student, self.options.seed)?;
-        let mut expert = initialise(&self.expert, self.options.seed)?;
-        copy_shared((&self.student, &student), (&self.expert, &mut expert), |_| true)?;
-        self.write_state(Region::Params, &student)?;
-        self.write_state(Region::Expert, &expert)?;
-        for region in [Region::Buffers, Region::ExpertBuffers] {
-            if self.has(region) {
-                let fresh = initialise(self.registry(region), self.options.seed)?;
-                self.write_state(region, &fresh)?;
+        self.initialise_from(&Initial::default())
+    }
+
+    /// The same with the values that `initial` has.
+    ///
+    /// # Errors
+    /// [`Error::Invariant`] when one has another length; those of the backend.
+    pub fn initialise_from(&mut self, initial: &Initial) -> Result<()> {
+        for (own, others) in [(Region::Params, Region::Expert), (Region::Buffers, Region::ExpertBuffers)] {
+            let (student, expert) = (self.registry(own), self.registry(others));
+            let seed = self.options.seed;
+            let values = overlaid(student, initialise(student, seed)?, &initial.student)?;
+            let mut copied = initialise(expert, seed)?;
+            copy_shared((student, &values), (expert, &mut copied), |_| true)?;
+            let copied = overlaid(expert, copied, &initial.expert)?;
+            for (region, values) in [(own, values), (others, copied)] {
+                if self.has(region) {
+                    self.write_state(region, &values)?;
+                }
             }
         }
-        let zero = vec![0.0; student.len()];
+        let zero = vec![0.0; self.student.len()];
         self.backend.write(Region::Moment1, 0, HostSlice::F32(&zero))?;
         self.backend.write(Region::Moment2, 0, HostSlice::F32(&zero))?;
         for slot in &self.state {
@@ -248,7 +269,7 @@ impl Engine {
         }
     }
 
-    /// Replaces the center by the mean of the expert's logits on `batch`, everything else by its initial value.
+    /// Replaces the center by the mean of the expert's logits on `batch`; everything else stays as it is.
     ///
     /// Freshly drawn weights give all images almost the same features. Around a center of 0 all images would choose the
     /// same few prototypes, and the student would learn that first; the running mean needs tens of steps to take the
@@ -257,13 +278,16 @@ impl Engine {
     /// # Errors
     /// Those of [`Engine::micro_step`].
     pub fn calibrate_center(&mut self, bucket: usize, batch: &Batch, first: &StepPoint) -> Result<()> {
+        let before = self.state()?;
         let alone = StepPoint { center_momentum: 0.0, micro_step: 0, micro_steps: 1, ..*first };
         self.micro_step(bucket, batch, &alone)?;
         self.update(bucket)?;
-        let Some(center) = self.state.iter().find(|s| s.name == "center").cloned() else { return Ok(()) };
+        let Some(center) = self.state.iter().find(|s| s.name == "center").cloned() else {
+            return self.load_state(&before);
+        };
         let mut values = vec![0.0; center.shape.count()];
         self.backend.read(center.region, center.offset, HostSliceMut::F32(&mut values))?;
-        self.initialise()?;
+        self.load_state(&before)?;
         self.backend.write(center.region, center.offset, HostSlice::F32(&values))
     }
 
@@ -416,6 +440,18 @@ impl Engine {
         Ok(())
     }
 
+    /// Writes back what [`Engine::state`] gave.
+    fn load_state(&mut self, state: &EngineState) -> Result<()> {
+        let mut tensors = state.iter();
+        self.load(|name, out| match tensors.next() {
+            Some((at, _, values)) if at == name && values.len() == out.len() => {
+                out.copy_from_slice(values);
+                Ok(())
+            }
+            _ => Err(Error::invariant("restoring the state", format!("`{name}` is out of order"))),
+        })
+    }
+
     /// Measures every op of bucket `bucket` after a step on `batch`. The state is spoilt afterwards.
     ///
     /// # Errors
@@ -453,6 +489,23 @@ impl Engine {
     pub fn largest_plan(&self) -> Option<&Plan> {
         self.plans.iter().max_by_key(|p| p.arena_bytes)
     }
+}
+
+/// The flat buffer `values` with those of `over` in their places.
+fn overlaid(
+    registry: &ParamRegistry,
+    mut values: Vec<f32>,
+    over: &HashMap<String, Vec<f32>>,
+) -> Result<Vec<f32>> {
+    for p in registry {
+        let Some(new) = over.get(&p.name) else { continue };
+        if new.len() != p.len {
+            let message = format!("`{}` has {} values, not {}", p.name, p.len, new.len());
+            return Err(Error::invariant("initial weights", message));
+        }
+        values[p.offset..p.offset + p.len].copy_from_slice(new);
+    }
+    Ok(values)
 }
 
 /// A copy of the state: named tensors over flat buffers.

@@ -8,6 +8,7 @@ pub mod folder;
 pub mod guard;
 pub mod metrics;
 pub mod presets;
+pub mod pretrained;
 pub mod probe;
 pub mod progress;
 pub mod run;

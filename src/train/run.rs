@@ -2,10 +2,11 @@
 
 use super::checkpoint::{Checkpoints, Loaded, RunState, TensorView};
 use super::config::TrainConfig;
-use super::engine::{Engine, EngineOptions, Health, Losses};
+use super::engine::{Engine, EngineOptions, Health, Initial, Losses};
 use super::folder::RunFolder;
 use super::guard::{CollapseAlarm, CollapseStats, FiniteGuard, Verdict};
 use super::metrics::{self, MetricsLog};
+use super::pretrained::Pretrained;
 use super::probe::{Probe, ProbeResult};
 use super::progress::{Progress, StepReport};
 use super::signals::Interrupt;
@@ -57,11 +58,19 @@ pub fn train(
     let source = sources::training_source(cfg)?;
     let schedule = cfg.schedule(source.len())?;
     let probe_set = sources::probe_set(cfg)?;
-    let (planner, configs) = planner(cfg)?;
+    let (planner, mut configs) = planner(cfg)?;
     let micro_steps = cfg.optim.accumulation(1)?;
+    let fresh = if resume { None } else { Some(Pretrained::open(cfg)?) };
     let folder = if resume { RunFolder::open(out)? } else { RunFolder::create(out, cfg)? };
     let checkpoints = Checkpoints::open(folder.checkpoints(), cfg.run.keep_checkpoints)?;
     let loaded = if resume { checkpoints.latest()? } else { None };
+    let pretrained = match (fresh, &loaded) {
+        (Some(pretrained), _) => pretrained,
+        (None, Some(loaded)) => Pretrained::resumed(cfg, loaded.model())?,
+        // The run was stopped before its first checkpoint.
+        (None, None) => Pretrained::open(cfg)?,
+    };
+    configs.iter_mut().for_each(|c| c.expert_encoder = pretrained.expert.clone());
     if resume {
         cfg.check_resumable(&TrainConfig::load(&folder.config())?)?;
         folder.write_config(cfg)?;
@@ -74,7 +83,7 @@ pub fn train(
     };
     let mut engine = Engine::new(backend, &configs, options)?;
     let mut warnings = folder.warnings.clone();
-    let (start, counters) = restore(&mut engine, loaded, &mut warnings)?;
+    let (start, counters) = restore(&mut engine, loaded, &pretrained.initial, &mut warnings)?;
     let loader_config = LoaderConfig {
         batch: cfg.optim.batch,
         seed: cfg.data.seed,
@@ -124,7 +133,8 @@ pub fn train(
         probed,
         ahead: None,
     };
-    run.announce(resume, start);
+    run.announce(resume, start, &pretrained.reports);
+    drop(pretrained);
     let outcome = run.go(start, interrupt);
     run.progress.finish();
     outcome
@@ -155,10 +165,11 @@ fn workers(cfg: &TrainConfig) -> usize {
 fn restore(
     engine: &mut Engine,
     loaded: Option<Loaded>,
+    initial: &Initial,
     warnings: &mut Vec<String>,
 ) -> Result<(u64, BTreeMap<String, u64>)> {
     let Some(mut loaded) = loaded else {
-        engine.initialise()?;
+        engine.initialise_from(initial)?;
         return Ok((0, BTreeMap::new()));
     };
     warnings.append(&mut loaded.warnings);
@@ -210,7 +221,7 @@ struct Fed {
 }
 
 impl Run<'_> {
-    fn announce(&mut self, resume: bool, start: u64) {
+    fn announce(&mut self, resume: bool, start: u64, reports: &[String]) {
         let parameters = self.engine.student().parameter_count();
         let arena = self.engine.largest_plan().map_or(0, |p| p.arena_bytes as u64);
         let mut lines = vec![format!(
@@ -224,6 +235,7 @@ impl Run<'_> {
         if resume {
             lines.push(format!("resumed after step {start}"));
         }
+        lines.extend(reports.iter().cloned());
         lines.extend(self.loader.notes().iter().cloned());
         lines.extend(self.warnings.iter().map(|w| format!("warning: {w}")));
         lines.iter().for_each(|l| self.progress.println(l));

@@ -36,6 +36,13 @@ impl Default for LoadOptions<'_> {
     }
 }
 
+/// Two patch grids, height and width.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resampled {
+    pub from: [usize; 2],
+    pub to: [usize; 2],
+}
+
 /// What happened to the tensors of a file. Prints as a few lines.
 #[derive(Clone, Debug)]
 pub struct LoadReport {
@@ -49,8 +56,8 @@ pub struct LoadReport {
     pub loaded: Vec<(String, Element)>,
     /// Number of their values.
     pub values: usize,
-    /// `pos_embed` as it was and as it was handed over.
-    pub resampled: Option<(Shape, Shape)>,
+    /// The grid of `pos_embed` in the file and as it was handed over, where they differ.
+    pub resampled: Option<Resampled>,
     /// Optional tensors that the file does not have.
     pub missing: Vec<String>,
     /// Tensors and entries of the file that were not wanted, in its names.
@@ -90,10 +97,8 @@ pub fn load_into(
             None if (options.optional)(name) => report.missing.push(name.clone()),
             None => wrong.push(format!("`{name}` {shape} is missing")),
             Some(tensor) => match fit(&report.architecture, name, tensor, shape, options.grid) {
-                Ok(values) => {
-                    if tensor.shape() != shape {
-                        report.resampled = Some((tensor.shape().clone(), shape.clone()));
-                    }
+                Ok((values, grids)) => {
+                    report.resampled = report.resampled.or(grids);
                     report.loaded.push((name.clone(), tensor.element()));
                     report.values += values.len();
                     ready.push((name, values));
@@ -123,14 +128,14 @@ fn mismatch(architecture: &Architecture, mut wrong: Vec<String>) -> String {
     )
 }
 
-/// The values of a tensor in the shape wanted.
+/// The values of a tensor in the shape wanted, and the grids between which they were resampled.
 fn fit<'t>(
     architecture: &Architecture,
     name: &str,
     tensor: &'t Tensor,
     shape: &Shape,
     grid: Option<Grid>,
-) -> std::result::Result<Cow<'t, [f32]>, String> {
+) -> std::result::Result<(Cow<'t, [f32]>, Option<Resampled>), String> {
     let values = tensor
         .f32s()
         .ok_or_else(|| format!("has element type {}, floating point is expected", tensor.element()))?;
@@ -160,11 +165,12 @@ fn fit<'t>(
                 return Err(format!("{}: the grid {:?} with {prefix} rows before it", differs(), grid.to));
             }
             let table = resample_positions(&values, prefix, from, grid.to, dim);
-            table.map(Cow::Owned).ok_or_else(|| {
+            let table = table.ok_or_else(|| {
                 format!("{}: its {rows} rows are no square grid, say which grid they are", differs())
-            })
+            })?;
+            Ok((Cow::Owned(table), (from != grid.to).then_some(Resampled { from, to: grid.to })))
         }
-        _ if tensor.shape() == shape => Ok(values),
+        _ if tensor.shape() == shape => Ok((values, None)),
         _ => Err(differs()),
     }
 }
@@ -205,8 +211,8 @@ impl fmt::Display for LoadReport {
             self.values,
             types.join(" and ")
         )?;
-        if let Some((from, to)) = &self.resampled {
-            write!(f, "\n  resampled: pos_embed {from} to {to}")?;
+        if let Some(Resampled { from, to }) = &self.resampled {
+            write!(f, "\n  resampled: pos_embed {}x{} to {}x{}", from[0], from[1], to[0], to[1])?;
         }
         if !self.missing.is_empty() {
             write!(f, "\n  not in the file: {}", grouped(&self.missing))?;

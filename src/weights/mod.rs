@@ -42,7 +42,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 pub use self::arch::{Architecture, StarNet, TinyVit, Vit};
-pub use self::load::{Grid, LoadOptions, LoadReport, load_into};
+pub use self::load::{Grid, LoadOptions, LoadReport, Resampled, load_into};
 pub use self::names::{EncoderWeights, Naming, encoder};
 pub use self::pth_write::{PthLayout, write_pth};
 pub use self::resample::resample_positions;

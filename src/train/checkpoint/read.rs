@@ -65,6 +65,11 @@ impl Loaded {
         Ok(Loaded { path, state, warnings: Vec::new(), model, file, data_start, tensors })
     }
 
+    /// The file of the tensors.
+    pub fn model(&self) -> &Path {
+        &self.model
+    }
+
     /// Name and shape of each tensor, sorted by name.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &[usize])> {
         self.tensors.iter().map(|(name, info)| (name.as_str(), info.shape.as_slice()))

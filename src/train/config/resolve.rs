@@ -90,7 +90,10 @@ impl TrainConfig {
     /// [`Error::Config`] that names each key that would make the continued run another one.
     pub fn check_resumable(&self, earlier: &Self) -> Result<()> {
         let differences = self.differences(earlier)?;
-        let changed: Vec<_> = differences.iter().filter(|(key, ..)| !may_change(key)).collect();
+        // The checkpoint has the expert's weights: its file may lie elsewhere, or be gone.
+        let moved =
+            |(key, new, old): &(String, String, String)| key == "expert.path" && new != NONE && old != NONE;
+        let changed: Vec<_> = differences.iter().filter(|d| !may_change(&d.0) && !moved(d)).collect();
         let Some((first, ..)) = changed.first() else { return Ok(()) };
         let list: Vec<_> =
             changed.iter().map(|(key, new, old)| format!("`{key}` was {old}, now {new}")).collect();
@@ -109,7 +112,11 @@ impl TrainConfig {
         let lines: Vec<_> = leaves(&self.tree()?)
             .into_iter()
             .filter(|(key, _)| !may_change(key))
-            .map(|(key, value)| format!("{key}={value}\n"))
+            // Where the expert's file lies does not matter, that there is one does.
+            .map(|(key, value)| match key.as_str() {
+                "expert.path" => format!("{key}\n"),
+                _ => format!("{key}={value}\n"),
+            })
             .collect();
         Ok(format!("{:08x}", crc32c::crc32c(lines.concat().as_bytes())))
     }

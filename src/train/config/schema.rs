@@ -81,7 +81,7 @@ pub(super) const NONE: &str = "none";
 
 /// Sections in the order of printing.
 pub(super) const SECTIONS: &[&str] =
-    &["encoder", "csm", "csr", "css", "views", "augment", "optim", "data", "data.synth", "run"];
+    &["encoder", "expert", "csm", "csr", "css", "views", "augment", "optim", "data", "data.synth", "run"];
 
 /// Kinds of encoder with their own keys and the values these take when a configuration changes the kind.
 pub(super) fn encoder_defaults(kind: &str) -> Option<EncoderConfig> {
@@ -129,9 +129,31 @@ const STARNET: &[Key] = &[
 const ENCODER: &[Key] = &[
     key("encoder.kind", Kind::Text, "vit, tinyvit or starnet"),
     key("encoder.drop_path", Kind::Float, "stochastic depth rate of the last block; 0: off"),
+    optional("encoder.init", Kind::Text, "weights that it starts from, safetensors or .pth; none: drawn"),
+    optional(
+        "encoder.init_grid",
+        Kind::Counts(2),
+        "[height, width] of their position table in patches; none: square, or as img_size",
+    ),
 ];
 
 const REST: &[Key] = &[
+    optional(
+        "expert.path",
+        Kind::Text,
+        "weights of a frozen pretrained expert, safetensors or .pth; none: the student's moving average",
+    ),
+    optional("expert.num_heads", Kind::Count, "its attention heads, if a ViT; none: one per 64 channels"),
+    optional(
+        "expert.tap",
+        Kind::Count,
+        "its block, from 0, whose output gives the patch tokens, if a ViT; none: the middle",
+    ),
+    optional(
+        "expert.grid",
+        Kind::Counts(2),
+        "[height, width] of its position table in patches; none: square, or that of views.global_size",
+    ),
     key("csm.hidden", Kind::Count, "width of the hidden layers"),
     key("csm.bottleneck", Kind::Count, "width before the prototypes"),
     key("csm.prototypes", Kind::Count, "number of prototypes"),

@@ -90,6 +90,12 @@ fn the_schema_and_the_structs_have_the_same_keys() {
             "optim.weight_decay_end=0.1",
             "data.path=x",
             "run.probe=y",
+            "encoder.init=z",
+            "encoder.init_grid=[4, 2]",
+            "expert.path=e",
+            "expert.num_heads=2",
+            "expert.tap=1",
+            "expert.grid=[3, 3]",
         ];
         sets.extend(extra);
         let tree = Table::try_from(demo(&sets).unwrap()).unwrap();
@@ -161,6 +167,9 @@ fn a_printed_configuration_reads_back_equal_over_any_preset() {
         &[
             "encoder.kind=starnet",
             "encoder.drop_path=0.1",
+            "encoder.init=some/file.pth",
+            "expert.path=\"none such\"",
+            "expert.grid=[16, 8]",
             "data.seed=9223372036854775807",
             "optim.eps=1e-300",
         ],

@@ -20,6 +20,7 @@ impl TrainConfig {
     /// [`Error::Config`] for the first that is broken: names the key, what it must be, and what to set.
     pub fn validate(&self) -> Result<()> {
         self.validate_encoder()?;
+        self.validate_expert()?;
         self.validate_decoders()?;
         self.validate_views()?;
         self.augment.validate()?;
@@ -57,6 +58,27 @@ impl TrainConfig {
                 count("encoder.mlp_ratio", *mlp_ratio, 64)
             }
         }
+    }
+
+    /// The rest shows when the files are read.
+    fn validate_expert(&self) -> Result<()> {
+        let given =
+            |path: &Option<std::path::PathBuf>| path.as_ref().is_none_or(|p| !p.as_os_str().is_empty());
+        let (expert, init) = (&self.expert, &self.encoder.init);
+        require(given(&expert.path), "expert.path", || {
+            "is empty: name a file of weights, or `none` for the student's moving average".into()
+        })?;
+        require(given(init), "encoder.init", || "is empty: name a file of weights, or `none`".into())?;
+        let keys = [
+            ("expert.num_heads", expert.num_heads.is_some()),
+            ("expert.tap", expert.tap.is_some()),
+            ("expert.grid", expert.grid.is_some()),
+        ];
+        for (key, set) in keys {
+            require(!set || expert.path.is_some(), key, || "needs an expert: set `expert.path` too".into())?;
+        }
+        let needless = self.encoder.init_grid.is_some() && init.is_none();
+        require(!needless, "encoder.init_grid", || "needs weights: set `encoder.init` too".into())
     }
 
     fn validate_decoders(&self) -> Result<()> {
