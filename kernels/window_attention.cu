@@ -12,8 +12,9 @@
 constexpr u32 POSITIONS = WINDOW * WINDOW;
 // Threads of the largest block.
 constexpr u32 MOST = (POSITIONS + WARP - 1) / WARP * WARP;
-// A head's row in registers, whole vectors of 4; in shared memory rows begin in different banks.
-constexpr u32 WIDTH = (HEAD + 3) / 4 * 4, ROW = WIDTH + 4;
+// Elements of one access to a head's row in shared memory. Rows of whole vectors begin in different banks; others have
+// nothing between them, which the compiler would read along.
+constexpr u32 EACH = HEAD % 4 == 0 ? 4 : 1, ROW = HEAD % 4 == 0 ? HEAD + 4 : HEAD;
 // Signed distances along one axis, and pairs of them.
 constexpr u32 SPAN = 2 * WINDOW - 1, BINS = SPAN * SPAN;
 // What a block's windows share per head: gradients of the biases, of the outside's key and value.
@@ -43,7 +44,6 @@ struct WindowBackwardParams {
     T* dqkv;              // [R, 3D]
     float* partial;       // [blocks, heads, SHARED]: workspace
     const T* grad;        // [R, D]: do
-    const T* o;           // [R, D]
     const float* lse;     // [R, heads]
     const T* qkv;         // [R, 3D]
     const T* pad;         // [3D]
@@ -83,20 +83,18 @@ struct Window {
     __device__ __forceinline__ u64 row(u32 i) const { return first + (u64)(i / width) * stride + i % width; }
 };
 
-// A head's elements of one row; what a vector has beyond them is 0.
-__device__ __forceinline__ void load_head(float (&v)[WIDTH], const T* from) {
+// A head's elements of one row.
+__device__ __forceinline__ void load_head(float (&v)[HEAD], const T* from) {
 #pragma unroll
-    for (u32 i = 0; i < WIDTH; i += VEC) {
+    for (u32 i = 0; i < HEAD; i += VEC) {
         float some[VEC];
-#pragma unroll
-        for (int j = 0; j < VEC; ++j) some[j] = 0.0f;
-        if (i < HEAD) load_all(some, from + i);
+        load_all(some, from + i);
 #pragma unroll
         for (int j = 0; j < VEC; ++j) v[i + j] = some[j];
     }
 }
 
-__device__ __forceinline__ void store_head(T* to, const float (&v)[WIDTH]) {
+__device__ __forceinline__ void store_head(T* to, const float (&v)[HEAD]) {
 #pragma unroll
     for (u32 i = 0; i < HEAD; i += VEC) {
         float some[VEC];
@@ -108,59 +106,61 @@ __device__ __forceinline__ void store_head(T* to, const float (&v)[WIDTH]) {
 
 // Part 1 (keys) or 2 (values) of one head of a window, and the outside's, to shared memory: [keys][ROW].
 __device__ __forceinline__ void load_part(float* to, const Window& w, const T* qkv, const T* pad, u32 heads, u32 part) {
-    constexpr u32 PACKS = WIDTH / VEC;
+    constexpr u32 PACKS = HEAD / VEC;
     const u32 column = (3 * blockIdx.y + part) * HEAD;
     for (u32 i = threadIdx.x; i < w.keys * PACKS; i += blockDim.x) {
         const u32 key = i / PACKS, at = i % PACKS * VEC;
         const T* from = (key < w.rows ? qkv + w.row(key) * 3 * heads * HEAD : pad) + column;
         float v[VEC];
-#pragma unroll
-        for (int j = 0; j < VEC; ++j) v[j] = 0.0f;
-        if (at < HEAD) load_all(v, from + at);
+        load_all(v, from + at);
         store_all(to + key * ROW + at, v);
     }
 }
 
 // A row of shared memory, the same one in many threads.
-__device__ __forceinline__ float dot(const float (&a)[WIDTH], const float* row) {
-    const float4* b = reinterpret_cast<const float4*>(row);
-    float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+__device__ __forceinline__ float dot(const float (&a)[HEAD], const float* row) {
+    float sum[EACH] = {};
 #pragma unroll
-    for (u32 i = 0; i < WIDTH / 4; ++i) {
-        const float4 x = b[i];
-        sum[0] += a[4 * i] * x.x;
-        sum[1] += a[4 * i + 1] * x.y;
-        sum[2] += a[4 * i + 2] * x.z;
-        sum[3] += a[4 * i + 3] * x.w;
+    for (u32 i = 0; i < HEAD; i += EACH) {
+        float b[EACH];
+        load_all(b, row + i);
+#pragma unroll
+        for (u32 j = 0; j < EACH; ++j) sum[j] += a[i + j] * b[j];
     }
-    return sum[0] + sum[1] + (sum[2] + sum[3]);
+#pragma unroll
+    for (u32 j = 1; j < EACH; ++j) sum[0] += sum[j];
+    return sum[0];
 }
 
 // a += factor row.
-__device__ __forceinline__ void add_row(float (&a)[WIDTH], float factor, const float* row) {
-    const float4* b = reinterpret_cast<const float4*>(row);
+__device__ __forceinline__ void add_row(float (&a)[HEAD], float factor, const float* row) {
 #pragma unroll
-    for (u32 i = 0; i < WIDTH / 4; ++i) {
-        const float4 x = b[i];
-        a[4 * i] += factor * x.x;
-        a[4 * i + 1] += factor * x.y;
-        a[4 * i + 2] += factor * x.z;
-        a[4 * i + 3] += factor * x.w;
+    for (u32 i = 0; i < HEAD; i += EACH) {
+        float b[EACH];
+        load_all(b, row + i);
+#pragma unroll
+        for (u32 j = 0; j < EACH; ++j) a[i + j] += factor * b[j];
     }
 }
 
-__device__ __forceinline__ void load_row(float (&a)[WIDTH], const float* row) {
+__device__ __forceinline__ void load_row(float (&a)[HEAD], const float* row) {
 #pragma unroll
-    for (u32 i = 0; i < WIDTH / 4; ++i) {
-        const float4 x = reinterpret_cast<const float4*>(row)[i];
-        a[4 * i] = x.x, a[4 * i + 1] = x.y, a[4 * i + 2] = x.z, a[4 * i + 3] = x.w;
+    for (u32 i = 0; i < HEAD; i += EACH) {
+        float b[EACH];
+        load_all(b, row + i);
+#pragma unroll
+        for (u32 j = 0; j < EACH; ++j) a[i + j] = b[j];
     }
 }
 
-__device__ __forceinline__ void store_row(float* row, const float (&a)[WIDTH]) {
+__device__ __forceinline__ void store_row(float* row, const float (&a)[HEAD]) {
 #pragma unroll
-    for (u32 i = 0; i < WIDTH / 4; ++i)
-        reinterpret_cast<float4*>(row)[i] = make_float4(a[4 * i], a[4 * i + 1], a[4 * i + 2], a[4 * i + 3]);
+    for (u32 i = 0; i < HEAD; i += EACH) {
+        float b[EACH];
+#pragma unroll
+        for (u32 j = 0; j < EACH; ++j) b[j] = a[i + j];
+        store_all(row + i, b);
+    }
 }
 
 // A head's biases and their exponentials over the largest, which it returns. All threads call it; barriers stand behind
@@ -213,10 +213,10 @@ extern "C" __global__ void __launch_bounds__(MOST) window_attention(const Window
     if (i >= w.rows) return;
     const u64 row = w.row(i);
     const u32 y = i / w.width, x = i % w.width;
-    float q[WIDTH], o[WIDTH];
+    float q[HEAD], o[HEAD];
     load_head(q, p.qkv + (row * heads + head) * 3 * HEAD);
 #pragma unroll
-    for (u32 e = 0; e < WIDTH; ++e) {
+    for (u32 e = 0; e < HEAD; ++e) {
         q[e] *= p.maps.scale;
         o[e] = 0.0f;
     }
@@ -241,7 +241,7 @@ extern "C" __global__ void __launch_bounds__(MOST) window_attention(const Window
         top = higher;
         sum *= keep;
 #pragma unroll
-        for (u32 e = 0; e < WIDTH; ++e) o[e] *= keep;
+        for (u32 e = 0; e < HEAD; ++e) o[e] *= keep;
 #pragma unroll
         for (u32 k = 0; k < AHEAD; ++k) {
             if (first + k >= w.rows) continue;
@@ -251,7 +251,7 @@ extern "C" __global__ void __launch_bounds__(MOST) window_attention(const Window
         }
     }
 #pragma unroll
-    for (u32 e = 0; e < WIDTH; ++e) o[e] /= sum;
+    for (u32 e = 0; e < HEAD; ++e) o[e] /= sum;
     store_head(p.o + (row * heads + head) * HEAD, o);
     p.lse[row * heads + head] = top + logf(sum);
 }
@@ -264,29 +264,34 @@ struct Memory {
     float* powers;   // [POSITIONS]
     float* outside;  // [keys]: per query, the outside's bias
     float* lse;      // [keys]: per query
-    float* delta;    // [keys]: per query, the sum of do o
-    float* pad;      // [2][WIDTH]: gradients of the outside's key and value
+    float* delta;    // [keys]: per query, the mean of do v by its probabilities
+    float* pad;      // [2][HEAD]: gradients of the outside's key and value
     float* bins;     // [warps][BINS]: gradients of the biases by signed distance
 };
 
 // dq of a thread's query, and the gradients of the biases. For one key, the queries of a warp have different distances:
 // each adds to a bin of its own.
 __device__ __forceinline__ void query_gradient(const WindowBackwardParams& p, const Memory& m, const Window& w,
-                                               float highest, u32 lanes, float (&q)[WIDTH], float (&grad)[WIDTH]) {
+                                               float highest, u32 lanes, float (&q)[HEAD], float (&grad)[HEAD]) {
     const u32 heads = p.maps.heads, head = blockIdx.y, i = threadIdx.x;
     const u32 y = i / w.width, x = i % w.width;
     const u64 row = w.row(i);
-    float dq[WIDTH];
-    load_head(dq, p.o + (row * heads + head) * HEAD);
-    float delta = 0.0f;
-#pragma unroll
-    for (u32 e = 0; e < WIDTH; ++e) {
-        delta += grad[e] * dq[e];
-        dq[e] = 0.0f;
-    }
     const float lse = p.lse[row * heads + head];
-    float* bins = m.bins + threadIdx.x / WARP * BINS + (y + WINDOW - 1) * SPAN + x + WINDOW - 1;
+    const float outside = w.cut() ? outside_sum(m.powers, w, y, x) : 0.0f;
+    if (w.cut()) m.outside[i] = highest + logf(outside);
+    // Of the probabilities and not of o: its rounding would be in every gradient of the query, and add up in the shared ones.
+    float delta = 0.0f;
     u32 ky = 0, kx = 0;
+    for (u32 j = 0; j < w.keys; ++j) {
+        const float bias = j < w.rows ? m.bias[offset(y, x, ky, kx)] : m.outside[i];
+        delta += expf(dot(q, m.a + j * ROW) + bias - lse) * dot(grad, m.b + j * ROW);
+        step(ky, kx, w.width);
+    }
+    float dq[HEAD];
+#pragma unroll
+    for (u32 e = 0; e < HEAD; ++e) dq[e] = 0.0f;
+    float* bins = m.bins + threadIdx.x / WARP * BINS + (y + WINDOW - 1) * SPAN + x + WINDOW - 1;
+    ky = kx = 0;
     for (u32 j = 0; j < w.rows; ++j) {
         const float s = dot(q, m.a + j * ROW) + m.bias[offset(y, x, ky, kx)];
         const float ds = expf(s - lse) * (dot(grad, m.b + j * ROW) - delta);
@@ -297,8 +302,6 @@ __device__ __forceinline__ void query_gradient(const WindowBackwardParams& p, co
         __syncwarp(lanes);
     }
     if (w.cut()) {
-        const float outside = outside_sum(m.powers, w, y, x);
-        m.outside[i] = highest + logf(outside);
         const float s = dot(q, m.a + w.rows * ROW) + m.outside[i];
         const float ds = expf(s - lse) * (dot(grad, m.b + w.rows * ROW) - delta);
         add_row(dq, ds, m.a + w.rows * ROW);
@@ -314,18 +317,18 @@ __device__ __forceinline__ void query_gradient(const WindowBackwardParams& p, co
     m.lse[i] = lse;
     m.delta[i] = delta;
 #pragma unroll
-    for (u32 e = 0; e < WIDTH; ++e) dq[e] *= p.maps.scale;
+    for (u32 e = 0; e < HEAD; ++e) dq[e] *= p.maps.scale;
     store_head(p.dqkv + (row * heads + head) * 3 * HEAD, dq);
 }
 
 // dk and dv of a thread's key.
 __device__ __forceinline__ void key_gradient(const WindowBackwardParams& p, const Memory& m, const Window& w,
-                                             const float (&k)[WIDTH], const float (&v)[WIDTH]) {
+                                             const float (&k)[HEAD], const float (&v)[HEAD]) {
     const u32 j = threadIdx.x, y = j / w.width, x = j % w.width;
     const bool inside = j < w.rows;
-    float dk[WIDTH], dv[WIDTH];
+    float dk[HEAD], dv[HEAD];
 #pragma unroll
-    for (u32 e = 0; e < WIDTH; ++e) dk[e] = dv[e] = 0.0f;
+    for (u32 e = 0; e < HEAD; ++e) dk[e] = dv[e] = 0.0f;
     u32 qy = 0, qx = 0;
     for (u32 i = 0; i < w.rows; ++i) {
         const float bias = inside ? m.bias[offset(y, x, qy, qx)] : m.outside[i];
@@ -342,9 +345,9 @@ __device__ __forceinline__ void key_gradient(const WindowBackwardParams& p, cons
         return;
     }
 #pragma unroll
-    for (u32 e = 0; e < WIDTH; ++e) {
+    for (u32 e = 0; e < HEAD; ++e) {
         m.pad[e] += dk[e];
-        m.pad[WIDTH + e] += dv[e];
+        m.pad[HEAD + e] += dv[e];
     }
 }
 
@@ -364,7 +367,7 @@ __device__ __forceinline__ void store_shared(float* partial, const Memory& m) {
         partial[i] = sum;
     }
     for (u32 i = threadIdx.x; i < 2 * HEAD; i += blockDim.x)
-        partial[POSITIONS + i] = m.pad[i / HEAD * WIDTH + i % HEAD];
+        partial[POSITIONS + i] = m.pad[i];
 }
 
 // Grid: stretches of `each` windows, heads. Dynamic shared memory: see Memory.
@@ -380,8 +383,8 @@ extern "C" __global__ void __launch_bounds__(MOST) window_attention_backward(con
     m.lse = m.outside + most;
     m.delta = m.lse + most;
     m.pad = m.delta + most;
-    m.bins = m.pad + 2 * WIDTH;
-    for (u32 e = i; e < 2 * WIDTH; e += blockDim.x) m.pad[e] = 0.0f;
+    m.bins = m.pad + 2 * HEAD;
+    for (u32 e = i; e < 2 * HEAD; e += blockDim.x) m.pad[e] = 0.0f;
     for (u32 e = i; e < blockDim.x / WARP * BINS; e += blockDim.x) m.bins[e] = 0.0f;
     const float highest = load_biases(m.bias, m.powers, p.biases);
     const u32 last = min((blockIdx.x + 1) * p.each, p.maps.windows);
@@ -392,12 +395,12 @@ extern "C" __global__ void __launch_bounds__(MOST) window_attention_backward(con
         // All keys and values are read below.
         __syncthreads();
         const u32 lanes = __ballot_sync(ALL_LANES, i < w.rows);
-        float q[WIDTH] = {}, grad[WIDTH] = {}, k[WIDTH] = {}, v[WIDTH] = {};
+        float q[HEAD] = {}, grad[HEAD] = {}, k[HEAD] = {}, v[HEAD] = {};
         if (i < w.rows) {
             load_head(q, p.qkv + (w.row(i) * heads + head) * 3 * HEAD);
             load_head(grad, p.grad + (w.row(i) * heads + head) * HEAD);
 #pragma unroll
-            for (u32 e = 0; e < WIDTH; ++e) q[e] *= p.maps.scale;
+            for (u32 e = 0; e < HEAD; ++e) q[e] *= p.maps.scale;
             query_gradient(p, m, w, highest, lanes, q, grad);
         }
         if (i < w.keys) {

@@ -240,10 +240,10 @@ pub fn workspace(op: &Op, inputs: &[OperandType<'_>], _outputs: &[OperandType<'_
 }
 
 /// Constants with which the recipes compile the kernels.
-pub fn variants() -> Vec<Given> {
-    let wide = [4, 8].into_iter().flat_map(|vec| [4, 8, 16, 32].map(|columns| (vec, columns)));
-    let all = [(1, 1), (1, 32)].into_iter().chain(wide);
-    all.map(|(vec, columns)| vec![("VEC", vec), ("COLUMNS", columns)]).collect()
+pub fn variants(bf16: bool) -> Vec<Given> {
+    let vec = if bf16 { 8 } else { 4 };
+    let all = [(1, 32), (vec, 4), (vec, 8), (vec, 16), (vec, 32)];
+    all.map(|(vec, columns)| vec![("VEC", vec), ("COLUMNS", columns)]).to_vec()
 }
 
 #[cfg(test)]

@@ -87,7 +87,7 @@ impl Family {
     pub fn variants(self, bf16: bool) -> Vec<Given> {
         match self {
             Family::Attention => super::attention::variants(),
-            Family::BatchNorm => super::batch_norm::variants(),
+            Family::BatchNorm => super::batch_norm::variants(bf16),
             Family::Conv => super::conv::variants(),
             Family::DenseLoss => super::dense_loss::variants(),
             Family::Embed => super::embed::variants(),
@@ -99,7 +99,7 @@ impl Family {
             Family::Pointwise => vec![vec![("VEC", 1)], vec![("VEC", 4)]],
             Family::Pool => super::pool::variants(),
             Family::PrototypeCe => super::prototype_ce::variants(),
-            Family::WindowAttention => super::window_attention::variants(),
+            Family::WindowAttention => super::window_attention::variants(bf16),
         }
     }
 

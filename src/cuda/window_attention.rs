@@ -12,7 +12,7 @@ kernel_params! {
     }
     WindowParams { o: u64, lse: u64, qkv: u64, pad: u64, biases: u64, maps: Maps }
     WindowBackwardParams {
-        dqkv: u64, partial: u64, grad: u64, o: u64, lse: u64, qkv: u64, pad: u64, biases: u64, maps: Maps, each: u32,
+        dqkv: u64, partial: u64, grad: u64, lse: u64, qkv: u64, pad: u64, biases: u64, maps: Maps, each: u32,
         unused: u32,
     }
     WindowSumParams { dpad: u64, dbiases: u64, partial: u64, blocks: u32, heads: u32 }
@@ -74,7 +74,7 @@ impl Geometry {
 
     /// Floats of a row of a head in shared memory: ROW of the kernel.
     fn row(&self) -> usize {
-        self.head.next_multiple_of(4) + 4
+        self.head + if self.head.is_multiple_of(4) { 4 } else { 0 }
     }
 
     fn forward_shared(&self, keys: usize) -> usize {
@@ -84,7 +84,7 @@ impl Geometry {
     /// `Memory` of the kernel.
     fn backward_shared(&self, keys: usize) -> usize {
         let bins = keys.div_ceil(32) * (2 * self.window - 1).pow(2);
-        let pad = 2 * self.head.next_multiple_of(4);
+        let pad = 2 * self.head;
         self.forward_shared(keys) + (3 * keys + pad + bins) * size_of::<f32>()
     }
 
@@ -151,11 +151,10 @@ pub fn forward(o: &Operands<'_>, heads: usize, window: usize, maps: &[FeatureMap
 pub fn backward(o: &Operands<'_>, heads: usize, window: usize, maps: &[FeatureMap]) -> Lowered {
     let (_, width) = o.inputs[0].rows_width()?;
     o.inputs[3].rows_width()?;
-    let [mut grad, mut out, mut lse, mut qkv, pad, biases] =
-        [0, 1, 2, 3, 4, 5].map(|i: usize| o.inputs[i].at);
+    let [mut grad, mut lse, mut qkv, pad, biases] = [0, 2, 3, 4, 5].map(|i: usize| o.inputs[i].at);
     let [mut dqkv, dpad, dbiases] = [0, 1, 2].map(|i: usize| o.outputs[i].at);
     let element = o.inputs[0].dtype;
-    let g = Geometry::new(heads, window, width as usize)?.aligned(element, &[grad, out, qkv, pad, dqkv]);
+    let g = Geometry::new(heads, window, width as usize)?.aligned(element, &[grad, qkv, pad, dqkv]);
     let bytes = u64::from(width) * element.bytes() as u64;
     let (mut calls, mut parts) = (Vec::with_capacity(maps.len() + 1), 0);
     let part = heads * g.shared_values();
@@ -166,7 +165,6 @@ pub fn backward(o: &Operands<'_>, heads: usize, window: usize, maps: &[FeatureMa
             dqkv,
             partial: o.scratch + (parts * part * size_of::<f32>()) as u64,
             grad,
-            o: out,
             lse,
             qkv,
             pad,
@@ -181,7 +179,7 @@ pub fn backward(o: &Operands<'_>, heads: usize, window: usize, maps: &[FeatureMa
         calls.push(call);
         parts += blocks;
         let rows = map.rows() as u64;
-        for (at, each) in [(&mut grad, 1), (&mut out, 1), (&mut qkv, 3), (&mut dqkv, 3)] {
+        for (at, each) in [(&mut grad, 1), (&mut qkv, 3), (&mut dqkv, 3)] {
             *at += rows * each * bytes;
         }
         lse += rows * (heads * size_of::<f32>()) as u64;
@@ -203,12 +201,8 @@ pub fn backward_workspace(heads: usize, window: usize, maps: &[FeatureMap], widt
 }
 
 /// Constants with which the recipes compile the kernels.
-pub fn variants() -> Vec<Given> {
-    let mut all = Vec::new();
-    for window in [7, 14] {
-        for (head, vec) in [(32, 1), (32, 4), (32, 8), (24, 4), (24, 8)] {
-            all.push(vec![("WINDOW", window), ("HEAD", head), ("VEC", vec)]);
-        }
-    }
-    all
+pub fn variants(bf16: bool) -> Vec<Given> {
+    let vec = if bf16 { 8 } else { 4 };
+    let all = [(7, 24), (7, 32), (14, 24), (14, 32)];
+    all.map(|(window, head)| vec![("WINDOW", window), ("HEAD", head), ("VEC", vec)]).to_vec()
 }
