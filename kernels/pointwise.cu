@@ -61,6 +61,55 @@ extern "C" __global__ void add(const BinaryParams p) {
     zip(p, [](float a, float b) { return a + b; });
 }
 
+// min(max(x, 0), 6); the comparisons let NaN through.
+__device__ __forceinline__ float clamp6(float x) {
+    const float low = x < 0.0f ? 0.0f : x;
+    return low > 6.0f ? 6.0f : low;
+}
+
+// As in PyTorch, ReLU6 has no slope at 0 and 6 themselves.
+__device__ __forceinline__ float slope6(float x) { return x > 0.0f && x < 6.0f ? 1.0f : 0.0f; }
+
+extern "C" __global__ void relu6(const UnaryParams p) {
+    map(p, [](float x) { return clamp6(x); });
+}
+
+// a: dy, b: x.
+extern "C" __global__ void relu6_backward(const BinaryParams p) {
+    zip(p, [](float dy, float x) { return dy * slope6(x); });
+}
+
+extern "C" __global__ void relu6_gate(const BinaryParams p) {
+    zip(p, [](float a, float b) { return clamp6(a) * b; });
+}
+
+struct GateParams {
+    T* da;        // [n]
+    T* db;        // [n]
+    const T* dy;  // [n]
+    const T* a;   // [n]
+    const T* b;   // [n]
+    u64 n;
+};
+
+extern "C" __global__ void relu6_gate_backward(const GateParams p) {
+    const u64 packs = p.n / VEC, stride = (u64)gridDim.x * blockDim.x;
+    for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < packs; i += stride) {
+        const Elements dy = reinterpret_cast<const Elements*>(p.dy)[i];
+        const Elements a = reinterpret_cast<const Elements*>(p.a)[i];
+        const Elements b = reinterpret_cast<const Elements*>(p.b)[i];
+        Elements da, db;
+#pragma unroll
+        for (int j = 0; j < VEC; ++j) {
+            const float grad = to_float(dy.at[j]), gate = to_float(a.at[j]);
+            da.at[j] = from_float<T>(grad * to_float(b.at[j]) * slope6(gate));
+            db.at[j] = from_float<T>(grad * clamp6(gate));
+        }
+        reinterpret_cast<Elements*>(p.da)[i] = da;
+        reinterpret_cast<Elements*>(p.db)[i] = db;
+    }
+}
+
 extern "C" __global__ void scale(const UnaryParams p) {
     const float factor = p.factor;
     map(p, [factor](float x) { return x * factor; });

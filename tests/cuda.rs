@@ -161,6 +161,20 @@ kernel_tests! {
     masked_mse_backward: MaskedMseBackward,
     bce_with_logits: BceWithLogits,
     bce_with_logits_backward: BceWithLogitsBackward,
+    // window_attention
+    window_attention: WindowAttention,
+    window_attention_backward: WindowAttentionBackward,
+    // batch_norm, pool
+    batch_norm: BatchNorm,
+    batch_norm_backward: BatchNormBackward,
+    batch_norm_inference: BatchNormInference,
+    running_statistics: RunningStatistics,
+    relu6: Relu6,
+    relu6_backward: Relu6Backward,
+    relu6_gate: Relu6Gate,
+    relu6_gate_backward: Relu6GateBackward,
+    global_average_pool: GlobalAveragePool,
+    global_average_pool_backward: GlobalAveragePoolBackward,
 }
 
 #[test]

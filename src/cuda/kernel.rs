@@ -11,6 +11,7 @@ pub type Given = Vec<(&'static str, usize)>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
     Attention,
+    BatchNorm,
     Conv,
     DenseLoss,
     Embed,
@@ -21,12 +22,15 @@ pub enum Family {
     Layout,
     Optim,
     Pointwise,
+    Pool,
     PrototypeCe,
+    WindowAttention,
 }
 
 impl Family {
     pub const ALL: &'static [Family] = &[
         Family::Attention,
+        Family::BatchNorm,
         Family::Conv,
         Family::DenseLoss,
         Family::Embed,
@@ -36,13 +40,16 @@ impl Family {
         Family::Layout,
         Family::Optim,
         Family::Pointwise,
+        Family::Pool,
         Family::PrototypeCe,
+        Family::WindowAttention,
     ];
 
     /// File name in `kernels/`.
     pub const fn file(self) -> &'static str {
         match self {
             Family::Attention => "attention.cu",
+            Family::BatchNorm => "batch_norm.cu",
             Family::Conv => "conv.cu",
             Family::DenseLoss => "dense_loss.cu",
             Family::Embed => "embed.cu",
@@ -52,7 +59,9 @@ impl Family {
             Family::Layout => "layout.cu",
             Family::Optim => "optim.cu",
             Family::Pointwise => "pointwise.cu",
+            Family::Pool => "pool.cu",
             Family::PrototypeCe => "prototype_ce.cu",
+            Family::WindowAttention => "window_attention.cu",
         }
     }
 
@@ -67,7 +76,10 @@ impl Family {
             | Family::LayerNorm
             | Family::Layout
             | Family::Optim
-            | Family::Pointwise => &[],
+            | Family::Pointwise
+            | Family::BatchNorm
+            | Family::Pool
+            | Family::WindowAttention => &[],
         }
     }
 
@@ -75,6 +87,7 @@ impl Family {
     pub fn variants(self, bf16: bool) -> Vec<Given> {
         match self {
             Family::Attention => super::attention::variants(),
+            Family::BatchNorm => super::batch_norm::variants(bf16),
             Family::Conv => super::conv::variants(),
             Family::DenseLoss => super::dense_loss::variants(),
             Family::Embed => super::embed::variants(),
@@ -84,7 +97,9 @@ impl Family {
             Family::Layout => vec![vec![("VEC", 1)], vec![("VEC", 4)]],
             Family::Optim => vec![SCALARS.to_vec()],
             Family::Pointwise => vec![vec![("VEC", 1)], vec![("VEC", 4)]],
+            Family::Pool => super::pool::variants(),
             Family::PrototypeCe => super::prototype_ce::variants(),
+            Family::WindowAttention => super::window_attention::variants(bf16),
         }
     }
 
@@ -113,6 +128,7 @@ impl Family {
     const fn text(self) -> &'static str {
         match self {
             Family::Attention => include_str!("../../kernels/attention.cu"),
+            Family::BatchNorm => include_str!("../../kernels/batch_norm.cu"),
             Family::Conv => include_str!("../../kernels/conv.cu"),
             Family::DenseLoss => include_str!("../../kernels/dense_loss.cu"),
             Family::Embed => include_str!("../../kernels/embed.cu"),
@@ -122,7 +138,9 @@ impl Family {
             Family::Layout => include_str!("../../kernels/layout.cu"),
             Family::Optim => include_str!("../../kernels/optim.cu"),
             Family::Pointwise => include_str!("../../kernels/pointwise.cu"),
+            Family::Pool => include_str!("../../kernels/pool.cu"),
             Family::PrototypeCe => include_str!("../../kernels/prototype_ce.cu"),
+            Family::WindowAttention => include_str!("../../kernels/window_attention.cu"),
         }
     }
 }

@@ -4,9 +4,9 @@ use super::kernel::Call;
 use super::layer_norm::{self, LayerNormBackwardParams, LayerNormParams};
 use super::layout::{self, Kept, Rows};
 use super::optim::{self, AccumulateParams, AdamWParams};
-use super::pointwise::{self, NormalizeParams};
+use super::pointwise::{self, GateParams, NormalizeParams};
 use super::tiles::Choices;
-use super::{attention, conv, dense_loss, embed, gemm, prototype_ce};
+use super::{attention, batch_norm, conv, dense_loss, embed, gemm, pool, prototype_ce, window_attention};
 use crate::backend::OperandType;
 use crate::ir::Op;
 use crate::tensor::{DType, Shape};
@@ -70,6 +70,26 @@ pub fn lower(op: &Op, o: &Operands<'_>) -> Lowered {
         Op::Cast { .. } => one(pointwise::cast(y, inputs[0].at, n, inputs[0].dtype, outputs[0].dtype)),
         Op::GeluBackward => {
             one(pointwise::binary("gelu_backward", y, inputs[0].at, inputs[1].at, n, element))
+        }
+        Op::Relu6 => one(pointwise::unary("relu6", y, inputs[0].at, n, 0.0, element)),
+        Op::Relu6Backward => {
+            one(pointwise::binary("relu6_backward", y, inputs[0].at, inputs[1].at, n, element))
+        }
+        Op::Relu6Gate => one(pointwise::binary("relu6_gate", y, inputs[0].at, inputs[1].at, n, element)),
+        Op::Relu6GateBackward => {
+            let [dy, a, b] = [0, 1, 2].map(|i: usize| inputs[i].at);
+            let params = GateParams { da: y, db: outputs[1].at, dy, a, b, n };
+            one(pointwise::relu6_gate_backward(&params, element))
+        }
+        Op::GlobalAveragePool { images } => pool::forward(o, images),
+        Op::GlobalAveragePoolBackward { images } => pool::backward(o, images),
+        Op::BatchNorm { eps, groups } => batch_norm::forward(o, groups, *eps),
+        Op::BatchNormBackward { eps, groups } => batch_norm::backward(o, groups, *eps),
+        Op::BatchNormInference { eps } => batch_norm::inference(o, *eps),
+        Op::RunningStatistics { momentum, groups } => batch_norm::running_statistics(o, groups, *momentum),
+        Op::WindowAttention { heads, window, maps } => window_attention::forward(o, *heads, *window, maps),
+        Op::WindowAttentionBackward { heads, window, maps } => {
+            window_attention::backward(o, *heads, *window, maps)
         }
         Op::Add => one(pointwise::binary("add", y, inputs[0].at, inputs[1].at, n, element)),
         Op::L2Normalize { eps } => {
@@ -207,19 +227,7 @@ pub fn lower(op: &Op, o: &Operands<'_>) -> Lowered {
         Op::DepthwiseConv2d { .. }
         | Op::DepthwiseConv2dBackwardInput { .. }
         | Op::DepthwiseConv2dBackwardWeight { .. }
-        | Op::PixelRows { .. }
-        | Op::BatchNorm { .. }
-        | Op::BatchNormBackward { .. }
-        | Op::BatchNormInference { .. }
-        | Op::RunningStatistics { .. }
-        | Op::Relu6
-        | Op::Relu6Backward
-        | Op::Relu6Gate
-        | Op::Relu6GateBackward
-        | Op::GlobalAveragePool { .. }
-        | Op::GlobalAveragePoolBackward { .. }
-        | Op::WindowAttention { .. }
-        | Op::WindowAttentionBackward { .. } => Err("has no CUDA kernel yet: use the CPU".into()),
+        | Op::PixelRows { .. } => Err("has no CUDA kernel yet: use the CPU".into()),
     }
 }
 
@@ -244,6 +252,10 @@ pub fn workspace(op: &Op, inputs: &[OperandType<'_>], outputs: &[OperandType<'_>
         }
         Op::Conv2d { .. } | Op::Conv2dBackwardInput { .. } | Op::Conv2dBackwardWeight { .. } => {
             conv::workspace(op, inputs, outputs)
+        }
+        Op::BatchNorm { .. } | Op::BatchNormBackward { .. } => batch_norm::workspace(op, inputs, outputs),
+        Op::WindowAttentionBackward { heads, window, maps } => {
+            window_attention::backward_workspace(*heads, *window, maps, inputs[0].shape.as_matrix().1)
         }
         Op::Attention { .. } | Op::AttentionBackward { .. } => attention::workspace(op, inputs, outputs),
         Op::DynamicConv { .. }
@@ -277,8 +289,6 @@ pub fn workspace(op: &Op, inputs: &[OperandType<'_>], outputs: &[OperandType<'_>
         | Op::DepthwiseConv2dBackwardInput { .. }
         | Op::DepthwiseConv2dBackwardWeight { .. }
         | Op::PixelRows { .. }
-        | Op::BatchNorm { .. }
-        | Op::BatchNormBackward { .. }
         | Op::BatchNormInference { .. }
         | Op::RunningStatistics { .. }
         | Op::Relu6
@@ -288,7 +298,6 @@ pub fn workspace(op: &Op, inputs: &[OperandType<'_>], outputs: &[OperandType<'_>
         | Op::GlobalAveragePool { .. }
         | Op::GlobalAveragePoolBackward { .. }
         | Op::WindowAttention { .. }
-        | Op::WindowAttentionBackward { .. }
         | Op::AdamW { .. } => 0,
     }
 }

@@ -2,6 +2,7 @@
 //! tested: a driver may as well interpret the PTX.
 
 mod attention;
+mod batch_norm;
 mod conv;
 mod cublaslt;
 mod dense_loss;
@@ -20,12 +21,14 @@ mod occupancy;
 mod optim;
 mod planning;
 mod pointwise;
+mod pool;
 mod probe;
 mod program;
 mod prototype_ce;
 mod tiles;
 mod tune;
 mod vm;
+mod window_attention;
 
 pub use driver::{
     DeviceInfo, Driver, GraphId, ImageKind, KernelFacts, KernelId, Launch, LibraryProduct, Measured,

@@ -6,6 +6,7 @@ use crate::tensor::DType;
 kernel_params! {
     UnaryParams { y: u64, x: u64, n: u64, factor: f32, unused: u32 }
     BinaryParams { y: u64, a: u64, b: u64, n: u64 }
+    GateParams { da: u64, db: u64, dy: u64, a: u64, b: u64, n: u64 }
     SegmentParams { y: u64, x: u64, factors: u64, start: u64, rows: u64, len: u32, width: u32 }
     SumParams { y: u64, x: [u64; MOST_TERMS], weight: [f32; MOST_TERMS], terms: u32, unused: u32 }
     NormalizeParams { y: u64, norm: u64, x: u64, unit: u64, rows: u32, width: u32, eps: f32, unused: u32 }
@@ -50,6 +51,14 @@ pub fn binary(kernel: &'static str, y: u64, a: u64, b: u64, n: u64, element: DTy
     let vec = vector(n, element, &[y, a, b]);
     let params = BinaryParams { y, a, b, n };
     Call::new(Family::Pointwise, kernel, blocks(n / vec), THREADS, &params).given("VEC", vec as usize)
+}
+
+/// `da` and `db` of `relu6(a) * b`, `n` elements each.
+pub fn relu6_gate_backward(params: &GateParams, element: DType) -> Call {
+    let GateParams { da, db, dy, a, b, n } = *params;
+    let vec = vector(n, element, &[da, db, dy, a, b]);
+    let blocks = blocks(n / vec);
+    Call::new(Family::Pointwise, "relu6_gate_backward", blocks, THREADS, params).given("VEC", vec as usize)
 }
 
 /// Terms of one weighted sum: MOST_TERMS of the kernel.

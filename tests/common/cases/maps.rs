@@ -184,10 +184,16 @@ pub fn pixel_rows() -> Vec<Case> {
         .collect()
 }
 
-/// (rows of each group, C, eps); the second to last has several tasks. Two rows by themselves need a large eps: where their
+/// (rows of each group, C, eps); some have several tasks, or more channels than one block. Two rows by themselves need a large eps: where their
 /// order changes, the gradient turns too fast for central differences.
-const GROUPS: [(&[usize], usize, f64); 5] =
-    [(&[2], 1, 0.1), (&[7, 3], 5, 1e-5), (&[33, 4, 9], 16, 1e-5), (&[700, 40], 32, 1e-5), (&[4], 3, 0.5)];
+const GROUPS: [(&[usize], usize, f64); 6] = [
+    (&[2], 1, 0.1),
+    (&[7, 3], 5, 1e-5),
+    (&[33, 4, 9], 16, 1e-5),
+    (&[700, 40], 32, 1e-5),
+    (&[20, 6], 320, 1e-5),
+    (&[4], 3, 0.5),
+];
 
 pub fn batch_norm() -> Vec<Case> {
     GROUPS
@@ -213,7 +219,7 @@ pub fn batch_norm_backward() -> Vec<Case> {
 }
 
 pub fn batch_norm_inference() -> Vec<Case> {
-    [(1, 1, 1e-5), (9, 5, 1e-5), (600, 33, 1e-3)]
+    [(1, 1, 1e-5), (9, 5, 1e-5), (600, 33, 1e-3), (300, 48, 1e-5)]
         .into_iter()
         .map(|(m, c, eps)| {
             case(format!("{m}x{c} eps {eps}"), Op::BatchNormInference { eps }, |g| {
@@ -276,7 +282,7 @@ pub fn relu6_gate_backward() -> Vec<Case> {
 }
 
 pub fn global_average_pool() -> Vec<Case> {
-    [(&[(1, 1)][..], 1), (&[(2, 3), (1, 8)], 5), (&[(3, 40)], 33)]
+    [(&[(1, 1)][..], 1), (&[(2, 3), (1, 8)], 5), (&[(3, 40)], 33), (&[(2, 32), (3, 6)], 48)]
         .into_iter()
         .map(|(images, c)| {
             let rows = images.iter().map(|i| i.0 * i.1).sum();
@@ -293,9 +299,10 @@ pub fn global_average_pool_backward() -> Vec<Case> {
     })
 }
 
-/// Whole windows, parts of windows on either side, maps smaller than a window, several sizes.
+/// Whole windows, parts of windows on either side, maps smaller than a window, several sizes, more windows than blocks; the
+/// largest window.
 pub fn window_attention() -> Vec<Case> {
-    let all: [(usize, usize, usize, &[FeatureMap]); 7] = [
+    let all: [(usize, usize, usize, &[FeatureMap]); 10] = [
         (1, 1, 1, &[map(1, 1, 1)]),
         (1, 3, 2, &[map(2, 2, 2)]),
         (2, 4, 2, &[map(1, 4, 6)]),
@@ -303,6 +310,9 @@ pub fn window_attention() -> Vec<Case> {
         (3, 12, 4, &[map(1, 3, 2), map(2, 5, 8)]),
         (2, 16, 7, &[map(1, 16, 8)]),
         (1, 32, 7, &[map(1, 7, 7), map(2, 3, 9), map(1, 8, 2)]),
+        (2, 64, 7, &[map(1, 14, 8)]),
+        (2, 4, 2, &[map(300, 3, 2)]),
+        (1, 32, 14, &[map(1, 14, 14), map(1, 16, 8)]),
     ];
     all.into_iter()
         .map(|(heads, d, window, maps)| {

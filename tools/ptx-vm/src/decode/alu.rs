@@ -311,7 +311,8 @@ fn pred_logic(ctx: &mut FnCtx<'_>, base: &str, n: usize, m: &mut Mods<'_>, ops: 
     ctx.arity(m.opcode, ops, &[n + 1])?;
     debug_assert_eq!(ty, Ty::Pred);
     let op = match (base, n) {
-        ("not", 1) => {
+        // NVRTC also writes it so.
+        ("not", 1) | ("xor", 2) if n == 1 || matches!(ops[2], Operand::Int(u64::MAX)) => {
             let mut a = ctx.guard(&ops[1])?;
             let b = a;
             a.negated = !a.negated;

@@ -1,0 +1,48 @@
+//! Launches of `kernels/pool.cu`.
+
+use super::kernel::{Call, Family, Given, kernel_params};
+use super::lower::{Lowered, Operands};
+use super::pointwise::{THREADS, blocks, vector};
+
+kernel_params! {
+    PoolParams { y: u64, x: u64, images: u64, rows: u32, width: u32 }
+}
+
+/// Means over the rows of each image; `images` lists `(count, rows)`.
+pub fn forward(o: &Operands<'_>, images: &[(usize, usize)]) -> Lowered {
+    runs(o, images, false)
+}
+
+/// The gradient: every row of an image has the mean's share.
+pub fn backward(o: &Operands<'_>, images: &[(usize, usize)]) -> Lowered {
+    runs(o, images, true)
+}
+
+fn runs(o: &Operands<'_>, images: &[(usize, usize)], backward: bool) -> Lowered {
+    let (_, width) = o.inputs[0].rows_width()?;
+    // The rows of all images are an operand's, so those of one image fit 32 bits.
+    o.outputs[0].rows_width()?;
+    let (mut y, mut x) = (o.outputs[0].at, o.inputs[0].at);
+    let bytes = u64::from(width) * o.element().bytes() as u64;
+    let mut calls = Vec::with_capacity(images.len());
+    for &(count, rows) in images.iter().filter(|i| i.0 > 0) {
+        let (count, all) = (count as u64, (count * rows) as u64);
+        let vec = vector(u64::from(width), o.element(), &[y, x]);
+        let params = PoolParams { y, x, images: count, rows: rows as u32, width };
+        let (kernel, written, read) = if backward {
+            ("global_average_pool_backward", all, count)
+        } else {
+            ("global_average_pool", count, all)
+        };
+        let blocks = blocks(written * u64::from(width) / vec);
+        calls.push(Call::new(Family::Pool, kernel, blocks, THREADS, &params).given("VEC", vec as usize));
+        y += written * bytes;
+        x += read * bytes;
+    }
+    Ok(calls)
+}
+
+/// Constants with which the recipes compile the kernels.
+pub fn variants() -> Vec<Given> {
+    vec![vec![("VEC", 1)], vec![("VEC", 4)], vec![("VEC", 8)]]
+}
