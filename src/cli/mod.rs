@@ -4,6 +4,7 @@ pub mod bench;
 pub mod bench_ops;
 mod bench_ops_tables;
 pub mod device;
+pub mod export;
 pub mod info;
 pub mod plan;
 pub mod prepare;
@@ -31,6 +32,8 @@ pub enum Command {
     Synth(synth::SynthArgs),
     /// Cut person images out of annotated photographs
     Prepare(prepare::PrepareArgs),
+    /// Write an encoder for other programs: timm, PyTorch, ONNX, mmpose
+    Export(export::ExportArgs),
     /// Check one step against recorded numbers of the reference implementation
     Verify(verify::VerifyArgs),
     /// Show how a step's memory is laid out
@@ -50,6 +53,7 @@ pub fn run(cli: Cli) -> Result<i32> {
         Command::Train(args) => train::run(&args),
         Command::Synth(args) => synth::run(&args).map(|()| 0),
         Command::Prepare(args) => prepare::run(&args).map(|()| 0),
+        Command::Export(args) => export::run(&args).map(|()| 0),
         Command::Verify(args) => verify::run(&args),
         Command::Plan(args) => plan::run(&args).map(|()| 0),
         Command::Bench(args) => bench::run(&args).map(|()| 0),

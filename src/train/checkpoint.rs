@@ -92,6 +92,11 @@ impl Checkpoints {
         Ok(store)
     }
 
+    /// The store at `dir` for reading: nothing is created or cleared, so that a run may be writing to it.
+    pub fn for_reading(dir: impl Into<PathBuf>) -> Self {
+        Checkpoints { dir: dir.into(), keep: usize::MAX, create: write::create_file }
+    }
+
     /// The folder that holds the checkpoints.
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -148,6 +153,25 @@ impl Checkpoints {
                 "no checkpoint is intact: {}; restore one from a copy, or start a new run with another --out",
                 damaged.join("; ")
             ),
+        ))
+    }
+
+    /// The checkpoint of `step`, every file of it read and checked.
+    ///
+    /// # Errors
+    /// [`Error::File`] when it is damaged or there is none, with the steps that there are.
+    pub fn at(&self, step: u64) -> Result<Loaded> {
+        let path = self.path_of(step);
+        if atomic::exists(&path)? {
+            return Loaded::open(&path, step);
+        }
+        let steps: Vec<_> = self.steps()?.iter().map(u64::to_string).collect();
+        Err(Error::file(
+            &self.dir,
+            match steps.is_empty() {
+                true => format!("holds no checkpoint, step {step} was asked for"),
+                false => format!("has no checkpoint of step {step}, but of {}", steps.join(", ")),
+            },
         ))
     }
 
@@ -248,7 +272,7 @@ fn folder_name(step: u64) -> String {
 }
 
 /// The step of a checkpoint's folder; nothing for any other name.
-fn step_of(name: &str) -> Option<u64> {
+pub fn step_of(name: &str) -> Option<u64> {
     let step = name.strip_prefix("step-")?.parse().ok()?;
     (folder_name(step) == name).then_some(step)
 }

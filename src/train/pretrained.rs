@@ -1,6 +1,6 @@
 //! Weights from files in a run: a frozen pretrained expert, and a student that does not start at random.
 
-use super::config::TrainConfig;
+use super::config::{ExpertSection, TrainConfig};
 use super::engine::Initial;
 use crate::error::{Error, Result};
 use crate::nn::{Encoder, ParamRegistry, timm_name};
@@ -77,29 +77,54 @@ pub fn base_step(cfg: &TrainConfig) -> Result<StepConfig> {
     Ok(StepConfig { expert_encoder: expert, ..cfg.step_config(cfg.views.local_size, cfg.views.global_size) })
 }
 
-/// The encoder of a file as this engine builds it, which must be exactly that.
+/// What the tensors of a ViT do not tell. Absent: what is usual.
+#[derive(Clone, Copy, Debug)]
+pub struct Hints {
+    /// Where these keys stand in the configuration, for messages.
+    pub key: &'static str,
+    /// Attention heads; absent: one per 64 channels.
+    pub num_heads: Option<usize>,
+    /// Block whose output gives the patch tokens; absent: the middle one.
+    pub tap: Option<usize>,
+    /// Grid of the position table, height and width; absent: a square, or `usual_grid`.
+    pub grid: Option<[usize; 2]>,
+    pub usual_grid: Option<[usize; 2]>,
+}
+
+impl Hints {
+    /// Of a run's expert.
+    pub fn of_expert(cfg: &TrainConfig) -> Self {
+        let ExpertSection { num_heads, tap, grid, .. } = cfg.expert;
+        Hints {
+            key: "expert",
+            num_heads,
+            tap,
+            grid,
+            usual_grid: Some(cfg.views.global_size.map(|s| s / PATCH)),
+        }
+    }
+}
+
 fn expert_config(cfg: &TrainConfig, state: &StateDict) -> Result<EncoderConfig> {
+    recognise(state, &Hints::of_expert(cfg))
+}
+
+/// The encoder of a file as this engine builds it, which must be exactly that.
+///
+/// # Errors
+/// [`Error::File`] for an encoder that is not built here, naming a tensor; [`Error::Config`] for a hint that does not fit.
+pub fn recognise(state: &StateDict, hints: &Hints) -> Result<EncoderConfig> {
     let architecture = Architecture::recognise(state)?;
     let config = match &architecture {
-        Architecture::Vit(v) => {
-            let rows = v.positions.saturating_sub(1);
-            let heads = cfg.expert.num_heads.unwrap_or_else(|| v.usual_heads());
-            let tap = cfg.expert.tap.unwrap_or(v.depth / 2);
-            let grid = position_grid(cfg, rows)?;
-            EncoderConfig::Vit {
-                img_size: grid.map(|n| n * PATCH),
-                embed_dim: v.dim,
-                depth: v.depth,
-                num_heads: heads,
-                tap,
-            }
-        }
+        Architecture::Vit(v) => EncoderConfig::Vit {
+            img_size: position_grid(hints, v.positions.saturating_sub(1))?.map(|n| n * PATCH),
+            embed_dim: v.dim,
+            depth: v.depth,
+            num_heads: hints.num_heads.unwrap_or_else(|| v.usual_heads()),
+            tap: hints.tap.unwrap_or(v.depth / 2),
+        },
         Architecture::TinyVit(t) => {
-            let behind_first = |of: &[usize], first| {
-                let mut all = vec![first];
-                all.extend(of);
-                four(&all, state)
-            };
+            let behind_first = |of: &[usize], first| four(&[&[first], of].concat(), state);
             EncoderConfig::TinyVit {
                 embed_dims: four(&t.widths, state)?,
                 depths: four(&t.depths, state)?,
@@ -115,7 +140,7 @@ fn expert_config(cfg: &TrainConfig, state: &StateDict) -> Result<EncoderConfig> 
         },
     };
     let ours: HashMap<String, Shape> =
-        parameters(&config, "expert")?.into_iter().map(|p| (p.1, p.2)).collect();
+        parameters(&config, hints.key)?.into_iter().map(|p| (p.1, p.2)).collect();
     for (name, shape) in timm_parameters(&architecture) {
         if weights::timm_element(&name).is_float() && ours.get(&name) != Some(&shape) {
             let expected =
@@ -123,9 +148,9 @@ fn expert_config(cfg: &TrainConfig, state: &StateDict) -> Result<EncoderConfig> 
             return Err(Error::file(
                 &state.path,
                 format!(
-                    "its {architecture} cannot be an expert: `{name}` has shape {shape}, {expected}. An expert is timm's ViT \
-                     with 16x16 patches, a class token, and neither registers nor LayerScale, of any width and depth; \
-                     its TinyViT; or its StarNet"
+                    "its {architecture} is not built here: `{name}` has shape {shape}, {expected}. Encoders are timm's ViT with \
+                     16x16 patches, a class token, and neither registers nor LayerScale, of any width and depth; its \
+                     TinyViT; its StarNet"
                 ),
             ));
         }
@@ -138,26 +163,20 @@ fn four(of: &[usize], state: &StateDict) -> Result<[usize; 4]> {
         .map_err(|_| Error::file(&state.path, format!("its encoder has {} stages, expected 4", of.len())))
 }
 
-/// Height and width of a position table of `rows` patches: as configured, a square, or the grid of the global views.
-fn position_grid(cfg: &TrainConfig, rows: usize) -> Result<[usize; 2]> {
-    let global = cfg.views.global_size.map(|s| s / PATCH);
-    let fits = |[h, w]: [usize; 2]| h.checked_mul(w) == Some(rows);
-    let side = rows.isqrt();
-    match cfg.expert.grid {
-        Some(grid) if fits(grid) => Ok(grid),
-        Some([h, w]) => Err(Error::config(
-            "expert.grid",
-            format!("{h}x{w} are not the {rows} patches of the expert's position table"),
-        )),
-        None if fits([side, side]) => Ok([side, side]),
-        None if fits(global) => Ok(global),
-        None => Err(Error::config(
-            "expert.grid",
-            format!(
-                "the expert's position table has {rows} patches, which are no square: set it to their [height, width]"
-            ),
-        )),
+/// Height and width of a position table of `rows` patches: as hinted, a square, or what is usual.
+fn position_grid(hints: &Hints, rows: usize) -> Result<[usize; 2]> {
+    let fits = |[h, w]: &[usize; 2]| h.checked_mul(*w) == Some(rows);
+    let square = Some([rows.isqrt(); 2]);
+    let key = format!("{}.grid", hints.key);
+    if let Some([h, w]) = hints.grid.filter(|g| !fits(g)) {
+        return Err(Error::config(key, format!("{h}x{w} are not the {rows} patches of the position table")));
     }
+    hints.grid.or(square.filter(fits)).or(hints.usual_grid.filter(fits)).ok_or_else(|| {
+        let message = format!(
+            "the position table has {rows} patches, which are no square: set it to their [height, width]"
+        );
+        Error::config(key, message)
+    })
 }
 
 fn grid_note(config: &EncoderConfig) -> String {
