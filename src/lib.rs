@@ -9,6 +9,7 @@ pub mod cli;
 pub mod cpu;
 pub mod cuda;
 pub mod data;
+pub mod embed;
 pub mod error;
 pub mod eval;
 pub mod export;

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod bench_ops;
 mod bench_ops_tables;
 pub mod device;
+pub mod embed;
 pub mod export;
 pub mod info;
 pub mod plan;
@@ -34,6 +35,8 @@ pub enum Command {
     Prepare(prepare::PrepareArgs),
     /// Write an encoder for other programs: timm, PyTorch, ONNX, mmpose
     Export(export::ExportArgs),
+    /// Features of a folder of images, as NumPy arrays or safetensors
+    Embed(embed::EmbedArgs),
     /// Check one step against recorded numbers of the reference implementation
     Verify(verify::VerifyArgs),
     /// Show how a step's memory is laid out
@@ -54,6 +57,7 @@ pub fn run(cli: Cli) -> Result<i32> {
         Command::Synth(args) => synth::run(&args).map(|()| 0),
         Command::Prepare(args) => prepare::run(&args).map(|()| 0),
         Command::Export(args) => export::run(&args).map(|()| 0),
+        Command::Embed(args) => embed::run(&args).map(|()| 0),
         Command::Verify(args) => verify::run(&args),
         Command::Plan(args) => plan::run(&args).map(|()| 0),
         Command::Bench(args) => bench::run(&args).map(|()| 0),

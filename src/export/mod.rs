@@ -11,6 +11,7 @@ pub use self::timm::{timm_config, timm_name};
 use crate::atomic;
 use crate::data::augment::normalize::{MEAN, STD};
 use crate::error::{Error, Result};
+use crate::saip::config::EncoderConfig;
 use crate::weights::{Naming, PthLayout, write_pth, write_safetensors};
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,6 +19,8 @@ use std::path::{Path, PathBuf};
 
 /// The key of a file's metadata that says for which images it is meant: `HxW` in pixels.
 const SIZE_KEY: &str = "input_size";
+/// The file in timm's folder with the norm of a ViT's tapped block, which timm's model does not have.
+const TAP_NORM: &str = "tap_norm.safetensors";
 
 /// What an encoder is written as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -132,8 +135,8 @@ fn timm_folder(encoder: &TrainedEncoder, out: &Path, card: &str) -> Result<Vec<P
     let mut names = vec!["model.safetensors", "config.json", "README.md"];
     let tap = encoder.state.renamed(|name| name.starts_with("tap_norm.").then(|| name.to_owned()));
     if !tap.is_empty() {
-        write_safetensors(made.path().join("tap_norm.safetensors"), &tap)?;
-        names.push("tap_norm.safetensors");
+        write_safetensors(made.path().join(TAP_NORM), &tap)?;
+        names.push(TAP_NORM);
     }
     // What was there stays until the new folder is complete.
     let old = beside(".old-")?;
@@ -172,10 +175,12 @@ pub fn metadata(encoder: &TrainedEncoder) -> BTreeMap<String, String> {
         ("std".to_owned(), list(STD)),
         ("engine".to_owned(), format!("saip-engine {}", env!("CARGO_PKG_VERSION"))),
     ]);
-    if matches!(encoder.config, crate::saip::config::EncoderConfig::TinyVit { .. }) {
+    match encoder.config {
+        EncoderConfig::Vit { tap, .. } => all.insert("tap".to_owned(), tap.to_string()),
         // A file for stride 16 has the same shapes.
-        all.insert("last_stage".to_owned(), "stride 32".to_owned());
-    }
+        EncoderConfig::TinyVit { .. } => all.insert("last_stage".to_owned(), "stride 32".to_owned()),
+        EncoderConfig::StarNet { .. } => None,
+    };
     if let Some(run) = &encoder.run {
         all.insert("step".to_owned(), run.state.step.to_string());
         all.insert("encoder".to_owned(), if run.expert { "expert" } else { "student" }.to_owned());

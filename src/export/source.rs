@@ -40,20 +40,25 @@ pub struct RunFacts {
 }
 
 impl TrainedEncoder {
-    /// Reads `source`: a run folder (its newest intact checkpoint, or that of `step`), a checkpoint's folder, or a file of
+    /// Reads `source`: a run folder (its newest intact checkpoint, or that of `step`), a checkpoint's folder, timm's folder, or a file of
     /// weights. `expert` chooses the expert's encoder.
     ///
     /// # Errors
     /// When there is no such run, checkpoint or file, or its values are not finite; names it and the remedy.
     pub fn read(source: &Path, expert: bool, step: Option<u64>) -> Result<Self> {
-        if source.is_file() {
+        let timm = source.join("model.safetensors");
+        if source.is_file() || (timm.is_file() && source.join("config.json").is_file()) {
             if expert || step.is_some() {
                 return Err(Error::usage(format!(
                     "{} is a file of weights: expert and step are chosen of a run",
                     source.display()
                 )));
             }
-            return Self::of_file(source);
+            return if source.is_file() {
+                Self::of_file(source, None)
+            } else {
+                Self::of_file(&timm, Some(source))
+            };
         }
         let name = source.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let (folder, loaded) = match step_of(&name) {
@@ -72,7 +77,7 @@ impl TrainedEncoder {
                 let store = Checkpoints::for_reading(source.join("checkpoints"));
                 if !crate::atomic::exists(&source.join("config.toml"))? {
                     return Err(Error::usage(format!(
-                        "{}: is no run (no config.toml), no checkpoint and no file of weights",
+                        "{}: is no run (no config.toml), no checkpoint, no folder of timm's and no file of weights",
                         source.display()
                     )));
                 }
@@ -87,9 +92,14 @@ impl TrainedEncoder {
         Self::of_checkpoint(folder, loaded, expert)
     }
 
-    fn of_file(path: &Path) -> Result<Self> {
+    /// `folder` is timm's, in which the norm of the tapped block may lie, too.
+    fn of_file(path: &Path, folder: Option<&Path>) -> Result<Self> {
         let whole = weights::read(path)?;
-        let (state, grid) = (weights::encoder(&whole)?.state, stored_grid(&whole));
+        let (mut state, grid) = (weights::encoder(&whole)?.state, stored_grid(&whole));
+        let tap = folder.map(|f| f.join(super::TAP_NORM)).filter(|f| f.is_file());
+        for (name, tensor) in tap.map(weights::read).transpose()?.unwrap_or_default().iter() {
+            state.insert(name, tensor.clone())?;
+        }
         let hints = Hints { key: "file", num_heads: None, tap: None, grid, usual_grid: None };
         let config = recognise(&state, &hints)?;
         let size = match config {
@@ -98,7 +108,14 @@ impl TrainedEncoder {
         };
         let architecture = Architecture::recognise(&state)?;
         let counter = |name: &str| state.get(name).cloned().unwrap_or_else(|| Tensor::from_i64(0));
-        let ordered = ordered(&architecture, &state, counter)?;
+        let mut ordered = ordered(&architecture, &state, counter)?;
+        if let (EncoderConfig::Vit { embed_dim, .. }, None) = (&config, ordered.get("tap_norm.weight")) {
+            // As a norm begins: patch tokens are normalised, whether or not their norm was trained.
+            for (name, value) in [("tap_norm.weight", 1.0), ("tap_norm.bias", 0.0)] {
+                let tensor = Tensor::from_f32([*embed_dim].into(), &vec![value; *embed_dim]);
+                ordered.insert(name, tensor.unwrap_or_else(|| Tensor::from_i64(0)))?;
+            }
+        }
         TrainedEncoder { config, architecture, state: ordered, size, run: None }.finite()
     }
 

@@ -1,0 +1,276 @@
+//! Features of many images: an encoder in evaluation mode over a folder, into files that NumPy and PyTorch open.
+
+mod writer;
+
+pub use self::writer::{ArrayFormat, ArrayWriter};
+
+use crate::atomic;
+use crate::backend::{Backend, HostSlice, HostSliceMut, ProgramId};
+use crate::data::augment::normalize::eval_image;
+use crate::data::source::ImageSource;
+use crate::error::{Error, Result};
+use crate::export::TrainedEncoder;
+use crate::ir::Region;
+use crate::nn::{Encoder, ParamRegistry, initialise, timm_name};
+use crate::saip::{EmbedOptions, IoSlot, build_embed};
+use crate::train::engine::{compile_plan, write_checked};
+use rayon::prelude::*;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::sync_channel;
+
+/// An encoder on a device, ready for batches of images.
+pub struct Embedder {
+    backend: Box<dyn Backend>,
+    program: ProgramId,
+    images: IoSlot,
+    image: IoSlot,
+    patch: Option<IoSlot>,
+    batch: usize,
+    size: [usize; 2],
+}
+
+/// Features of some images, row-major.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Tokens {
+    /// `[n, D]`
+    pub image: Vec<f32>,
+    /// `[n, N, T]`; empty unless patch tokens are wanted.
+    pub patch: Vec<f32>,
+}
+
+impl Embedder {
+    /// Compiles `encoder` for `batch` images at a time, with patch tokens if they are wanted.
+    ///
+    /// # Errors
+    /// [`Error::File`] when its weights do not fit; those of building, compiling and the device.
+    pub fn new(
+        mut backend: Box<dyn Backend>,
+        encoder: &TrainedEncoder,
+        batch: usize,
+        patch_tokens: bool,
+    ) -> Result<Self> {
+        let net = Encoder::new(&encoder.config, "encoder")?;
+        let (mut params, mut buffers) = (ParamRegistry::new(), ParamRegistry::new());
+        net.register(&mut params)?;
+        net.register_buffers(&mut buffers)?;
+        let (dtype, size) = (backend.dtype(), encoder.size);
+        let opts = EmbedOptions { dtype, region: Region::Params, batch, size, patch_tokens };
+        let built = build_embed(&encoder.config, &params, &opts)?;
+        let plan = compile_plan(built.graph, false, &*backend)?;
+        let program = backend.compile(plan)?;
+        let values = flat(&params, encoder)?;
+        // What is computed in a narrower type reads a copy, but for norms, which read the parameters themselves.
+        backend.write(Region::Params, 0, HostSlice::F32(&values))?;
+        if dtype != dtype.accumulator() {
+            backend.write(Region::Params.in_compute_type(), 0, HostSlice::F32(&values))?;
+        }
+        if !buffers.is_empty() {
+            backend.write(Region::Buffers, 0, HostSlice::F32(&flat(&buffers, encoder)?))?;
+        }
+        let slot = |list: &[IoSlot], name: &str| list.iter().find(|s| s.name == name).cloned();
+        let missing = |name: &str| Error::invariant("embedding", format!("no `{name}`"));
+        Ok(Embedder {
+            backend,
+            program,
+            images: slot(&built.inputs, "images").ok_or_else(|| missing("images"))?,
+            image: slot(&built.outputs, "image").ok_or_else(|| missing("image"))?,
+            patch: slot(&built.outputs, "patch"),
+            batch,
+            size,
+        })
+    }
+
+    /// The device's name and type.
+    pub fn device(&self) -> String {
+        self.backend.name()
+    }
+
+    /// Shape of one image's features: `[D]`, and `[N, T]` if there are patch tokens.
+    pub fn shapes(&self) -> (Vec<usize>, Option<Vec<usize>>) {
+        let each = |slot: &IoSlot| slot.shape.dims()[1..].to_vec();
+        (each(&self.image), self.patch.as_ref().map(each))
+    }
+
+    /// Features of at most a batch of images, `pixels` being theirs, `[n, 3, H, W]`, normalised as in training.
+    ///
+    /// # Errors
+    /// When `pixels` are no images, or more than a batch; those of the device; [`Error::Usage`] for features that are not finite.
+    pub fn run(&mut self, pixels: &[f32]) -> Result<Tokens> {
+        let each = self.images.shape.count() / self.batch;
+        let n = pixels.len() / each;
+        if n > self.batch || n * each != pixels.len() {
+            return Err(Error::shape(
+                "embedding",
+                "write",
+                format!("{} values are no batch of images", pixels.len()),
+            ));
+        }
+        let mut input = pixels.to_vec();
+        input.resize(self.images.shape.count(), 0.0);
+        write_checked(&mut *self.backend, &self.images, HostSlice::F32(&input))?;
+        self.backend.run(self.program)?;
+        let read = |slot: &IoSlot| {
+            let mut values = vec![0.0; slot.shape.count()];
+            self.backend.read(slot.region, slot.offset, HostSliceMut::F32(&mut values))?;
+            values.truncate(n * values.len() / self.batch);
+            if values.iter().any(|v| !v.is_finite()) {
+                return Err(Error::usage(
+                    "the encoder gives features that are NaN or infinite: its weights or this precision do not do",
+                ));
+            }
+            Ok(values)
+        };
+        let patch = self.patch.as_ref().map(read).transpose()?.unwrap_or_default();
+        Ok(Tokens { image: read(&self.image)?, patch })
+    }
+}
+
+/// The flat buffer of `registry` with the encoder's values.
+fn flat(registry: &ParamRegistry, encoder: &TrainedEncoder) -> Result<Vec<f32>> {
+    let mut values = initialise(registry, 0)?;
+    for p in registry {
+        let name = timm_name(&p.name).unwrap_or(&p.name);
+        let found = encoder.state.get(name).filter(|t| t.shape().dims() == p.shape.as_slice());
+        let tensor = found.and_then(|t| t.f32s()).ok_or_else(|| {
+            Error::file(&encoder.state.path, format!("tensor `{name}` {:?} is missing", p.shape))
+        })?;
+        values[p.offset..p.offset + p.len].copy_from_slice(&tensor);
+    }
+    Ok(values)
+}
+
+/// What [`embed`] writes.
+#[derive(Clone, Debug)]
+pub struct EmbedFiles {
+    pub out: PathBuf,
+    pub format: ArrayFormat,
+    pub image: bool,
+    pub patch: bool,
+}
+
+/// What [`embed`] did.
+#[derive(Clone, Debug, Default)]
+pub struct Embedded {
+    pub images: usize,
+    /// Name and reason of every image that could not be used.
+    pub skipped: Vec<(String, String)>,
+    pub written: Vec<PathBuf>,
+}
+
+/// One batch on its way to the device: pixels of the usable images, their indices, and the unusable ones.
+struct Loaded {
+    pixels: Vec<f32>,
+    rows: Vec<usize>,
+    skipped: Vec<(String, String)>,
+}
+
+/// Features of every image of `source`, in its order, as `image_token` and `patch_tokens` below `files.out`; `files.csv` says
+/// which row is whose, `skipped.csv` which images could not be used, `embed.json` what the features are. `progress` hears of
+/// images that are done. The next batch is decoded while one is computed.
+///
+/// # Errors
+/// When no image can be used, a file cannot be written, or the device fails; nothing is left half written.
+pub fn embed(
+    embedder: &mut Embedder,
+    source: &dyn ImageSource,
+    files: &EmbedFiles,
+    about: serde_json::Value,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Embedded> {
+    std::fs::create_dir_all(&files.out).map_err(|e| Error::io(&files.out, "create the folder", e))?;
+    let (image_shape, patch_shape) = embedder.shapes();
+    let writer = |name: &str, shape: &[usize]| ArrayWriter::create(&files.out, name, shape, files.format);
+    let mut image = files.image.then(|| writer("image_token", &image_shape)).transpose()?;
+    let mut patch = match &patch_shape {
+        Some(shape) if files.patch => Some(writer("patch_tokens", shape)?),
+        _ => None,
+    };
+    let mut rows = Vec::new();
+    let mut done = Embedded::default();
+    let (batch, size, count) = (embedder.batch, embedder.size, source.len());
+    std::thread::scope(|scope| {
+        let (send, receive) = sync_channel(1);
+        scope.spawn(move || {
+            for first in (0..count).step_by(batch) {
+                // The other end is gone when computing failed: then nobody wants more.
+                if send.send(load(source, first..count.min(first + batch), size)).is_err() {
+                    return;
+                }
+            }
+        });
+        for loaded in receive {
+            let tokens = embedder.run(&loaded.pixels)?;
+            if let Some(image) = &mut image {
+                image.append(&tokens.image)?;
+            }
+            if let Some(patch) = &mut patch {
+                patch.append(&tokens.patch)?;
+            }
+            progress(loaded.rows.len() + loaded.skipped.len());
+            rows.extend(loaded.rows);
+            done.skipped.extend(loaded.skipped);
+        }
+        Ok::<_, Error>(())
+    })?;
+    if rows.is_empty() {
+        let first = done.skipped.first().map(|(name, why)| format!(": {name}: {why}")).unwrap_or_default();
+        return Err(Error::usage(format!("none of the {count} images can be used{first}")));
+    }
+    done.images = rows.len();
+    for writer in [image, patch].into_iter().flatten() {
+        done.written.push(writer.finish()?);
+    }
+    let listed = rows.iter().enumerate().map(|(row, i)| [row.to_string(), source.name(*i)]);
+    done.written.push(table(&files.out.join("files.csv"), ["row", "file"], listed)?);
+    let skipped = files.out.join("skipped.csv");
+    if done.skipped.is_empty() {
+        // One of an earlier run would tell lies.
+        let _ = std::fs::remove_file(&skipped);
+    } else {
+        let listed = done.skipped.iter().map(|(name, why)| [name.clone(), why.clone()]);
+        done.written.push(table(&skipped, ["file", "reason"], listed)?);
+    }
+    let path = files.out.join("embed.json");
+    let all = json!({
+        "encoder": about, "images": done.images, "skipped": done.skipped.len(), "device": embedder.device(),
+        "image_token": image_shape, "patch_tokens": patch_shape,
+    });
+    let text = serde_json::to_vec_pretty(&all).map_err(|e| Error::file(&path, e.to_string()))?;
+    atomic::write(&path, &text)?;
+    done.written.push(path);
+    Ok(done)
+}
+
+/// Decodes some images in parallel; their order stays.
+fn load(source: &dyn ImageSource, range: std::ops::Range<usize>, size: [usize; 2]) -> Loaded {
+    let images: Vec<Result<Vec<f32>>> =
+        range.clone().into_par_iter().map(|i| eval_image(&source.load(i)?, size)).collect();
+    let mut loaded = Loaded { pixels: Vec::new(), rows: Vec::new(), skipped: Vec::new() };
+    for (i, image) in range.zip(images) {
+        match image {
+            Ok(image) => {
+                loaded.pixels.extend(image);
+                loaded.rows.push(i);
+            }
+            Err(e) => loaded.skipped.push((source.name(i), e.to_string())),
+        }
+    }
+    loaded
+}
+
+fn table<const N: usize>(
+    path: &Path,
+    header: [&str; N],
+    rows: impl Iterator<Item = [String; N]>,
+) -> Result<PathBuf> {
+    let failed = |e: csv::Error| Error::file(path, format!("cannot be written: {e}"));
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    writer.write_record(header).map_err(failed)?;
+    for row in rows {
+        writer.write_record(&row).map_err(failed)?;
+    }
+    let bytes = writer.into_inner().map_err(|e| Error::file(path, format!("cannot be written: {e}")))?;
+    atomic::write(path, &bytes)?;
+    Ok(path.to_owned())
+}
