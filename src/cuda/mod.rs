@@ -18,6 +18,7 @@ mod measure;
 mod nvrtc;
 mod occupancy;
 mod optim;
+mod pixels;
 mod planning;
 mod pointwise;
 mod probe;
