@@ -42,21 +42,21 @@ __device__ __forceinline__ void load(float (&v)[N], const T* from, u32 left) {
     for (u32 e = 0; e < N; ++e) v[e] = e < left ? to_float(from[e]) : 0.0f;
 }
 
-// Stores N neighbouring sums of one row of a split. ALIGNED: all or none of them are inside.
+// Stores N neighbouring sums of row `row` of a split to row `to`. ALIGNED: all or none of them are inside.
 template <int N>
-__device__ __forceinline__ void finish(const GemmParams& p, u32 split, u32 row, u32 col, float (&v)[N]) {
+__device__ __forceinline__ void finish(const GemmParams& p, u32 split, u32 row, u32 to, u32 col, float (&v)[N]) {
     if (row >= p.m || col >= p.n) return;
-    const u64 at = (u64)row * p.n + col;
+    const u64 at = (u64)to * p.n + col;
     const u32 left = p.n - col;
     if (EPILOGUE >= EPILOGUE_PARTIAL) {
         const u64 part = (u64)p.m * p.n + (EPILOGUE == EPILOGUE_PARTIAL ? p.m : 0);
-        float* to = p.partial + split * part + at;
+        float* sum = p.partial + split * part + at;
         if (EPILOGUE == EPILOGUE_ADD) {
 #pragma unroll
             for (u32 e = 0; e < N; ++e)
-                if (ALIGNED || e < left) v[e] += to[e];
+                if (ALIGNED || e < left) v[e] += sum[e];
         }
-        store(to, v, left);
+        store(sum, v, left);
         return;
     }
     if (p.bias) {

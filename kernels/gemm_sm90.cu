@@ -106,7 +106,7 @@ __device__ __forceinline__ void finish_tile(const GemmSm90Params& p, const Work&
             }
             transpose_quad(x);
             float v[8] = {x[0][0], x[0][1], x[1][0], x[1][1], x[2][0], x[2][1], x[3][0], x[3][1]};
-            finish(p.gemm, w.split, row, w.j0 + (j + lane % 4) * 8, v);
+            finish(p.gemm, w.split, row, row, w.j0 + (j + lane % 4) * 8, v);
         }
         if (w.with_rows && lane % 4 == 0) finish_row_sum(p.gemm, w.split, row, rows[half * 2]);
     }

@@ -3,10 +3,13 @@
 use super::driver::{LibraryProduct, TensorMap};
 use super::kernel::{Call, Family, Given, kernel_params};
 use super::lower::{Lowered, Operands};
+use super::pixels::Pixels;
 use super::tiles::{Choice, Choices, HOPPER_TILES, PLAIN_TILES, TENSOR_TILES, Tier, Tile};
 use crate::backend::OperandType;
 use crate::ir::{Epilogue, Op};
 use crate::tensor::DType;
+use std::mem::offset_of;
+use std::sync::Arc;
 
 kernel_params! {
     GemmParams {
@@ -14,6 +17,8 @@ kernel_params! {
     }
     /// The maps are the driver's to make.
     GemmSm90Params { a: [u64; 16], b: [u64; 16], gemm: GemmParams, splits: u32, unused: [u32; 13] }
+    /// Of a product that sees several sizes of maps; see [`Pixels`].
+    PixelGemmParams { gemm: GemmParams, maps: u64 }
     SplitSumParams { sum: u64, rows: u64, partial: u64, m: u32, n: u32, splits: u32, channels: u32 }
 }
 
@@ -32,16 +37,34 @@ pub enum Finish {
 }
 
 /// Which operand is read as a convolution sees its pixels: GATHER of the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Gather {
     None,
-    /// Height, width and channels of the image, edge of the kernel.
-    A([usize; 4]),
-    B([usize; 4]),
+    A(Arc<Pixels>),
+    B(Arc<Pixels>),
+}
+
+impl Gather {
+    /// What is read, if any operand is read that way.
+    pub fn pixels(&self) -> Option<&Pixels> {
+        match self {
+            Gather::None => None,
+            Gather::A(pixels) | Gather::B(pixels) => Some(pixels),
+        }
+    }
+}
+
+/// Which operands' contiguous extents and addresses are all multiples of 16 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Alignment {
+    pub a: bool,
+    pub b: bool,
+    /// What is stored, and what is read with it.
+    pub y: bool,
 }
 
 /// One product; see the kernel's file.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Product {
     pub params: GemmParams,
     pub a_trans: bool,
@@ -68,19 +91,31 @@ impl Product {
         }
     }
 
+    /// What can be accessed by 16 bytes at once.
+    pub fn alignment(&self, element: DType) -> Alignment {
+        let p = &self.params;
+        let vec = 16 / element.bytes() as u32;
+        let pixels = self.gather.pixels().map_or(0, |pixels| pixels.channels);
+        let across = |trans: bool, outer: u32, gathered: bool| match (gathered, trans) {
+            (true, _) => pixels,
+            (false, true) => outer,
+            (false, false) => p.k,
+        };
+        let is = |extents: &[u32], addresses: &[u64]| {
+            extents.iter().all(|e| e.is_multiple_of(vec)) && addresses.iter().all(|a| a.is_multiple_of(16))
+        };
+        // Behind a part of `m` rows lie their sums.
+        let rows = if self.finish == Finish::Partial { p.m } else { 0 };
+        Alignment {
+            a: is(&[across(self.a_trans, p.m, matches!(self.gather, Gather::A(_)))], &[p.a]),
+            b: is(&[across(self.b_trans, p.n, matches!(self.gather, Gather::B(_)))], &[p.b]),
+            y: is(&[p.n, rows], &[p.y, p.pre, p.partial, p.other]),
+        }
+    }
+
     /// Whether every contiguous extent and address is a multiple of 16 bytes.
     pub fn aligned(&self, element: DType) -> bool {
-        let p = &self.params;
-        let across = if self.a_trans { p.m } else { p.k };
-        let down = if self.b_trans { p.n } else { p.k };
-        let channels = match self.gather {
-            Gather::None => 0,
-            Gather::A([.., channels, _]) | Gather::B([.., channels, _]) => channels as u32,
-        };
-        let extents = [across, down, p.n, channels];
-        let addresses = [p.y, p.pre, p.partial, p.a, p.b, p.other];
-        let vec = 16 / element.bytes() as u32;
-        extents.iter().all(|e| e.is_multiple_of(vec)) && addresses.iter().all(|a| a.is_multiple_of(16))
+        self.alignment(element) == Alignment { a: true, b: true, y: true }
     }
 
     /// The launch, with the tile that `choices` has for it.
@@ -110,14 +145,21 @@ impl Product {
             return Ok(self.call_sm90(&tile, multiprocessors * blocks));
         }
         let p = &self.params;
-        let grid = [p.n.div_ceil(tile.n), p.m.div_ceil(tile.m), self.splits];
-        if grid[1] > 65535 {
-            return Err(format!("takes at most {} rows, not {}", 65535 * u64::from(tile.m), p.m));
-        }
-        let mut call = Call::new(Family::Gemm, "gemm", 1, tile.threads, p);
-        (call.grid, call.shared) = (grid.map(|g| g.max(1)), tile.shared);
-        let forms = [self.a_trans, self.b_trans, self.aligned(element)];
-        call.given = given(&tile, forms, self.finish, self.gather);
+        let blocks = match u32::try_from(tile.items(p.m, p.n).max(1)) {
+            Ok(blocks) if blocks <= i32::MAX as u32 => blocks,
+            _ => return Err(format!("takes at most {} tiles of {}x{}", i32::MAX, tile.m, tile.n)),
+        };
+        let mut call = match self.gather.pixels() {
+            Some(pixels) if pixels.maps.len() > 1 => {
+                let params = PixelGemmParams { gemm: *p, maps: 0 };
+                Call::new(Family::Gemm, "gemm", blocks, tile.threads, &params)
+                    .table(offset_of!(PixelGemmParams, maps), pixels.table())
+            }
+            _ => Call::new(Family::Gemm, "gemm", blocks, tile.threads, p),
+        };
+        (call.grid[2], call.shared) = (self.splits.max(1), tile.shared);
+        call.given =
+            given(&tile, [self.a_trans, self.b_trans], self.alignment(element), self.finish, &self.gather);
         Ok(call)
     }
 
@@ -157,7 +199,8 @@ impl Product {
         let blocks = items.clamp(1, u64::from(resident.max(1))) as u32;
         let mut call = Call::new(Family::GemmSm90, "gemm_sm90", blocks, tile.threads, &params);
         call.shared = tile.shared;
-        call.given = given(tile, [self.a_trans, self.b_trans, true], self.finish, self.gather);
+        let aligned = Alignment { a: true, b: true, y: true };
+        call.given = given(tile, [self.a_trans, self.b_trans], aligned, self.finish, &self.gather);
         let map = |at, outer: u32, trans: bool, extent: u32| {
             let (rows, columns) = if trans { (p.k, outer) } else { (outer, p.k) };
             // 64 elements are the 128 bytes of a swizzled row.
@@ -171,23 +214,29 @@ impl Product {
     }
 }
 
-fn given(t: &Tile, [a_trans, b_trans, aligned]: [bool; 3], finish: Finish, gather: Gather) -> Given {
+fn given(
+    t: &Tile,
+    [a_trans, b_trans]: [bool; 2],
+    aligned: Alignment,
+    finish: Finish,
+    gather: &Gather,
+) -> Given {
     let mut given = t.given();
     given.extend([
         ("A_TRANS", usize::from(a_trans)),
         ("B_TRANS", usize::from(b_trans)),
-        ("ALIGNED", usize::from(aligned)),
+        ("ALIGNED", usize::from(aligned.y)),
+        ("ALIGNED_A", usize::from(aligned.a)),
+        ("ALIGNED_B", usize::from(aligned.b)),
         ("EPILOGUE", finish as usize),
     ]);
-    let (which, image) = match gather {
-        Gather::None => (0, None),
-        Gather::A(image) => (1, Some(image)),
-        Gather::B(image) => (2, Some(image)),
+    let which = match gather {
+        Gather::None => 0,
+        Gather::A(_) => 1,
+        Gather::B(_) => 2,
     };
     given.push(("GATHER", which));
-    if let Some([height, width, channels, kernel]) = image {
-        given.extend([("HEIGHT", height), ("WIDTH", width), ("CHANNELS", channels), ("KERNEL", kernel)]);
-    }
+    given.extend(gather.pixels().into_iter().flat_map(Pixels::given));
     given
 }
 
@@ -315,8 +364,10 @@ pub fn variants_sm90() -> Vec<Given> {
 }
 
 fn with_every_form(tiles: &[Tile]) -> Vec<Given> {
+    let aligned = Alignment { a: true, b: true, y: true };
     let forms = |tile| {
-        FORMS.map(|(a_trans, b_trans, finish)| given(tile, [a_trans, b_trans, true], finish, Gather::None))
+        FORMS
+            .map(|(a_trans, b_trans, finish)| given(tile, [a_trans, b_trans], aligned, finish, &Gather::None))
     };
     tiles.iter().flat_map(forms).collect()
 }

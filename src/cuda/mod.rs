@@ -19,6 +19,7 @@ mod measure;
 mod nvrtc;
 mod occupancy;
 mod optim;
+mod pixels;
 mod planning;
 mod pointwise;
 mod pool;

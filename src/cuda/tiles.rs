@@ -176,7 +176,7 @@ impl Choices {
         if let Some(choice) = self.measured.get(&key) {
             return *choice;
         }
-        self.unmeasured.borrow_mut().entry(key).or_insert((*product, element));
+        self.unmeasured.borrow_mut().entry(key).or_insert_with(|| (product.clone(), element));
         Choice::Own(self.estimate(product, element))
     }
 
@@ -234,14 +234,19 @@ pub fn key(product: &Product, element: DType) -> String {
     let [m, n, k] = [p.m, p.n, p.k].map(rounded);
     let letter = |trans| if trans { 't' } else { 'n' };
     let (a, b) = (letter(product.a_trans), letter(!product.b_trans));
-    let aligned = if product.aligned(element) { "" } else { " unaligned" };
+    let alignment = product.alignment(element);
+    let unaligned: String = [("a", alignment.a), ("b", alignment.b), ("y", alignment.y)]
+        .iter()
+        .filter(|(_, aligned)| !aligned)
+        .map(|(operand, _)| format!(" unaligned {operand}"))
+        .collect();
     let gather = match product.gather {
         Gather::None => "",
         Gather::A(_) => " pixels of a",
         Gather::B(_) => " pixels of b",
     };
     let (finish, splits) = (product.finish, product.splits);
-    format!("{element} {a}{b} {m}x{n}x{k} {finish:?} /{splits}{aligned}{gather}").to_lowercase()
+    format!("{element} {a}{b} {m}x{n}x{k} {finish:?} /{splits}{unaligned}{gather}").to_lowercase()
 }
 
 fn rounded(extent: u32) -> u32 {
@@ -257,6 +262,8 @@ fn rounded(extent: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cuda::pixels::Pixels;
+    use crate::ir::ConvGeometry;
 
     fn device(capability: (u32, u32), multiprocessors: u32) -> DeviceInfo {
         DeviceInfo { name: "test".into(), capability, multiprocessors }
@@ -289,7 +296,8 @@ mod tests {
         // Tensor copies want rows of whole 16 bytes, and no convolution's view.
         let choices = Choices::new(&device((9, 0), 132));
         assert!(!is_hopper(&choices, Product::new(50_000, 192, 190)));
-        let pixels = Product { gather: Gather::A([8, 8, 64, 3]), ..Product::new(50_000, 64, 576) };
+        let maps = Pixels::new(&ConvGeometry::same(800, 8, 8, 3), 64).unwrap();
+        let pixels = Product { gather: Gather::A(maps.into()), ..Product::new(51_200, 64, 576) };
         assert!(!is_hopper(&choices, pixels));
         // A few rows: small tiles, unless the newest tier is to be tested.
         assert!(!is_hopper(&choices, Product::new(16, 32, 64)));

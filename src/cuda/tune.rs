@@ -1,7 +1,7 @@
 //! Finds the fastest way to every product by measuring, once per shape and device, and keeps what it found.
 
 use super::driver::{DeviceInfo, Driver, Work};
-use super::gemm::Product;
+use super::gemm::{Gather, Product};
 use super::kernel::Family;
 use super::measure::fill;
 use super::nvrtc::Compiler;
@@ -146,8 +146,13 @@ impl Extents {
         let [m, n, k] = [p.m, p.n, p.k].map(u64::from);
         let size = element.bytes() as u64;
         let part = u64::from(product.splits) * (m * n + m) * 4;
-        let y = m * n * size;
-        Extents([m * k * size, n * k * size, y, n * 4, y, y, part].map(|bytes| bytes.next_multiple_of(256)))
+        let (mut a, mut b, mut y) = (m * k * size, n * k * size, m * n * size);
+        if let Some(pixels) = product.gather.pixels() {
+            let read = if matches!(product.gather, Gather::A(_)) { &mut a } else { &mut b };
+            *read = pixels.rows_read * u64::from(pixels.channels) * size;
+            y = y.max(pixels.rows_written * n * size);
+        }
+        Extents([a, b, y, n * 4, y, y, part].map(|bytes| bytes.next_multiple_of(256)))
     }
 
     fn bytes(&self) -> usize {
@@ -156,7 +161,7 @@ impl Extents {
 
     /// `product` with the operands that it has, one behind the other from `at`.
     fn place(&self, product: &Product, mut at: u64) -> Product {
-        let mut placed = *product;
+        let mut placed = product.clone();
         let p = &mut placed.params;
         let operands = [&mut p.a, &mut p.b, &mut p.other, &mut p.bias, &mut p.y, &mut p.pre, &mut p.partial];
         for (operand, bytes) in operands.into_iter().zip(self.0) {

@@ -28,6 +28,9 @@ fn convs() -> Vec<(ConvGeometry, usize, usize)> {
         (strided(&[map(2, 5, 3), map(1, 8, 6), map(3, 1, 1)], 3, 2), 2, 5),
         (strided(&[map(1, 9, 7)], 5, 3), 2, 2),
         (strided(&[map(2, 4, 4)], 1, 2), 3, 2),
+        // Whole accesses of channels; stored alone; several tiles, and classes of positions that some maps lack.
+        (strided(&[map(2, 12, 10), map(3, 1, 2), map(1, 9, 7)], 3, 2), 16, 24),
+        (strided(&[map(2, 10, 12), map(1, 7, 16)], 3, 2), 3, 32),
     ]
 }
 

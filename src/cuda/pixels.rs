@@ -1,0 +1,261 @@
+//! How a matrix product sees the pixels of feature maps: the windows of a convolution, and of its gradient.
+
+use super::kernel::{Given, kernel_params};
+use crate::ir::ConvGeometry;
+
+kernel_params! {
+    /// `windows` and `across` are divisors: the number, magic and shift of [`divisor`].
+    PixelMap {
+        first: u32, windows: [u32; 3], across: [u32; 3], start: u32, height: u32, width: u32, top: u32, left: u32,
+        to: u32, to_map: u32, to_line: u32, unused: u32,
+    }
+}
+
+/// Windows on feature maps as rows of a matrix; see `kernels/gemm.cu`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pixels {
+    pub maps: Vec<PixelMap>,
+    pub channels: u32,
+    /// Taps of a window, down and across.
+    pub taps: [u32; 2],
+    /// Pixels from one window to the next.
+    step: u32,
+    /// What is between two positions that windows belong to, in the maps that are written; 0: windows are rows.
+    spread: u32,
+    pub windows: u32,
+    pub rows_read: u64,
+    pub rows_written: u64,
+}
+
+impl PartialEq for PixelMap {
+    fn eq(&self, other: &Self) -> bool {
+        bytemuck::bytes_of(self) == bytemuck::bytes_of(other)
+    }
+}
+
+impl Eq for PixelMap {}
+
+/// Along one axis: the taps of a convolution that reach every `stride`-th position, beginning with `position`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reach {
+    /// First of these taps; the others follow at distances of the stride.
+    pub tap: usize,
+    pub taps: usize,
+    /// The output position that reaches `position` by the last of them, which is the first by position. It may be below 0.
+    origin: isize,
+}
+
+impl Reach {
+    /// Output `o` reads position `o * stride + tap - kernel / 2`.
+    pub fn new(g: &ConvGeometry, position: usize) -> Self {
+        let shifted = position + g.kernel / 2;
+        let tap = shifted % g.stride;
+        let taps = g.kernel.saturating_sub(tap).div_ceil(g.stride);
+        // With no tap the window is empty, wherever it is.
+        let origin = (shifted / g.stride) as isize + 1 - taps as isize;
+        Reach { tap, taps, origin }
+    }
+}
+
+/// Quotients of numbers below 2^31 by `by` are `(high 32 bits of n * magic, + n) >> shift` (Granlund and Montgomery,
+/// "Division by Invariant Integers using Multiplication", 1994).
+fn divisor(by: usize) -> [u32; 3] {
+    let by = by.max(1) as u64;
+    let shift = by.next_power_of_two().ilog2();
+    let magic = (((1u64 << shift) - by) << 32) / by + 1;
+    [by as u32, magic as u32, shift]
+}
+
+/// Rows are counted in 31 bits.
+fn countable(rows: usize) -> Result<(), String> {
+    if rows <= i32::MAX as usize {
+        return Ok(());
+    }
+    Err(format!("takes at most {} positions of feature maps, not {rows}: use a smaller batch", i32::MAX))
+}
+
+impl Pixels {
+    /// What the outputs of a convolution read of its input of `channels`.
+    ///
+    /// # Errors
+    /// More positions than the kernel counts.
+    pub fn new(g: &ConvGeometry, channels: u32) -> Result<Self, String> {
+        countable(g.rows().max(g.output_rows()))?;
+        let before = (g.kernel / 2) as u32;
+        let (mut maps, mut first, mut start) = (Vec::with_capacity(g.maps.len()), 0, 0);
+        for (map, out) in g.maps.iter().zip(g.outputs()) {
+            maps.push(PixelMap {
+                first: first as u32,
+                windows: divisor(out.positions()),
+                across: divisor(out.width),
+                start: start as u32,
+                height: map.height as u32,
+                width: map.width as u32,
+                top: before.wrapping_neg(),
+                left: before.wrapping_neg(),
+                to: 0,
+                to_map: 0,
+                to_line: 0,
+                unused: 0,
+            });
+            first += out.rows();
+            start += map.rows();
+        }
+        Ok(Pixels {
+            maps,
+            channels,
+            taps: [g.kernel as u32; 2],
+            step: g.stride as u32,
+            spread: 0,
+            windows: first as u32,
+            rows_read: start as u64,
+            rows_written: first as u64,
+        })
+    }
+
+    /// What those positions of the input, of which `down` and `across` are the first of every `stride`-th line and column,
+    /// gather of the outputs' gradient of `channels`. The taps of a window are in reverse.
+    ///
+    /// # Errors
+    /// More positions than the kernel counts.
+    pub fn backward(g: &ConvGeometry, channels: u32, [down, across]: [usize; 2]) -> Result<Self, String> {
+        countable(g.rows().max(g.output_rows()))?;
+        let [vertical, horizontal] = [down, across].map(|at| Reach::new(g, at));
+        let (mut maps, mut windows, mut start, mut to) = (Vec::with_capacity(g.maps.len()), 0, 0, 0);
+        for (map, out) in g.maps.iter().zip(g.outputs()) {
+            let high = map.height.saturating_sub(down).div_ceil(g.stride);
+            let wide = map.width.saturating_sub(across).div_ceil(g.stride);
+            if high * wide > 0 {
+                maps.push(PixelMap {
+                    first: windows as u32,
+                    windows: divisor(high * wide),
+                    across: divisor(wide),
+                    start: start as u32,
+                    height: out.height as u32,
+                    width: out.width as u32,
+                    top: vertical.origin as u32,
+                    left: horizontal.origin as u32,
+                    to: (to + down * map.width + across) as u32,
+                    to_map: map.positions() as u32,
+                    to_line: map.width as u32,
+                    unused: 0,
+                });
+            }
+            windows += map.count * high * wide;
+            start += out.rows();
+            to += map.rows();
+        }
+        Ok(Pixels {
+            maps,
+            channels,
+            taps: [vertical.taps as u32, horizontal.taps as u32],
+            step: 1,
+            spread: if g.stride > 1 { g.stride as u32 } else { 0 },
+            windows: windows as u32,
+            rows_read: start as u64,
+            rows_written: to as u64,
+        })
+    }
+
+    /// Columns of the matrix.
+    pub fn depth(&self) -> u32 {
+        self.taps[0] * self.taps[1] * self.channels
+    }
+
+    /// The kernel's table of several sizes of maps.
+    pub fn table(&self) -> Vec<u8> {
+        bytemuck::cast_slice(&self.maps).to_vec()
+    }
+
+    /// The constants that the kernel's file lists as given.
+    pub fn given(&self) -> Given {
+        let mut given: Given = vec![
+            ("CHANNELS", self.channels as usize),
+            // Of an empty window nothing is read; the kernel divides by it all the same.
+            ("TAPS_X", self.taps[1].max(1) as usize),
+            ("STEP", self.step as usize),
+            ("SPREAD", self.spread as usize),
+            ("MAPS", self.maps.len()),
+        ];
+        if let [map] = &self.maps[..] {
+            given.extend(
+                [
+                    ("MAP_WINDOWS", map.windows[0]),
+                    ("MAP_ACROSS", map.across[0]),
+                    ("MAP_START", map.start),
+                    ("MAP_HEIGHT", map.height),
+                    ("MAP_WIDTH", map.width),
+                    ("MAP_TOP", map.top),
+                    ("MAP_LEFT", map.left),
+                    ("MAP_TO", map.to),
+                    ("MAP_TO_MAP", map.to_map),
+                    ("MAP_TO_LINE", map.to_line),
+                ]
+                .map(|(name, value)| (name, value as usize)),
+            );
+        }
+        given
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::FeatureMap;
+
+    #[test]
+    fn quotients_need_no_division() {
+        let of = |n: u64, [_, magic, shift]: [u32; 3]| (((n * u64::from(magic)) >> 32) + n) >> shift;
+        let most = i32::MAX as u64;
+        for by in [1, 2, 3, 5, 7, 32, 127, 128, 641, 8192, 65_535, 1 << 30, most] {
+            for n in [
+                0,
+                1,
+                by - 1,
+                by,
+                by + 1,
+                1_000_003,
+                most / by * by,
+                (most / by * by).saturating_sub(1),
+                most,
+            ] {
+                assert_eq!(of(n, divisor(by as usize)), n / by, "{n} / {by}");
+            }
+        }
+    }
+
+    /// Along one line, by the definition: position `o * stride + tap - kernel / 2` is what output `o` reads.
+    #[test]
+    fn every_tap_reaches_its_positions_once() {
+        for (kernel, stride) in [(1, 1), (3, 1), (7, 1), (1, 2), (3, 2), (7, 2), (5, 3), (3, 4)] {
+            let maps = vec![FeatureMap { count: 1, height: 1, width: 23 }];
+            let g = ConvGeometry { maps, kernel, stride };
+            for position in 0..23usize {
+                let (class, at) = (position % stride, position / stride);
+                let reach = Reach::new(&g, class);
+                let mut found: Vec<(isize, usize)> = (0..reach.taps)
+                    .map(|u| {
+                        (at as isize + reach.origin + u as isize, reach.tap + stride * (reach.taps - 1 - u))
+                    })
+                    .collect();
+                found.sort_unstable();
+                let mut want = Vec::new();
+                for o in -30..40isize {
+                    let tap = position as isize + (kernel / 2) as isize - o * stride as isize;
+                    if (0..kernel as isize).contains(&tap) {
+                        want.push((o, tap as usize));
+                    }
+                }
+                assert_eq!(found, want, "kernel {kernel} stride {stride} position {position}");
+            }
+        }
+    }
+
+    #[test]
+    fn too_many_positions_are_refused() {
+        let g = ConvGeometry::same(1 << 20, 64, 64, 3);
+        let message = Pixels::new(&g, 3).unwrap_err();
+        assert!(message.contains("2147483647") && message.contains("4294967296"), "{message}");
+        assert!(Pixels::backward(&g, 3, [0, 0]).is_err());
+    }
+}
