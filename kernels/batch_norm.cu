@@ -191,8 +191,9 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_apply(const BatchNo
 }
 
 // Sums over a chunk of dy, of dy (x - mean) and of x - mean. The last is what rounding the mean left: it counts where the
-// mean is large against the deviation.
-extern "C" __global__ void __launch_bounds__(256) batch_norm_backward_sums(const BatchNormBackwardParams p) {
+// mean is large against the deviation. Without a number of blocks the compiler spills to have more.
+extern "C" __global__ void __launch_bounds__(256, VEC == 8 ? 2 : 4)
+batch_norm_backward_sums(const BatchNormBackwardParams p) {
     __shared__ float sums[3][VEC][THREADS];
     const u32 c = (blockIdx.y * COLUMNS + threadIdx.x % COLUMNS) * VEC, line = threadIdx.x / COLUMNS;
     const Chunk chunk = p.chunks[blockIdx.x];
