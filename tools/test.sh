@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the tests need (a Rust toolchain and NVRTC, when there are none) and runs all of them:
+# Installs what the tests need (a Rust toolchain, NVRTC and ONNX Runtime, when there are none) and runs all of them:
 # formatting, lints, unit and integration tests. Needs network access the first time, no GPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -18,6 +18,12 @@ fi
 
 nvrtc=$(bash tools/nvrtc.sh)
 export LD_LIBRARY_PATH=$nvrtc${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+
+# Another one may be chosen, such as on a machine without network access.
+if [ -z "${ORT_DYLIB_PATH:-}" ]; then
+    ORT_DYLIB_PATH=$(bash tools/onnxruntime.sh)
+    export ORT_DYLIB_PATH
+fi
 
 step() { printf '\n== %s\n' "$*"; "$@"; }
 if cargo fmt --version >/dev/null 2>&1; then step cargo fmt --check; fi

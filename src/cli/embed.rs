@@ -37,7 +37,7 @@ pub struct EmbedArgs {
     /// The checkpoint of this step
     #[arg(long)]
     pub step: Option<u64>,
-    /// Images computed at a time
+    /// Images computed at a time; another number may round the last bits otherwise
     #[arg(long, default_value_t = 32)]
     pub batch: usize,
     /// Device: auto, cpu, cuda, cuda:N, or ptx-vm (the CUDA kernels, interpreted)

@@ -10,8 +10,8 @@ use crate::data::augment::normalize::eval_image;
 use crate::data::source::ImageSource;
 use crate::error::{Error, Result};
 use crate::export::TrainedEncoder;
-use crate::ir::Region;
-use crate::nn::{Encoder, ParamRegistry, initialise, timm_name};
+use crate::ir::{Binding, Region};
+use crate::nn::{Encoder, ParamRegistry, timm_name};
 use crate::saip::{EmbedOptions, IoSlot, build_embed};
 use crate::train::engine::{compile_plan, write_checked};
 use rayon::prelude::*;
@@ -57,16 +57,31 @@ impl Embedder {
         let (dtype, size) = (backend.dtype(), encoder.size);
         let opts = EmbedOptions { dtype, region: Region::Params, batch, size, patch_tokens };
         let built = build_embed(&encoder.config, &params, &opts)?;
+        // Memory is only there for what is read.
+        let sources: Vec<(String, Binding)> = built
+            .graph
+            .values
+            .iter()
+            .filter_map(|v| v.binding)
+            .filter_map(|at| {
+                let registry = match at.region {
+                    Region::Buffers => &buffers,
+                    Region::Params | Region::Weights => &params,
+                    _ => return None,
+                };
+                registry.iter().find(|p| p.offset == at.offset).map(|p| (p.name.clone(), at))
+            })
+            .collect();
         let plan = compile_plan(built.graph, false, &*backend)?;
         let program = backend.compile(plan)?;
-        let values = flat(&params, encoder)?;
-        // What is computed in a narrower type reads a copy, but for norms, which read the parameters themselves.
-        backend.write(Region::Params, 0, HostSlice::F32(&values))?;
-        if dtype != dtype.accumulator() {
-            backend.write(Region::Params.in_compute_type(), 0, HostSlice::F32(&values))?;
-        }
-        if !buffers.is_empty() {
-            backend.write(Region::Buffers, 0, HostSlice::F32(&flat(&buffers, encoder)?))?;
+        for (name, at) in sources {
+            let name = timm_name(&name).unwrap_or(&name);
+            let values = encoder
+                .state
+                .get(name)
+                .and_then(|t| t.f32s())
+                .ok_or_else(|| Error::file(&encoder.state.path, format!("tensor `{name}` is missing")))?;
+            backend.write(at.region, at.offset, HostSlice::F32(&values))?;
         }
         let slot = |list: &[IoSlot], name: &str| list.iter().find(|s| s.name == name).cloned();
         let missing = |name: &str| Error::invariant("embedding", format!("no `{name}`"));
@@ -124,20 +139,6 @@ impl Embedder {
         let patch = self.patch.as_ref().map(read).transpose()?.unwrap_or_default();
         Ok(Tokens { image: read(&self.image)?, patch })
     }
-}
-
-/// The flat buffer of `registry` with the encoder's values.
-fn flat(registry: &ParamRegistry, encoder: &TrainedEncoder) -> Result<Vec<f32>> {
-    let mut values = initialise(registry, 0)?;
-    for p in registry {
-        let name = timm_name(&p.name).unwrap_or(&p.name);
-        let found = encoder.state.get(name).filter(|t| t.shape().dims() == p.shape.as_slice());
-        let tensor = found.and_then(|t| t.f32s()).ok_or_else(|| {
-            Error::file(&encoder.state.path, format!("tensor `{name}` {:?} is missing", p.shape))
-        })?;
-        values[p.offset..p.offset + p.len].copy_from_slice(&tensor);
-    }
-    Ok(values)
 }
 
 /// What [`embed`] writes.

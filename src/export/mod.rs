@@ -19,6 +19,9 @@ use std::path::{Path, PathBuf};
 
 /// The key of a file's metadata that says for which images it is meant: `HxW` in pixels.
 const SIZE_KEY: &str = "input_size";
+/// What the shapes of a ViT do not tell: its attention heads, and the block of the patch tokens.
+const HEADS_KEY: &str = "num_heads";
+const TAP_KEY: &str = "tap";
 /// The file in timm's folder with the norm of a ViT's tapped block, which timm's model does not have.
 const TAP_NORM: &str = "tap_norm.safetensors";
 
@@ -176,7 +179,10 @@ pub fn metadata(encoder: &TrainedEncoder) -> BTreeMap<String, String> {
         ("engine".to_owned(), format!("saip-engine {}", env!("CARGO_PKG_VERSION"))),
     ]);
     match encoder.config {
-        EncoderConfig::Vit { tap, .. } => all.insert("tap".to_owned(), tap.to_string()),
+        EncoderConfig::Vit { tap, num_heads, .. } => {
+            all.insert(HEADS_KEY.to_owned(), num_heads.to_string());
+            all.insert(TAP_KEY.to_owned(), tap.to_string())
+        }
         // A file for stride 16 has the same shapes.
         EncoderConfig::TinyVit { .. } => all.insert("last_stage".to_owned(), "stride 32".to_owned()),
         EncoderConfig::StarNet { .. } => None,

@@ -96,11 +96,13 @@ impl TrainedEncoder {
     fn of_file(path: &Path, folder: Option<&Path>) -> Result<Self> {
         let whole = weights::read(path)?;
         let (mut state, grid) = (weights::encoder(&whole)?.state, stored_grid(&whole));
-        let tap = folder.map(|f| f.join(super::TAP_NORM)).filter(|f| f.is_file());
-        for (name, tensor) in tap.map(weights::read).transpose()?.unwrap_or_default().iter() {
+        let norm = folder.map(|f| f.join(super::TAP_NORM)).filter(|f| f.is_file());
+        for (name, tensor) in norm.map(weights::read).transpose()?.unwrap_or_default().iter() {
             state.insert(name, tensor.clone())?;
         }
-        let hints = Hints { key: "file", num_heads: None, tap: None, grid, usual_grid: None };
+        let number = |key: &str| whole.metadata.get(key).and_then(|n| n.parse().ok());
+        let (num_heads, tap) = (number(super::HEADS_KEY), number(super::TAP_KEY));
+        let hints = Hints { key: "file", num_heads, tap, grid, usual_grid: None };
         let config = recognise(&state, &hints)?;
         let size = match config {
             EncoderConfig::Vit { img_size, .. } => img_size,
