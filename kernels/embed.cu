@@ -34,6 +34,27 @@ extern "C" __global__ void patch_rows(const PatchParams p) {
     }
 }
 
+struct PixelParams {
+    T* rows;              // [B * H * W, 3]
+    const float* image;   // [B, 3, H, W]
+    const i32* inverse;   // [B, patches]: -1 where a patch is hidden; or null
+    u64 count;            // B * H * W
+    u32 height, width;
+};
+
+// A thread moves a pixel; those of hidden patches are 0.
+extern "C" __global__ void pixel_rows(const PixelParams p) {
+    const u64 step = (u64)gridDim.x * blockDim.x;
+    const u32 plane = p.height * p.width, across = p.width / PATCH, patches = p.height / PATCH * across;
+    for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < p.count; i += step) {
+        const u64 b = i / plane;
+        const u32 at = i % plane, patch = at / p.width / PATCH * across + at % p.width / PATCH;
+        const bool visible = !p.inverse || p.inverse[b * patches + patch] >= 0;
+#pragma unroll
+        for (u32 c = 0; c < 3; ++c) p.rows[i * 3 + c] = from_float<T>(visible ? p.image[(b * 3 + c) * plane + at] : 0.0f);
+    }
+}
+
 struct EmbedParams {
     T* stream;             // [B * (n + 1), D]
     const T* rows;         // [B * n, D]

@@ -150,6 +150,11 @@ kernel_tests! {
     masked_mse_backward: MaskedMseBackward,
     bce_with_logits: BceWithLogits,
     bce_with_logits_backward: BceWithLogitsBackward,
+    // depthwise_conv
+    depthwise_conv2d: DepthwiseConv2d,
+    depthwise_conv2d_backward_input: DepthwiseConv2dBackwardInput,
+    depthwise_conv2d_backward_weight: DepthwiseConv2dBackwardWeight,
+    pixel_rows: PixelRows,
     // window_attention
     window_attention: WindowAttention,
     window_attention_backward: WindowAttentionBackward,

@@ -11,6 +11,7 @@ use std::mem::offset_of;
 
 kernel_params! {
     PatchParams { rows: u64, image: u64, keep: u64, count: u64, kept: u32, height: u32, width: u32, unused: u32 }
+    PixelParams { rows: u64, image: u64, inverse: u64, count: u64, height: u32, width: u32 }
     EmbedParams {
         stream: u64, rows: u64, token: u64, token_position: u64, positions: u64, keep: u64, images: u64, tokens: u32,
         width: u32,
@@ -71,6 +72,30 @@ pub fn patch_rows(o: &Operands<'_>, kept: Option<usize>) -> Lowered {
             calls.push(call("patch_rows", count * PATCH_VALUES / vec, vec, &params));
         }
         row += count;
+    }
+    Ok(calls)
+}
+
+pub fn pixel_rows(o: &Operands<'_>, masked: Option<usize>) -> Lowered {
+    let images = o.inputs.len() - usize::from(masked.is_some());
+    let (mut calls, mut rows) = (Vec::with_capacity(images + 1), o.outputs[0].at);
+    for (i, image) in o.inputs[..images].iter().enumerate() {
+        let &[batch, _, height, width] = image.shape.dims() else {
+            return Err(format!("takes images [B, 3, H, W], not {}", image.shape));
+        };
+        let (height, width) = (width_u32(height)?, width_u32(width)?);
+        let mut inverse = 0;
+        if masked == Some(i) {
+            inverse = o.scratch;
+            let (_, kept) = index(&o.inputs[images])?;
+            calls.push(invert(o.inputs[images].at, inverse, batch as u64, kept, height / 16 * (width / 16)));
+        }
+        let count = batch as u64 * u64::from(height) * u64::from(width);
+        let params = PixelParams { rows, image: image.at, inverse, count, height, width };
+        if count > 0 {
+            calls.push(call("pixel_rows", count, 1, &params));
+        }
+        rows += count * 3 * o.outputs[0].dtype.bytes() as u64;
     }
     Ok(calls)
 }
@@ -304,6 +329,10 @@ pub fn workspace(op: &Op, inputs: &[OperandType<'_>], outputs: &[OperandType<'_>
     let count = |o: usize| outputs[o].shape.count() as u64;
     let bytes = match op {
         Op::SumImages { .. } => parts(inputs[0].shape.count() as u64 / count(0).max(1), count(0)),
+        Op::PixelRows { masked: Some(view), .. } => {
+            let dims = inputs[*view].shape.dims();
+            inverse_bytes(dims[0] as u64, (dims[2] / 16 * (dims[3] / 16)) as u64)
+        }
         Op::RestoreTokens => inverse_bytes(images(1), inputs[3].shape.as_matrix().0 as u64),
         Op::RestoreTokensBackward => {
             let tokens = outputs[2].shape.as_matrix().0 as u64;

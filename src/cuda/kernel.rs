@@ -14,6 +14,7 @@ pub enum Family {
     BatchNorm,
     Conv,
     DenseLoss,
+    DepthwiseConv,
     Embed,
     Gemm,
     /// [`Family::Gemm`] for sm_90a.
@@ -33,6 +34,7 @@ impl Family {
         Family::BatchNorm,
         Family::Conv,
         Family::DenseLoss,
+        Family::DepthwiseConv,
         Family::Embed,
         Family::Gemm,
         Family::GemmSm90,
@@ -52,6 +54,7 @@ impl Family {
             Family::BatchNorm => "batch_norm.cu",
             Family::Conv => "conv.cu",
             Family::DenseLoss => "dense_loss.cu",
+            Family::DepthwiseConv => "depthwise_conv.cu",
             Family::Embed => "embed.cu",
             Family::Gemm => "gemm.cu",
             Family::GemmSm90 => "gemm_sm90.cu",
@@ -72,6 +75,7 @@ impl Family {
             Family::Gemm => &[MMA, GEMM_EPILOGUE],
             Family::GemmSm90 => &[MMA, GEMM_EPILOGUE, SM90],
             Family::DenseLoss
+            | Family::DepthwiseConv
             | Family::Embed
             | Family::LayerNorm
             | Family::Layout
@@ -90,6 +94,7 @@ impl Family {
             Family::BatchNorm => super::batch_norm::variants(bf16),
             Family::Conv => super::conv::variants(),
             Family::DenseLoss => super::dense_loss::variants(),
+            Family::DepthwiseConv => super::depthwise_conv::variants(bf16),
             Family::Embed => super::embed::variants(),
             Family::Gemm => super::gemm::variants(bf16),
             Family::GemmSm90 => super::gemm::variants_sm90(),
@@ -131,6 +136,7 @@ impl Family {
             Family::BatchNorm => include_str!("../../kernels/batch_norm.cu"),
             Family::Conv => include_str!("../../kernels/conv.cu"),
             Family::DenseLoss => include_str!("../../kernels/dense_loss.cu"),
+            Family::DepthwiseConv => include_str!("../../kernels/depthwise_conv.cu"),
             Family::Embed => include_str!("../../kernels/embed.cu"),
             Family::Gemm => include_str!("../../kernels/gemm.cu"),
             Family::GemmSm90 => include_str!("../../kernels/gemm_sm90.cu"),

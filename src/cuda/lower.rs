@@ -6,7 +6,10 @@ use super::layout::{self, Kept, Rows};
 use super::optim::{self, AccumulateParams, AdamWParams};
 use super::pointwise::{self, GateParams, NormalizeParams};
 use super::tiles::Choices;
-use super::{attention, batch_norm, conv, dense_loss, embed, gemm, pool, prototype_ce, window_attention};
+use super::{
+    attention, batch_norm, conv, dense_loss, depthwise_conv, embed, gemm, pool, prototype_ce,
+    window_attention,
+};
 use crate::backend::OperandType;
 use crate::ir::Op;
 use crate::tensor::{DType, Shape};
@@ -224,10 +227,10 @@ pub fn lower(op: &Op, o: &Operands<'_>) -> Lowered {
         Op::PrototypeCrossEntropyBackward { batch } => prototype_ce::backward(o, *batch),
         Op::ExpertStatistics => prototype_ce::expert_statistics(o),
         Op::CenterUpdate => prototype_ce::center_update(o),
-        Op::DepthwiseConv2d { .. }
-        | Op::DepthwiseConv2dBackwardInput { .. }
-        | Op::DepthwiseConv2dBackwardWeight { .. }
-        | Op::PixelRows { .. } => Err("has no CUDA kernel yet: use the CPU".into()),
+        Op::PixelRows { masked, .. } => embed::pixel_rows(o, *masked),
+        Op::DepthwiseConv2d { geometry } => depthwise_conv::forward(o, geometry),
+        Op::DepthwiseConv2dBackwardInput { geometry } => depthwise_conv::backward_input(o, geometry),
+        Op::DepthwiseConv2dBackwardWeight { geometry } => depthwise_conv::backward_weight(o, geometry),
     }
 }
 
@@ -243,6 +246,7 @@ pub fn workspace(op: &Op, inputs: &[OperandType<'_>], outputs: &[OperandType<'_>
         | Op::EmbedTokensBackward { .. }
         | Op::RestoreTokensBackward
         | Op::PatchRows { .. }
+        | Op::PixelRows { .. }
         | Op::ResizePositions { .. }
         | Op::ResizePositionsBackward { .. }
         | Op::RestoreTokens
@@ -250,6 +254,9 @@ pub fn workspace(op: &Op, inputs: &[OperandType<'_>], outputs: &[OperandType<'_>
         Op::Linear { .. } | Op::LinearBackwardInput { .. } | Op::LinearBackwardWeight { .. } => {
             gemm::workspace(op, inputs, outputs)
         }
+        Op::DepthwiseConv2d { .. }
+        | Op::DepthwiseConv2dBackwardInput { .. }
+        | Op::DepthwiseConv2dBackwardWeight { .. } => depthwise_conv::workspace(op, inputs),
         Op::Conv2d { .. } | Op::Conv2dBackwardInput { .. } | Op::Conv2dBackwardWeight { .. } => {
             conv::workspace(op, inputs, outputs)
         }
@@ -285,10 +292,6 @@ pub fn workspace(op: &Op, inputs: &[OperandType<'_>], outputs: &[OperandType<'_>
         | Op::L2NormalizeBackward { .. }
         | Op::WeightedSum { .. }
         | Op::AccumulateGrads
-        | Op::DepthwiseConv2d { .. }
-        | Op::DepthwiseConv2dBackwardInput { .. }
-        | Op::DepthwiseConv2dBackwardWeight { .. }
-        | Op::PixelRows { .. }
         | Op::BatchNormInference { .. }
         | Op::RunningStatistics { .. }
         | Op::Relu6

@@ -6,6 +6,7 @@ mod batch_norm;
 mod conv;
 mod cublaslt;
 mod dense_loss;
+mod depthwise_conv;
 mod driver;
 mod embed;
 mod gemm;
