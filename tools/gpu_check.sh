@@ -24,7 +24,7 @@ for line in sys.stdin:
     strip "$pack/saip-engine" "$pack"/*-tests
     # What the interpreter's tests run, with what it made of it.
     PTX_VM_RECORD=$PWD/$pack/instructions cargo test --release --package ptx-vm --test instructions --test warp >/dev/null
-    cp tests/fixtures/vit-*.safetensors "$pack/fixtures/"
+    cp tests/fixtures/*.safetensors "$pack/fixtures/"
     [ -f "$reference" ] && cp "$reference" "$pack/saip_reference.py" || echo "no PyTorch peer at $reference" >&2
     du -sm "$pack" | awk '{print $1 " MB in " $2; exit $1 > 60}'
 }
@@ -63,7 +63,7 @@ run() {
     LD_LIBRARY_PATH=$(libraries | paste -sd:)${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
     export LD_LIBRARY_PATH SAIP_ENGINE_CACHE="$out/cache"
     part info 10 "$engine" info
-    part kernel_tests 70 env SAIP_ENGINE_TEST_DEVICE=cuda "$pack/kernel-tests" --skip every_variant --test-threads 8
+    part kernel_tests 60 env SAIP_ENGINE_TEST_DEVICE=cuda "$pack/kernel-tests" --skip every_variant --test-threads 8
     part tile_tests 20 env SAIP_ENGINE_TEST_DEVICE=cuda "$pack/tile-tests" --test-threads 1
     part interpreter_against_hardware 50 env SAIP_ENGINE_TEST_DEVICE=cuda SAIP_ENGINE_PTX_RECORDS="$pack/instructions" \
         "$pack/hardware-tests" --test-threads 1 --nocapture
@@ -75,7 +75,7 @@ run() {
     else
         skip sanitizer "compute-sanitizer is not installed"
     fi
-    part bench_ops 90 "$engine" bench ops --preset saip-vit-tiny --batch 256 --device cuda --json
+    part bench_ops 70 "$engine" bench ops --preset saip-vit-tiny --batch 256 --device cuda --json
     for round in 1 2; do
         part "bench_step_$round" 20 "$engine" bench step --preset saip-vit-tiny --batch 256 --device cuda --dtype bf16 --json
         if [ -f "$pack/saip_reference.py" ]; then
@@ -87,6 +87,13 @@ run() {
     if [ -f "$pack/saip_reference.py" ]; then
         part pytorch_compile 60 python3 "$pack/saip_reference.py" bench --batch 256 --device cuda --bf16 --compile
     fi
+    # One round: where they stand, not how much they vary.
+    for encoder in tinyvit-5m starnet-s3; do
+        part "bench_step_$encoder" 20 "$engine" bench step --preset saip-$encoder --batch 256 --device cuda --dtype bf16 --json
+        if [ -f "$pack/saip_reference.py" ]; then
+            part "pytorch_$encoder" 25 python3 "$pack/saip_reference.py" bench --case $encoder --batch 256 --device cuda --bf16
+        fi
+    done
     part train 30 "$engine" train --preset demo --device cuda --out "$out/train" --set optim.steps=400
     rm -rf "$out/cache" "$out/train/checkpoints"
     printf '\n| part | result | seconds | last line |\n|---|---|---|---|\n'

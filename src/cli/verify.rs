@@ -23,7 +23,7 @@ pub struct VerifyArgs {
     #[arg(long, value_parser = parse_dtype)]
     pub dtype: Option<DType>,
     /// Largest error that passes [default: 1e-6 in f64; in f32 2e-4 on the CPU, else 5e-4; in bf16 2^-8 times the root of
-    /// the longest chain of roundings in the step]
+    /// the longest chain of roundings in the step, and eight times that with batch normalisation]
     #[arg(long)]
     pub tol: Option<f64>,
     /// Print JSON instead of tables

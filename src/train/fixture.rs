@@ -7,7 +7,7 @@ use super::engine::{Engine, EngineOptions};
 use crate::backend::Backend;
 use crate::data::batch::{Batch, ViewGeometry};
 use crate::error::{Error, Result};
-use crate::ir::Region;
+use crate::ir::{Op, Region};
 use crate::saip::config::StepConfig;
 use crate::saip::{StepOptions, StepPoint, build_step};
 use crate::tensor::DType;
@@ -233,7 +233,10 @@ impl Fixture {
 
     /// How far a correct step in bf16 may be from the recorded one. Every value that is stored in bf16 is off by at most
     /// 2^-9 of itself, independently of the others: after `n` of them in a row the expected deviation is about
-    /// `sqrt(n) 2^-9`, and `n` is the longest chain of such values in the step. Twice that passes.
+    /// `sqrt(n) 2^-9`, and `n` is the longest chain of such values in the step. Twice that passes. Batch normalisation
+    /// enlarges roundings where a channel varies little around its mean, and its gradient is a difference of larger terms:
+    /// eight times as much passes with it. PyTorch's own step under autocast is 0.14 (StarNet) and 0.59 (TinyViT) from the
+    /// fixtures.
     ///
     /// # Errors
     /// Those of building the step.
@@ -248,7 +251,9 @@ impl Fixture {
             }
         }
         let longest = rounded.into_iter().max().unwrap_or(0);
-        Ok(f64::from(longest).sqrt() * 2.0 / 512.0)
+        let normalised = graph.nodes.iter().any(|n| matches!(n.op, Op::BatchNorm { .. }));
+        let enlarged = if normalised { 8.0 } else { 1.0 };
+        Ok(f64::from(longest).sqrt() * enlarged * 2.0 / 512.0)
     }
 
     /// The recorded counterpart of every result; there is nothing else that a step must give.
