@@ -53,7 +53,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let base = base_step(&cfg)?;
     let scale = args.scale.unwrap_or(cfg.views.scale[1]);
     let step = crate::data::views::step_config_at(&base, scale);
-    let backend = planner(args, cfg.run.threads)?;
+    let mut backend = planner(args, cfg.run.threads)?;
     let micro_steps = cfg.optim.accumulation(1)?;
     let opts = StepOptions { dtype: args.dtype, micro_steps, drop_path: cfg.encoder.drop_path };
     let built = build_step(&step, &opts)?;
@@ -61,6 +61,10 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         std::fs::write(path, dump(&built.graph)).map_err(|e| Error::io(path, "write", e))?;
     }
     let plan = compile_plan(built.graph, args.recompute || cfg.run.recompute, &*backend)?;
+    if args.device == "cuda" {
+        // Whether there are kernels for all of it.
+        backend.compile(plan.clone())?;
+    }
     println!("{} at batch {}, scale {scale}, on {}", args.step.preset, step.batch, backend.name());
     print(&plan);
     if let Some(path) = &args.svg {

@@ -1,10 +1,13 @@
 //! Planning for the device without one.
 
-use super::lower;
+use super::driver::DeviceInfo;
+use super::lower::{self, Operands};
+use super::program::with_shapes;
+use super::tiles::Choices;
 use crate::backend::{Backend, HostSlice, HostSliceMut, NullBackend, OperandType, ProgramId, in_place};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ir::{Op, Region};
-use crate::plan::Plan;
+use crate::plan::{Plan, Slot, Step};
 use crate::tensor::DType;
 
 /// Plans exactly as [`super::CudaBackend`] does, and computes nothing.
@@ -35,7 +38,12 @@ impl Backend for PlanningBackend {
         in_place(op)
     }
 
+    /// Every op must have kernels that take its sizes.
     fn compile(&mut self, plan: Plan) -> Result<ProgramId> {
+        // An H200: of all devices that are supported, the one with the most ways to compute a product.
+        let device = DeviceInfo { name: String::new(), capability: (9, 0), multiprocessors: 132 };
+        let choices = Choices::new(&device);
+        plan.steps.iter().try_for_each(|step| launchable(step, &choices))?;
         self.0.compile(plan)
     }
 
@@ -50,4 +58,29 @@ impl Backend for PlanningBackend {
     fn run(&mut self, program: ProgramId) -> Result<()> {
         self.0.run(program)
     }
+}
+
+/// Where memory is pretended to be.
+const BASE: u64 = 1 << 40;
+/// What CUDA takes: blocks along the axes of a grid, and bytes of shared memory of the largest block.
+const MOST_BLOCKS: [u32; 3] = [i32::MAX as u32, 65535, 65535];
+const MOST_SHARED: u32 = 227 << 10;
+
+/// Checks that a step can be launched.
+fn launchable(step: &Step, choices: &Choices) -> Result<()> {
+    let at = |slots: &[Slot]| slots.iter().map(|s| BASE + s.offset as u64).collect::<Vec<_>>();
+    let (inputs, outputs) = (at(&step.inputs), at(&step.outputs));
+    let inputs = with_shapes(&step.inputs, &inputs);
+    let outputs = with_shapes(&step.outputs, &outputs);
+    let scratch = BASE + step.workspace.0 as u64;
+    let operands = Operands { inputs: &inputs, outputs: &outputs, scratch, choices };
+    let refused = |why: String| Error::device("cuda", format!("{}: {} {why}", step.path, step.op.name()));
+    for call in lower::lower(&step.op, &operands).map_err(refused)? {
+        let blocks = call.grid.iter().zip(MOST_BLOCKS).all(|(n, most)| (1..=most).contains(n));
+        if !blocks || call.shared > MOST_SHARED {
+            let what = format!("{}: a grid of {:?} with {} bytes", call.kernel, call.grid, call.shared);
+            return Err(refused(format!("cannot be launched ({what}): use a smaller batch")));
+        }
+    }
+    Ok(())
 }

@@ -259,7 +259,7 @@ pub(super) fn prepare<D: Driver>(
     Ok(Work::Kernel(Launch { kernel, grid, block, shared, params }))
 }
 
-fn with_shapes<'a>(slots: &'a [Slot], at: &[u64]) -> Vec<Operand<'a>> {
+pub(super) fn with_shapes<'a>(slots: &'a [Slot], at: &[u64]) -> Vec<Operand<'a>> {
     slots.iter().zip(at).map(|(slot, &at)| Operand { at, shape: &slot.shape, dtype: slot.dtype }).collect()
 }
 
