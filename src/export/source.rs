@@ -186,10 +186,12 @@ impl TrainedEncoder {
         else {
             return Ok(self);
         };
-        Err(Error::file(
-            &self.state.path,
-            format!("{bad} values of `{name}` are NaN or infinite: choose an earlier checkpoint with --step"),
-        ))
+        let remedy = match self.run {
+            Some(_) => "choose an earlier checkpoint with --step",
+            None => "the file is damaged, or its training diverged",
+        };
+        let message = format!("{bad} values of `{name}` are NaN or infinite: {remedy}");
+        Err(Error::file(&self.state.path, message))
     }
 }
 
