@@ -65,7 +65,7 @@ extern "C" __global__ void depthwise_order(const DepthwiseOrderParams p) {
     p.y[i] = p.w[channel * TAPS + (p.turned ? TAPS - 1 - tap : tap)];
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) depthwise_conv(const DepthwiseParams p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 2) depthwise_conv(const DepthwiseParams p) {
     const u32 width = p.maps.width, packs = width / VEC;
     const u64 i = (u64)blockIdx.x * THREADS + threadIdx.x, strip = i / packs;
     if (strip >= p.strips) return;

@@ -199,7 +199,7 @@ __device__ __forceinline__ float outside_sum(const float* powers, const Window& 
 }
 
 // Grid: windows, heads. Dynamic shared memory: keys and values [2][keys][ROW], biases and powers [2][POSITIONS].
-extern "C" __global__ void __launch_bounds__(MOST) window_attention(const WindowParams p) {
+extern "C" __global__ void __launch_bounds__(MOST, 2) window_attention(const WindowParams p) {
     extern __shared__ __align__(16) float memory[];
     float* keys = memory;
     float* values = keys + p.maps.keys * ROW;
