@@ -1,5 +1,6 @@
 //! The one error type of the crate. Every variant says what was wrong, where, and what to do about it.
 
+use crate::units::human_bytes;
 use std::path::{Path, PathBuf};
 
 /// `Result` with this crate's [`Error`].
@@ -34,6 +35,12 @@ pub enum Error {
     /// A device or a library that is missing or refuses.
     #[error("device {device}: {message}")]
     Device { device: String, message: String },
+    /// A device that has not enough memory left; all in bytes.
+    #[error(
+        "device {device}: cannot allocate {}, {} of {} are free: {remedy}",
+        human_bytes(*asked), human_bytes(*free), human_bytes(*total)
+    )]
+    Memory { device: String, asked: u64, free: u64, total: u64, remedy: String },
     /// Training cannot go on (collapse, non-finite values in a row).
     #[error("training stopped: {0}")]
     Training(String),
@@ -58,6 +65,11 @@ impl Error {
     }
     pub fn invariant(pass: &'static str, message: impl Into<String>) -> Self {
         Error::Invariant { pass, message: message.into() }
+    }
+    /// An allocation of `asked` bytes where `free` of `total` are left.
+    pub fn memory(device: impl Into<String>, asked: u64, [free, total]: [u64; 2]) -> Self {
+        let remedy = "use a smaller batch".to_owned();
+        Error::Memory { device: device.into(), asked, free, total, remedy }
     }
     pub fn device(device: impl Into<String>, message: impl Into<String>) -> Self {
         Error::Device { device: device.into(), message: message.into() }

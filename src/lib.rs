@@ -20,6 +20,7 @@ pub mod report;
 pub mod saip;
 pub mod tensor;
 pub mod train;
+pub mod units;
 pub mod weights;
 
 pub use error::{Error, Result};

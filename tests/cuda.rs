@@ -9,7 +9,7 @@ use common::check::Precision;
 use common::judge::Judge;
 use common::runner::{Placement, run_op};
 use common::tensor::in_bf16;
-use saip_engine::cuda::{Choices, Compiler, CudaBackend, Driver, Family, GpuDriver, VmDriver};
+use saip_engine::cuda::{Choices, Compiler, CudaBackend, Driver, Family, GpuDriver, Sources, VmDriver};
 use saip_engine::ir::OpKind;
 use saip_engine::tensor::DType;
 use std::path::Path;
@@ -201,7 +201,9 @@ fn every_variant_compiles_without_spills() {
             let of = |bf16| family.variants(bf16).into_iter().map(move |given| (given, bf16));
             let both = of(false).chain(of(true));
             for (given, bf16) in both.filter(|(_, bf16)| family.exists_for(capability, *bf16)) {
-                let kernels = compiler.facts(family.file(), &family.source(&given, bf16)).unwrap();
+                let kernels = compiler
+                    .facts(family.file(), &family.source(&Sources::built_in(), &given, bf16))
+                    .unwrap();
                 assert!(!kernels.is_empty(), "{family:?} {given:?}: no kernel");
                 for k in kernels {
                     let what = format!("{capability:?} {family:?} bf16 {bf16} {given:?} {k:?}");
@@ -221,7 +223,7 @@ fn every_variant_compiles_without_spills() {
 
 #[test]
 fn a_struct_that_the_host_lays_out_otherwise_does_not_compile() {
-    let text = Family::Layout.source(&Family::Layout.variants(false)[0], false);
+    let text = Family::Layout.source(&Sources::built_in(), &Family::Layout.variants(false)[0], false);
     let claim = |at| format!("{text}static_assert(OFFSET_OF(RunParams, len) == {at}, \"disagree\");\n");
     let compiler = compiler(CAPABILITY);
     compiler.ptx("layout.cu", &claim(40)).unwrap();

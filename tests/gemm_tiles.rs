@@ -66,7 +66,7 @@ fn both(mut product: Product, dtype: DType, capability: (u32, u32)) -> [Vec<f32>
     let mut call = product.call(dtype, &Choices::new(vm.info())).unwrap();
     call.bf16 = dtype == DType::Bf16;
     let compiler = compiler(vm.info().capability);
-    let image = compiler.image(call.family.file(), &call.source(), vm.image_kind()).unwrap();
+    let image = compiler.module(&call, vm.image_kind()).unwrap();
     let kernel = vm.load(&image, call.kernel, call.shared).unwrap();
     let mut params = call.params.clone();
     for (offset, map) in &call.maps {

@@ -8,7 +8,7 @@ use common::tensor::{Input, Tensor};
 use saip_engine::backend::Backend;
 use saip_engine::cuda::{
     Compiler, CudaBackend, DeviceInfo, Driver, GraphId, ImageKind, KernelId, Launch, LibraryProduct,
-    Measured, ProductId, TensorMap, Tuner, VmDriver, Work,
+    Measured, ProductId, Sources, TensorMap, Tuner, VmDriver, Work,
 };
 use saip_engine::error::{Error, Result};
 use saip_engine::ir::{Epilogue, Op, Region, Role};
@@ -72,6 +72,9 @@ impl Driver for Timed {
     }
     fn image_kind(&self) -> ImageKind {
         self.vm.image_kind()
+    }
+    fn memory(&self) -> Result<[u64; 2]> {
+        self.vm.memory()
     }
     fn allocate(&mut self, bytes: usize) -> Result<u64> {
         if bytes > self.most {
@@ -232,6 +235,7 @@ fn a_product_that_the_library_does_faster_is_the_librarys() {
         let tuner = Tuner::new(
             None,
             &DeviceInfo { name: "timed".into(), capability: (8, 0), multiprocessors: 1 },
+            &Sources::built_in(),
             library,
         );
         let mut bench = Bench::new(DType::F32);

@@ -59,6 +59,9 @@ impl Driver for Recorder {
     fn image_kind(&self) -> ImageKind {
         self.vm.image_kind()
     }
+    fn memory(&self) -> Result<[u64; 2]> {
+        self.vm.memory()
+    }
     fn allocate(&mut self, bytes: usize) -> Result<u64> {
         self.vm.allocate(bytes)
     }

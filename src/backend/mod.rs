@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::ir::{Op, Region};
 use crate::plan::Plan;
 use crate::tensor::{DType, Shape};
+use std::collections::BTreeMap;
 
 /// Host data on its way into a region; a backend converts between float types.
 #[derive(Clone, Copy, Debug)]
@@ -144,6 +145,17 @@ impl Ceilings {
     }
 }
 
+/// Bytes of the regions and the arena that programs of `plans` share.
+pub fn footprint(plans: &[Plan]) -> u64 {
+    let mut regions: BTreeMap<Region, usize> = BTreeMap::new();
+    for size in plans.iter().flat_map(|plan| &plan.regions) {
+        let bytes = regions.entry(size.region).or_default();
+        *bytes = size.bytes().max(*bytes);
+    }
+    let arena = plans.iter().map(|plan| plan.arena_bytes).max().unwrap_or(0);
+    (regions.values().sum::<usize>() + arena) as u64
+}
+
 /// A device that holds the regions and executes plans. All programs of one backend share its regions and one arena.
 pub trait Backend: Send {
     /// Short name with the device, such as `cpu (2 threads, f32)`.
@@ -161,6 +173,16 @@ pub trait Backend: Send {
     /// Allocates what the plan needs beyond what is there (contents of regions are kept) and prepares every launch, so
     /// that [`Backend::run`] allocates nothing.
     fn compile(&mut self, plan: Plan) -> Result<ProgramId>;
+
+    /// Bytes of device memory that are free now; None where programs use the host's.
+    fn free_memory(&self) -> Option<u64> {
+        None
+    }
+
+    /// Bytes of device memory that programs of `plans` need together.
+    fn footprint(&self, plans: &[Plan]) -> u64 {
+        footprint(plans)
+    }
 
     /// Copies into a region; `offset` in elements.
     fn write(&mut self, region: Region, offset: usize, data: HostSlice<'_>) -> Result<()>;

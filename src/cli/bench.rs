@@ -1,20 +1,25 @@
 //! `saip-engine bench`.
 
-use super::device::{Device, DeviceOptions, Gemm, parse_dtype, parse_target};
+use super::cuda::CudaArgs;
+use super::device::{Device, DeviceOptions, parse_dtype, parse_target};
 use super::step::StepArgs;
 use crate::data::batch::{Batch, ViewGeometry};
 use crate::data::rng::{Purpose, stream};
 use crate::data::views::{random_positions, step_config_at};
 use crate::error::{Error, Result};
-use crate::report::table::{human_bytes, table};
+use crate::report::table::table;
 use crate::saip::StepPoint;
 use crate::saip::config::{PATCH, StepConfig};
 use crate::tensor::DType;
 use crate::train::engine::{Engine, EngineOptions};
 use crate::train::pretrained::base_step;
+use crate::units::human_bytes;
 use rand_distr::{Distribution, StandardNormal};
 use serde_json::json;
 use std::time::Instant;
+
+/// Scale that is timed by default.
+pub const SCALE: f64 = 1.25;
 
 /// Arguments of `bench`.
 #[derive(clap::Args, Debug)]
@@ -40,14 +45,11 @@ pub struct BenchOpsArgs {
     #[arg(long, default_value_t = 2)]
     pub batch: usize,
     /// Scale of the rescaled views
-    #[arg(long, default_value_t = 1.25)]
+    #[arg(long, default_value_t = SCALE)]
     pub scale: f64,
     /// Device: cuda, cuda:N, or ptx-vm (the CUDA kernels, interpreted)
     #[arg(long, default_value = "ptx-vm")]
     pub device: String,
-    /// Matrix products on a GPU
-    #[arg(long, value_enum, default_value_t)]
-    pub gemm: Gemm,
     /// Precision: bf16 or f32
     #[arg(long, default_value = "bf16", value_parser = parse_dtype)]
     pub dtype: DType,
@@ -57,12 +59,17 @@ pub struct BenchOpsArgs {
     /// Times that each op runs; the median counts
     #[arg(long, default_value_t = 20)]
     pub repeats: usize,
+    /// Compute activations again in the backward pass
+    #[arg(long)]
+    pub recompute: bool,
     /// Rows to print; 0 for all
     #[arg(long, default_value_t = 30)]
     pub rows: usize,
     /// Print one line of JSON instead of tables
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub cuda: CudaArgs,
 }
 
 /// Arguments of `bench step`.
@@ -74,7 +81,7 @@ pub struct BenchStepArgs {
     #[arg(long, default_value_t = 8)]
     pub batch: usize,
     /// Scale of the rescaled views
-    #[arg(long, default_value_t = 1.25)]
+    #[arg(long, default_value_t = SCALE)]
     pub scale: f64,
     /// Steps to time
     #[arg(long, default_value_t = 10)]
@@ -85,9 +92,6 @@ pub struct BenchStepArgs {
     /// Device: auto, cpu, cuda, cuda:N, or ptx-vm (the CUDA kernels, interpreted)
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Matrix products on a GPU
-    #[arg(long, value_enum, default_value_t)]
-    pub gemm: Gemm,
     /// Precision: f64 (cpu), f32, or bf16 (not on the CPU)
     #[arg(long, default_value = "f32", value_parser = parse_dtype)]
     pub dtype: DType,
@@ -100,6 +104,8 @@ pub struct BenchStepArgs {
     /// Print one line of JSON instead of a table
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub cuda: CudaArgs,
 }
 
 /// Measures and prints.
@@ -120,13 +126,14 @@ fn bench_step(args: &BenchStepArgs) -> Result<()> {
     let cfg = args.step.resolve(Some(args.batch))?;
     let base = base_step(&cfg)?;
     let step = step_config_at(&base, args.scale);
-    let options = DeviceOptions { threads: args.threads, gemm: args.gemm, ..DeviceOptions::default() };
+    let options =
+        DeviceOptions { threads: args.threads, cuda: args.cuda.clone(), ..DeviceOptions::default() };
     let backend = Device::parse(&args.device)?.open(args.dtype, &options)?;
     let device = backend.name();
     let options = EngineOptions {
         micro_steps: 1,
         drop_path: cfg.encoder.drop_path,
-        recompute: args.recompute,
+        recompute: args.recompute || cfg.run.recompute,
         seed: cfg.data.seed,
     };
     let mut engine = Engine::new(backend, std::slice::from_ref(&step), options)?;

@@ -128,7 +128,8 @@ pub fn run(args: &BenchOpsArgs) -> Result<()> {
     let cfg = args.step.resolve(Some(args.batch))?;
     let base = base_step(&cfg)?;
     let step = step_config_at(&base, args.scale);
-    let options = DeviceOptions { gemm: args.gemm, interpreted: args.target, ..DeviceOptions::default() };
+    let options =
+        DeviceOptions { cuda: args.cuda.clone(), interpreted: args.target, ..DeviceOptions::default() };
     let mut backend = Device::parse(&args.device)?.open(args.dtype, &options)?;
     let device = backend.name();
     // Before the step takes its memory.
@@ -136,7 +137,7 @@ pub fn run(args: &BenchOpsArgs) -> Result<()> {
     let options = EngineOptions {
         micro_steps: 1,
         drop_path: cfg.encoder.drop_path,
-        recompute: false,
+        recompute: args.recompute || cfg.run.recompute,
         seed: cfg.data.seed,
     };
     let mut engine = Engine::new(backend, std::slice::from_ref(&step), options)?;

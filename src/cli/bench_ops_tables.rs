@@ -3,7 +3,8 @@
 use super::bench::BenchOpsArgs;
 use super::bench_ops::{Group, count_kernel};
 use crate::backend::{Ceilings, OpKernel};
-use crate::report::table::{human_bytes, table};
+use crate::report::table::table;
+use crate::units::human_bytes;
 
 /// `value` with `decimals`, or nothing.
 fn number(value: Option<f64>, decimals: usize) -> String {

@@ -1,41 +1,32 @@
 //! The choice of a backend.
 
+use super::cuda::CudaArgs;
 use crate::backend::Backend;
 use crate::cpu::CpuBackend;
 use crate::cuda::{
-    ARCHITECTURES, Compiler, CudaBackend, Driver, GpuDriver, Tuner, VmDriver, cache_folder, installed,
+    ARCHITECTURES, Compiler, Driver, Gpu, GpuDriver, VmDriver, cache_folder, installed, kernels_folder,
 };
 use crate::error::{Error, Result};
 use crate::tensor::DType;
 
 /// Compute capability that the interpreter claims: the oldest one that the kernels are written for.
-const VM_CAPABILITY: (u32, u32) = (8, 0);
+pub const VM_CAPABILITY: (u32, u32) = (8, 0);
 /// Device memory of the interpreter, bytes.
 const VM_MEMORY: u64 = 8 << 30;
 
-/// Whose matrix products a GPU uses.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Gemm {
-    /// For each shape what is measured to be the fastest: a tile of ours, or cuBLASLt
-    #[default]
-    Auto,
-    /// Ours alone
-    Own,
-}
-
 /// What else there is to choose about a device.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct DeviceOptions {
     /// CPU threads; 0 for one per core.
     pub threads: usize,
-    pub gemm: Gemm,
+    pub cuda: CudaArgs,
     /// Compute capability that the interpreter claims.
     pub interpreted: (u32, u32),
 }
 
 impl Default for DeviceOptions {
     fn default() -> Self {
-        DeviceOptions { threads: 0, gemm: Gemm::Auto, interpreted: VM_CAPABILITY }
+        DeviceOptions { threads: 0, cuda: CudaArgs::default(), interpreted: VM_CAPABILITY }
     }
 }
 
@@ -61,8 +52,11 @@ impl Device {
             "ptx-vm" => Ok(Device::PtxVm),
             "auto" => {
                 let found = installed();
-                let usable = found.driver.is_ok() && found.nvrtc.is_ok() && !found.gpus.is_empty();
-                Ok(if usable { Device::Cuda(0) } else { Device::Cpu })
+                let kernels = || cache_folder().map(|root| kernels_folder(&root));
+                // Kernels that were built ahead do instead of NVRTC.
+                let usable = |gpu: &Gpu| Compiler::new(gpu.capability, kernels()).is_ok();
+                let gpu = found.gpus.first().filter(|gpu| found.driver.is_ok() && usable(gpu));
+                Ok(if gpu.is_some() { Device::Cuda(0) } else { Device::Cpu })
             }
             other => match other.strip_prefix("cuda:").map(str::parse) {
                 Some(Ok(ordinal)) => Ok(Device::Cuda(ordinal)),
@@ -83,7 +77,7 @@ impl Device {
     /// # Errors
     /// [`Error::Device`] when it, or a library that it needs, is not there; the message says what to install.
     pub fn open(self, dtype: DType, options: &DeviceOptions) -> Result<Box<dyn Backend>> {
-        let DeviceOptions { threads, gemm, interpreted } = *options;
+        let DeviceOptions { threads, ref cuda, interpreted } = *options;
         match (self, dtype) {
             (Device::Cpu, DType::F32) => Ok(Box::new(CpuBackend::<f32>::new(threads)?)),
             (Device::Cpu, DType::F64) => Ok(Box::new(CpuBackend::<f64>::new(threads)?)),
@@ -93,19 +87,16 @@ impl Device {
             )),
             (Device::Cuda(ordinal), _) => {
                 let driver = GpuDriver::new(ordinal)?;
-                let folder = cache_folder().map(|root| root.join("tiles"));
-                let tuner = Tuner::new(folder.as_deref(), driver.info(), gemm == Gemm::Auto);
-                Ok(Box::new(cuda(driver, dtype)?.with_tuner(tuner)))
+                let tuner = cuda.tuner(driver.info())?;
+                let backend = cuda.backend(driver, dtype)?;
+                Ok(Box::new(match tuner {
+                    Some(tuner) => backend.with_tuner(tuner),
+                    None => backend,
+                }))
             }
-            (Device::PtxVm, _) => Ok(Box::new(cuda(VmDriver::new(interpreted, VM_MEMORY), dtype)?)),
+            (Device::PtxVm, _) => Ok(Box::new(cuda.backend(VmDriver::new(interpreted, VM_MEMORY), dtype)?)),
         }
     }
-}
-
-fn cuda<D: Driver>(driver: D, dtype: DType) -> Result<CudaBackend<D>> {
-    let kernels = cache_folder().map(|root| root.join("kernels"));
-    let compiler = Compiler::new(driver.info().capability, kernels)?;
-    CudaBackend::new(driver, compiler, dtype)
 }
 
 /// Parses an architecture such as `sm_90` or `sm_90a` into its compute capability.

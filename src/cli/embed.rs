@@ -1,12 +1,14 @@
 //! `saip-engine embed`.
 
-use super::device::{Device, DeviceOptions, Gemm, parse_dtype};
+use super::cuda::CudaArgs;
+use super::device::{Device, DeviceOptions, parse_dtype};
 use crate::data::source::open_source;
 use crate::embed::{ArrayFormat, EmbedFiles, Embedded, Embedder, embed};
 use crate::error::{Error, Result};
 use crate::export::{TrainedEncoder, metadata};
-use crate::report::table::{human_bytes, table};
+use crate::report::table::table;
 use crate::tensor::DType;
+use crate::units::human_bytes;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -43,15 +45,14 @@ pub struct EmbedArgs {
     /// Device: auto, cpu, cuda, cuda:N, or ptx-vm (the CUDA kernels, interpreted)
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Matrix products on a GPU
-    #[arg(long, value_enum, default_value_t)]
-    pub gemm: Gemm,
     /// Precision: f32, bf16 (not on the CPU), f64 (cpu)
     #[arg(long, default_value = "f32", value_parser = parse_dtype)]
     pub dtype: DType,
     /// CPU threads; 0 for one per core
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
+    #[command(flatten)]
+    pub cuda: CudaArgs,
 }
 
 /// Features of an image.
@@ -77,7 +78,8 @@ pub fn run(args: &EmbedArgs) -> Result<()> {
         encoder = encoder.resized([h, w])?;
     }
     let source = open_source(&args.images)?;
-    let options = DeviceOptions { threads: args.threads, gemm: args.gemm, ..DeviceOptions::default() };
+    let options =
+        DeviceOptions { threads: args.threads, cuda: args.cuda.clone(), ..DeviceOptions::default() };
     let backend = Device::parse(&args.device)?.open(args.dtype, &options)?;
     let files = EmbedFiles {
         out: args.out.clone(),

@@ -2,7 +2,8 @@
 
 use crate::error::{Error, Result};
 use crate::export::{ExportOptions, Format, TrainedEncoder, export};
-use crate::report::table::{human_bytes, table};
+use crate::report::table::table;
+use crate::units::human_bytes;
 use crate::weights::{Naming, PthLayout};
 use std::path::PathBuf;
 

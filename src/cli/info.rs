@@ -2,7 +2,8 @@
 
 use crate::cuda::{Installed, cache_folder, cublaslt_version, installed};
 use crate::error::Result;
-use crate::report::table::{human_bytes, table};
+use crate::report::table::table;
+use crate::units::human_bytes;
 
 /// Arguments of `info`.
 #[derive(clap::Args, Debug)]

@@ -3,10 +3,12 @@
 pub mod bench;
 pub mod bench_ops;
 mod bench_ops_tables;
+pub mod cuda;
 pub mod device;
 pub mod embed;
 pub mod export;
 pub mod info;
+pub mod kernels;
 pub mod plan;
 pub mod prepare;
 pub mod step;
@@ -43,6 +45,8 @@ pub enum Command {
     Plan(plan::PlanArgs),
     /// Measure speed
     Bench(bench::BenchArgs),
+    /// Compile the CUDA kernels ahead
+    Kernels(kernels::KernelsArgs),
     /// List devices and libraries
     Info(info::InfoArgs),
 }
@@ -61,6 +65,7 @@ pub fn run(cli: Cli) -> Result<i32> {
         Command::Verify(args) => verify::run(&args),
         Command::Plan(args) => plan::run(&args).map(|()| 0),
         Command::Bench(args) => bench::run(&args).map(|()| 0),
+        Command::Kernels(args) => kernels::run(&args).map(|()| 0),
         Command::Info(args) => info::run(&args).map(|()| 0),
     }
 }

@@ -8,12 +8,13 @@ use crate::error::{Error, Result};
 use crate::ir::dump;
 use crate::plan::Plan;
 use crate::report::memory_svg;
-use crate::report::table::{human_bytes, table};
+use crate::report::table::table;
 use crate::saip::{StepOptions, build_step};
 use crate::tensor::DType;
 use crate::train::engine::compile_plan;
 use crate::train::pretrained::base_step;
 use crate::train::summary::memory_picture;
+use crate::units::human_bytes;
 use std::path::PathBuf;
 
 /// Arguments of `plan`.

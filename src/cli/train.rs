@@ -1,14 +1,15 @@
 //! `saip-engine train`.
 
-use super::device::{Device, DeviceOptions, Gemm, parse_dtype};
+use super::cuda::CudaArgs;
+use super::device::{Device, DeviceOptions, parse_dtype};
 use crate::error::{Error, Result};
-use crate::report::table::human_duration;
 use crate::tensor::DType;
 use crate::train::config::TrainConfig;
 use crate::train::folder::RunFolder;
 use crate::train::presets::{DEFAULT, PRESETS};
 use crate::train::run::{Outcome, train};
 use crate::train::signals::{INTERRUPTED, Interrupt};
+use crate::units::human_duration;
 use std::path::{Path, PathBuf};
 
 /// Arguments of `train`.
@@ -39,9 +40,6 @@ pub struct TrainArgs {
     /// Device: auto, cpu, cuda, cuda:N, or ptx-vm (the CUDA kernels, interpreted)
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Matrix products on a GPU
-    #[arg(long, value_enum, default_value_t)]
-    pub gemm: Gemm,
     /// Precision: f32, or bf16 with f32 sums and parameters [default: bf16 on a GPU, else f32]
     #[arg(long, value_parser = parse_dtype)]
     pub dtype: Option<DType>,
@@ -57,6 +55,8 @@ pub struct TrainArgs {
     /// Print the resolved configuration and exit
     #[arg(long)]
     pub print_config: bool,
+    #[command(flatten)]
+    pub cuda: CudaArgs,
 }
 
 impl TrainArgs {
@@ -124,7 +124,8 @@ pub fn run(args: &TrainArgs) -> Result<i32> {
     }
     let device = Device::parse(&args.device)?;
     let dtype = args.dtype.unwrap_or(device.training_dtype());
-    let options = DeviceOptions { threads: cfg.run.threads, gemm: args.gemm, ..DeviceOptions::default() };
+    let options =
+        DeviceOptions { threads: cfg.run.threads, cuda: args.cuda.clone(), ..DeviceOptions::default() };
     let backend = device.open(dtype, &options)?;
     let interrupt = Interrupt::install()?;
     let outcome = train(&cfg, &out, args.resume, backend, &interrupt)?;

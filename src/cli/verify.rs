@@ -1,6 +1,7 @@
 //! `saip-engine verify`.
 
-use super::device::{Device, DeviceOptions, Gemm, parse_dtype};
+use super::cuda::CudaArgs;
+use super::device::{Device, DeviceOptions, parse_dtype};
 use crate::error::{Error, Result};
 use crate::report::table::table;
 use crate::tensor::DType;
@@ -16,9 +17,6 @@ pub struct VerifyArgs {
     /// Device: auto, cpu, cuda, cuda:N, or ptx-vm (the CUDA kernels, interpreted)
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Matrix products on a GPU
-    #[arg(long, value_enum, default_value_t)]
-    pub gemm: Gemm,
     /// Precision: f64 (cpu), f32, bf16 (not on the CPU) [default: f64 on the CPU, else f32]
     #[arg(long, value_parser = parse_dtype)]
     pub dtype: Option<DType>,
@@ -38,6 +36,8 @@ pub struct VerifyArgs {
     /// CPU threads; 0 for one per core
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
+    #[command(flatten)]
+    pub cuda: CudaArgs,
 }
 
 /// Checks every fixture; 0 when all pass, 1 when one is beyond the tolerance.
@@ -66,7 +66,8 @@ pub fn run(args: &VerifyArgs) -> Result<i32> {
                 }
             }
         };
-        let options = DeviceOptions { threads: args.threads, gemm: args.gemm, ..DeviceOptions::default() };
+        let options =
+            DeviceOptions { threads: args.threads, cuda: args.cuda.clone(), ..DeviceOptions::default() };
         let backend = device.open(dtype, &options)?;
         let name = backend.name();
         let results = fixture.run(backend)?;

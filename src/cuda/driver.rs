@@ -133,10 +133,16 @@ pub trait Driver: Send {
     /// What [`Driver::load`] takes.
     fn image_kind(&self) -> ImageKind;
 
+    /// Bytes of its memory that are free, and all of them.
+    ///
+    /// # Errors
+    /// Those of the driver.
+    fn memory(&self) -> Result<[u64; 2]>;
+
     /// Memory of at least `bytes`, aligned to 256 bytes, contents undefined.
     ///
     /// # Errors
-    /// When there is not that much left; the message says how much was asked for.
+    /// [`Error::Memory`](crate::error::Error::Memory) when there is not that much left.
     fn allocate(&mut self, bytes: usize) -> Result<u64>;
 
     /// Gives memory back.
@@ -221,6 +227,9 @@ impl<D: Driver + ?Sized> Driver for Box<D> {
     }
     fn image_kind(&self) -> ImageKind {
         (**self).image_kind()
+    }
+    fn memory(&self) -> Result<[u64; 2]> {
+        (**self).memory()
     }
     fn allocate(&mut self, bytes: usize) -> Result<u64> {
         (**self).allocate(bytes)

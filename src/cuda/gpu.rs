@@ -244,19 +244,20 @@ impl Driver for GpuDriver {
         ImageKind::Cubin
     }
 
+    fn memory(&self) -> Result<[u64; 2]> {
+        self.enter()?;
+        let (free, total) = result::mem_get_info().map_err(|e| failed("does not tell its memory", e))?;
+        Ok([free as u64, total as u64])
+    }
+
     fn allocate(&mut self, bytes: usize) -> Result<u64> {
         self.enter()?;
         // SAFETY: nothing is read before it is written, or the kernel's contract says so.
-        unsafe { result::malloc_sync(bytes.max(1)) }.map_err(|e| {
-            let (free, total) = result::mem_get_info().unwrap_or((0, 0));
-            let mib = |n: usize| n >> 20;
-            let message = format!(
-                "cannot allocate {} MiB, {} of {} MiB are free ({e:?}): use a smaller batch or --recompute",
-                mib(bytes),
-                mib(free),
-                mib(total)
-            );
-            Error::device("cuda", message)
+        unsafe { result::malloc_sync(bytes.max(1)) }.map_err(|e| match e.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                Error::memory("cuda", bytes as u64, self.memory().unwrap_or_default())
+            }
+            _ => failed("cannot allocate memory", e),
         })
     }
 

@@ -2,6 +2,7 @@
 
 use super::driver::{LibraryProduct, TensorMap};
 use super::optim::SCALARS;
+use super::sources::Sources;
 use std::fmt::Write;
 
 /// Names and values of a kernel file's compile-time constants.
@@ -71,9 +72,9 @@ impl Family {
     /// Headers of `kernels/` that the file builds on, behind the prelude.
     const fn headers(self) -> &'static [&'static str] {
         match self {
-            Family::Attention | Family::Conv | Family::PrototypeCe => &[MMA],
-            Family::Gemm => &[MMA, GEMM_EPILOGUE],
-            Family::GemmSm90 => &[MMA, GEMM_EPILOGUE, SM90],
+            Family::Attention | Family::Conv | Family::PrototypeCe => &["mma.cuh"],
+            Family::Gemm => &["mma.cuh", "gemm_epilogue.cuh"],
+            Family::GemmSm90 => &["mma.cuh", "gemm_epilogue.cuh", "sm90.cuh"],
             Family::DenseLoss
             | Family::DepthwiseConv
             | Family::Embed
@@ -114,47 +115,21 @@ impl Family {
     }
 
     /// The file behind the prelude, with constants for what it lists as given.
-    pub fn source(self, given: &[(&'static str, usize)], bf16: bool) -> String {
-        let mut text = String::with_capacity(PRELUDE.len() + self.text().len() + 1024);
+    pub fn source(self, sources: &Sources, given: &[(&'static str, usize)], bf16: bool) -> String {
+        let mut text = String::with_capacity(1 << 16);
         for (name, value) in given {
             let _ = writeln!(text, "#define {name} {value}");
         }
         if bf16 {
             text.push_str("#define ELEMENT_BF16\n");
         }
-        text.push_str(PRELUDE);
-        for header in self.headers() {
-            text.push_str(header);
+        let headers = self.headers().iter().copied();
+        for file in std::iter::once("prelude.cuh").chain(headers).chain([self.file()]) {
+            text.push_str(sources.text(file));
         }
-        text.push_str(self.text());
         text
     }
-
-    const fn text(self) -> &'static str {
-        match self {
-            Family::Attention => include_str!("../../kernels/attention.cu"),
-            Family::BatchNorm => include_str!("../../kernels/batch_norm.cu"),
-            Family::Conv => include_str!("../../kernels/conv.cu"),
-            Family::DenseLoss => include_str!("../../kernels/dense_loss.cu"),
-            Family::DepthwiseConv => include_str!("../../kernels/depthwise_conv.cu"),
-            Family::Embed => include_str!("../../kernels/embed.cu"),
-            Family::Gemm => include_str!("../../kernels/gemm.cu"),
-            Family::GemmSm90 => include_str!("../../kernels/gemm_sm90.cu"),
-            Family::LayerNorm => include_str!("../../kernels/layer_norm.cu"),
-            Family::Layout => include_str!("../../kernels/layout.cu"),
-            Family::Optim => include_str!("../../kernels/optim.cu"),
-            Family::Pointwise => include_str!("../../kernels/pointwise.cu"),
-            Family::Pool => include_str!("../../kernels/pool.cu"),
-            Family::PrototypeCe => include_str!("../../kernels/prototype_ce.cu"),
-            Family::WindowAttention => include_str!("../../kernels/window_attention.cu"),
-        }
-    }
 }
-
-const PRELUDE: &str = include_str!("../../kernels/prelude.cuh");
-const MMA: &str = include_str!("../../kernels/mma.cuh");
-const SM90: &str = include_str!("../../kernels/sm90.cuh");
-const GEMM_EPILOGUE: &str = include_str!("../../kernels/gemm_epilogue.cuh");
 
 /// Size and field offsets of a kernel's parameter struct as Rust lays it out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -247,8 +222,8 @@ impl Call {
 
     /// The text that is compiled: the family's with the given constants, and assertions that the device lays the
     /// parameter struct out as the host does.
-    pub fn source(&self) -> String {
-        let mut text = self.family.source(&self.given, self.bf16);
+    pub fn source(&self, sources: &Sources) -> String {
+        let mut text = self.family.source(sources, &self.given, self.bf16);
         let Layout { name, bytes, fields } = self.layout;
         let _ = writeln!(text, "static_assert(sizeof({name}) == {bytes}, \"host and device disagree\");");
         for (field, offset) in fields {

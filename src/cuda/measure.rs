@@ -101,7 +101,7 @@ impl<D: Driver> CudaBackend<D> {
             kernel.shared += facts.shared;
             kernel.resident_blocks = facts.blocks_per_multiprocessor;
         } else {
-            let (file, source) = (call.family.file(), call.source());
+            let (file, source) = (call.family.file(), call.source(self.compiler.sources()));
             if !compiled.contains_key(&source) {
                 let facts = self.compiler.facts(file, &source)?;
                 compiled.insert(source.clone(), facts);

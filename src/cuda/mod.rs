@@ -3,6 +3,8 @@
 
 mod attention;
 mod batch_norm;
+mod cache;
+mod compiler;
 mod conv;
 mod cublaslt;
 mod dense_loss;
@@ -27,11 +29,14 @@ mod pool;
 mod probe;
 mod program;
 mod prototype_ce;
+mod sources;
 mod tiles;
 mod tune;
 mod vm;
 mod window_attention;
 
+pub use cache::{cache_folder, kernels_folder};
+pub use compiler::{CompileProgress, Compiler, Wanted};
 pub use driver::{
     DeviceInfo, Driver, GraphId, ImageKind, KernelFacts, KernelId, Launch, LibraryProduct, Measured,
     ProductId, TensorMap, Work,
@@ -39,11 +44,12 @@ pub use driver::{
 pub use gemm::{Finish, GemmParams, Product};
 pub use gpu::GpuDriver;
 pub use kernel::{Call, Family, Given, KernelParams, Layout};
-pub use nvrtc::{CompiledKernel, Compiler, cache_folder};
+pub use nvrtc::CompiledKernel;
 pub use occupancy::{ARCHITECTURES, Architecture, architecture};
-pub use planning::PlanningBackend;
+pub use planning::{Collected, PlanningBackend};
 pub use probe::{Gpu, Installed, cublaslt_version, installed};
 pub use program::CudaBackend;
+pub use sources::Sources;
 pub use tiles::{Choice, Choices, HOPPER_TILES, PLAIN_TILES, TENSOR_TILES, Tier, Tile};
-pub use tune::Tuner;
+pub use tune::{TuneProgress, Tuner, Tuning};
 pub use vm::VmDriver;

@@ -1,33 +1,79 @@
 //! Planning for the device without one.
 
+use super::compiler::Wanted;
 use super::driver::DeviceInfo;
+use super::kernel::Call;
 use super::lower::{self, Operands};
-use super::program::with_shapes;
+use super::program::{want, with_shapes};
+use super::sources::Sources;
 use super::tiles::Choices;
 use crate::backend::{Backend, HostSlice, HostSliceMut, NullBackend, OperandType, ProgramId, in_place};
 use crate::error::{Error, Result};
 use crate::ir::{Op, Region};
-use crate::plan::{Plan, Slot, Step};
+use crate::plan::{Plan, Slot, Space, Step};
 use crate::tensor::DType;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Plans exactly as [`super::CudaBackend`] does, and computes nothing.
 #[derive(Debug)]
-pub struct PlanningBackend(NullBackend);
+pub struct PlanningBackend {
+    null: NullBackend,
+    choices: Choices,
+    collected: Option<Collected>,
+}
+
+/// The kernels of all plans so far.
+#[derive(Clone, Debug)]
+pub struct Collected {
+    sources: Arc<Sources>,
+    wanted: Arc<Mutex<Wanted>>,
+    /// Whether a tuner may choose every tile.
+    tuned: bool,
+}
+
+impl Collected {
+    /// Nothing yet; `tuned` when every way to compute a product is wanted, not the estimated one alone.
+    pub fn new(sources: Arc<Sources>, tuned: bool) -> Self {
+        Collected { sources, wanted: Arc::default(), tuned }
+    }
+
+    /// What was collected.
+    pub fn take(&self) -> Wanted {
+        std::mem::take(&mut *self.wanted.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn add(&self, calls: Vec<Call>) {
+        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        want(&mut wanted, &self.sources, calls);
+    }
+}
+
+/// Of all devices that are supported the one with the most ways to compute a product: an H200.
+const RICHEST: ((u32, u32), u32) = ((9, 0), 132);
 
 impl PlanningBackend {
     /// Plans for kernels that compute in `dtype`.
     pub fn new(dtype: DType) -> Self {
-        PlanningBackend(NullBackend::new(dtype))
+        let (capability, multiprocessors) = RICHEST;
+        let device = DeviceInfo { name: String::new(), capability, multiprocessors };
+        PlanningBackend { null: NullBackend::new(dtype), choices: Choices::new(&device), collected: None }
+    }
+
+    /// The same for compute capability `capability`; adds to `collected` the kernels of every plan.
+    pub fn collecting(dtype: DType, capability: (u32, u32), collected: Collected) -> Self {
+        let device = DeviceInfo { name: String::new(), capability, multiprocessors: RICHEST.1 };
+        let choices = Choices::new(&device);
+        PlanningBackend { null: NullBackend::new(dtype), choices, collected: Some(collected) }
     }
 }
 
 impl Backend for PlanningBackend {
     fn name(&self) -> String {
-        format!("cuda ({}), planned without a device", self.0.dtype())
+        format!("cuda ({}), planned without a device", self.null.dtype())
     }
 
     fn dtype(&self) -> DType {
-        self.0.dtype()
+        self.null.dtype()
     }
 
     fn workspace(&self, op: &Op, inputs: &[OperandType<'_>], outputs: &[OperandType<'_>]) -> usize {
@@ -40,47 +86,58 @@ impl Backend for PlanningBackend {
 
     /// Every op must have kernels that take its sizes.
     fn compile(&mut self, plan: Plan) -> Result<ProgramId> {
-        // An H200: of all devices that are supported, the one with the most ways to compute a product.
-        let device = DeviceInfo { name: String::new(), capability: (9, 0), multiprocessors: 132 };
-        let choices = Choices::new(&device);
-        plan.steps.iter().try_for_each(|step| launchable(step, &choices))?;
-        self.0.compile(plan)
+        for step in &plan.steps {
+            let calls = launchable(step, &self.choices)?;
+            if let Some(collected) = &self.collected {
+                collected.add(calls);
+            }
+        }
+        let products = self.choices.take_unmeasured();
+        if let Some(collected) = self.collected.as_ref().filter(|c| c.tuned) {
+            for (product, element) in products.values() {
+                collected.add(self.choices.calls(product, *element));
+            }
+        }
+        self.null.compile(plan)
     }
 
     fn write(&mut self, region: Region, offset: usize, data: HostSlice<'_>) -> Result<()> {
-        self.0.write(region, offset, data)
+        self.null.write(region, offset, data)
     }
 
     fn read(&self, region: Region, offset: usize, data: HostSliceMut<'_>) -> Result<()> {
-        self.0.read(region, offset, data)
+        self.null.read(region, offset, data)
     }
 
     fn run(&mut self, program: ProgramId) -> Result<()> {
-        self.0.run(program)
+        self.null.run(program)
     }
 }
 
-/// Where memory is pretended to be.
+/// Where memory is pretended to be: arena and regions begin where a driver's allocations may.
 const BASE: u64 = 1 << 40;
 /// What CUDA takes: blocks along the axes of a grid, and bytes of shared memory of the largest block.
 const MOST_BLOCKS: [u32; 3] = [i32::MAX as u32, 65535, 65535];
 const MOST_SHARED: u32 = 227 << 10;
 
-/// Checks that a step can be launched.
-fn launchable(step: &Step, choices: &Choices) -> Result<()> {
-    let at = |slots: &[Slot]| slots.iter().map(|s| BASE + s.offset as u64).collect::<Vec<_>>();
+/// The calls of a step, all of which can be launched.
+fn launchable(step: &Step, choices: &Choices) -> Result<Vec<Call>> {
+    let address = |s: &Slot| if s.space == Space::Unused { 0 } else { BASE + s.offset as u64 };
+    let at = |slots: &[Slot]| slots.iter().map(address).collect::<Vec<_>>();
     let (inputs, outputs) = (at(&step.inputs), at(&step.outputs));
     let inputs = with_shapes(&step.inputs, &inputs);
     let outputs = with_shapes(&step.outputs, &outputs);
     let scratch = BASE + step.workspace.0 as u64;
     let operands = Operands { inputs: &inputs, outputs: &outputs, scratch, choices };
     let refused = |why: String| Error::device("cuda", format!("{}: {} {why}", step.path, step.op.name()));
-    for call in lower::lower(&step.op, &operands).map_err(refused)? {
+    let mut calls = lower::lower(&step.op, &operands).map_err(refused)?;
+    for call in &mut calls {
+        call.bf16 = operands.element() == DType::Bf16;
         let blocks = call.grid.iter().zip(MOST_BLOCKS).all(|(n, most)| (1..=most).contains(n));
         if !blocks || call.shared > MOST_SHARED {
             let what = format!("{}: a grid of {:?} with {} bytes", call.kernel, call.grid, call.shared);
             return Err(refused(format!("cannot be launched ({what}): use a smaller batch")));
         }
     }
-    Ok(())
+    Ok(calls)
 }

@@ -1,13 +1,15 @@
 //! The CUDA backend: owns the regions and the arena on the device, turns plans into prepared launches, runs them.
 
+use super::compiler::{Compiler, Wanted};
 use super::driver::{Driver, GraphId, Launch, Work};
 use super::kernel::Call;
 use super::lower::{self, Operand, Operands};
-use super::nvrtc::Compiler;
+use super::sources::Sources;
 use super::tiles::Choices;
 use super::tune::Tuner;
 use crate::backend::{
-    Backend, Ceilings, HostSlice, HostSliceMut, OpKernel, OpMeasure, OperandType, ProgramId, in_place,
+    Backend, Ceilings, HostSlice, HostSliceMut, OpKernel, OpMeasure, OperandType, ProgramId, footprint,
+    in_place,
 };
 use crate::error::{Error, Result};
 use crate::ir::{Op, Region};
@@ -186,10 +188,17 @@ impl<D: Driver> CudaBackend<D> {
         calls.map(|call| prepare(&mut self.driver, &self.compiler, call, tables)).collect()
     }
 
-    /// Measures the products of `plan` whose fastest way is not known.
+    /// Compiles what `plan` needs, and measures its products whose fastest way is not known.
     fn tune(&mut self, plan: &Plan) -> Result<()> {
         // This asks for every product; what is found changes the next answers.
-        plan.steps.iter().try_for_each(|step| self.calls(step).map(drop))?;
+        let mut wanted = Wanted::new();
+        for step in &plan.steps {
+            want(&mut wanted, self.compiler.sources(), self.calls(step)?);
+        }
+        if let Some(tuner) = &self.tuner {
+            want(&mut wanted, self.compiler.sources(), tuner.candidates(&self.choices));
+        }
+        self.compiler.prepare(&wanted, self.driver.image_kind())?;
         self.tune_asked()
     }
 
@@ -228,6 +237,11 @@ impl<D: Driver> CudaBackend<D> {
     }
 }
 
+/// Adds the texts of `calls`.
+pub(super) fn want(wanted: &mut Wanted, sources: &Sources, calls: impl IntoIterator<Item = Call>) {
+    wanted.extend(calls.into_iter().map(|call| (call.source(sources), call.family.file())));
+}
+
 /// Compiles and loads what `call` needs; addresses of its constant tables are added to `tables`.
 ///
 /// # Errors
@@ -243,7 +257,7 @@ pub(super) fn prepare<D: Driver>(
     {
         return Ok(Work::Product(id));
     }
-    let image = compiler.image(call.family.file(), &call.source(), driver.image_kind())?;
+    let image = compiler.module(&call, driver.image_kind())?;
     let kernel = driver.load(&image, call.kernel, call.shared)?;
     let (grid, block, shared, mut params) = (call.grid, call.block, call.shared, call.params);
     for (offset, bytes) in call.tables {
@@ -312,6 +326,16 @@ impl<D: Driver> Backend for CudaBackend<D> {
         }
         self.programs = programs;
         Ok(ProgramId(self.programs.len() - 1))
+    }
+
+    fn free_memory(&self) -> Option<u64> {
+        self.driver.memory().ok().map(|[free, _]| free)
+    }
+
+    /// With the landing buffer of the inputs.
+    fn footprint(&self, plans: &[Plan]) -> u64 {
+        let inputs = plans.iter().flat_map(|plan| &plan.regions).filter(|r| r.region == Region::Inputs);
+        footprint(plans) + inputs.map(|r| r.bytes() as u64).max().unwrap_or(0)
     }
 
     fn write(&mut self, region: Region, offset: usize, data: HostSlice<'_>) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use super::driver::DeviceInfo;
 use super::gemm::{Gather, Product};
-use super::kernel::Given;
+use super::kernel::{Call, Given};
 use crate::tensor::DType;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -189,7 +189,21 @@ impl Choices {
         std::iter::once(&first).chain(others).copied().map(Choice::Own).collect()
     }
 
-    /// The products that were asked for and not measured, with their keys; forgets them.
+    /// A call for every tile that computes `product`; those whose grid is too large are left out.
+    pub fn calls(&self, product: &Product, element: DType) -> Vec<Call> {
+        let call = |way: Choice| {
+            let call = product.call_by(way, element, self.multiprocessors).ok()?;
+            Some(Call { bf16: element == DType::Bf16, ..call })
+        };
+        self.candidates(product, element).into_iter().filter_map(call).collect()
+    }
+
+    /// The products that were asked for and not measured, with their keys.
+    pub fn unmeasured(&self) -> BTreeMap<String, (Product, DType)> {
+        self.unmeasured.borrow().clone()
+    }
+
+    /// The same; forgets them.
     pub fn take_unmeasured(&self) -> BTreeMap<String, (Product, DType)> {
         self.unmeasured.take()
     }

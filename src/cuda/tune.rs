@@ -1,19 +1,21 @@
 //! Finds the fastest way to every product by measuring, once per shape and device, and keeps what it found.
 
+use super::compiler::Compiler;
 use super::driver::{DeviceInfo, Driver, Work};
 use super::gemm::{Gather, Product};
-use super::kernel::Family;
+use super::kernel::{Call, Family};
 use super::measure::fill;
-use super::nvrtc::Compiler;
 use super::program::prepare;
+use super::sources::Sources;
 use super::tiles::{Choice, Choices};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tensor::DType;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Runs before the ones that count, and those.
 const WARM_UP: usize = 2;
@@ -23,17 +25,31 @@ const WORTH: f64 = 0.03;
 /// Largest file of results that is read, bytes.
 const MOST_BYTES: u64 = 16 << 20;
 
+/// What there is to tell while products are measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tuning<'a> {
+    /// So many of so many products are done.
+    Measured(usize, usize),
+    /// A way to compute a product that the device refuses is left out.
+    Refused { product: &'a str, way: &'a str, why: &'a str },
+}
+
+/// Told of products that are measured.
+pub type TuneProgress = Arc<dyn Fn(Tuning<'_>) + Send + Sync>;
+
 /// Measures products on a device.
-#[derive(Debug)]
 pub struct Tuner {
     /// Whether a library may be faster than our kernels.
     library: bool,
     file: Option<PathBuf>,
+    /// Whether the user named the file, and wants to know when it cannot be written.
+    named: bool,
     results: Results,
+    progress: Option<TuneProgress>,
 }
 
 /// What is kept.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Results {
     device: String,
     /// Of the kernels that were measured: others may be faster or slower.
@@ -44,27 +60,69 @@ struct Results {
 
 impl Tuner {
     /// A tuner for `device` that keeps its results in `folder`, if any, and begins with those that are there. A file that
-    /// cannot be read, or is of other kernels, costs time, nothing else. With `library`, a library of the driver's may be
-    /// chosen instead of our kernels.
-    pub fn new(folder: Option<&Path>, device: &DeviceInfo, library: bool) -> Self {
-        let (x, y) = device.capability;
-        let name = format!("{} sm_{x}{y} x{}", device.name, device.multiprocessors);
+    /// cannot be read, or is of other kernels than `sources`, costs time, nothing else. With `library`, a library of the
+    /// driver's may be chosen instead of our kernels.
+    pub fn new(folder: Option<&Path>, device: &DeviceInfo, sources: &Sources, library: bool) -> Self {
+        let name = device_name(device);
         let file_name: String =
             name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
         let file = folder.map(|f| f.join(file_name).with_extension("json"));
-        let mut results = Results { device: name, kernels: kernels(), products: BTreeMap::new() };
-        if let Some(kept) = file.as_deref().and_then(read)
+        let mut results = Results { device: name, kernels: kernels(sources), products: BTreeMap::new() };
+        if let Some(kept) = file.as_deref().and_then(|file| read(file).ok())
             && (&kept.device, &kept.kernels) == (&results.device, &results.kernels)
         {
             results.products = kept.products;
         }
-        Tuner { library, file, results }
+        Tuner { library, file, named: false, results, progress: None }
+    }
+
+    /// The same with the results in a file of the user's, which need not exist.
+    ///
+    /// # Errors
+    /// [`Error::File`] for a file that holds something else, or the results of another device. Those of other kernels are
+    /// measured again.
+    pub fn kept_in(file: &Path, device: &DeviceInfo, sources: &Sources, library: bool) -> Result<Self> {
+        let mut tuner = Tuner::new(None, device, sources, library);
+        (tuner.file, tuner.named) = (Some(file.to_owned()), true);
+        if !file.exists() {
+            return Ok(tuner);
+        }
+        let kept = read(file)
+            .map_err(|why| Error::file(file, format!("holds no measured tiles ({why}): name another")))?;
+        if kept.device != tuner.results.device {
+            let message =
+                format!("was measured on {}, not on {}: name another", kept.device, tuner.results.device);
+            return Err(Error::file(file, message));
+        }
+        if kept.kernels == tuner.results.kernels {
+            tuner.results = kept;
+        }
+        Ok(tuner)
+    }
+
+    /// Tells of what is measured.
+    pub fn with_progress(mut self, progress: TuneProgress) -> Self {
+        self.progress = Some(progress);
+        self
+    }
+
+    /// The fastest way that is known of a product.
+    fn known(&self, key: &str) -> Option<Choice> {
+        let choice = self.results.products.get(key).and_then(|name| Choice::named(name));
+        choice.filter(|c| self.library || *c != Choice::Library)
+    }
+
+    /// The calls that [`Tuner::tune`] would measure: one for each way to compute a product.
+    pub fn candidates(&self, choices: &Choices) -> Vec<Call> {
+        let unmeasured = choices.unmeasured();
+        let missing = unmeasured.iter().filter(|(key, _)| self.known(key).is_none());
+        missing.flat_map(|(_, (product, element))| choices.calls(product, *element)).collect()
     }
 
     /// Measures what `choices` was asked for without a measurement, and tells it the results.
     ///
     /// # Errors
-    /// Those of compiling and launching kernels.
+    /// Those of compiling and launching kernels, when no way to compute a product is left.
     pub fn tune<D: Driver>(
         &mut self,
         driver: &mut D,
@@ -73,8 +131,7 @@ impl Tuner {
     ) -> Result<()> {
         let mut missing = Vec::new();
         for (key, wanted) in choices.take_unmeasured() {
-            let known = self.results.products.get(&key).and_then(|name| Choice::named(name));
-            match known.filter(|c| self.library || *c != Choice::Library) {
+            match self.known(&key) {
                 Some(choice) => choices.note(key, choice),
                 None => missing.push((key, wanted)),
             }
@@ -86,55 +143,130 @@ impl Tuner {
             missing.iter().map(|(_, (p, element))| Extents::of(p, *element).bytes()).max().unwrap_or(0);
         // Without room to measure, the estimates have to do.
         let Ok(memory) = driver.allocate(room) else { return Ok(()) };
-        let measured = fill(driver, memory, room, DType::Bf16).and_then(|()| {
-            for (key, (product, element)) in missing {
-                let placed = Extents::of(&product, element).place(&product, memory);
-                let mut ways = choices.candidates(&product, element);
-                if self.library {
-                    ways.push(Choice::Library);
-                }
-                let Some(choice) = fastest(driver, compiler, choices, &placed, element, &ways)? else {
-                    break;
-                };
-                self.results.products.insert(key.clone(), choice.name());
-                choices.note(key, choice);
-            }
-            Ok(())
-        });
+        let measured = fill(driver, memory, room, DType::Bf16)
+            .and_then(|()| self.measure(driver, compiler, choices, &missing, memory));
         driver.free(memory)?;
-        if let Some(file) = &self.file {
-            let _ = write(file, &self.results);
+        match (&self.file, measured) {
+            (Some(file), Ok(())) => match write(file, &self.results) {
+                Err(e) if self.named => Err(Error::io(file, "write", e)),
+                _ => Ok(()),
+            },
+            (_, measured) => measured,
         }
-        measured
+    }
+
+    /// Measures products by key, with operands in `memory`.
+    fn measure<D: Driver>(
+        &mut self,
+        driver: &mut D,
+        compiler: &Compiler,
+        choices: &mut Choices,
+        missing: &[(String, (Product, DType))],
+        memory: u64,
+    ) -> Result<()> {
+        let progress = self.progress.clone();
+        let tell = |what: Tuning<'_>| {
+            if let Some(progress) = &progress {
+                progress(what);
+            }
+        };
+        for (i, (key, (product, element))) in missing.iter().enumerate() {
+            tell(Tuning::Measured(i, missing.len()));
+            let placed = Extents::of(product, *element).place(product, memory);
+            let mut ways = choices.candidates(product, *element);
+            if self.library {
+                ways.push(Choice::Library);
+            }
+            let refused = |way: &str, why: &str| tell(Tuning::Refused { product: key, way, why });
+            let Some(choice) = fastest(driver, compiler, choices, (&placed, *element), &ways, refused)?
+            else {
+                break;
+            };
+            self.results.products.insert(key.clone(), choice.name());
+            choices.note(key.clone(), choice);
+        }
+        tell(Tuning::Measured(missing.len(), missing.len()));
+        Ok(())
     }
 }
 
-/// The fastest of `ways` for `product`; None if the driver cannot tell times.
+/// Names a device in files of results.
+fn device_name(device: &DeviceInfo) -> String {
+    let (x, y) = device.capability;
+    format!("{} sm_{x}{y} x{}", device.name, device.multiprocessors)
+}
+
+/// The fastest of `ways` for `product`; None if the driver cannot tell times. A way that the device refuses is left out.
 fn fastest<D: Driver>(
     driver: &mut D,
     compiler: &Compiler,
     choices: &Choices,
-    product: &Product,
-    element: DType,
+    (product, element): (&Product, DType),
     ways: &[Choice],
+    refused: impl Fn(&str, &str),
 ) -> Result<Option<Choice>> {
     let mut best: Option<(Choice, f64)> = None;
+    let mut error = None;
     for way in ways {
-        // A grid that is too large for one tile may do for the next.
-        let Ok(mut call) = product.call_by(*way, element, choices.multiprocessors()) else { continue };
-        call.bf16 = element == DType::Bf16;
-        let work = prepare(driver, compiler, call, &mut Vec::new())?;
-        if *way == Choice::Library && !matches!(work, Work::Product(_)) {
-            continue;
-        }
-        driver.measure(std::slice::from_ref(&work), WARM_UP)?;
-        let Some(seconds) = driver.measure(&[work], REPEATS)?.seconds else { return Ok(None) };
+        let seconds = match seconds_of(driver, compiler, choices, (product, element), *way) {
+            Ok(Timed::Seconds(seconds)) => seconds,
+            Ok(Timed::Absent) => continue,
+            Ok(Timed::Untimed) => return Ok(None),
+            Err(e) => {
+                // After a kernel that went wrong, rather than one that was refused, the device does nothing more.
+                if driver.finish().is_err() {
+                    return Err(e);
+                }
+                refused(&way.name(), &e.to_string());
+                error.get_or_insert(e);
+                continue;
+            }
+        };
         // The first is the estimate.
         if best.is_none_or(|(_, least)| seconds < least * (1.0 - WORTH)) {
             best = Some((*way, seconds));
         }
     }
-    Ok(best.map(|(way, _)| way))
+    match (best, error) {
+        (Some((way, _)), _) => Ok(Some(way)),
+        (None, Some(e)) => Err(e),
+        (None, None) => Ok(None),
+    }
+}
+
+/// What measuring a way to compute a product gave.
+enum Timed {
+    Seconds(f64),
+    /// The library does not offer it, or its grid is too large.
+    Absent,
+    /// The driver cannot tell times.
+    Untimed,
+}
+
+fn seconds_of<D: Driver>(
+    driver: &mut D,
+    compiler: &Compiler,
+    choices: &Choices,
+    (product, element): (&Product, DType),
+    way: Choice,
+) -> Result<Timed> {
+    // A grid that is too large for one tile may do for the next.
+    let Ok(mut call) = product.call_by(way, element, choices.multiprocessors()) else {
+        return Ok(Timed::Absent);
+    };
+    call.bf16 = element == DType::Bf16;
+    let mut tables = Vec::new();
+    let prepared = prepare(driver, compiler, call, &mut tables);
+    let timed = prepared.and_then(|work| {
+        if way == Choice::Library && !matches!(work, Work::Product(_)) {
+            return Ok(Timed::Absent);
+        }
+        driver.measure(std::slice::from_ref(&work), WARM_UP)?;
+        let seconds = driver.measure(&[work], REPEATS)?.seconds;
+        Ok(seconds.map_or(Timed::Untimed, Timed::Seconds))
+    });
+    tables.into_iter().try_for_each(|table| driver.free(table))?;
+    timed
 }
 
 /// Bytes of a product's operands, each a multiple of 256: a, b, other, bias, y, pre, partial.
@@ -175,23 +307,25 @@ impl Extents {
 }
 
 /// Names the texts of the products' kernels.
-fn kernels() -> String {
+fn kernels(sources: &Sources) -> String {
     let mut hash = Sha256::new();
     for family in [Family::Gemm, Family::GemmSm90] {
-        hash.update(family.source(&[], true));
+        hash.update(family.source(sources, &[], true));
     }
     hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect()
 }
 
-fn read(file: &Path) -> Option<Results> {
+/// The results in a file, or why there are none.
+fn read(file: &Path) -> std::result::Result<Results, String> {
     let mut text = String::new();
-    std::fs::File::open(file).ok()?.take(MOST_BYTES).read_to_string(&mut text).ok()?;
-    serde_json::from_str(&text).ok()
+    let opened = std::fs::File::open(file).map_err(|e| e.to_string())?;
+    opened.take(MOST_BYTES).read_to_string(&mut text).map_err(|e| e.to_string())?;
+    serde_json::from_str(&text).map_err(|e| e.to_string())
 }
 
 /// Replaces the file as a whole: several processes may measure at once.
 fn write(file: &Path, results: &Results) -> std::io::Result<()> {
-    let folder = file.parent().unwrap_or(Path::new("."));
+    let folder = file.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder)?;
     let mut new = tempfile::NamedTempFile::new_in(folder)?;
     new.write_all(serde_json::to_string_pretty(results)?.as_bytes())?;
@@ -221,6 +355,9 @@ mod tests {
         }
         fn image_kind(&self) -> ImageKind {
             ImageKind::Cubin
+        }
+        fn memory(&self) -> Result<[u64; 2]> {
+            Ok([1 << 30; 2])
         }
         fn allocate(&mut self, _bytes: usize) -> Result<u64> {
             self.allocated += 1;
@@ -306,7 +443,9 @@ mod tests {
             .expect("run the tests with `bash tools/test.sh`, which fetches NVRTC");
         let mut choices = Choices::new(&driver.info);
         choices.choice(&product(), DType::Bf16);
-        Tuner::new(folder, &driver.info, library).tune(driver, &compiler, &mut choices).unwrap();
+        Tuner::new(folder, &driver.info, &Sources::built_in(), library)
+            .tune(driver, &compiler, &mut choices)
+            .unwrap();
         assert_eq!(driver.allocated, 0, "memory was not given back");
         choices.choice(&product(), DType::Bf16).name()
     }
@@ -326,7 +465,11 @@ mod tests {
         let file = std::fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
         assert_eq!(file.file_name().unwrap(), "a-clock-sm-90-x132.json");
         let text = std::fs::read_to_string(&file).unwrap();
-        for other in [text.replace(&kernels(), "0000"), text.replace("32x32", "1x1"), text[..40].to_owned()] {
+        for other in [
+            text.replace(&kernels(&Sources::built_in()), "0000"),
+            text.replace("32x32", "1x1"),
+            text[..40].to_owned(),
+        ] {
             std::fs::write(&file, other).unwrap();
             let mut driver = clock(|l| Some(f64::from(l.block[0] * l.shared)));
             assert_eq!(tuned(&mut driver, Some(folder.path())), "mma 32x32");

@@ -57,7 +57,16 @@ impl Driver for VmDriver {
         ImageKind::Ptx
     }
 
+    fn memory(&self) -> Result<[u64; 2]> {
+        let (used, limit) = (self.memory.used(), self.memory.limit());
+        Ok([limit.saturating_sub(used), limit])
+    }
+
     fn allocate(&mut self, bytes: usize) -> Result<u64> {
+        let [free, limit] = self.memory()?;
+        if bytes as u64 > free {
+            return Err(Error::memory("ptx-vm", bytes as u64, [free, limit]));
+        }
         self.memory.allocate(bytes as u64).map_err(failed)
     }
 

@@ -6,8 +6,8 @@ use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, Value
 use plotters::prelude::*;
 
 use super::color::{ALARM, GRID, INK};
+use super::escape;
 use super::smooth::{Point, is_drawable, robust_range, segments, smoothed, smoothed_log, thinned};
-use super::{escape, table};
 use crate::error::{Error, Result};
 
 /// plotters places on whole pixels: drawing at four times the size keeps curves smooth.
@@ -282,7 +282,7 @@ impl ValueFormatter<f64> for Axis {
         }
         match self.unit {
             Unit::Step if v >= 1000.0 => {
-                let text = table::human_count(v.round() as u64);
+                let text = crate::units::human_count(v.round() as u64);
                 let (digits, unit) = text.split_once(' ').unwrap_or((&text, ""));
                 let digits = if digits.contains('.') {
                     digits.trim_end_matches('0').trim_end_matches('.')

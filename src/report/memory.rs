@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::table::{grouped, human_bytes};
 use super::{BufferSpan, MemoryPicture, escape};
+use crate::units::{grouped, human_bytes};
 
 const WIDTH: f64 = 1100.0;
 /// The frame of the arena picture.

@@ -7,9 +7,9 @@ use plotters::style::RGBColor;
 use super::chart::{Chart, Line, Unit};
 use super::color::{PALETTE, hex};
 use super::smooth::{first_and_last, last};
-use super::table::{grouped, human_count, human_duration};
 use super::{Curve, Curves, MemoryPicture, Pictures, RunSummary, Series, escape, memory_svg, pictures};
 use crate::error::Result;
+use crate::units::{grouped, human_count, human_duration};
 
 /// The whole report as one HTML document.
 pub(super) fn html(

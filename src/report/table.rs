@@ -1,4 +1,4 @@
-//! One table style and one way to write bytes, counts and durations, for the whole command line.
+//! One table style for the whole command line.
 
 use std::io::IsTerminal;
 
@@ -80,71 +80,6 @@ fn locale_is_utf8(variable: impl Fn(&str) -> Option<String>) -> bool {
         .is_some_and(|v| v.to_ascii_lowercase().replace('-', "").contains("utf8"))
 }
 
-/// `bytes` in binary units with three significant digits: `512 B`, `1.50 GiB`.
-pub fn human_bytes(bytes: u64) -> String {
-    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    if bytes < 1024 {
-        return format!("{bytes} B");
-    }
-    scaled(bytes as f64 / 1024.0, 1024.0, &UNITS)
-}
-
-/// `count` with three significant digits: `999`, `65.5 k`, `5.52 M`.
-pub fn human_count(count: u64) -> String {
-    const UNITS: [&str; 6] = ["k", "M", "G", "T", "P", "E"];
-    if count < 1000 {
-        return count.to_string();
-    }
-    scaled(count as f64 / 1000.0, 1000.0, &UNITS)
-}
-
-/// `value` in the largest of `units` (each `base` times the one before) that keeps it at or above one.
-fn scaled(mut value: f64, base: f64, units: &[&str]) -> String {
-    let mut unit = 0;
-    // 999.5 would be printed as 1000: it belongs to the next unit.
-    while value >= base.min(999.5) && unit + 1 < units.len() {
-        value /= base;
-        unit += 1;
-    }
-    let decimals = if value < 9.995 { 2 } else { usize::from(value < 99.95) };
-    format!("{value:.decimals$} {}", units[unit])
-}
-
-/// Wall-clock `seconds` at the precision a reader needs: `412 us`, `3.21 s`, `9 min 27 s`, `2 h 05 min`, `3 d 04 h`.
-pub fn human_duration(seconds: f64) -> String {
-    if !seconds.is_finite() || seconds < 0.0 {
-        return "n/a".to_owned();
-    }
-    // Units are chosen on the rounded value: 59.996 s is one minute, not "60.0 s".
-    match seconds {
-        0.0 => "0 s".to_owned(),
-        s if s < 0.9995e-3 => format!("{:.0} us", s * 1e6),
-        s if s < 0.9995 => format!("{:.0} ms", s * 1e3),
-        s if s < 9.995 => format!("{s:.2} s"),
-        s if s < 59.95 => format!("{s:.1} s"),
-        s if s < 3599.5 => pair(s.round() as u64, 60, ["min", "s"]),
-        s if s < 86_370.0 => pair((s / 60.0).round() as u64, 60, ["h", "min"]),
-        s => pair((s / 3600.0).round() as u64, 24, ["d", "h"]),
-    }
-}
-
-fn pair(total: u64, base: u64, units: [&str; 2]) -> String {
-    format!("{} {} {:02} {}", total / base, units[0], total % base, units[1])
-}
-
-/// `count` with thousands separators: `1,234,567`.
-pub fn grouped(count: u64) -> String {
-    let digits = count.to_string();
-    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -178,25 +113,6 @@ mod tests {
         for no in ["", "abc", "256x128", "12 photographs", "-", "v1.2"] {
             assert!(!is_number(no), "{no}");
         }
-    }
-
-    #[test]
-    fn units() {
-        assert_eq!(human_bytes(1023), "1023 B");
-        assert_eq!(human_bytes(1024), "1.00 KiB");
-        assert_eq!(human_bytes(1_610_612_736), "1.50 GiB");
-        assert_eq!(human_bytes(u64::MAX), "16.0 EiB");
-        assert_eq!(human_count(999), "999");
-        assert_eq!(human_count(65_536), "65.5 k");
-        assert_eq!(human_count(999_999), "1.00 M");
-        assert_eq!(human_duration(4.12e-4), "412 us");
-        assert_eq!(human_duration(59.99), "1 min 00 s");
-        assert_eq!(human_duration(567.0), "9 min 27 s");
-        assert_eq!(human_duration(7500.0), "2 h 05 min");
-        assert_eq!(human_duration(86_399.0), "1 d 00 h");
-        assert_eq!(human_duration(f64::NAN), "n/a");
-        assert_eq!(grouped(1_234_567), "1,234,567");
-        assert_eq!(grouped(123), "123");
     }
 
     #[test]

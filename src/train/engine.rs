@@ -1,10 +1,12 @@
 //! The step on a backend: compiled once per shape bucket, fed with batches, its state read and written.
 
 mod feed;
+mod memory;
 
 pub use feed::{hidden_positions, read_output, view, write_checked};
 
 use feed::{check_length, drop_path_factors};
+use memory::with_remedy;
 
 use crate::backend::{Backend, HostSlice, HostSliceMut, OpKernel, OpMeasure, ProgramId};
 use crate::data::batch::Batch;
@@ -79,6 +81,8 @@ pub struct Engine {
     /// State that outlives a step and belongs into checkpoints.
     state: Vec<IoSlot>,
     plans: Vec<Plan>,
+    /// Bytes of device memory that were free before anything was compiled.
+    room: Option<u64>,
 }
 
 /// Differentiated and fused graph to plan.
@@ -96,6 +100,11 @@ pub fn compile_plan(mut graph: crate::ir::Graph, again: bool, backend: &dyn Back
     plan(&graph, backend)
 }
 
+fn step_options(options: &EngineOptions, backend: &dyn Backend) -> StepOptions {
+    let EngineOptions { micro_steps, drop_path, .. } = *options;
+    StepOptions { dtype: backend.dtype(), micro_steps, drop_path }
+}
+
 impl Engine {
     /// Compiles the step of each of `configs`, which differ in the sizes of their views only. Parameters are zero until
     /// [`Engine::initialise`] or [`Engine::load`].
@@ -107,21 +116,21 @@ impl Engine {
         configs: &[StepConfig],
         options: EngineOptions,
     ) -> Result<Self> {
-        let opts = StepOptions {
-            dtype: backend.dtype(),
-            micro_steps: options.micro_steps,
-            drop_path: options.drop_path,
-        };
+        let opts = step_options(&options, &*backend);
         let (mut buckets, mut plans, mut update) = (Vec::new(), Vec::new(), None);
         let mut layout = None;
+        let room = backend.free_memory();
         for cfg in configs {
             let built = build_step(cfg, &opts)?;
             let planned = compile_plan(built.graph, options.recompute, &*backend)?;
             plans.push(planned.clone());
-            let program = backend.compile(planned)?;
+            let program = backend.compile(planned);
+            let program = program.map_err(|e| with_remedy(e, room, configs, &options, &*backend))?;
             if let (Some(graph), None) = (built.update, &update) {
                 let planned = compile_plan(graph, false, &*backend)?;
-                update = Some((backend.compile(planned)?, built.outputs.clone()));
+                let program = backend.compile(planned);
+                let program = program.map_err(|e| with_remedy(e, room, configs, &options, &*backend))?;
+                update = Some((program, built.outputs.clone()));
             }
             let StepGraph { inputs, outputs, branch_blocks, .. } = built;
             buckets.push(Bucket { cfg: cfg.clone(), program, inputs, outputs, branch_blocks });
@@ -141,6 +150,7 @@ impl Engine {
             expert_buffers,
             state,
             plans,
+            room,
         })
     }
 
@@ -210,6 +220,13 @@ impl Engine {
     /// When the batch does not have the bucket's sizes, or the backend fails.
     pub fn feed(&mut self, bucket: usize, batch: &Batch, point: &StepPoint) -> Result<()> {
         self.feed_point(bucket, point)?;
+        self.stage(bucket, batch).map_err(|e| {
+            let configs: Vec<StepConfig> = self.buckets.iter().map(|b| b.cfg.clone()).collect();
+            with_remedy(e, self.room, &configs, &self.options, &*self.backend)
+        })
+    }
+
+    fn stage(&mut self, bucket: usize, batch: &Batch) -> Result<()> {
         let b = &self.buckets[bucket];
         for slot in &b.inputs {
             let mut stage = |data: HostSlice<'_>| {

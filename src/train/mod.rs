@@ -10,6 +10,7 @@ pub mod metrics;
 pub mod presets;
 pub mod pretrained;
 pub mod probe;
+pub mod programs;
 pub mod progress;
 pub mod run;
 pub mod signals;

@@ -9,11 +9,11 @@ use crate::eval::Features;
 use crate::eval::retrieval::{RetrievalMetrics, nearest, retrieval};
 use crate::ir::Region;
 use crate::saip::config::EncoderConfig;
-use crate::saip::{EmbedOptions, IoSlot, build_embed};
+use crate::saip::{EmbedGraph, EmbedOptions, IoSlot, build_embed};
 use rayon::prelude::*;
 
 /// Images whose features are computed at a time.
-const BATCH: usize = 32;
+pub const BATCH: usize = 32;
 
 /// The encoder in evaluation mode, compiled beside the training step, and the images it is tried on.
 pub struct Probe {
@@ -34,6 +34,27 @@ pub struct ProbeResult {
     pub gallery_source: Vec<usize>,
 }
 
+/// Compiles the student's encoder for `size` images on the engine's backend.
+///
+/// # Errors
+/// Those of building and compiling.
+pub fn compile(
+    engine: &mut Engine,
+    encoder: &EncoderConfig,
+    size: [usize; 2],
+) -> Result<(ProgramId, EmbedGraph)> {
+    let opts = EmbedOptions {
+        dtype: engine.backend().dtype(),
+        region: Region::Params,
+        batch: BATCH,
+        size,
+        patch_tokens: false,
+    };
+    let built = build_embed(encoder, engine.student(), &opts)?;
+    let plan = compile_plan(built.graph.clone(), false, engine.backend())?;
+    Ok((engine.backend().compile(plan)?, built))
+}
+
 impl Probe {
     /// Compiles the student's encoder for `size` images on the engine's backend.
     ///
@@ -45,16 +66,7 @@ impl Probe {
         size: [usize; 2],
         set: ProbeSet,
     ) -> Result<Self> {
-        let opts = EmbedOptions {
-            dtype: engine.backend().dtype(),
-            region: Region::Params,
-            batch: BATCH,
-            size,
-            patch_tokens: false,
-        };
-        let built = build_embed(encoder, engine.student(), &opts)?;
-        let plan = compile_plan(built.graph, false, engine.backend())?;
-        let program = engine.backend().compile(plan)?;
+        let (program, built) = compile(engine, encoder, size)?;
         let slot = |list: Vec<IoSlot>, name: &str| {
             list.into_iter()
                 .find(|s| s.name == name)

@@ -227,9 +227,9 @@ impl Run<'_> {
         let mut lines = vec![format!(
             "{}: {} parameters, {} view geometries, activations {}, run folder {}",
             self.engine.backend().name(),
-            crate::report::table::human_count(parameters as u64),
+            crate::units::human_count(parameters as u64),
             self.configs.len(),
-            crate::report::table::human_bytes(arena),
+            crate::units::human_bytes(arena),
             self.folder.path().display(),
         )];
         if resume {

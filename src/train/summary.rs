@@ -6,7 +6,7 @@ use super::folder::RunFolder;
 use super::metrics;
 use super::probe::{Probe, ProbeResult};
 use super::run::Outcome;
-use crate::backend::{HostSlice, HostSliceMut};
+use crate::backend::{HostSlice, HostSliceMut, ProgramId};
 use crate::data::augment::normalize::denormalise;
 use crate::data::batch::Batch;
 use crate::data::loader::{Loader, LoaderConfig};
@@ -19,7 +19,7 @@ use crate::report::{
     Reconstruction, RunSummary, SceneResult, Series, reconstruct, write_report,
 };
 use crate::saip::config::{EncoderConfig, PATCH, StepConfig};
-use crate::saip::{IoSlot, build_inspect};
+use crate::saip::{InspectGraph, IoSlot, build_inspect};
 use std::sync::Arc;
 
 /// Images that the report shows of each kind.
@@ -126,12 +126,23 @@ fn curves(records: &[metrics::Record]) -> Curves {
     }
 }
 
+/// Compiles the model in evaluation mode for the images that are shown; gives the configuration of that, too.
+///
+/// # Errors
+/// Those of building and compiling.
+pub fn compile_pictures(
+    engine: &mut Engine,
+    step: &StepConfig,
+) -> Result<(ProgramId, InspectGraph, StepConfig)> {
+    let cfg = StepConfig { batch: SHOWN, ..step.clone() };
+    let built = build_inspect(&cfg, engine.backend().dtype())?;
+    let plan = compile_plan(built.graph.clone(), false, engine.backend())?;
+    Ok((engine.backend().compile(plan)?, built, cfg))
+}
+
 /// Runs the model in evaluation mode on a few images and draws what it does.
 fn pictures(inputs: &Inputs<'_>, engine: &mut Engine) -> Result<Pictures> {
-    let cfg = StepConfig { batch: SHOWN, ..inputs.step_config.clone() };
-    let built = build_inspect(&cfg, engine.backend().dtype())?;
-    let plan = compile_plan(built.graph, false, engine.backend())?;
-    let program = engine.backend().compile(plan)?;
+    let (program, built, cfg) = compile_pictures(engine, inputs.step_config)?;
     let planner = ViewPlanner::new(&cfg, &[], inputs.cfg.augment.clone())?;
     let loader =
         LoaderConfig { batch: SHOWN, seed: PICTURE_SEED, workers: 0, prefetch: 1, ..LoaderConfig::default() };

@@ -1,0 +1,54 @@
+//! Every program that a configuration makes its device compile: training with and without accumulation, calibration, the
+//! probe, features, the report's pictures.
+
+use super::engine::{Engine, EngineOptions, compile_plan};
+use super::pretrained::base_step;
+use super::probe;
+use super::summary;
+use crate::backend::Backend;
+use crate::data::views::{scale_buckets, step_config_at};
+use crate::error::Result;
+use crate::ir::Region;
+use crate::saip::config::StepConfig;
+use crate::saip::{EmbedOptions, build_embed};
+use crate::train::config::TrainConfig;
+
+/// Compiles all of them on backends that `open` makes, for the scales of the configuration and `more`.
+///
+/// # Errors
+/// Those of the configuration, of building and of compiling.
+pub fn compile_all(cfg: &TrainConfig, more: &[f64], open: impl Fn() -> Box<dyn Backend>) -> Result<()> {
+    let base = base_step(cfg)?;
+    let mut scales = scale_buckets(cfg.views.scale, cfg.views.scale_buckets);
+    scales.extend(more);
+    let configs: Vec<StepConfig> = scales.iter().map(|scale| step_config_at(&base, *scale)).collect();
+    let accumulation = cfg.optim.accumulation(1)?;
+    // Without accumulation is how steps are timed and the center is calibrated.
+    for micro_steps in if accumulation > 1 { vec![1, accumulation] } else { vec![1] } {
+        for recompute in [false, true] {
+            let (drop_path, seed) = (cfg.encoder.drop_path, cfg.data.seed);
+            let options = EngineOptions { micro_steps, drop_path, recompute, seed };
+            let mut engine = Engine::new(open(), &configs, options)?;
+            if micro_steps == 1 && !recompute {
+                probe::compile(&mut engine, &cfg.encoder.architecture, cfg.views.global_size)?;
+                summary::compile_pictures(&mut engine, &configs[0])?;
+                features(cfg, &mut engine)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Features with patch tokens, of the student; the expert's are of the same shape.
+fn features(cfg: &TrainConfig, engine: &mut Engine) -> Result<()> {
+    let opts = EmbedOptions {
+        dtype: engine.backend().dtype(),
+        region: Region::Params,
+        batch: probe::BATCH,
+        size: cfg.views.global_size,
+        patch_tokens: true,
+    };
+    let built = build_embed(&cfg.encoder.architecture, engine.student(), &opts)?;
+    let plan = compile_plan(built.graph, false, engine.backend())?;
+    engine.backend().compile(plan).map(drop)
+}
