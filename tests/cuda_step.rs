@@ -5,8 +5,14 @@ mod support;
 
 use saip_engine::backend::Backend;
 use saip_engine::cuda::{Choices, Compiler, CudaBackend, Driver, VmDriver};
+use saip_engine::error::Error;
+use saip_engine::saip::config::StepConfig;
+use saip_engine::saip::{StepOptions, build_step};
 use saip_engine::tensor::DType;
+use saip_engine::train::config::TrainConfig;
+use saip_engine::train::engine::{Engine, EngineOptions, compile_plan};
 use saip_engine::train::fixture::{Fixture, Verdict};
+use saip_engine::train::pretrained::base_step;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -134,6 +140,48 @@ fn three_training_steps_with_batch_normalisation_are_those_of_the_cpu() {
     let encoder = ["encoder.base_dim=4", "encoder.depths=[1,1,1,1]", "encoder.mlp_ratio=2"];
     let keys: Vec<&str> = encoder.into_iter().chain(THREE).chain(["optim.eps=1e-4"]).collect();
     trains_like_the_cpu(|dir, out| train_encoder(dir, out, "demo-starnet", &keys));
+}
+
+/// Bytes that the demo's step needs at a batch, on a device that copies inputs while a step runs.
+fn needed(cfg: &TrainConfig, batch: usize, recompute: bool) -> u64 {
+    let backend = backend(DType::F32);
+    let step = StepConfig { batch, ..base_step(cfg).unwrap() };
+    let opts = StepOptions { dtype: DType::F32, micro_steps: 1, drop_path: cfg.encoder.drop_path };
+    let plan = compile_plan(build_step(&step, &opts).unwrap().graph, recompute, &*backend).unwrap();
+    backend.footprint(&[plan])
+}
+
+#[test]
+fn a_lack_of_memory_names_the_batch_that_fits() {
+    let cfg = TrainConfig::resolve(
+        Some("demo"),
+        None,
+        &["optim.batch=256".into(), "optim.effective_batch=256".into()],
+    );
+    let cfg = cfg.unwrap();
+    let step = StepConfig { batch: 256, ..base_step(&cfg).unwrap() };
+    let open = |memory, recompute| {
+        let driver = VmDriver::new(CAPABILITY, memory);
+        let compiler = Compiler::new(CAPABILITY, Some(cache())).unwrap();
+        let backend = CudaBackend::new(driver, compiler, DType::F32).unwrap();
+        let options = EngineOptions { micro_steps: 1, drop_path: cfg.encoder.drop_path, recompute, seed: 0 };
+        Engine::new(Box::new(backend), std::slice::from_ref(&step), options).err().unwrap()
+    };
+    let reserve = 512 << 20;
+    let room = needed(&cfg, 100, false);
+    // What the reserve leaves is enough for 100 images, to the byte.
+    let largest = (101..256).rfind(|b| needed(&cfg, *b, true) <= room).unwrap();
+    let error = open(room + reserve, false);
+    let Error::Memory { asked, free, total, .. } = &error else { panic!("{error}") };
+    assert!(asked > free && *total == room + reserve, "{error}");
+    let message = error.to_string();
+    assert!(message.contains(&format!("fits is 100, with --recompute {largest}")), "{message}");
+    let message = open(room + reserve - 1, false).to_string();
+    assert!(message.contains("fits is 99,"), "{message}");
+    let message = open(room + reserve, true).to_string();
+    assert!(message.contains(&format!("fits is {largest} (100 without --recompute)")), "{message}");
+    let message = open(reserve, false).to_string();
+    assert!(message.contains("not even one image fits"), "{message}");
 }
 
 #[test]

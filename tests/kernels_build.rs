@@ -31,7 +31,9 @@ fn every_command_finds_its_kernels_in_a_folder_that_was_built_ahead() {
         [&step[..], &["--batch", "1"], &tiny].concat(),
         [&step[..], &["--batch", "3", "--dtype", "bf16"], &tiny].concat(),
         [&train[..], &["--set", "optim.warmup_steps=0"], &tiny].concat(),
-        vec!["embed", "run", "--images", "imgs", "--out", "features", "--device", "ptx-vm", "--tokens", "both"],
+        vec![
+            "embed", "run", "--images", "imgs", "--out", "features", "--device", "ptx-vm", "--tokens", "both",
+        ],
     ];
     std::fs::create_dir(dir.path().join("imgs")).unwrap();
     image::RgbImage::new(32, 64).save(dir.path().join("imgs/a.png")).unwrap();

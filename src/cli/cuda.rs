@@ -157,10 +157,11 @@ fn shown(what: &'static str) -> impl Fn(usize, usize, Option<&str>) + Send + Syn
             Some(line) => counter.say(line),
             None => counter.at(done, total),
         }
-        if done == total && line.is_none() {
-            if let Some(counter) = shown.take() {
-                counter.end(total);
-            }
+        if done == total
+            && line.is_none()
+            && let Some(counter) = shown.take()
+        {
+            counter.end(total);
         }
     }
 }

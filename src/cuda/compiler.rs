@@ -327,7 +327,10 @@ mod tests {
         here.cache.as_ref().unwrap().keep(&name, b"another's").unwrap();
         assert_eq!(&*here.image(NAME, &text, ImageKind::Cubin).unwrap(), b"another's");
         // Its own go first.
-        assert_eq!(here.keys(&text, ImageKind::Cubin), [key(own, &text, &here.options(ImageKind::Cubin)), name]);
+        assert_eq!(
+            here.keys(&text, ImageKind::Cubin),
+            [key(own, &text, &here.options(ImageKind::Cubin)), name]
+        );
     }
 
     #[test]
