@@ -4,6 +4,7 @@
 
 use serde_json::{Value, json};
 use std::fs;
+use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use tempfile::TempDir;
@@ -21,11 +22,12 @@ fn results(tree: &Path, arguments: &[&str]) -> (Option<i32>, String) {
 }
 
 fn results_of(tree: &Path, arguments: &[&str], input: &str) -> (Option<i32>, String) {
-    let given = tree.join("input");
-    fs::write(&given, input).unwrap();
+    let mut given = tempfile::tempfile().unwrap();
+    given.write_all(input.as_bytes()).unwrap();
+    given.rewind().unwrap();
     let mut command = Command::new("python3");
     command.arg(root().join("tools/results.py")).arg("--root").arg(tree).args(arguments);
-    let ended = command.stdin(Stdio::from(fs::File::open(&given).unwrap())).output().expect("python3 is installed");
+    let ended = command.stdin(Stdio::from(given)).output().expect("python3 is installed");
     let text = [ended.stdout, ended.stderr].concat();
     (ended.status.code(), String::from_utf8(text).unwrap())
 }
@@ -145,9 +147,7 @@ fn a_step_on_a_gpu_stands_beside_its_peers() {
         fs::write(tree.path().join(FOLDER).join(name), record.to_string()).unwrap();
     };
     let step = |seconds: f64| json!({"preset": "saip-vit-tiny", "batch": 256, "median_s": seconds});
-    let peer = |seconds: f64, compile: bool| {
-        json!({"case": "vit-tiny", "batch": 256, "compile": compile, "median_s": seconds})
-    };
+    let peer = |seconds: f64, compile: bool| json!({"case": "vit-tiny", "batch": 256, "compile": compile, "median_s": seconds});
     let torch = || json!({"name": "pytorch", "version": "2.11.0"});
     write("a.json", json!({"name": "saip-engine", "version": "0.1.0"}), json!([step(0.0501), step(0.0499)]));
     write("b.json", torch(), json!([peer(0.2, false)]));
@@ -186,7 +186,7 @@ fn what_a_command_prints_becomes_a_file_once() {
     assert_eq!(code, Some(0), "{text}");
     let record = read(tree.path().join(FOLDER).join("new.json"));
     assert_eq!(record["result"][1]["median_s"], json!(0.25));
-    assert_eq!((&record["dirty"], &record["card"]["kind"]), (&json!(true), &json!("cpu")));
+    assert_eq!((&record["dirty"], &record["card"]["kind"]), (&json!(false), &json!("cpu")));
     assert_eq!(record["commit"].as_str().unwrap().len(), 40);
     let (code, text) = results_of(tree.path(), &add, lines);
     assert_eq!(code, Some(2), "{text}");

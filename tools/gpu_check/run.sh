@@ -12,7 +12,7 @@ least=3
 # Parts of a group that run at a time.
 width=4
 
-declare -A running=() began=() limits=()
+declare -A running=() limits=()
 listing='' only='' saved=0 failed=0
 mode='' out='' work='' pack='' tuner='' ours=() engine=() checked=() peer=() kernels=()
 
@@ -159,19 +159,33 @@ start() {
         return 1
     fi
     [ "$limit" -le "$room" ] || limit=$room
-    timeout -k 2 "$limit" "$@" >"$work/results/$name.log" 2>&1 </dev/null &
+    limited "$name" "$limit" "$@" &
     running[$!]=$name
-    began[$name]=$EPOCHREALTIME
     limits[$name]="$limit $*"
+}
+
+# limited NAME LIMIT COMMAND...: runs it and writes down how it ended. It always ends well itself: bash forgets a child
+# that a signal ended, and what it forgot cannot be waited for.
+limited() {
+    local name=$1 limit=$2 status=0 began=$EPOCHREALTIME
+    shift 2
+    trap 'kill -TERM "$!" 2>/dev/null' TERM
+    timeout -k 2 "$limit" "$@" >"$work/results/$name.log" 2>&1 </dev/null &
+    { wait "$!" || status=$?; } 2>/dev/null
+    awk -v s="$status" -v a="${began/,/.}" -v b="${EPOCHREALTIME/,/.}" 'BEGIN { printf "%d %.1f\n", s, b - a }' >"$work/ended.$name"
 }
 
 # collect: waits for one of the parts that run, and tells how it ended.
 collect() {
-    local pid='' status=0 name spent
-    wait -n -p pid "${!running[@]}" || status=$?
+    local pid='' status=137 name spent=0
+    wait -n -p pid "${!running[@]}" || true
+    if [ -z "${pid:-}" ]; then
+        # Killed from outside, say for memory.
+        for pid in "${!running[@]}"; do kill -0 "$pid" 2>/dev/null || break; done
+    fi
     name=${running[$pid]}
     unset "running[$pid]"
-    spent=$(awk -v a="${began[$name]/,/.}" -v b="${EPOCHREALTIME/,/.}" 'BEGIN { printf "%.1f", b - a }')
+    [ ! -s "$work/ended.$name" ] || read -r status spent <"$work/ended.$name"
     # Its lines of JSON, which are what is measured.
     grep '^[{]' "$work/results/$name.log" >"$work/results/$name.json" || rm -f "$work/results/$name.json"
     # shellcheck disable=SC2086 # The limit and the words of the command.
