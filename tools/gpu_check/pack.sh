@@ -102,20 +102,17 @@ test_kernels() {
     done
 }
 
-# The folder of a libcuda.so.1 that checks calls and computes nothing; nothing where there is none.
+# The folder of a driver's library that checks calls and computes nothing; nothing where there is none.
 stand_in() {
-    local library output=${SAIP_CHECK_PROFILE:-release} found=$folder/stand-in
-    [ -d tools/cuda-stand-in ] || return 0
+    local output=${SAIP_CHECK_PROFILE:-release} found=$folder/stand-in
+    [ -d tools/cuda-stand-in ] && [ -z "${SAIP_CHECK_BIN:-}" ] || return 0
+    # shellcheck disable=SC2046 # No flag holds a space.
+    cargo build $(flags "$output") --package cuda-stand-in >&2
     [ "$output" != dev ] || output=debug
-    # shellcheck disable=SC2046
-    [ -n "${SAIP_CHECK_BIN:-}" ] || cargo build $(flags "${SAIP_CHECK_PROFILE:-release}") --package cuda-stand-in >&2
-    for library in "target/$output"/libcuda*.so; do
-        [ -f "$library" ] || continue
-        mkdir -p "$found"
-        cp "$library" "$found/libcuda.so.1"
-        echo "$PWD/$found"
-        return
-    done
+    mkdir -p "$found"
+    # Whichever name is looked for first.
+    for name in libcuda.so libcuda.so.1; do cp "target/$output/libcuda_stand_in.so" "$found/$name"; done
+    echo "$PWD/$found"
 }
 
 # peer STAGE

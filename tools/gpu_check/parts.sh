@@ -7,7 +7,9 @@ diagnose() {
     card
     # Fills its compiler's cache while the tests run; what it measures counts for nothing.
     if has_peer; then
-        start torch_compile 170 nice "${peer[@]}" bench --batch 256 --device cuda --bf16 --compile --steps 1 --warmup 0 || true
+        # shellcheck disable=SC2016 # The inner shell's.
+        start torch_compile 170 nice bash -c 'cache=$1; shift; "$@" && tar -C "$cache" -I "xz -3 -T4" -cf "$cache.tar.xz" .' _ "$work/torch" \
+            "${peer[@]}" bench --batch 256 --device cuda --bf16 --compile --steps 1 --warmup 0 || true
     else
         absent torch_compile "the pack holds no PyTorch peer"
     fi
@@ -25,11 +27,13 @@ diagnose() {
 
 # What later calls need of this one.
 diagnose_end() {
-    local packed=$work/torch-cache.tar.xz
+    local packed=$work/torch.tar.xz
     [ -n "$(ls -A "$work/torch")" ] || return 0
-    # Whatever is left of the call is its time.
-    timeout -k 1 "$((deadline + reserve - 2 > SECONDS ? deadline + reserve - 2 - SECONDS : 1))" \
-        tar -C "$work/torch" -I 'xz -3 -T0' -cf "$packed" . || return 0
+    # Where it was cut, even a part of it saves time later.
+    if grep -q $'^torch_compile\t[^0]' "$work/results/parts.tsv"; then
+        timeout -k 1 3 tar -C "$work/torch" -I 'xz -3 -T0' -cf "$packed" . || return 0
+    fi
+    [ -s "$packed" ] || return 0
     if [ "$(size "$packed")" -gt $((16 << 20)) ]; then
         echo "gpu_check: PyTorch's cache is larger than 16 MiB ($(mib "$(size "$packed")")) and stays here" >&2
     else
@@ -114,7 +118,7 @@ card() {
 if ! command -v nvidia-smi >/dev/null; then echo "error: nvidia-smi is missing: the card cannot be named"; exit 1; fi
 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu --format=csv
 nvidia-smi | grep CUDA
-python3 -c "import torch, timm; print(\"torch\", torch.__version__, \"timm\", timm.__version__)" || true' _ "${engine[@]}"
+python3 -c "from importlib.metadata import version as v; print(\"torch\", v(\"torch\"), \"timm\", v(\"timm\"))" || true' _ "${engine[@]}"
 }
 
 # For file names: h200, h100.
