@@ -1,6 +1,6 @@
 //! `tools/gpu_check.sh` itself, with stand-ins for the engine, its tests, the PyTorch peer and NVIDIA's tools, which pass,
 //! fail, crash or hang at once: what it tells, what it brings back, and that it ends in time.
-#![cfg(unix)]
+#![cfg(target_os = "linux")]
 
 use serde_json::Value;
 use std::fs;
@@ -187,6 +187,7 @@ fn what_is_published_becomes_result_files() {
     let ended = tree.run(&["run", "publish", "out"], &[]);
     assert_eq!(ended.status.code(), Some(0), "{}", said(&ended));
     tree.brought_back();
+    assert!(tree.row("step.starnet-s3.1").contains("loss NOT FINITE"), "{}", tree.table());
     fs::create_dir_all(tree.path("benches/results")).unwrap();
     let mut take = Command::new("python3");
     take.arg(root().join("tools/results.py")).arg("--root").arg(tree.0.path());

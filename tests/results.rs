@@ -1,6 +1,6 @@
 //! Figures in the READMEs come from the files of benches/results, and `tools/results.py check` holds that: it refuses a
 //! README that says anything else, and a file that does not keep the form.
-#![cfg(unix)]
+#![cfg(target_os = "linux")]
 
 use serde_json::{Value, json};
 use std::fs;

@@ -9,6 +9,7 @@
 
 --root DIR names another tree than the one that holds this script.
 """
+
 import argparse
 import datetime
 import json
@@ -24,7 +25,16 @@ FOLDER = "benches/results"
 # What stands between the markers of each.
 READMES = {"README.md": ("cpu-steps", "cpu-alone", "gpu-steps"), FOLDER + "/README.md": ("list",)}
 BLOCK = re.compile(r"(<!-- results: ([a-z-]+) -->\n)(.*?)(<!-- results end -->\n)", re.S)
-KEYS = {"format": int, "card": dict, "commit": str, "dirty": bool, "date": str, "command": str, "engine": dict, "result": list}
+KEYS = {
+    "format": int,
+    "card": dict,
+    "commit": str,
+    "dirty": bool,
+    "date": str,
+    "command": str,
+    "engine": dict,
+    "result": list,
+}
 CARDS = {"cpu": {"kind": str, "name": str, "cores": int}, "gpu": {"kind": str, "name": str, "driver": str, "cuda": str}}
 
 
@@ -76,7 +86,11 @@ def check_record(record):
         if not isinstance(one, dict):
             raise Wrong("a round of result must be an object: what the command printed with --json")
         seconds = one.get("median_s", 1.0)
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not (seconds > 0 and math.isfinite(seconds)):
+        if (
+            isinstance(seconds, bool)
+            or not isinstance(seconds, (int, float))
+            or not (seconds > 0 and math.isfinite(seconds))
+        ):
             raise Wrong("median_s must be a positive number")
 
 
@@ -167,7 +181,9 @@ def rounds(step, digits, scale=1.0):
 
 
 def heading(engines):
-    versions = sorted({step.record["engine"]["version"] for row in engines for key, step in row.items() if key != "ours"})
+    versions = sorted(
+        {step.record["engine"]["version"] for row in engines for key, step in row.items() if key != "ours"}
+    )
     return "PyTorch " + ", ".join(versions)
 
 
@@ -183,12 +199,32 @@ def cpu_steps(records):
         if not both:
             continue
         text += ["%s, commit %s:" % (where, commits(row for _, row in both)), ""]
-        text += [line(["`--device cpu`", "`saip-engine bench step`", heading(row for _, row in both) + ", eager", "times as fast", "peak memory"])]
+        text += [
+            line(
+                [
+                    "`--device cpu`",
+                    "`saip-engine bench step`",
+                    heading(row for _, row in both) + ", eager",
+                    "times as fast",
+                    "peak memory",
+                ]
+            )
+        ]
         text += ["|---|---|---|---|---|"]
         for (preset, batch), row in both:
             ours, peer = row["ours"], row["eager"]
             peak = "%.2f against %.2f GiB" % (ours.peak, peer.peak) if ours.peak and peer.peak else ""
-            text += [line(["`--preset %s --batch %s`" % (preset, batch), rounds(ours, 2), rounds(peer, 2), "%.1f" % (peer.seconds / ours.seconds), peak])]
+            text += [
+                line(
+                    [
+                        "`--preset %s --batch %s`" % (preset, batch),
+                        rounds(ours, 2),
+                        rounds(peer, 2),
+                        "%.1f" % (peer.seconds / ours.seconds),
+                        peak,
+                    ]
+                )
+            ]
     return text
 
 
@@ -210,16 +246,41 @@ def gpu_steps(records):
         ours = [(key, row) for key, row in ordered(rows) if "ours" in row]
         if not ours:
             continue
-        text += ["" if text else None, "%s, commit %s; the median milliseconds of each round:" % (where, commits(row for _, row in ours)), ""]
+        text += [
+            "" if text else None,
+            "%s, commit %s; the median milliseconds of each round:" % (where, commits(row for _, row in ours)),
+            "",
+        ]
         peer = heading(row for _, row in ours)
-        text += [line(["`--device cuda --dtype bf16`", "`saip-engine bench step`", peer + ", eager", peer + ", compiled", "times as fast", "images/s"])]
+        text += [
+            line(
+                [
+                    "`--device cuda --dtype bf16`",
+                    "`saip-engine bench step`",
+                    peer + ", eager",
+                    peer + ", compiled",
+                    "times as fast",
+                    "images/s",
+                ]
+            )
+        ]
         text += ["|---|---|---|---|---|---|"]
         for (preset, batch), row in ours:
             mine, peers = row["ours"], [row[how] for how in ("eager", "compiled") if how in row]
             # Against the faster of both.
             ratio = "%.1f" % (min(p.seconds for p in peers) / mine.seconds) if peers else ""
             others = [rounds(row.get(how), 1, 1e3) for how in ("eager", "compiled")]
-            text += [line(["`--preset %s --batch %s`" % (preset, batch), rounds(mine, 1, 1e3), *others, ratio, "%.0f" % (batch / mine.seconds)])]
+            text += [
+                line(
+                    [
+                        "`--preset %s --batch %s`" % (preset, batch),
+                        rounds(mine, 1, 1e3),
+                        *others,
+                        ratio,
+                        "%.0f" % (batch / mine.seconds),
+                    ]
+                )
+            ]
     return [t for t in text if t is not None] or ["No figure was taken on a GPU yet."]
 
 
@@ -228,7 +289,18 @@ def listing(records):
     for name, record in records.items():
         taken = [one["median_s"] for one in record["result"] if "median_s" in one]
         engine = "" if record["engine"]["name"] == "saip-engine" else "PyTorch %s: " % record["engine"]["version"]
-        text += [line(["[%s](%s)" % (name[:-5], name), record["date"], commit(record), place(record["card"]), "%s`%s`" % (engine, record["command"]), ", ".join("%.4g" % s for s in taken)])]
+        text += [
+            line(
+                [
+                    "[%s](%s)" % (name[:-5], name),
+                    record["date"],
+                    commit(record),
+                    place(record["card"]),
+                    "%s`%s`" % (engine, record["command"]),
+                    ", ".join("%.4g" % s for s in taken),
+                ]
+            )
+        ]
     return text
 
 
@@ -240,7 +312,10 @@ def filled(text, records, where):
     found = sorted(name for _, name, _, _ in BLOCK.findall(text))
     if found != sorted(READMES[where]):
         wanted = ", ".join(READMES[where])
-        raise Wrong("%s holds `<!-- results: NAME -->` ... `<!-- results end -->` for %s instead of %s" % (where, ", ".join(found) or "nothing", wanted))
+        raise Wrong(
+            "%s holds `<!-- results: NAME -->` ... `<!-- results end -->` for %s instead of %s"
+            % (where, ", ".join(found) or "nothing", wanted)
+        )
     put = lambda m: m.group(1) + "\n" + "\n".join(BLOCKS[m.group(2)](records)) + "\n\n" + m.group(4)
     return BLOCK.sub(put, text)
 
@@ -267,7 +342,9 @@ def update(root, only_check):
             continue
         pairs = zip(old.splitlines() + [""], new.splitlines() + [""])
         at, (is_there, given) = next((i, p) for i, p in enumerate(pairs, 1) if p[0] != p[1])
-        wrong.append("%s:%d: says `%s`, but the files give `%s`: run tools/results.py table" % (name, at, is_there, given))
+        wrong.append(
+            "%s:%d: says `%s`, but the files give `%s`: run tools/results.py table" % (name, at, is_there, given)
+        )
     return wrong
 
 
@@ -308,7 +385,9 @@ def add(root, args):
             version = re.search(r'^version = "(.*)"', file.read(), re.M).group(1)
     git = ["git", "-C", root]
     record = {"format": 1, "card": this_card(args.card), "commit": asked(git + ["rev-parse", "HEAD"])}
-    record.update(dirty=bool(asked(git + ["status", "--porcelain"])), date=datetime.date.today().isoformat(), command=args.command)
+    record.update(
+        dirty=bool(asked(git + ["status", "--porcelain"])), date=datetime.date.today().isoformat(), command=args.command
+    )
     record.update(engine={"name": args.engine, "version": version or "unknown"}, result=result)
     if args.note:
         record["note"] = args.note

@@ -84,7 +84,7 @@ publish_end() {
     for preset in "${presets[@]}"; do
         name=${preset#saip-}
         for first in "step.$name" "eager.$name" "compiled.$name"; do
-            report result "$work/results" "$pack/about.json" "$first" >"$work/results/new.json" || continue
+            report result "$work/results" "$pack/about.json" "$first" >"$work/results/new.json" 2>/dev/null || continue
             mv "$work/results/new.json" "$work/results/$(card_name)-${first/./-}.result.json"
         done
     done

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """What gpu_check.sh makes of the logs of its parts: the first error of each, a table, a summary, result files.
 
-    report.py tell RESULTS PART                    one line, and the first error of a part that failed
-    report.py save RESULTS ABOUT MODE SECONDS OUT  writes table.md, summary.json and results.tar.xz, each replaced whole
-    report.py result RESULTS ABOUT PART            prints PART.1, PART.2, ... as one result file (see tools/results.py)
-    report.py card RESULTS                         prints the name of the card
+report.py tell RESULTS PART                    one line, and the first error of a part that failed
+report.py save RESULTS ABOUT MODE SECONDS OUT  writes table.md, summary.json and results.tar.xz, each replaced whole
+report.py result RESULTS ABOUT PART            prints PART.1, PART.2, ... as one result file (see tools/results.py)
+report.py card RESULTS                         prints the name of the card
 """
+
 import datetime
 import json
+import math
 import os
 import re
 import signal
@@ -35,7 +37,9 @@ def parts(results):
     rows = []
     for line in read(os.path.join(results, "parts.tsv")).splitlines():
         name, status, seconds, limit, command = line.split("\t", 4)
-        rows.append({"part": name, "status": status, "seconds": float(seconds), "limit": float(limit), "command": command})
+        rows.append(
+            {"part": name, "status": status, "seconds": float(seconds), "limit": float(limit), "command": command}
+        )
     return rows
 
 
@@ -79,20 +83,34 @@ def tests_error(lines):
     begun = [m for m in (re.match(r"test (\S+) \.\.\.\s*(.*)$", line) for line in lines) if m]
     open_ones = [m.group(1) for m in begun if m.group(2) not in ("ok", "ignored")]
     if open_ones:
-        return ["ended in test " + open_ones[-1]] + [line for line in lines[-1:] if not re.match("test |running ", line)]
+        return ["ended in test " + open_ones[-1]] + [
+            line for line in lines[-1:] if not re.match("test |running ", line)
+        ]
     return []
 
 
 def message(lines):
     """A panic's first lines, up to where the next thing begins."""
-    end = next((i for i, line in enumerate(lines) if re.match(r"---- |failures:|note: run with|stack backtrace|test ", line)), len(lines))
+    end = next(
+        (i for i, line in enumerate(lines) if re.match(r"---- |failures:|note: run with|stack backtrace|test ", line)),
+        len(lines),
+    )
     return lines[: min(end, LINES)]
 
 
 def sanitizer_error(lines):
     """The sanitizer's first record."""
     of_tool = [line[len("=========") :].strip() for line in lines if line.startswith("=========")]
-    first = next((i for i, line in enumerate(of_tool) if re.match(r"(Invalid|Error|Warning: Race|Race|Misaligned|Program hit|Uninit|Internal|Target|Device not)", line)), None)
+    first = next(
+        (
+            i
+            for i, line in enumerate(of_tool)
+            if re.match(
+                r"(Invalid|Error|Warning: Race|Race|Misaligned|Program hit|Uninit|Internal|Target|Device not)", line
+            )
+        ),
+        None,
+    )
     return [] if first is None else of_tool[first : first + 4]
 
 
@@ -137,6 +155,18 @@ def measured(results, name):
     return [r for r in records if isinstance(r, dict)]
 
 
+def figures(record):
+    """A measurement in a line."""
+    if "ops" in record:
+        seconds, most = sum(op["seconds"] for op in record["ops"]), record["ops"][0]
+        kinds = len(record["ops"])
+        return "%.2f ms in %d kinds of ops, most in %s %s" % (1e3 * seconds, kinds, most["op"], most["shape"])
+    loss = record["loss"]
+    # JSON has no number for it.
+    loss = "%.4f" % loss if isinstance(loss, float) and math.isfinite(loss) else "NOT FINITE"
+    return "%.4f s a step, %.0f images/s, loss %s" % (record["median_s"], record["images_per_s"], loss)
+
+
 def note(results, row):
     """What a part has to say, in a line or a few."""
     log = read(os.path.join(results, row["part"] + ".log"))
@@ -145,12 +175,10 @@ def note(results, row):
     if row["status"] in ("no-gpu", "no-time"):
         return ["this machine has no NVIDIA GPU that can be used"] if row["status"] == "no-gpu" else [""]
     for record in measured(results, row["part"]):
-        if "median_s" in record:
-            return ["%.4f s a step, %.0f images/s, loss %.4f" % (record["median_s"], record["images_per_s"], record["loss"])]
-        if record.get("ops"):
-            seconds = sum(op.get("seconds", 0.0) for op in record["ops"])
-            worst = record["ops"][0]
-            return ["%.2f ms in %d kinds of ops, most in %s %s" % (1e3 * seconds, len(record["ops"]), worst["op"], worst["shape"])]
+        try:
+            return [figures(record)]
+        except (KeyError, TypeError, IndexError):
+            pass  # An object that is no measurement.
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     if row["part"] == "card" and card(results):
         return ["{name}, driver {driver}, CUDA {cuda}".format(**card(results))]
@@ -201,8 +229,12 @@ def table(record):
     lines = ["%s on %s, commit %s, %g s" % (record["mode"], named, commit, record["seconds"]), ""]
     lines += ["| part | result | seconds | what it says |", "|---|---|---|---|"]
     rows = record["parts"]
-    lines += ["| %s | %s | %.1f | %s |" % (row["part"], row["state"], row["seconds"], cell(row["note"])) for row in rows]
-    count = [sum(row["state"].startswith(begin) for row in rows) for begin in ("ok", "FAILED", "CUT", ("skipped", "no GPU"))]
+    lines += [
+        "| %s | %s | %.1f | %s |" % (row["part"], row["state"], row["seconds"], cell(row["note"])) for row in rows
+    ]
+    count = [
+        sum(row["state"].startswith(begin) for row in rows) for begin in ("ok", "FAILED", "CUT", ("skipped", "no GPU"))
+    ]
     lines += ["", "%d ok, %d failed, %d cut, %d not run" % tuple(count)]
     for row in rows:
         if failed(row):
@@ -212,7 +244,10 @@ def table(record):
 
 def save(results, about_path, mode, seconds, out):
     packed = about(about_path)
-    rows = [dict(row, state=state(row), note=note(results, row), result=measured(results, row["part"])) for row in parts(results)]
+    rows = [
+        dict(row, state=state(row), note=note(results, row), result=measured(results, row["part"]))
+        for row in parts(results)
+    ]
     record = {"format": 1, "mode": mode, "card": card(results), "commit": packed["commit"], "dirty": packed["dirty"]}
     record.update(date=datetime.date.today().isoformat(), seconds=float(seconds), parts=rows)
     text = json.dumps(record, indent=1) + "\n"
@@ -243,13 +278,19 @@ def shorten(results, most):
 
 def result(results, about_path, name):
     """One result file of all rounds of a part; exit status 1 where there is none."""
-    rows = [row for row in parts(results) if re.fullmatch(re.escape(name) + r"\.\d+", row["part"]) and row["status"] == "0"]
+    rows = [
+        row for row in parts(results) if re.fullmatch(re.escape(name) + r"\.\d+", row["part"]) and row["status"] == "0"
+    ]
     rounds = [record for row in rows for record in measured(results, row["part"])[-1:]]
     found, packed = card(results), about(about_path)
     if not rounds or found is None:
         raise SystemExit(1)
     version = rounds[0].get("torch")
-    engine = {"name": "pytorch", "version": version} if version else {"name": "saip-engine", "version": packed.get("version", "unknown")}
+    engine = (
+        {"name": "pytorch", "version": version}
+        if version
+        else {"name": "saip-engine", "version": packed.get("version", "unknown")}
+    )
     # From the program's name on: where it lay there is no matter.
     command = re.sub(r"^.*?(saip-engine|saip_reference\.py) ", r"\1 ", rows[0]["command"])
     record = {"format": 1, "card": found, "commit": packed["commit"], "dirty": packed["dirty"]}

@@ -12,7 +12,7 @@ least=3
 # Parts of a group that run at a time.
 width=4
 
-declare -A running=() limits=()
+declare -A running=() limits=() commands=()
 listing='' only='' saved=0 failed=0
 mode='' out='' work='' pack='' tuner='' ours=() engine=() checked=() peer=() kernels=()
 
@@ -59,7 +59,7 @@ run() {
         "${mode}_end"
     fi
     save
-    cat "$out/table.md"
+    cat "$out/table.md" || true
     [ "$failed" = 0 ]
 }
 
@@ -161,7 +161,8 @@ start() {
     [ "$limit" -le "$room" ] || limit=$room
     limited "$name" "$limit" "$@" &
     running[$!]=$name
-    limits[$name]="$limit $*"
+    limits[$name]=$limit
+    commands[$name]=${*//[$'\n\t']/ }
 }
 
 # limited NAME LIMIT COMMAND...: runs it and writes down how it ended. It always ends well itself: bash forgets a child
@@ -188,9 +189,8 @@ collect() {
     [ ! -s "$work/ended.$name" ] || read -r status spent <"$work/ended.$name"
     # Its lines of JSON, which are what is measured.
     grep '^[{]' "$work/results/$name.log" >"$work/results/$name.json" || rm -f "$work/results/$name.json"
-    # shellcheck disable=SC2086 # The limit and the words of the command.
-    row "$name" "$status" "$spent" ${limits[$name]//"$work"/.}
-    report tell "$work/results" "$name"
+    row "$name" "$status" "$spent" "${limits[$name]}" "${commands[$name]//"$work"/.}"
+    report tell "$work/results" "$name" || true
 }
 
 # await NAME: until that part has ended.
@@ -250,20 +250,20 @@ absent() {
 # save: what is known so far, so that a call that is killed leaves it.
 save() {
     saved=$SECONDS
-    report save "$work/results" "$pack/about.json" "$mode" "$SECONDS" "$out"
+    report save "$work/results" "$pack/about.json" "$mode" "$SECONDS" "$out" || failed=1
     keep tuner.json "$tuner"
 }
 
-# report COMMAND...: what the logs tell; without the search for packages, since it runs after every part.
+# report COMMAND...: what the logs tell; without the search for packages, since it runs after every part. What cannot be
+# told must not end the call.
 report() {
-    "$python" -S "$here/report.py" "$@"
+    "$python" -S "$here/report.py" "$@" || { echo "gpu_check: report.py $1 failed" >&2 && return 1; }
 }
 
 # keep NAME FILE: brings a file back, and leaves it for a later call on this machine.
 keep() {
     [ -f "$2" ] || return 0
-    cp "$2" "$out/$1.new"
-    mv "$out/$1.new" "$out/$1"
+    cp "$2" "$out/$1.new" && mv "$out/$1.new" "$out/$1" || failed=1
     cp "$2" "$folder/$1" 2>/dev/null || true
 }
 
