@@ -123,7 +123,9 @@ python3 -c "from importlib.metadata import version as v; print(\"torch\", v(\"to
 
 # For file names: h200, h100.
 card_name() {
-    report card "$work/results" | tr '[:upper:]' '[:lower:]' | grep -o '[a-z]*[0-9][0-9a-z]*' | head -n 1 || echo gpu
+    local name
+    name=$(report card "$work/results") || true
+    if [[ ${name,,} =~ [a-z]*[0-9][0-9a-z]* ]]; then echo "${BASH_REMATCH[0]}"; else echo gpu; fi
 }
 
 # One process a family of kernels: after an illegal address the rest of a process fails, too.

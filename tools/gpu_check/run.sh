@@ -113,8 +113,13 @@ PY
     done
 }
 
+# Asked for whole: whoever writes into a pipe that was closed at the first match fails.
 has_gpu() {
-    "${engine[@]}" info 2>/dev/null | grep -q 'cuda:0' || { command -v nvidia-smi >/dev/null && nvidia-smi -L | grep -q GPU; }
+    local told
+    told=$("${engine[@]}" info 2>/dev/null) || true
+    [[ $told != *cuda:0* ]] || return 0
+    told=$(nvidia-smi -L 2>/dev/null) || true
+    [[ $told == *GPU* ]]
 }
 
 left() {
