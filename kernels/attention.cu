@@ -1,6 +1,6 @@
 // Attention inside segments: o = softmax(q k^T scale) v per head, and its gradient.
 //
-// Given: HEAD, the width of a head. Tensor cores where T is bf16 and HEAD a multiple of 32, else plain arithmetic.
+// Given: HEAD, the width of a head. Tensor cores where T is bf16 and HEAD 32 or a multiple of 64, else plain arithmetic.
 // Grid: items of a table, heads. An item is a stretch of OUTER rows of one segment: queries, or keys in the pass that
 // computes their gradients. Segments may be of any length; memory is read in tiles of INNER rows of the other side.
 // Every output element is overwritten. Deterministic: a block owns its rows, nothing is summed across blocks.
@@ -58,7 +58,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_delta(const Atte
     if (lane == 0) p.delta[i] = sum;
 }
 
-#if defined(ELEMENT_BF16) && HEAD % 32 == 0
+#if defined(ELEMENT_BF16) && (HEAD == 32 || HEAD % 64 == 0)
 
 constexpr u32 OUTER = WARPS * 16;
 // Multiples of 16 of the head's width, and of 8.

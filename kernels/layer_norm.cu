@@ -8,6 +8,8 @@
 constexpr u32 EACH = (D + WARP - 1) / WARP;
 // Rows of one partial sum of dgamma and dbeta.
 constexpr u32 CHUNK = 64;
+// Of dgamma and dbeta those that a block sums at once: a kernel has at most 48 KB of static shared memory.
+constexpr u32 AT_ONCE = 2 * WARPS * EACH * WARP * sizeof(float) <= 48 * 1024 ? 2 : 1;
 
 struct LayerNormParams {
     T* y;               // [M, D]
@@ -77,7 +79,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) layer_norm(const LayerN
 
 // dx = rstd (dy gamma - mean(dy gamma) - xhat mean(dy gamma xhat)); one block a chunk of rows.
 extern "C" __global__ void __launch_bounds__(WARPS * 32) layer_norm_backward(const LayerNormBackwardParams p) {
-    __shared__ float sums[2][WARPS][EACH * WARP];
+    __shared__ float sums[AT_ONCE][WARPS][EACH * WARP];
     const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     float gamma[EACH], dgamma[EACH], dbeta[EACH];
 #pragma unroll
@@ -114,17 +116,22 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) layer_norm_backward(con
         }
     }
 #pragma unroll
-    for (u32 i = 0; i < EACH; ++i) {
-        sums[0][warp][lane + i * WARP] = dgamma[i];
-        sums[1][warp][lane + i * WARP] = dbeta[i];
-    }
-    // Every warp's sums are read below.
-    __syncthreads();
-    for (u32 i = threadIdx.x; i < 2 * D; i += WARPS * WARP) {
-        float total = 0.0f;
+    for (u32 first = 0; first < 2; first += AT_ONCE) {
+        // The sums before these have been read.
+        if (first > 0) __syncthreads();
 #pragma unroll
-        for (u32 w = 0; w < WARPS; ++w) total += sums[i / D][w][i % D];
-        p.partial[(u64)blockIdx.x * 2 * D + i] = total;
+        for (u32 i = 0; i < EACH; ++i) {
+#pragma unroll
+            for (u32 s = 0; s < AT_ONCE; ++s) sums[s][warp][lane + i * WARP] = first + s == 0 ? dgamma[i] : dbeta[i];
+        }
+        // Every warp's sums are read below.
+        __syncthreads();
+        for (u32 i = threadIdx.x; i < AT_ONCE * D; i += WARPS * WARP) {
+            float total = 0.0f;
+#pragma unroll
+            for (u32 w = 0; w < WARPS; ++w) total += sums[i / D][w][i % D];
+            p.partial[((u64)blockIdx.x * 2 + first) * D + i] = total;
+        }
     }
 }
 

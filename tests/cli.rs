@@ -275,6 +275,46 @@ fn verify_tells_right_from_wrong() {
 }
 
 #[test]
+fn verify_goes_on_after_a_fixture_that_cannot_be_checked() {
+    let dir = lab();
+    fs::write(dir.path().join("junk.safetensors"), b"no fixture").unwrap();
+    let good = fixture("vit-micro");
+    let three = [good.as_str(), "junk.safetensors", good.as_str()];
+    let ended = run(engine(dir.path()).arg("verify").args(three));
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    assert!(ended.stderr.contains("error: junk.safetensors"), "{ended:?}");
+    let lines: Vec<&str> = ended.stdout.lines().rev().take(3).collect();
+    for (line, parts) in lines.iter().rev().zip([
+        &["vit-micro", "passed", "e-"][..],
+        &["junk.safetensors", "ERROR", "no intact safetensors file"],
+        &["vit-micro", "passed", "e-"],
+    ]) {
+        assert!(parts.iter().all(|p| line.contains(p)), "{line}");
+    }
+
+    let ended = run(engine(dir.path()).arg("verify").args(three).arg("--json"));
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    let verdicts: Value = serde_json::from_str(&ended.stdout).unwrap();
+    let passed: Vec<_> = verdicts.as_array().unwrap().iter().map(|v| v["passed"].clone()).collect();
+    assert_eq!(passed, [true, false, true]);
+    assert_eq!(verdicts[1]["fixture"], "junk.safetensors");
+    assert!(verdicts[1]["error"].as_str().unwrap().contains("safetensors file"), "{verdicts}");
+
+    // Wrong numbers are told apart from none, and both are told.
+    let wrong = falsified(dir.path(), "loss.csm");
+    let ended = run(engine(dir.path()).args(["verify", &wrong, &good]));
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    let line = ended.stdout.lines().rev().nth(1).unwrap();
+    assert!(["falsified", "FAILED", "loss.csm"].iter().all(|p| line.contains(p)), "{line}");
+    let ended = run(engine(dir.path()).args(["verify", &wrong, "junk.safetensors"]));
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+
+    // What holds for all fixtures is said once.
+    run(engine(dir.path()).arg("verify").args(three).args(["--dtype", "bf16", "--device", "cpu"]))
+        .refused(&["bf16", "--dtype f32"]);
+}
+
+#[test]
 fn verify_dumps_what_it_compared() {
     let dir = lab();
     run(engine(dir.path()).args(["verify", &fixture("vit-micro"), "--dump", "own.safetensors"])).ok();

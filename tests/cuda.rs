@@ -6,45 +6,19 @@ mod common;
 
 use common::cases::{Case, cases, in_place};
 use common::check::Precision;
+use common::device::{self, compiler};
 use common::judge::Judge;
 use common::runner::{Placement, run_op};
 use common::tensor::in_bf16;
-use saip_engine::cuda::{Choices, Compiler, CudaBackend, Driver, Family, GpuDriver, Sources, VmDriver};
+use saip_engine::cuda::{Compiler, CudaBackend, Driver, Family, Sources};
 use saip_engine::ir::OpKind;
 use saip_engine::tensor::DType;
-use std::path::Path;
+use std::collections::BTreeSet;
 
 const CAPABILITY: (u32, u32) = (8, 0);
-const MEMORY: u64 = 256 << 20;
-
-/// The interpreter, or with SAIP_ENGINE_TEST_DEVICE=cuda the first GPU.
-fn driver() -> Box<dyn Driver> {
-    match std::env::var("SAIP_ENGINE_TEST_DEVICE").as_deref() {
-        Ok("cuda") => Box::new(GpuDriver::new(0).expect("a GPU was asked for")),
-        _ => Box::new(VmDriver::new(CAPABILITY, MEMORY)),
-    }
-}
-
-/// NVRTC with its cache among the build's files. `tools/test.sh` provides NVRTC where there is none.
-fn compiler(capability: (u32, u32)) -> Compiler {
-    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
-    Compiler::new(capability, Some(cache))
-        .expect("run the tests with `bash tools/test.sh`, which fetches NVRTC")
-}
 
 fn backend(dtype: DType) -> CudaBackend<Box<dyn Driver>> {
-    let driver = driver();
-    let compiler = compiler(driver.info().capability);
-    CudaBackend::new(driver, compiler, dtype).expect("both types are computed in")
-}
-
-/// The interpreter as a Hopper GPU whose products use the newest tier wherever they can.
-fn hopper(dtype: DType) -> CudaBackend<Box<dyn Driver>> {
-    let driver: Box<dyn Driver> = Box::new(VmDriver::new((9, 0), MEMORY));
-    let choices = Choices::new(driver.info()).newest_tier();
-    CudaBackend::new(driver, compiler((9, 0)), dtype)
-        .expect("both types are computed in")
-        .with_choices(choices)
+    device::backend(CAPABILITY, dtype)
 }
 
 type Open = fn(DType) -> CudaBackend<Box<dyn Driver>>;
@@ -70,7 +44,10 @@ fn check(kind: OpKind, dtype: DType, open: Open) {
     assert!(!cases.is_empty(), "{} has no case", kind.name());
     let failures: Vec<String> = cases
         .iter()
-        .filter_map(|c| check_case(c, dtype, open).err().map(|e| format!("  {}: {e}", c.name)))
+        .filter_map(|c| {
+            let shapes = || c.inputs.iter().map(|x| format!("{:?}", x.shape())).collect::<Vec<_>>().join(" ");
+            check_case(c, dtype, open).err().map(|e| format!("  {} (operands {}): {e}", c.name, shapes()))
+        })
         .collect();
     assert!(
         failures.is_empty(),
@@ -82,143 +59,258 @@ fn check(kind: OpKind, dtype: DType, open: Open) {
     );
 }
 
+/// Tests of ops, grouped by the kernels' file that they mainly run: a GPU that met an illegal address is lost to the
+/// process, so each family is run by one of its own, chosen by `cu_FILE::`. No such name is a part of another.
 macro_rules! kernel_tests {
-    ($($test:ident: $kind:ident,)*) => {
-        $(mod $test {
-            #[test]
-            fn in_f32() {
-                super::check(saip_engine::ir::OpKind::$kind, saip_engine::tensor::DType::F32, super::backend);
-            }
-            #[test]
-            fn in_bf16() {
-                super::check(saip_engine::ir::OpKind::$kind, saip_engine::tensor::DType::Bf16, super::backend);
-            }
+    ($($family:ident { $($test:ident: $kind:ident,)* })*) => {
+        $(mod $family {
+            $(mod $test {
+                #[test]
+                fn in_f32() {
+                    crate::check(saip_engine::ir::OpKind::$kind, saip_engine::tensor::DType::F32, crate::backend);
+                }
+                #[test]
+                fn in_bf16() {
+                    crate::check(saip_engine::ir::OpKind::$kind, saip_engine::tensor::DType::Bf16, crate::backend);
+                }
+            })*
         })*
+
+        const FAMILIES: &[(&str, &[OpKind])] = &[$((stringify!($family), &[$(OpKind::$kind),*])),*];
     };
 }
 
 kernel_tests! {
-    gelu: Gelu,
-    gelu_backward: GeluBackward,
-    add: Add,
-    scale: Scale,
-    fill: Fill,
-    cast: Cast,
-    layer_norm: LayerNorm,
-    layer_norm_backward: LayerNormBackward,
-    select_rows: SelectRows,
-    scatter_rows: ScatterRows,
-    gather_tokens: GatherTokens,
-    scatter_tokens: ScatterTokens,
-    scale_segments: ScaleSegments,
-    weighted_sum: WeightedSum,
-    add_positions: AddPositions,
-    sum_images: SumImages,
-    accumulate_grads: AccumulateGrads,
-    grad_health: GradHealth,
-    adamw: AdamW,
-    l2_normalize: L2Normalize,
-    l2_normalize_backward: L2NormalizeBackward,
-    // gemm
+    cu_pointwise {
+        gelu: Gelu,
+        gelu_backward: GeluBackward,
+        add: Add,
+        scale: Scale,
+        fill: Fill,
+        cast: Cast,
+        scale_segments: ScaleSegments,
+        weighted_sum: WeightedSum,
+        l2_normalize: L2Normalize,
+        l2_normalize_backward: L2NormalizeBackward,
+        relu6: Relu6,
+        relu6_backward: Relu6Backward,
+        relu6_gate: Relu6Gate,
+        relu6_gate_backward: Relu6GateBackward,
+    }
+    cu_layer_norm {
+        layer_norm: LayerNorm,
+        layer_norm_backward: LayerNormBackward,
+    }
+    cu_layout {
+        select_rows: SelectRows,
+        scatter_rows: ScatterRows,
+        gather_tokens: GatherTokens,
+        scatter_tokens: ScatterTokens,
+        add_positions: AddPositions,
+    }
+    cu_optim {
+        accumulate_grads: AccumulateGrads,
+        grad_health: GradHealth,
+        adamw: AdamW,
+    }
+    cu_gemm {
+        linear: Linear,
+        linear_backward_input: LinearBackwardInput,
+        linear_backward_weight: LinearBackwardWeight,
+    }
+    cu_conv {
+        conv2d: Conv2d,
+        conv2d_backward_input: Conv2dBackwardInput,
+        conv2d_backward_weight: Conv2dBackwardWeight,
+    }
+    cu_attention {
+        attention: Attention,
+        attention_backward: AttentionBackward,
+    }
+    cu_prototype_ce {
+        prototype_cross_entropy: PrototypeCrossEntropy,
+        prototype_cross_entropy_backward: PrototypeCrossEntropyBackward,
+        expert_statistics: ExpertStatistics,
+        center_update: CenterUpdate,
+    }
+    cu_embed {
+        sum_images: SumImages,
+        patch_rows: PatchRows,
+        pixel_rows: PixelRows,
+        embed_tokens: EmbedTokens,
+        embed_tokens_backward: EmbedTokensBackward,
+        resize_positions: ResizePositions,
+        resize_positions_backward: ResizePositionsBackward,
+        restore_tokens: RestoreTokens,
+        restore_tokens_backward: RestoreTokensBackward,
+    }
+    cu_dense_loss {
+        dynamic_conv: DynamicConv,
+        dynamic_conv_backward: DynamicConvBackward,
+        masked_mse: MaskedMse,
+        masked_mse_backward: MaskedMseBackward,
+        bce_with_logits: BceWithLogits,
+        bce_with_logits_backward: BceWithLogitsBackward,
+    }
+    cu_depthwise_conv {
+        depthwise_conv2d: DepthwiseConv2d,
+        depthwise_conv2d_backward_input: DepthwiseConv2dBackwardInput,
+        depthwise_conv2d_backward_weight: DepthwiseConv2dBackwardWeight,
+    }
+    cu_window_attention {
+        window_attention: WindowAttention,
+        window_attention_backward: WindowAttentionBackward,
+    }
+    cu_batch_norm {
+        batch_norm: BatchNorm,
+        batch_norm_backward: BatchNormBackward,
+        batch_norm_inference: BatchNormInference,
+        running_statistics: RunningStatistics,
+    }
+    cu_pool {
+        global_average_pool: GlobalAveragePool,
+        global_average_pool_backward: GlobalAveragePoolBackward,
+    }
+}
+
+/// The ops that multiply, by the newest tier.
+macro_rules! hopper_tests {
+    ($($test:ident: $kind:ident,)*) => {
+        mod cu_gemm_sm90 {
+            $(#[test]
+            fn $test() {
+                if crate::device::has_hopper(stringify!($test)) {
+                    let bf16 = saip_engine::tensor::DType::Bf16;
+                    crate::check(saip_engine::ir::OpKind::$kind, bf16, crate::device::hopper);
+                }
+            })*
+        }
+    };
+}
+
+hopper_tests! {
     linear: Linear,
     linear_backward_input: LinearBackwardInput,
     linear_backward_weight: LinearBackwardWeight,
-    // conv
-    conv2d: Conv2d,
-    conv2d_backward_input: Conv2dBackwardInput,
-    conv2d_backward_weight: Conv2dBackwardWeight,
-    // attention
-    attention: Attention,
-    attention_backward: AttentionBackward,
-    // prototype_ce
     prototype_cross_entropy: PrototypeCrossEntropy,
     prototype_cross_entropy_backward: PrototypeCrossEntropyBackward,
-    expert_statistics: ExpertStatistics,
-    center_update: CenterUpdate,
-    // embed
-    patch_rows: PatchRows,
-    embed_tokens: EmbedTokens,
-    embed_tokens_backward: EmbedTokensBackward,
-    resize_positions: ResizePositions,
-    resize_positions_backward: ResizePositionsBackward,
-    restore_tokens: RestoreTokens,
-    restore_tokens_backward: RestoreTokensBackward,
-    // dense_loss
-    dynamic_conv: DynamicConv,
-    dynamic_conv_backward: DynamicConvBackward,
-    masked_mse: MaskedMse,
-    masked_mse_backward: MaskedMseBackward,
-    bce_with_logits: BceWithLogits,
-    bce_with_logits_backward: BceWithLogitsBackward,
-    // depthwise_conv
-    depthwise_conv2d: DepthwiseConv2d,
-    depthwise_conv2d_backward_input: DepthwiseConv2dBackwardInput,
-    depthwise_conv2d_backward_weight: DepthwiseConv2dBackwardWeight,
-    pixel_rows: PixelRows,
-    // window_attention
-    window_attention: WindowAttention,
-    window_attention_backward: WindowAttentionBackward,
-    // batch_norm, pool
-    batch_norm: BatchNorm,
-    batch_norm_backward: BatchNormBackward,
-    batch_norm_inference: BatchNormInference,
-    running_statistics: RunningStatistics,
-    relu6: Relu6,
-    relu6_backward: Relu6Backward,
-    relu6_gate: Relu6Gate,
-    relu6_gate_backward: Relu6GateBackward,
-    global_average_pool: GlobalAveragePool,
-    global_average_pool_backward: GlobalAveragePoolBackward,
 }
 
 #[test]
-fn products_on_hopper() {
-    let kinds = [
-        OpKind::Linear,
-        OpKind::LinearBackwardInput,
-        OpKind::LinearBackwardWeight,
-        OpKind::PrototypeCrossEntropy,
-        OpKind::PrototypeCrossEntropyBackward,
-    ];
-    for kind in kinds {
-        check(kind, DType::Bf16, hopper);
+fn every_op_is_tested_and_every_file_is_a_family() {
+    let tested: Vec<OpKind> = FAMILIES.iter().flat_map(|(_, kinds)| *kinds).copied().collect();
+    for kind in OpKind::ALL {
+        let times = tested.iter().filter(|k| *k == kind).count();
+        assert_eq!(times, 1, "{} is in {times} families", kind.name());
+    }
+    let names: BTreeSet<String> =
+        FAMILIES.iter().map(|(name, _)| (*name).to_owned()).chain(["cu_gemm_sm90".to_owned()]).collect();
+    let files: BTreeSet<String> =
+        Family::ALL.iter().map(|f| format!("cu_{}", f.file().trim_end_matches(".cu"))).collect();
+    assert_eq!(names, files);
+    // A filter takes every test whose path holds it.
+    for name in &names {
+        let holding = names.iter().filter(|n| format!("{n}::").contains(&format!("{name}::")));
+        assert_eq!(holding.count(), 1, "{name}");
     }
 }
 
 /// Architectures that a release supports.
 const TARGETS: [(u32, u32); 6] = [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)];
 
-/// Every kernel with the constants of the recipes, as machine code: nothing is spilt. By default for the first tensor
-/// cores that are supported and for the largest; for all with SAIP_ENGINE_ALL_TARGETS, which takes minutes.
+/// Static shared memory that a kernel may have, and registers of a multiprocessor: the same on all of them.
+const MOST_SHARED: u32 = 48 << 10;
+const REGISTERS: u32 = 65_536;
+/// Threads of a block that a kernel must be able to have if it does not say how many it has.
+const MOST_THREADS: u32 = 1024;
+
+/// What keeps the kernels of a text from being launched on a GPU of `compiler`'s, or slows them down.
+fn defects(compiler: &Compiler, family: Family, given: &[(&'static str, usize)], bf16: bool) -> Vec<String> {
+    let (file, source) = (family.file(), family.source(&Sources::built_in(), given, bf16));
+    let kernels = match compiler.facts(file, &source) {
+        Ok(kernels) if kernels.is_empty() => return vec!["no kernel".to_owned()],
+        Ok(kernels) => kernels,
+        Err(e) => return vec![e.to_string()],
+    };
+    // Threads are the same on all targets: one text tells them, the oldest that the kernels exist for.
+    let target = if family == Family::GemmSm90 { device::HOPPER } else { CAPABILITY };
+    let ptx = device::compiler(target).ptx(file, &source).unwrap();
+    let mut defects = Vec::new();
+    for k in kernels {
+        let threads = threads(&ptx, &k.name);
+        if std::env::var_os("SAIP_ENGINE_PRINT").is_some() {
+            println!("{family:?} bf16 {bf16} {given:?} {threads} threads {k:?}");
+        }
+        assert!(k.registers > 0, "{family:?} {given:?} {k:?}");
+        let mut defect = |is: bool, what: String| {
+            if is {
+                defects.push(format!("{}: {what}", k.name));
+            }
+        };
+        defect(k.spills > 0, format!("{} bytes of registers are spilt", k.spills));
+        defect(k.shared > MOST_SHARED, format!("{} bytes of static shared memory", k.shared));
+        // Registers are given to a warp by 256.
+        let registers = threads * k.registers.next_multiple_of(8);
+        defect(registers > REGISTERS, format!("{threads} threads of {} registers", k.registers));
+    }
+    defects
+}
+
+/// Threads of a block that a kernel is compiled for.
+fn threads(ptx: &str, kernel: &str) -> u32 {
+    let (_, from) = ptx.split_once(&format!(".entry {kernel}(")).expect("the kernel is in its text");
+    let head = from.split('{').next().unwrap_or_default();
+    let Some((_, bound)) = head.split_once(".maxntid") else { return MOST_THREADS };
+    let axes = bound.lines().next().unwrap_or_default().split(',');
+    axes.map(|n| n.trim().parse::<u32>().expect("PTX counts threads by numbers")).product()
+}
+
+/// Every kernel with the constants of the recipes, as machine code: nothing is spilt, and a multiprocessor holds a block.
+/// By default for the first tensor cores that are supported and for the largest; for all with SAIP_ENGINE_ALL_TARGETS,
+/// which takes minutes.
 #[test]
 fn every_variant_compiles_without_spills() {
     let all = std::env::var_os("SAIP_ENGINE_ALL_TARGETS").is_some();
-    let mut spilt = Vec::new();
+    let mut unfit = Vec::new();
     let targets = TARGETS.into_iter().filter(|t| all || matches!(t, (8, 0) | (9, 0)));
     for capability in targets {
-        let compiler = Compiler::new(capability, None).unwrap();
+        let compiler = compiler(capability);
         for family in Family::ALL {
             let of = |bf16| family.variants(bf16).into_iter().map(move |given| (given, bf16));
             let both = of(false).chain(of(true));
             for (given, bf16) in both.filter(|(_, bf16)| family.exists_for(capability, *bf16)) {
-                let kernels = compiler
-                    .facts(family.file(), &family.source(&Sources::built_in(), &given, bf16))
-                    .unwrap();
-                assert!(!kernels.is_empty(), "{family:?} {given:?}: no kernel");
-                for k in kernels {
-                    let what = format!("{capability:?} {family:?} bf16 {bf16} {given:?} {k:?}");
-                    if std::env::var_os("SAIP_ENGINE_PRINT").is_some() {
-                        println!("{what}");
-                    }
-                    assert!(k.registers > 0, "{what}");
-                    if k.spills > 0 {
-                        spilt.push(what);
-                    }
+                for defect in defects(&compiler, *family, &given, bf16) {
+                    unfit.push(format!("{capability:?} {family:?} bf16 {bf16} {given:?}: {defect}"));
                 }
             }
         }
     }
-    assert!(spilt.is_empty(), "registers are spilt:\n{}", spilt.join("\n"));
+    assert!(unfit.is_empty(), "kernels that do not fit:\n{}", unfit.join("\n"));
+}
+
+/// Sizes that no recipe has, at which the kernels' memory is the largest that their launchers admit.
+#[test]
+fn the_largest_kernels_fit() {
+    let with = |family: Family, bf16, name, value| {
+        let mut given = family.variants(bf16).swap_remove(0);
+        given.iter_mut().filter(|g| g.0 == name).for_each(|g| g.1 = value);
+        (family, given, bf16)
+    };
+    let mut all = Vec::new();
+    for bf16 in [false, true] {
+        all.extend([64, 65, 96, 127].map(|head| with(Family::Attention, bf16, "HEAD", head)));
+        all.extend([769, 1023].map(|width| with(Family::LayerNorm, bf16, "D", width)));
+    }
+    let compiler = compiler(CAPABILITY);
+    let unfit: Vec<String> = all
+        .iter()
+        .flat_map(|(family, given, bf16)| {
+            let told = move |d| format!("{family:?} bf16 {bf16} {given:?}: {d}");
+            defects(&compiler, *family, given, *bf16).into_iter().map(told)
+        })
+        .filter(|defect| !defect.contains("spilt"))
+        .collect();
+    assert!(unfit.is_empty(), "kernels that do not fit:\n{}", unfit.join("\n"));
 }
 
 #[test]

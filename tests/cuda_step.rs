@@ -153,33 +153,32 @@ fn needed(cfg: &TrainConfig, batch: usize, recompute: bool) -> u64 {
 
 #[test]
 fn a_lack_of_memory_names_the_batch_that_fits() {
-    let cfg = TrainConfig::resolve(
-        Some("demo"),
-        None,
-        &["optim.batch=256".into(), "optim.effective_batch=256".into()],
-    );
-    let cfg = cfg.unwrap();
-    let step = StepConfig { batch: 256, ..base_step(&cfg).unwrap() };
+    const ASKED: usize = 1024;
+    let keys = [format!("optim.batch={ASKED}"), format!("optim.effective_batch={ASKED}")];
+    let cfg = TrainConfig::resolve(Some("demo"), None, &keys).unwrap();
+    let step = StepConfig { batch: ASKED, ..base_step(&cfg).unwrap() };
     let open = |memory, recompute| {
         let driver = VmDriver::new(CAPABILITY, memory);
         let compiler = Compiler::new(CAPABILITY, Some(cache())).unwrap();
         let backend = CudaBackend::new(driver, compiler, DType::F32).unwrap();
         let options = EngineOptions { micro_steps: 1, drop_path: cfg.encoder.drop_path, recompute, seed: 0 };
-        Engine::new(Box::new(backend), std::slice::from_ref(&step), options).err().unwrap()
+        Engine::new(Box::new(backend), std::slice::from_ref(&step), options).err().expect("no lack of memory")
     };
     let reserve = 512 << 20;
     let room = needed(&cfg, 100, false);
     // What the reserve leaves is enough for 100 images, to the byte.
-    let largest = (101..256).rfind(|b| needed(&cfg, *b, true) <= room).unwrap();
     let error = open(room + reserve, false);
     let Error::Memory { asked, free, total, .. } = &error else { panic!("{error}") };
     assert!(asked > free && *total == room + reserve, "{error}");
     let message = error.to_string();
-    assert!(message.contains(&format!("fits is 100, with --recompute {largest}")), "{message}");
+    let again = message.split("fits is 100, with --recompute ").nth(1).expect(&message);
+    let again: usize = again.parse().expect(&message);
+    assert!(again > 100 && needed(&cfg, again, true) <= room, "{message}");
+    assert!(needed(&cfg, again + 1, true) > room, "{message}");
     let message = open(room + reserve - 1, false).to_string();
     assert!(message.contains("fits is 99,"), "{message}");
     let message = open(room + reserve, true).to_string();
-    assert!(message.contains(&format!("fits is {largest} (100 without --recompute)")), "{message}");
+    assert!(message.contains(&format!("fits is {again} (100 without --recompute)")), "{message}");
     let message = open(reserve, false).to_string();
     assert!(message.contains("not even one image fits"), "{message}");
 }

@@ -1,26 +1,13 @@
 //! Every tile of the matrix product, in every form, on shapes that cross its edges. Operands are small integers, so the
 //! sums are exact and nothing but the right answer passes.
 
+mod common;
+
+use common::device::{HOPPER, compiler, driver, has_hopper};
 use saip_engine::cuda::{
-    Choices, Compiler, Driver, Finish, GpuDriver, HOPPER_TILES, Launch, PLAIN_TILES, Product, TENSOR_TILES,
-    Tile, VmDriver,
+    Choices, Driver, Finish, HOPPER_TILES, Launch, PLAIN_TILES, Product, TENSOR_TILES, Tile,
 };
 use saip_engine::tensor::DType;
-use std::path::Path;
-
-/// The interpreter with this capability, or with SAIP_ENGINE_TEST_DEVICE=cuda the first GPU with its own.
-fn driver(capability: (u32, u32)) -> Box<dyn Driver> {
-    match std::env::var("SAIP_ENGINE_TEST_DEVICE").as_deref() {
-        Ok("cuda") => Box::new(GpuDriver::new(0).expect("a GPU was asked for")),
-        _ => Box::new(VmDriver::new(capability, 1 << 28)),
-    }
-}
-
-fn compiler(capability: (u32, u32)) -> Compiler {
-    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
-    Compiler::new(capability, Some(cache))
-        .expect("run the tests with `bash tools/test.sh`, which fetches NVRTC")
-}
 
 /// `rows` times `cols` integers from -3 to 3.
 fn integers(rows: u32, cols: u32, seed: u32) -> Vec<f32> {
@@ -99,17 +86,27 @@ fn check(tile: Tile, dtype: DType, capability: (u32, u32), [m, n, k]: [u32; 3]) 
             product.splits = k.div_ceil(product.params.each);
         }
         let [got, want] = both(product, dtype, capability);
-        let what = format!("{dtype} {m}x{n}x{k} {a_trans} {b_trans} {tile:?}");
-        let off = got.iter().zip(&want).position(|(g, w)| g != w);
+        let what = format!(
+            "{} in {dtype}, {m}x{n}x{k}, a transposed {a_trans}, b transposed {b_trans}, {finish:?}",
+            tile.name()
+        );
         assert_eq!(got.len(), want.len(), "{what}");
-        assert_eq!(off, None, "{what}: {:?}", off.map(|i| (got[i], want[i])));
+        let off: Vec<usize> = (0..got.len()).filter(|&i| got[i] != want[i]).collect();
+        let shown = |&i: &usize| {
+            let place = if i < (m * n) as usize {
+                format!("row {} column {}", i / n as usize, i % n as usize)
+            } else {
+                format!("sum of row {}", i - (m * n) as usize)
+            };
+            format!("\n  {place}: {}, not {}", got[i], want[i])
+        };
+        let first: String = off.iter().take(4).map(shown).collect();
+        assert!(off.is_empty(), "{what}: {} of {} differ{first}", off.len(), got.len());
     }
 }
 
 #[test]
 fn every_tile_multiplies_in_every_form() {
-    // A GPU's context lives as long as one driver of it does.
-    let _held = driver((8, 0));
     let tiles =
         TENSOR_TILES.map(|t| (t, DType::Bf16)).into_iter().chain(PLAIN_TILES.map(|t| (t, DType::F32)));
     for (tile, dtype) in tiles {
@@ -122,14 +119,13 @@ fn every_tile_multiplies_in_every_form() {
 
 #[test]
 fn every_hopper_tile_multiplies_in_every_form() {
-    let held = driver((9, 0));
-    if held.info().capability != (9, 0) {
+    if !has_hopper("wgmma tiles") {
         return;
     }
     for tile in HOPPER_TILES {
         // Several tiles and rounds of the ring for one block; less than a tile and than a stage.
         for extents in [[264, 328, 456], [40, 24, 24]] {
-            check(tile, DType::Bf16, (9, 0), extents);
+            check(tile, DType::Bf16, HOPPER, extents);
         }
     }
 }

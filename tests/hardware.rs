@@ -7,41 +7,17 @@ mod common;
 
 use common::cases::{Case, cases, in_place};
 use common::check::Precision;
+use common::device::{HOPPER, capability, compiler, driver as other, interpreter};
 use common::judge::Judge;
 use common::runner::{Placement, run_op};
 use common::tensor::in_bf16;
 use rayon::prelude::*;
-use saip_engine::cuda::{Compiler, CudaBackend, Driver, GpuDriver, Launch, VmDriver, Work};
+use saip_engine::cuda::{CudaBackend, Driver, Launch, Work};
 use saip_engine::ir::OpKind;
 use saip_engine::tensor::DType;
-use std::path::Path;
-
-const MEMORY: u64 = 256 << 20;
-/// What the interpreter's own kernels are compiled for.
-const HOPPER: (u32, u32) = (9, 0);
-
-/// The first GPU, if one is to be tested.
-fn gpu() -> Option<GpuDriver> {
-    let asked = std::env::var("SAIP_ENGINE_TEST_DEVICE").is_ok_and(|d| d == "cuda");
-    asked.then(|| GpuDriver::new(0).expect("a GPU was asked for"))
-}
-
-fn interpreter(capability: (u32, u32)) -> Box<dyn Driver> {
-    Box::new(VmDriver::new(capability, MEMORY))
-}
-
-/// The GPU if one is to be tested, else another interpreter.
-fn other(capability: (u32, u32)) -> Box<dyn Driver> {
-    match gpu() {
-        Some(gpu) => Box::new(gpu),
-        None => interpreter(capability),
-    }
-}
 
 fn outputs(case: &Case, dtype: DType, driver: Box<dyn Driver>) -> Result<Vec<Vec<f64>>, String> {
-    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
-    let compiler = Compiler::new(driver.info().capability, Some(cache))
-        .expect("run the tests with `bash tools/test.sh`, which fetches NVRTC");
+    let compiler = compiler(driver.info().capability);
     let backend = CudaBackend::new(driver, compiler, dtype).map_err(|e| e.to_string())?;
     let poison = |b: &mut CudaBackend<Box<dyn Driver>>| b.poison_arena().expect("the arena can be written");
     run_op(&case.op, &case.inputs, in_place(case.kind()), Placement::Regions, backend, poison)
@@ -73,9 +49,7 @@ fn compare_op(kind: OpKind, dtype: DType, capability: (u32, u32)) -> (String, Ve
 
 /// Compares many ops at a time and prints a line for each; gives what differs.
 fn compare(kinds: &[OpKind], dtype: DType) -> Vec<String> {
-    // Kept to the end, so that the GPU's context is not made anew for every case.
-    let held = gpu();
-    let capability = held.as_ref().map_or(HOPPER, |gpu| gpu.info().capability);
+    let capability = capability(HOPPER);
     let compared: Vec<_> = kinds.par_iter().map(|kind| compare_op(*kind, dtype, capability)).collect();
     let (lines, failures): (Vec<_>, Vec<_>) = compared.into_iter().unzip();
     lines.iter().for_each(|line| println!("{line}"));

@@ -26,7 +26,8 @@ const WIDEST: u32 = 128;
 /// Rows of an item: OUTER of the kernel.
 fn outer(head: u32, element: DType) -> usize {
     match (element, head) {
-        (DType::Bf16, h) if h.is_multiple_of(32) => 64,
+        // Rows in shared memory are 64 bytes or a multiple of 128.
+        (DType::Bf16, h) if h == 32 || h.is_multiple_of(64) => 64,
         (_, 0..=64) => 16,
         _ => 8,
     }

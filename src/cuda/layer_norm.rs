@@ -43,9 +43,10 @@ pub fn backward(params: &LayerNormBackwardParams, dgamma: u64, dbeta: u64, width
     ]
 }
 
-/// Constants with which the recipes compile the kernels: the encoders' and the decoders' widths.
+/// Constants with which the recipes compile the kernels: the widths of encoders and decoders, of frozen experts, and the
+/// largest.
 pub fn variants() -> Vec<Given> {
-    [192, 512].map(|width| vec![("D", width), ("WARPS", WARPS as usize)]).to_vec()
+    [192, 512, 768, *WIDTHS.end()].map(|width| vec![("D", width), ("WARPS", WARPS as usize)]).to_vec()
 }
 
 fn call<P: super::kernel::KernelParams>(

@@ -66,8 +66,18 @@ fn divisor(by: usize) -> [u32; 3] {
     [by as u32, magic as u32, shift]
 }
 
-/// Rows are counted in 31 bits.
-fn countable(rows: usize) -> Result<(), String> {
+/// Sizes of maps whose tables fit the shared memory beside the tiles.
+const MOST_MAPS: usize = 64;
+
+/// Rows are counted in 31 bits, and every block keeps the table of sizes.
+fn countable(g: &ConvGeometry) -> Result<(), String> {
+    if g.maps.len() > MOST_MAPS {
+        return Err(format!(
+            "takes at most {MOST_MAPS} sizes of maps, not {}: use fewer views",
+            g.maps.len()
+        ));
+    }
+    let rows = g.rows().max(g.output_rows());
     if rows <= i32::MAX as usize {
         return Ok(());
     }
@@ -80,7 +90,7 @@ impl Pixels {
     /// # Errors
     /// More positions than the kernel counts.
     pub fn new(g: &ConvGeometry, channels: u32) -> Result<Self, String> {
-        countable(g.rows().max(g.output_rows()))?;
+        countable(g)?;
         let before = (g.kernel / 2) as u32;
         let (mut maps, mut first, mut start) = (Vec::with_capacity(g.maps.len()), 0, 0);
         for (map, out) in g.maps.iter().zip(g.outputs()) {
@@ -119,7 +129,7 @@ impl Pixels {
     /// # Errors
     /// More positions than the kernel counts.
     pub fn backward(g: &ConvGeometry, channels: u32, [down, across]: [usize; 2]) -> Result<Self, String> {
-        countable(g.rows().max(g.output_rows()))?;
+        countable(g)?;
         let [vertical, horizontal] = [down, across].map(|at| Reach::new(g, at));
         let (mut maps, mut windows, mut start, mut to) = (Vec::with_capacity(g.maps.len()), 0, 0, 0);
         for (map, out) in g.maps.iter().zip(g.outputs()) {
@@ -257,5 +267,18 @@ mod tests {
         let message = Pixels::new(&g, 3).unwrap_err();
         assert!(message.contains("2147483647") && message.contains("4294967296"), "{message}");
         assert!(Pixels::backward(&g, 3, [0, 0]).is_err());
+    }
+
+    #[test]
+    fn too_many_sizes_of_maps_are_refused() {
+        let of = |sizes: usize| ConvGeometry {
+            maps: (1..=sizes).map(|width| FeatureMap { count: 1, height: 3, width }).collect(),
+            kernel: 3,
+            stride: 1,
+        };
+        assert!(Pixels::new(&of(MOST_MAPS), 8).is_ok());
+        let message = Pixels::new(&of(MOST_MAPS + 1), 8).unwrap_err();
+        assert!(message.contains("64 sizes of maps, not 65"), "{message}");
+        assert!(Pixels::backward(&of(MOST_MAPS + 1), 8, [0, 0]).is_err());
     }
 }

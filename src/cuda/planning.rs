@@ -120,8 +120,11 @@ const BASE: u64 = 1 << 40;
 const MOST_BLOCKS: [u32; 3] = [i32::MAX as u32, 65535, 65535];
 const MOST_SHARED: u32 = 227 << 10;
 
-/// The calls of a step, all of which can be launched.
-fn launchable(step: &Step, choices: &Choices) -> Result<Vec<Call>> {
+/// The calls of a step on operands that are nowhere.
+///
+/// # Errors
+/// An op that no kernel takes at its size.
+pub(super) fn lowered(step: &Step, choices: &Choices) -> Result<Vec<Call>> {
     let address = |s: &Slot| if s.space == Space::Unused { 0 } else { BASE + s.offset as u64 };
     let at = |slots: &[Slot]| slots.iter().map(address).collect::<Vec<_>>();
     let (inputs, outputs) = (at(&step.inputs), at(&step.outputs));
@@ -129,14 +132,23 @@ fn launchable(step: &Step, choices: &Choices) -> Result<Vec<Call>> {
     let outputs = with_shapes(&step.outputs, &outputs);
     let scratch = BASE + step.workspace.0 as u64;
     let operands = Operands { inputs: &inputs, outputs: &outputs, scratch, choices };
-    let refused = |why: String| Error::device("cuda", format!("{}: {} {why}", step.path, step.op.name()));
-    let mut calls = lower::lower(&step.op, &operands).map_err(refused)?;
-    for call in &mut calls {
-        call.bf16 = operands.element() == DType::Bf16;
+    let mut calls = lower::lower(&step.op, &operands).map_err(|why| refused(step, &why))?;
+    calls.iter_mut().for_each(|call| call.bf16 = operands.element() == DType::Bf16);
+    Ok(calls)
+}
+
+fn refused(step: &Step, why: &str) -> Error {
+    Error::device("cuda", format!("{}: {} {why}", step.path, step.op.name()))
+}
+
+/// The calls of a step, all of which can be launched.
+fn launchable(step: &Step, choices: &Choices) -> Result<Vec<Call>> {
+    let calls = lowered(step, choices)?;
+    for call in &calls {
         let blocks = call.grid.iter().zip(MOST_BLOCKS).all(|(n, most)| (1..=most).contains(n));
         if !blocks || call.shared > MOST_SHARED {
             let what = format!("{}: a grid of {:?} with {} bytes", call.kernel, call.grid, call.shared);
-            return Err(refused(format!("cannot be launched ({what}): use a smaller batch")));
+            return Err(refused(step, &format!("cannot be launched ({what}): use a smaller batch")));
         }
     }
     Ok(calls)

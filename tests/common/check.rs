@@ -28,34 +28,32 @@ pub fn growth(k: usize) -> f64 {
     8.0 + 4.0 * (k as f64).sqrt()
 }
 
-/// The first element of `got` further from `want` than `tolerance` allows; NaN never passes.
+/// Elements that a message shows.
+const SHOWN: usize = 4;
+
+/// Whether every element of `got` is as near to `want` as `tolerance` allows; NaN never is. Names the first that are not,
+/// and the worst.
 pub fn compare(got: &[f64], want: &Tensor, tolerance: &Tensor) -> Result<(), String> {
     if got.len() != want.data.len() {
         return Err(format!("{} elements instead of {}", got.len(), want.data.len()));
     }
-    let mut worst: Option<(f64, usize)> = None;
-    let mut bad = 0;
-    for (i, (&g, &w)) in got.iter().zip(&want.data).enumerate() {
-        let error = (g - w).abs();
-        let within = error <= tolerance.data[i];
-        if !within {
-            bad += 1;
-            let excess = if error.is_nan() { f64::INFINITY } else { error / tolerance.data[i].max(1e-300) };
-            if worst.is_none_or(|(e, _)| excess > e) {
-                worst = Some((excess, i));
-            }
-        }
+    let error = |i: usize| (got[i] - want.data[i]).abs();
+    let within = |i: &usize| error(*i) <= tolerance.data[*i];
+    let bad: Vec<usize> = (0..got.len()).filter(|i| !within(i)).collect();
+    let excess = |i: usize| {
+        let e = error(i);
+        if e.is_nan() { f64::INFINITY } else { e / tolerance.data[i].max(1e-300) }
+    };
+    let Some(worst) = bad.iter().copied().reduce(|a, b| if excess(b) > excess(a) { b } else { a }) else {
+        return Ok(());
+    };
+    let mut message = format!("{} of {:?} elements off", bad.len(), want.shape);
+    let first = bad.iter().take(SHOWN).map(|i| ("at", *i));
+    for (what, i) in first.chain(std::iter::once(("worst at", worst))) {
+        let (g, w, tolerance) = (got[i], want.data[i], tolerance.data[i]);
+        message += &format!("; {what} {i} {g:e}, expected {w:e} within {tolerance:.1e}");
     }
-    match worst {
-        None => Ok(()),
-        Some((_, i)) => Err(format!(
-            "{bad} of {} elements off, worst at {i}: {:e}, expected {:e}, tolerance {:.1e}",
-            got.len(),
-            got[i],
-            want.data[i],
-            tolerance.data[i]
-        )),
-    }
+    Err(message)
 }
 
 /// The derivative of a scalar function along a direction in one of its inputs.

@@ -74,6 +74,7 @@ impl<'a> Judge<'a> {
                 return Err(format!("output {slot}: {} elements against {}", a.len(), b.len()));
             }
             let largest = a.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+            let (mut off, mut first) = (0, String::new());
             for (i, (&a, &b)) in a.iter().zip(b).enumerate() {
                 let tolerance = match self {
                     Judge::Reference(want) => want[slot].1.data[i],
@@ -82,12 +83,16 @@ impl<'a> Judge<'a> {
                 let same = a.to_bits() == b.to_bits();
                 let within = same || (a - b).abs() <= 2.0 * tolerance;
                 if !within {
-                    return Err(format!(
-                        "output {slot} at {i}: {a:e} against {b:e}, tolerance {tolerance:.1e}"
-                    ));
+                    if off < 4 {
+                        first += &format!("; at {i} {a:e} against {b:e}, tolerance {tolerance:.1e}");
+                    }
+                    off += 1;
                 }
                 count += 1;
                 equal += usize::from(same);
+            }
+            if off > 0 {
+                return Err(format!("output {slot}: {off} of {} elements differ{first}", a.len()));
             }
         }
         Ok([count, equal])

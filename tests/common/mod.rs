@@ -4,6 +4,7 @@
 
 pub mod cases;
 pub mod check;
+pub mod device;
 pub mod judge;
 pub mod reference;
 pub mod runner;

@@ -38,7 +38,7 @@ binaries() {
     [ "$profile" != dev ] || output=debug
     local arguments=(--message-format=json --no-run)
     for target in "${!test_names[@]}"; do
-        [ -f "tests/$target.rs" ] || die "tests/$target.rs is missing: it becomes ${test_names[$target]}"
+        [ -f "tests/$target.rs" ] || [ -f "tests/$target/main.rs" ] || die "tests/$target.rs is missing: it becomes ${test_names[$target]}"
         arguments+=(--test "$target")
     done
     # shellcheck disable=SC2046 # No flag holds a space.

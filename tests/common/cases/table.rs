@@ -273,8 +273,20 @@ fn scale_segments() -> Vec<Case> {
 }
 
 fn layer_norm() -> Vec<Case> {
-    [(1, 1, 1e-6), (1, 12, 1e-6), (5, 3, 1e-5), (33, 17, 1e-6), (129, 8, 1e-6), (4, 192, 1e-6), (3, 5, 0.5)]
+    let small = [
+        (1, 1, 1e-6),
+        (1, 12, 1e-6),
+        (5, 3, 1e-5),
+        (33, 17, 1e-6),
+        (129, 8, 1e-6),
+        (4, 192, 1e-6),
+        (3, 5, 0.5),
+    ];
+    // Wider than what a block sums up at once, with a second chunk of rows, and the widest there is.
+    let wide = [(66, 800, 1e-6), (3, 1024, 1e-6)];
+    small
         .into_iter()
+        .chain(wide)
         .map(|(m, d, eps)| {
             case(format!("{m}x{d} eps {eps}"), Op::LayerNorm { eps }, |g| {
                 // Rows away from 0: the variance must not be a difference of squares.
@@ -311,6 +323,8 @@ fn attention() -> Vec<Case> {
         (1, 128, Separate, segments(&[run(1, 70, 66)], 1)),
         (2, 64, Separate, segments(&[run(4, 70, 40)], 2)),
         (1, 32, Packed, segments(&[run(1, 20, 70)], 1)),
+        // A multiple of 32 that they do not take.
+        (1, 96, Packed, segments(&[run(1, 11, 35)], 1)),
     ];
     all.into_iter()
         .map(|(heads, d, layout, segments)| {
