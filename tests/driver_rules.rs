@@ -19,6 +19,8 @@ extern "C" __global__ void __launch_bounds__(256) fixed(float* y, int n) {
     y[threadIdx.x] = s[(threadIdx.x + 1) % 96] + d[threadIdx.x ^ 1];
 }
 extern "C" __global__ void plain(float* y) { y[threadIdx.x] = 1; }
+struct alignas(64) Aligned { float* y; char rest[120]; };
+extern "C" __global__ void aligned(const Aligned a) { a.y[threadIdx.x] = a.rest[threadIdx.x]; }
 "#;
 
 fn compiler(capability: (u32, u32)) -> Compiler {
@@ -336,6 +338,27 @@ fn memory_ends_and_is_told() {
     driver.free(half).unwrap();
     driver.free(rest).unwrap();
     assert_eq!((stand_in.left(), stand_in.live().memory), (1 << 30, before));
+}
+
+/// As tensor maps are: where the GPU puts it is no matter of the caller's.
+#[test]
+fn a_parameter_aligned_to_64_bytes_is_found_where_the_caller_put_it() {
+    for capability in [(8, 0), (9, 0), (12, 0)] {
+        let stand_in = StandIn::of(capability, stand_in::MEMORY);
+        let mut driver = stand_in.driver();
+        let image = compiler(capability).image("fixed.cu", FIXED, ImageKind::Cubin).unwrap();
+        let at = driver.allocate(1024).unwrap();
+        let kernel = driver.load(&image, "aligned", 0).unwrap();
+        let mut params = vec![0; 128];
+        params[..8].copy_from_slice(&at.to_ne_bytes());
+        let launch = Launch { params, ..launch(kernel, 32, 0, at) };
+        driver.launch(&launch).unwrap_or_else(|e| panic!("{capability:?}: {e}"));
+        let short = Launch { params: vec![0; 127], ..launch.clone() };
+        assert!(err(driver.launch(&short)).contains("128 bytes of parameters, not 127"));
+        // The driver is shown the address, which lies in the first bytes.
+        driver.free(at).unwrap();
+        assert!(err(driver.launch(&launch)).contains("ILLEGAL_ADDRESS"), "{capability:?}");
+    }
 }
 
 #[test]

@@ -5,7 +5,8 @@ mod stand_in;
 
 use saip_engine::backend::ProgramId;
 use saip_engine::cuda::{Compiler, CudaBackend, Driver, GpuDriver, Tuner};
-use saip_engine::data::views::{ViewGeometry, ViewPlanner, scale_buckets};
+use saip_engine::data::batch::ViewGeometry;
+use saip_engine::data::views::{ViewPlanner, scale_buckets};
 use saip_engine::error::{Error, Result};
 use saip_engine::saip::config::StepConfig;
 use saip_engine::tensor::DType;
@@ -56,11 +57,11 @@ fn step_runs(stand_in: &StandIn, preset: &str, dtype: DType, tuned: bool, sets: 
     let options =
         EngineOptions { micro_steps: 1, drop_path: cfg.encoder.drop_path, recompute: false, seed: 0 };
     let refused = |what: &str, e: Error| panic!("{preset} in {dtype}, {what}: {e}\n{}", stand_in.refusal());
-    let mut engine =
-        Engine::new(Box::new(backend), &steps, options).unwrap_or_else(|e| refused("compiling", e));
+    let mut engine = Engine::new(Box::new(backend), &steps, options)
+        .unwrap_or_else(|e| panic!("{}", refused("compiling", e)));
     let compiled = began.elapsed();
     for bucket in 0..steps.len() {
-        engine.start(bucket).unwrap_or_else(|e| refused("starting", e));
+        engine.start(bucket).unwrap_or_else(|e| panic!("{}", refused("starting", e)));
     }
     let launches = stand_in.calls("cuLaunchKernel");
     println!(
@@ -179,7 +180,17 @@ fn the_program_lists_the_stand_in_and_steps_on_it() {
     let info = engine(&["info"]);
     let text = String::from_utf8_lossy(&info.stdout);
     assert!(info.status.success() && text.contains("stand-in for sm_90"), "{info:?}");
-    let step = engine(&["bench", "step", "--preset", "demo", "--device", "cuda", "--steps", "2"]);
-    assert!(step.status.success(), "{}", String::from_utf8_lossy(&step.stderr));
-    assert!(!String::from_utf8_lossy(&step.stderr).contains("stand-in:"), "{step:?}");
+    for dtype in ["f32", "bf16"] {
+        let args =
+            ["bench", "step", "--preset", "demo", "--device", "cuda", "--steps", "2", "--dtype", dtype];
+        let step = engine(&args);
+        let told = String::from_utf8_lossy(&step.stderr);
+        assert!(step.status.success(), "{told}");
+        // Parameters are asked for until there is none.
+        let refused: Vec<&str> = told
+            .lines()
+            .filter(|l| l.starts_with("stand-in:") && !l.contains("cuFuncGetParamInfo"))
+            .collect();
+        assert!(refused.is_empty(), "{refused:?}");
+    }
 }

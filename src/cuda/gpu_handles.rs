@@ -283,11 +283,13 @@ impl Function {
     }
 }
 
-/// Offsets of a kernel's parameters, and the bytes of all of them.
+/// Offsets of a kernel's parameters in [`Launch::params`](super::Launch::params), and the bytes of all of them. The driver
+/// tells of the GPU's own layout, which does not begin at a multiple of 64 on every GPU: a struct with tensor maps, aligned
+/// to that, lies 48 bytes behind its beginning on sm_90. So offsets count from the first parameter.
 fn parameters(function: sys::CUfunction) -> std::result::Result<(Vec<usize>, usize), DriverError> {
-    let (mut offsets, mut bytes) = (Vec::new(), 0);
+    let (mut offsets, mut bytes, mut first) = (Vec::new(), 0, 0);
     loop {
-        let (mut offset, mut size) = (0, 0);
+        let (mut offset, mut size) = (0usize, 0);
         // SAFETY: the function is live, both numbers live through the call.
         let status = unsafe { sys::cuFuncGetParamInfo(function, offsets.len(), &mut offset, &mut size) };
         match status.result() {
@@ -296,6 +298,10 @@ fn parameters(function: sys::CUfunction) -> std::result::Result<(Vec<usize>, usi
             Err(DriverError(sys::CUresult::CUDA_ERROR_INVALID_VALUE)) => return Ok((offsets, bytes)),
             Err(e) => return Err(e),
         }
+        if offsets.is_empty() {
+            first = offset;
+        }
+        let offset = offset.saturating_sub(first);
         offsets.push(offset);
         bytes = bytes.max(offset + size);
     }

@@ -309,7 +309,10 @@ fn device_attribute(s: &State, attribute: u32) -> Answer<i32> {
         81 => s.limits.shared,
         97 => s.limits.most_shared(),
         _ => {
-            return refuse(Code::InvalidValue, format!("attribute {attribute} of a device is not known here"));
+            return refuse(
+                Code::InvalidValue,
+                format!("attribute {attribute} of a device is not known here"),
+            );
         }
     };
     Ok(value as i32)
