@@ -3,8 +3,9 @@
 use crate::codes::{Answer, Code, refuse};
 use std::collections::BTreeMap;
 
-/// First address that is given out: far from where hosts have their memory.
-const FIRST: u64 = 0x4000_0000_0000;
+/// First address that is given out: far from where hosts have their memory, and no two numbers of 32 bits that a kernel is
+/// given beside each other look like one.
+const FIRST: u64 = 0x7e57_0000_0000_0000;
 /// What memory is given out in, bytes.
 const UNIT: u64 = 512;
 /// Addresses between two allocations that belong to nobody, bytes.
