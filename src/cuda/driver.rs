@@ -49,7 +49,8 @@ pub struct Launch {
     pub block: [u32; 3],
     /// Dynamic shared memory, bytes.
     pub shared: u32,
-    /// The kernel's parameters, laid out as C does; ours take one struct by value.
+    /// The kernel's parameters, laid out as C does; ours take one struct by value. Where there are several, none is aligned
+    /// to more than 16 bytes.
     pub params: Vec<u8>,
 }
 

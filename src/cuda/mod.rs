@@ -13,6 +13,7 @@ mod driver;
 mod embed;
 mod gemm;
 mod gpu;
+mod gpu_flush;
 mod gpu_handles;
 mod kernel;
 mod layer_norm;

@@ -18,8 +18,9 @@ use crate::tensor::DType;
 use half::bf16;
 use std::collections::BTreeMap;
 
-/// Executes plans on a device in f32 or bf16.
-pub struct CudaBackend<D> {
+/// Executes plans on a device in f32 or bf16. Gives the device's memory back when it is dropped: a driver's context may
+/// outlive it.
+pub struct CudaBackend<D: Driver> {
     pub(super) driver: D,
     pub(super) compiler: Compiler,
     pub(super) dtype: DType,
@@ -118,11 +119,15 @@ impl<D: Driver> CudaBackend<D> {
     fn grown(&mut self, old: Memory, bytes: usize) -> Result<Memory> {
         let at = self.driver.allocate(bytes)?;
         let mut contents = vec![0; bytes];
-        if old.bytes > 0 {
-            self.driver.download(old.at, &mut contents[..old.bytes])?;
-            self.driver.free(old.at)?;
+        let moved = match old.bytes {
+            0 => Ok(()),
+            n => self.driver.download(old.at, &mut contents[..n]),
+        };
+        if let Err(e) = moved.and_then(|()| self.driver.upload(at, &contents)) {
+            // The region stays where it was.
+            let _ = self.driver.free(at);
+            return Err(e);
         }
-        self.driver.upload(at, &contents)?;
         Ok(Memory { at, bytes })
     }
 
@@ -138,15 +143,52 @@ impl<D: Driver> CudaBackend<D> {
                 let memory = self.grown(old, size.bytes())?;
                 let region = RegionMemory { memory, dtype: size.dtype, elements: size.elements };
                 self.regions.insert(size.region, region);
+                self.give_back(old)?;
             }
         }
         if self.arena.bytes < plan.arena_bytes {
-            if self.arena.bytes > 0 {
-                self.driver.free(self.arena.at)?;
-            }
+            // First the old one, as there may not be room for both.
+            let old = std::mem::take(&mut self.arena);
+            self.give_back(old)?;
             self.arena = Memory { at: self.driver.allocate(plan.arena_bytes)?, bytes: plan.arena_bytes };
         }
         Ok(())
+    }
+
+    fn give_back(&mut self, memory: Memory) -> Result<()> {
+        if memory.bytes == 0 { Ok(()) } else { self.driver.free(memory.at) }
+    }
+
+    /// Work and graph of a program, where the memory lies now.
+    fn prepare_program(&mut self, program: &mut Program) -> Result<()> {
+        self.clear(program)?;
+        for step in &program.plan.steps {
+            program.work.extend(self.work(step, &mut program.tables)?);
+            program.ends.push(program.work.len());
+        }
+        program.graph = Some(self.driver.record(&program.work)?);
+        Ok(())
+    }
+
+    /// Drops a program's work with what it has on the device.
+    fn clear(&mut self, program: &mut Program) -> Result<()> {
+        program.work.clear();
+        program.ends.clear();
+        if let Some(graph) = program.graph.take() {
+            self.driver.forget(graph)?;
+        }
+        while let Some(table) = program.tables.pop() {
+            self.driver.free(table)?;
+        }
+        Ok(())
+    }
+
+    /// Drops all programs, whatever the driver says.
+    fn clear_all(&mut self) {
+        for mut program in std::mem::take(&mut self.programs) {
+            // Each try drops at least one thing.
+            while self.clear(&mut program).is_err() {}
+        }
     }
 
     fn address(&self, slot: &Slot, path: &str) -> Result<u64> {
@@ -242,6 +284,19 @@ pub(super) fn want(wanted: &mut Wanted, sources: &Sources, calls: impl IntoItera
     wanted.extend(calls.into_iter().map(|call| (call.source(sources), call.family.file())));
 }
 
+impl<D: Driver> Drop for CudaBackend<D> {
+    fn drop(&mut self) {
+        // An error cannot be acted on, and must not keep the rest from being given back.
+        let _ = self.driver.finish();
+        self.clear_all();
+        let regions = std::mem::take(&mut self.regions).into_values().map(|r| r.memory);
+        let landing = std::mem::take(&mut self.landing).into_values();
+        for memory in regions.chain(landing).chain([std::mem::take(&mut self.arena)]) {
+            let _ = self.give_back(memory);
+        }
+    }
+}
+
 /// Compiles and loads what `call` needs; addresses of its constant tables are added to `tables`.
 ///
 /// # Errors
@@ -309,23 +364,13 @@ impl<D: Driver> Backend for CudaBackend<D> {
         });
         // Growing may have moved memory under earlier programs.
         let mut programs = std::mem::take(&mut self.programs);
-        for program in &mut programs {
-            program.work.clear();
-            program.ends.clear();
-            if let Some(graph) = program.graph.take() {
-                self.driver.forget(graph)?;
-            }
-            for table in program.tables.drain(..) {
-                self.driver.free(table)?;
-            }
-            for step in &program.plan.steps {
-                program.work.extend(self.work(step, &mut program.tables)?);
-                program.ends.push(program.work.len());
-            }
-            program.graph = Some(self.driver.record(&program.work)?);
-        }
+        let prepared = programs.iter_mut().try_for_each(|program| self.prepare_program(program));
         self.programs = programs;
-        Ok(ProgramId(self.programs.len() - 1))
+        if prepared.is_err() {
+            // None is kept half prepared.
+            self.clear_all();
+        }
+        prepared.map(|()| ProgramId(self.programs.len() - 1))
     }
 
     fn free_memory(&self) -> Option<u64> {

@@ -1,0 +1,200 @@
+//! Whole steps at their real size through the code that calls NVIDIA's driver: the stand-in for it computes nothing, but
+//! refuses what the driver would. Nothing else runs the launches of a large batch without a GPU.
+
+mod stand_in;
+
+use saip_engine::backend::ProgramId;
+use saip_engine::cuda::{Compiler, CudaBackend, Driver, GpuDriver, Sources, Tuner};
+use saip_engine::data::batch::ViewGeometry;
+use saip_engine::data::views::{ViewPlanner, scale_buckets};
+use saip_engine::error::{Error, Result};
+use saip_engine::saip::config::StepConfig;
+use saip_engine::tensor::DType;
+use saip_engine::train::config::TrainConfig;
+use saip_engine::train::engine::{Engine, EngineOptions};
+use stand_in::{Live, StandIn, folder};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+/// Compiled kernels are kept among the build's files.
+fn cache() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels")
+}
+
+fn backend(driver: GpuDriver, dtype: DType) -> CudaBackend<GpuDriver> {
+    let compiler = Compiler::new(driver.info().capability, Some(cache()))
+        .expect("run the tests with `bash tools/test.sh`, which fetches NVRTC");
+    CudaBackend::new(driver, compiler, dtype).unwrap()
+}
+
+/// The steps of a preset at every scale, as `train` compiles them.
+fn buckets(preset: &str, sets: &[&str]) -> (TrainConfig, Vec<StepConfig>) {
+    let sets: Vec<String> = sets.iter().map(|s| (*s).to_owned()).collect();
+    let cfg = TrainConfig::resolve(Some(preset), None, &sets).unwrap();
+    let base = cfg.step_config(cfg.views.local_size, cfg.views.global_size);
+    let scales = scale_buckets(cfg.views.scale, cfg.views.scale_buckets);
+    let planner = ViewPlanner::new(&base, &scales, cfg.augment.clone()).unwrap();
+    let of = |g: &ViewGeometry| StepConfig {
+        rescaled_size: g.rescaled_size,
+        masked_size: g.masked_size,
+        ..base.clone()
+    };
+    let steps = planner.geometries().iter().map(of).collect();
+    (cfg, steps)
+}
+
+/// Compiles and starts every bucket's step; then nothing may be left.
+fn step_runs(stand_in: &StandIn, preset: &str, dtype: DType, tuned: bool, sets: &[&str]) {
+    let began = Instant::now();
+    let (cfg, steps) = buckets(preset, sets);
+    let driver = stand_in.driver();
+    let tuner = Tuner::new(None, driver.info(), &Sources::built_in(), false);
+    let mut backend = backend(driver, dtype);
+    if tuned {
+        backend = backend.with_tuner(tuner);
+    }
+    let micro_steps = cfg.optim.accumulation(1).unwrap();
+    let options = EngineOptions { micro_steps, drop_path: cfg.encoder.drop_path, recompute: false, seed: 0 };
+    let refused = |what: &str, e: Error| panic!("{preset} in {dtype}, {what}: {e}\n{}", stand_in.refusal());
+    let mut engine = Engine::new(Box::new(backend), &steps, options)
+        .unwrap_or_else(|e| panic!("{}", refused("compiling", e)));
+    let compiled = began.elapsed();
+    for bucket in 0..steps.len() {
+        engine.start(bucket).unwrap_or_else(|e| panic!("{}", refused("starting", e)));
+    }
+    engine.start_update().unwrap_or_else(|e| panic!("{}", refused("the optimizer's part", e)));
+    let launches = stand_in.calls("cuLaunchKernel");
+    println!(
+        "{preset} in {dtype}: {} buckets, {launches} launches, compiled in {compiled:.1?}, all in {:.1?}",
+        steps.len(),
+        began.elapsed()
+    );
+    assert!(launches > 100 * steps.len() as u64, "{launches} launches");
+    // With accumulation, as the presets have it, the optimizer's part is a program of its own.
+    assert!(micro_steps > 1);
+    assert_eq!(stand_in.calls("cuGraphLaunch"), steps.len() as u64 + 1);
+    drop(engine);
+    assert_eq!(stand_in.live(), Live::default(), "something is not given back");
+}
+
+macro_rules! steps {
+    ($($test:ident: $preset:literal,)*) => {
+        $(mod $test {
+            use super::*;
+
+            #[test]
+            fn in_f32() {
+                // TinyViT takes 83 GiB: an H200.
+                step_runs(&StandIn::of((9, 0), 139 << 30), $preset, DType::F32, false, &["optim.batch=256"]);
+            }
+
+            #[test]
+            fn in_bf16() {
+                step_runs(&StandIn::new(), $preset, DType::Bf16, false, &["optim.batch=256"]);
+            }
+
+            /// Every candidate is launched.
+            #[test]
+            fn in_bf16_tuned() {
+                step_runs(&StandIn::new(), $preset, DType::Bf16, true, &["optim.batch=256"]);
+            }
+        })*
+    };
+}
+
+steps! {
+    saip_vit_tiny: "saip-vit-tiny",
+    saip_tinyvit_5m: "saip-tinyvit-5m",
+    saip_starnet_s3: "saip-starnet-s3",
+}
+
+/// A backend that is opened, run and dropped leaves nothing, nor does the next one.
+#[test]
+fn a_dropped_backend_leaves_nothing() {
+    let stand_in = StandIn::new();
+    for _ in 0..2 {
+        // The context outlives the backend, and would take what it left along.
+        let other = stand_in.driver();
+        let before = stand_in.live();
+        small_step_runs().unwrap();
+        assert_eq!(stand_in.live(), before);
+        drop(other);
+        assert_eq!(stand_in.live(), Live::default());
+    }
+}
+
+/// Opens, compiles and starts a small step with two buckets, stages an input, and drops all of it.
+fn small_step_runs() -> Result<()> {
+    let (_, steps) = buckets("demo", &["optim.batch=2", "views.scale_buckets=2"]);
+    let driver = GpuDriver::new(0)?;
+    let backend = backend(driver, DType::Bf16);
+    let options = EngineOptions { micro_steps: 1, drop_path: 0.0, recompute: false, seed: 0 };
+    let mut engine = Engine::new(Box::new(backend), &steps, options)?;
+    engine.initialise()?;
+    for bucket in 0..steps.len() {
+        engine.start(bucket)?;
+    }
+    engine.kernels(0)?;
+    engine.backend().measure(ProgramId(0), 1).map(drop)
+}
+
+/// Wherever the driver fails on the way, the error is told and nothing is left.
+#[test]
+fn a_failure_anywhere_leaves_nothing() {
+    let stand_in = StandIn::new();
+    let other = stand_in.driver();
+    let before = stand_in.live();
+    // The opening call by call, then in strides: a step makes thousands.
+    let (mut call, mut failures) = (1u64, 0);
+    loop {
+        stand_in.fail(call, stand_in::code::OUT_OF_MEMORY);
+        let result = small_step_runs();
+        let never_reached = stand_in.fail(0, 0);
+        // Some calls may fail without harm, such as the one that looks for a name of an error.
+        failures += usize::from(result.is_err());
+        assert_eq!(stand_in.live(), before, "call {call}: {result:?}");
+        if never_reached {
+            result.unwrap();
+            break;
+        }
+        call += if call < 60 { 1 } else { call / 7 };
+    }
+    assert!(failures > 60, "{failures} failures");
+    drop(other);
+}
+
+fn engine(args: &[&str]) -> std::process::Output {
+    let mut path = folder().into_os_string();
+    if let Some(more) = std::env::var_os("LD_LIBRARY_PATH") {
+        path.push(":");
+        path.push(more);
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_saip-engine"));
+    command
+        .args(args)
+        .env("LD_LIBRARY_PATH", path)
+        .env("SAIP_ENGINE_CACHE", cache())
+        .env("STAND_IN_VERBOSE", "1");
+    command.output().unwrap()
+}
+
+#[test]
+fn the_program_lists_the_stand_in_and_steps_on_it() {
+    let info = engine(&["info"]);
+    let text = String::from_utf8_lossy(&info.stdout);
+    assert!(info.status.success() && text.contains("stand-in for sm_90"), "{info:?}");
+    for dtype in ["f32", "bf16"] {
+        let args =
+            ["bench", "step", "--preset", "demo", "--device", "cuda", "--steps", "2", "--dtype", dtype];
+        let step = engine(&args);
+        let told = String::from_utf8_lossy(&step.stderr);
+        assert!(step.status.success(), "{told}");
+        // Parameters are asked for until there is none.
+        let refused: Vec<&str> = told
+            .lines()
+            .filter(|l| l.starts_with("stand-in:") && !l.contains("cuFuncGetParamInfo"))
+            .collect();
+        assert!(refused.is_empty(), "{refused:?}");
+    }
+}
