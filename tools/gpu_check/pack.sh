@@ -93,7 +93,7 @@ test_kernels() {
     fi
     local beside=(env "LD_LIBRARY_PATH=$driver:$nvrtc" "SAIP_ENGINE_CACHE=$PWD/$stage/cache" SAIP_ENGINE_TEST_DEVICE=cuda)
     for name in tile-tests kernel-tests product-tests; do
-        "${beside[@]}" timeout -k 5 240 "$stage/$name" --skip every_variant >/dev/null 2>&1 || true
+        "${beside[@]}" timeout -k 5 240 "$stage/$name" --skip every_variant --skip the_largest >/dev/null 2>&1 || true
     done
     for dtype in f32 bf16; do
         for fixture in tests/fixtures/*.safetensors; do
