@@ -118,11 +118,11 @@ fn a_part_that_fails_shows_its_first_error() {
     // Kernel, shape and numbers of the first failure; not the illegal address that came of it.
     let row = tree.row("kernel_tests.attention");
     let words =
-        ["FAILED (101)", "attention::attention::in_bf16", "129 tokens, 3 heads", "is 0.5, wanted 0.25"];
+        ["FAILED (101)", "cu_attention::attention::in_bf16", "129 tokens, 3 heads", "is 0.5, wanted 0.25"];
     assert!(words.iter().all(|w| row.contains(w)) && !row.contains("illegal"), "{row}");
     // A process that dies names the test that it was at, and the other families still run.
     let row = tree.row("kernel_tests.gemm");
-    assert!(row.contains("FAILED (SIGSEGV)") && row.contains("ended in test gemm::linear::in_bf16"), "{row}");
+    assert!(row.contains("FAILED (SIGSEGV)") && row.contains("ended in test cu_gemm::linear::in_bf16"), "{row}");
     assert!(tree.row("kernel_tests.pointwise").contains("| ok |"));
     assert!(!tree.table().contains("every_variant"));
     let row = tree.row("verify.vit-micro-star.bf16");

@@ -134,7 +134,7 @@ kernel_tests() {
     group kernel_tests || return 0
     while IFS=$'\t' read -r family names; do
         # shellcheck disable=SC2086 # Names of tests are words.
-        member "kernel_tests.$family" 60 "${checked[@]}" "$pack/kernel-tests" --test-threads 1 --exact $names
+        member "kernel_tests.${family#cu_}" 60 "${checked[@]}" "$pack/kernel-tests" --test-threads 1 --exact $names
     done < <("${checked[@]}" "$pack/kernel-tests" --list 2>/dev/null | awk '
         # The families are the modules that are named after a file of kernels/; the rest needs no GPU.
         /^cu_.*: test$/ {
