@@ -10,6 +10,7 @@ use common::device::{self, compiler};
 use common::judge::Judge;
 use common::runner::{Placement, run_op};
 use common::tensor::in_bf16;
+use rayon::prelude::*;
 use saip_engine::cuda::{Compiler, CudaBackend, Driver, Family, Sources};
 use saip_engine::ir::OpKind;
 use saip_engine::tensor::DType;
@@ -271,20 +272,20 @@ fn threads(ptx: &str, kernel: &str) -> u32 {
 #[test]
 fn every_variant_compiles_without_spills() {
     let all = std::env::var_os("SAIP_ENGINE_ALL_TARGETS").is_some();
-    let mut unfit = Vec::new();
-    let targets = TARGETS.into_iter().filter(|t| all || matches!(t, (8, 0) | (9, 0)));
-    for capability in targets {
-        let compiler = compiler(capability);
+    let mut variants = Vec::new();
+    for capability in TARGETS.into_iter().filter(|t| all || matches!(t, (8, 0) | (9, 0))) {
         for family in Family::ALL {
-            let of = |bf16| family.variants(bf16).into_iter().map(move |given| (given, bf16));
-            let both = of(false).chain(of(true));
-            for (given, bf16) in both.filter(|(_, bf16)| family.exists_for(capability, *bf16)) {
-                for defect in defects(&compiler, *family, &given, bf16) {
-                    unfit.push(format!("{capability:?} {family:?} bf16 {bf16} {given:?}: {defect}"));
-                }
+            for bf16 in [false, true].into_iter().filter(|bf16| family.exists_for(capability, *bf16)) {
+                let given = family.variants(bf16).into_iter();
+                variants.extend(given.map(|given| (capability, *family, given, bf16)));
             }
         }
     }
+    let unfit = variants.par_iter().flat_map_iter(|(capability, family, given, bf16)| {
+        let told = move |d| format!("{capability:?} {family:?} bf16 {bf16} {given:?}: {d}");
+        defects(&compiler(*capability), *family, given, *bf16).into_iter().map(told)
+    });
+    let unfit: Vec<String> = unfit.collect();
     assert!(unfit.is_empty(), "kernels that do not fit:\n{}", unfit.join("\n"));
 }
 
