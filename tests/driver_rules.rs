@@ -332,7 +332,7 @@ fn memory_ends_and_is_told() {
     let before = stand_in.live().memory;
     let half = driver.allocate(1 << 29).unwrap();
     let message = err(driver.allocate((1 << 29) + 1));
-    assert!(message.contains("OUT_OF_MEMORY") && message.contains("512 of 1024 MiB are free"), "{message}");
+    assert!(message.contains("cannot allocate 512 MiB, 512 MiB of 1.00 GiB are free"), "{message}");
     let rest = driver.allocate(1 << 29).unwrap();
     assert_eq!(stand_in.left(), 0);
     driver.free(half).unwrap();
