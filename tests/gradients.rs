@@ -16,8 +16,6 @@ use saip_engine::tensor::DType;
 /// Operands in which the op can be differentiated. Exhaustive: a new op has to take a stand.
 fn differentiable(op: &Op, operands: usize) -> Vec<usize> {
     match op {
-        // The one forward pass whose backward pass is, as PyTorch's, not its derivative.
-        Op::ResizePositions { from, to, .. } if to[1] == 1 && to[0] > 1 && from[0] != to[0] => vec![],
         Op::EmbedTokens { layout } => (0..operands - usize::from(layout.kept.is_some())).collect(),
         Op::ResizePositions { .. }
         | Op::Gelu

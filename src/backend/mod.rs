@@ -6,7 +6,7 @@ mod resample;
 
 pub use in_place::in_place;
 pub use null::NullBackend;
-pub use resample::{repeats_first_row, resample_weights};
+pub use resample::resample_weights;
 
 use crate::error::{Error, Result};
 use crate::ir::{Op, Region};

@@ -1,5 +1,6 @@
 //! Weights of the resampling of position tables: bicubic with antialiasing, as `torch.nn.functional.interpolate` has it
-//! with `mode="bicubic", antialias=True, align_corners=False`.
+//! with `mode="bicubic", antialias=True, align_corners=False`. (Grids one token wide are resampled as all others; there
+//! PyTorch 2.13 on a CPU gives every row the weights of the first.)
 
 /// Keys' cubic kernel with `a = -0.5`.
 fn cubic(x: f64) -> f64 {
@@ -28,10 +29,4 @@ pub fn resample_weights(from: usize, to: usize) -> impl Iterator<Item = f64> {
         let sum: f64 = (first..end).map(weight).sum();
         (0..from).map(move |j| if (first..end).contains(&j) { weight(j) / sum } else { 0.0 })
     })
-}
-
-/// Whether the forward pass gives every row of the new grid the weights of its first row: PyTorch (2.13) does so when
-/// the height changes and the new grid is one token wide; what was trained there must mean the same here.
-pub fn repeats_first_row(from: [usize; 2], to: [usize; 2]) -> bool {
-    to[1] == 1 && from[0] != to[0]
 }

@@ -7,7 +7,7 @@
 use super::par::for_rows;
 use super::real::Real;
 use super::simd::{axpy, vectorize};
-use crate::backend::{repeats_first_row, resample_weights};
+use crate::backend::resample_weights;
 
 /// Elements of workspace for grids `from`, `to` (`[height, width]`) and width `d`.
 pub fn workspace(from: [usize; 2], to: [usize; 2], d: usize) -> usize {
@@ -71,9 +71,7 @@ pub fn resize_positions<T: Real>(
     let (down, across, between) = prepare(workspace, from, to, d);
     // between: [h, w', D]
     combine(between, table, d, from[1], |r, j| (across[r % to[1] * from[1] + j], r / to[1] * from[1] + j));
-    let first_only = repeats_first_row(from, to);
-    let row = |r: usize| if first_only { 0 } else { r / to[1] };
-    combine(y, between, d, from[0], |r, j| (down[row(r) * from[0] + j], j * to[1] + r % to[1]));
+    combine(y, between, d, from[0], |r, j| (down[r / to[1] * from[0] + j], j * to[1] + r % to[1]));
 }
 
 /// `dtable: [h * w, D]` (without prefix) of `dy: [h' * w', D]`.

@@ -4,7 +4,7 @@ use super::kernel::{Call, Family, Given, kernel_params};
 use super::layout::{self, Kept, Rows};
 use super::lower::{Lowered, Operand, Operands};
 use super::pointwise::{THREADS, blocks, vector};
-use crate::backend::{OperandType, repeats_first_row, resample_weights};
+use crate::backend::{OperandType, resample_weights};
 use crate::ir::{Op, RowRun, TokenLayout};
 use crate::tensor::DType;
 use std::mem::offset_of;
@@ -246,11 +246,8 @@ fn weights(from: [usize; 2], to: [usize; 2], transposed: bool) -> Vec<u8> {
     for axis in [0, 1] {
         let (from_n, to_n) = (from[axis], to[axis]);
         let matrix: Vec<f32> = resample_weights(from_n, to_n).map(|w| w as f32).collect();
-        let repeat = axis == 0 && !transposed && repeats_first_row(from, to);
         if transposed {
             all.extend((0..from_n).flat_map(|j| (0..to_n).map(move |i| i * from_n + j)).map(|i| matrix[i]));
-        } else if repeat {
-            all.extend((0..to_n).flat_map(|_| &matrix[..from_n]));
         } else {
             all.extend(matrix);
         }

@@ -294,12 +294,9 @@ ops! {
     /// -> `drows: [R, D]`, `dtoken: [1, D]`, and with positions `dpos_v: [tables[v], D]` per view.
     EmbedTokensBackward { layout: TokenLayout, tables: Vec<usize> } => "embed_tokens_backward";
     /// `table: [.., prefix + h * w, D]` -> `[h' * w', D]`: the rows behind the prefix, resampled bicubically with
-    /// antialiasing from grid `from` to grid `to` as `torch.nn.functional.interpolate` does. That includes a peculiarity
-    /// of PyTorch (2.13): when the height changes and the new grid is one token wide (`to[1] == 1`), every row gets the
-    /// weights of row 0.
+    /// antialiasing from grid `from` to grid `to` as `torch.nn.functional.interpolate` does.
     ResizePositions { prefix: usize, from: [usize; 2], to: [usize; 2] } => "resize_positions";
-    /// `dy: [h' * w', D]` -> `[prefix + h * w, D]`; prefix rows are 0. The adjoint of the plain resampling, as in
-    /// PyTorch: on grids one token wide it is not the exact derivative of the forward map.
+    /// `dy: [h' * w', D]` -> `[prefix + h * w, D]`; prefix rows are 0. The adjoint.
     ResizePositionsBackward { prefix: usize, from: [usize; 2], to: [usize; 2] } => "resize_positions_backward";
     /// `x: [M, K]`, `w: [N, K..]`, `b: [N]`, (`r: [M, N]` with a residual) -> `y: [M, N]` (and the value before GELU; it is
     /// not stored, its memory empty, when nothing reads it).

@@ -141,15 +141,16 @@ fn resize_matches() {
     }
 }
 
-/// PyTorch's peculiarity: a grid one token wide has the weights of its first row everywhere, unless the height stays.
+/// Grids one token wide. PyTorch itself gives every row of the first the weights of row 0; hence the map as a matrix:
 ///
 /// ```python
-/// x = r(16, 5).view(1, 8, 2).transpose(1, 2).unflatten(2, (4, 2))          # to: [2, 1], [4, 1]; then as above
+/// m = lambda old, new: F.interpolate(torch.eye(old).view(1, old, old, 1), size=(new, 2), mode="bicubic", antialias=True)
+/// torch.kron(m(4, 2)[0, :, :, 0].T, m(2, 1)[0, :, :, 0].T) @ r(16, 5).view(8, 2)               # and m(4, 4)
 /// ```
 #[test]
 fn resize_to_one_token_wide_matches() {
     let want: [([usize; 2], &[f64]); 2] = [
-        ([2, 1], &[-0.11544421487603308, -0.10511363636363637, -0.11544421487603308, -0.10511363636363637]),
+        ([2, 1], &[-0.11544421487603308, -0.10511363636363637, 0.04261363636363636, 0.05294421487603306]),
         ([4, 1], &[-0.375, 0.25, 0.0, -0.4375, 0.375, -0.0625, -0.3125, 0.3125]),
     ];
     for (to, want) in want {

@@ -165,7 +165,7 @@ fn embed_tokens() -> Vec<Case> {
 }
 
 /// (prefix, from, to, D): same size, up, down, both, non-square, one row.
-pub(super) const GRIDS: [(usize, [usize; 2], [usize; 2], usize); 9] = [
+pub(super) const GRIDS: [(usize, [usize; 2], [usize; 2], usize); 12] = [
     (0, [1, 1], [1, 1], 1),
     (1, [4, 2], [4, 2], 3),
     (1, [4, 2], [8, 4], 5),
@@ -175,16 +175,14 @@ pub(super) const GRIDS: [(usize, [usize; 2], [usize; 2], usize); 9] = [
     (0, [1, 6], [3, 4], 3),
     (1, [8, 4], [10, 5], 2),
     (0, [9, 2], [1, 1], 3),
+    (0, [4, 2], [2, 1], 3),
+    (1, [3, 3], [7, 1], 2),
+    (1, [4, 2], [4, 1], 2),
 ];
-
-/// Grids one token wide, whose forward pass has no derivative that PyTorch computes.
-const NARROW: [(usize, [usize; 2], [usize; 2], usize); 3] =
-    [(0, [4, 2], [2, 1], 3), (1, [3, 3], [7, 1], 2), (1, [4, 2], [4, 1], 2)];
 
 fn resize_positions() -> Vec<Case> {
     GRIDS
         .into_iter()
-        .chain(NARROW)
         .map(|(prefix, from, to, d)| {
             let op = Op::ResizePositions { prefix, from, to };
             case(format!("{prefix}+{from:?}->{to:?} D {d}"), op, |g| {

@@ -88,10 +88,8 @@ pub fn bicubic(i: usize, from: usize, to: usize) -> Vec<f64> {
 pub fn resize_positions(table: &Tensor, prefix: usize, from: [usize; 2], to: [usize; 2]) -> Tensor {
     let d = table.cols();
     let mut out = Tensor::zeros([to[0] * to[1], d]);
-    // PyTorch's forward pass takes the weights of row 0 for every row of a grid one token wide.
-    let one_wide = to[1] == 1 && from[0] != to[0];
     for y in 0..to[0] {
-        let wy = bicubic(if one_wide { 0 } else { y }, from[0], to[0]);
+        let wy = bicubic(y, from[0], to[0]);
         for x in 0..to[1] {
             let wx = bicubic(x, from[1], to[1]);
             for c in 0..d {
