@@ -99,7 +99,8 @@ pub fn run(args: &EmbedArgs) -> Result<()> {
     Ok(())
 }
 
-fn bar(images: u64) -> ProgressBar {
+/// A bar for images that are computed; hidden where there is no terminal.
+pub(super) fn bar(images: u64) -> ProgressBar {
     let target = if std::io::stderr().is_terminal() {
         ProgressDrawTarget::stderr()
     } else {
@@ -119,13 +120,7 @@ fn print(outcome: &Embedded, embedder: &Embedder, seconds: f64) {
         outcome.images as f64 / seconds.max(1e-9),
         embedder.device()
     );
-    const SHOWN: usize = 5;
-    for (name, why) in outcome.skipped.iter().take(SHOWN) {
-        println!("skipped {name}: {why}");
-    }
-    if outcome.skipped.len() > SHOWN {
-        println!("and {} more, listed in skipped.csv", outcome.skipped.len() - SHOWN);
-    }
+    print_skipped(&outcome.skipped, "skipped.csv");
     let (image, patch) = embedder.shapes();
     let shape = |path: &std::path::Path| match path.file_stem().and_then(|s| s.to_str()) {
         Some("image_token") => format!("{} x {:?}", outcome.images, image),
@@ -141,4 +136,15 @@ fn print(outcome: &Embedded, embedder: &Embedder, seconds: f64) {
         })
         .collect();
     println!("{}", table(&["written", "shape", "size"], &rows));
+}
+
+/// Names the first images that could not be used; `list` has the others.
+pub(super) fn print_skipped(skipped: &[(String, String)], list: &str) {
+    const SHOWN: usize = 5;
+    for (name, why) in skipped.iter().take(SHOWN) {
+        println!("skipped {name}: {why}");
+    }
+    if skipped.len() > SHOWN {
+        println!("and {} more, listed in {list}", skipped.len() - SHOWN);
+    }
 }

@@ -3,9 +3,11 @@
 pub mod bench;
 pub mod bench_ops;
 mod bench_ops_tables;
+pub mod completions;
 pub mod cuda;
 pub mod device;
 pub mod embed;
+pub mod eval;
 pub mod export;
 pub mod info;
 pub mod kernels;
@@ -39,6 +41,8 @@ pub enum Command {
     Export(export::ExportArgs),
     /// Features of a folder of images, as NumPy arrays or safetensors
     Embed(embed::EmbedArgs),
+    /// What an encoder's frozen features are worth on labelled images, beside reference lines
+    Eval(eval::EvalArgs),
     /// Check one step against recorded numbers of the reference implementation
     Verify(verify::VerifyArgs),
     /// Show how a step's memory is laid out
@@ -49,6 +53,8 @@ pub enum Command {
     Kernels(kernels::KernelsArgs),
     /// List devices and libraries
     Info(info::InfoArgs),
+    /// Print a script that completes commands and options in a shell
+    Completions(completions::CompletionsArgs),
 }
 
 /// Carries out a command; gives the process's exit code.
@@ -62,10 +68,12 @@ pub fn run(cli: Cli) -> Result<i32> {
         Command::Prepare(args) => prepare::run(&args).map(|()| 0),
         Command::Export(args) => export::run(&args).map(|()| 0),
         Command::Embed(args) => embed::run(&args).map(|()| 0),
+        Command::Eval(args) => eval::run(&args).map(|()| 0),
         Command::Verify(args) => verify::run(&args),
         Command::Plan(args) => plan::run(&args).map(|()| 0),
         Command::Bench(args) => bench::run(&args).map(|()| 0),
         Command::Kernels(args) => kernels::run(&args).map(|()| 0),
         Command::Info(args) => info::run(&args).map(|()| 0),
+        Command::Completions(args) => completions::run(&args).map(|()| 0),
     }
 }

@@ -71,6 +71,14 @@ pub fn training_images(path: &Path) -> Result<Vec<Labelled>> {
     }
 }
 
+/// Whether `path` has Market-1501's folders, in it or in one below.
+///
+/// # Errors
+/// As [`RetrievalSet::open`], where the layout is half there.
+pub fn has_layout(path: &Path) -> Result<bool> {
+    Ok(root_of(path)?.is_some())
+}
+
 /// Where Market-1501's folders are: in `path`, or in its only such sub-folder; `None` where `path` has no such folder.
 fn root_of(path: &Path) -> Result<Option<PathBuf>> {
     let has = |root: &Path, name: &str| root.join(name).is_dir();

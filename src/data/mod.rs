@@ -3,6 +3,7 @@
 pub mod augment;
 pub mod batch;
 pub mod decode;
+pub mod labelled;
 pub mod loader;
 pub mod market;
 pub mod prepare;

@@ -1,5 +1,6 @@
 //! Features of many images: an encoder in evaluation mode over a folder, into files that NumPy and PyTorch open.
 
+pub mod evaluate;
 mod writer;
 
 pub use self::writer::{ArrayFormat, ArrayWriter};
@@ -11,7 +12,7 @@ use crate::data::source::ImageSource;
 use crate::error::{Error, Result};
 use crate::export::TrainedEncoder;
 use crate::ir::{Binding, Region};
-use crate::nn::{Encoder, ParamRegistry, timm_name};
+use crate::nn::{Encoder, ParamRegistry, initialise, timm_name};
 use crate::saip::{EmbedOptions, IoSlot, build_embed};
 use crate::train::engine::{compile_plan, write_checked};
 use rayon::prelude::*;
@@ -28,6 +29,10 @@ pub struct Embedder {
     patch: Option<IoSlot>,
     batch: usize,
     size: [usize; 2],
+    params: ParamRegistry,
+    buffers: ParamRegistry,
+    /// Where the values of a name are read.
+    weights: Vec<(String, Binding)>,
 }
 
 /// Features of some images, row-major.
@@ -58,7 +63,7 @@ impl Embedder {
         let opts = EmbedOptions { dtype, region: Region::Params, batch, size, patch_tokens };
         let built = build_embed(&encoder.config, &params, &opts)?;
         // Memory is only there for what is read.
-        let sources: Vec<(String, Binding)> = built
+        let weights: Vec<(String, Binding)> = built
             .graph
             .values
             .iter()
@@ -74,18 +79,9 @@ impl Embedder {
             .collect();
         let plan = compile_plan(built.graph, false, &*backend)?;
         let program = backend.compile(plan)?;
-        for (name, at) in sources {
-            let name = timm_name(&name).unwrap_or(&name);
-            let values = encoder
-                .state
-                .get(name)
-                .and_then(|t| t.f32s())
-                .ok_or_else(|| Error::file(&encoder.state.path, format!("tensor `{name}` is missing")))?;
-            backend.write(at.region, at.offset, HostSlice::F32(&values))?;
-        }
         let slot = |list: &[IoSlot], name: &str| list.iter().find(|s| s.name == name).cloned();
         let missing = |name: &str| Error::invariant("embedding", format!("no `{name}`"));
-        Ok(Embedder {
+        let mut embedder = Embedder {
             backend,
             program,
             images: slot(&built.inputs, "images").ok_or_else(|| missing("images"))?,
@@ -93,7 +89,43 @@ impl Embedder {
             patch: slot(&built.outputs, "patch"),
             batch,
             size,
-        })
+            params,
+            buffers,
+            weights,
+        };
+        embedder.load(encoder)?;
+        Ok(embedder)
+    }
+
+    fn load(&mut self, encoder: &TrainedEncoder) -> Result<()> {
+        for (name, at) in &self.weights {
+            let name = timm_name(name).unwrap_or(name);
+            let values = encoder
+                .state
+                .get(name)
+                .and_then(|t| t.f32s())
+                .ok_or_else(|| Error::file(&encoder.state.path, format!("tensor `{name}` is missing")))?;
+            self.backend.write(at.region, at.offset, HostSlice::F32(&values))?;
+        }
+        Ok(())
+    }
+
+    /// Puts the values with which a run of this `seed` begins in place of the trained ones.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn untrain(&mut self, seed: u64) -> Result<()> {
+        let (params, buffers) = (initialise(&self.params, seed)?, initialise(&self.buffers, seed)?);
+        for (_, at) in &self.weights {
+            let (registry, values) = match at.region {
+                Region::Buffers => (&self.buffers, &buffers),
+                _ => (&self.params, &params),
+            };
+            let Some(spec) = registry.iter().find(|p| p.offset == at.offset) else { continue };
+            let values = &values[spec.offset..spec.offset + spec.len];
+            self.backend.write(at.region, at.offset, HostSlice::F32(values))?;
+        }
+        Ok(())
     }
 
     /// The device's name and type.

@@ -26,6 +26,28 @@ pub struct KnnAccuracy {
 /// # Errors
 /// Empty, ill-formed or non-finite features, different dimensions, a `k` of 0 or a temperature not above 0.
 pub fn knn(train: &Features, test: &Features, ks: &[usize], temperature: f64) -> Result<Vec<KnnAccuracy>> {
+    classify(train, test, false, ks, temperature)
+}
+
+/// Classifies every image of `set` by its neighbours among all the others; otherwise as [`knn`].
+///
+/// # Errors
+/// As [`knn`], and for a single image.
+pub fn knn_leave_one_out(set: &Features, ks: &[usize], temperature: f64) -> Result<Vec<KnnAccuracy>> {
+    if set.len() == 1 {
+        return Err(Error::usage("one image has no neighbours: kNN needs at least two"));
+    }
+    classify(set, set, true, ks, temperature)
+}
+
+/// With `same`, both sets are one, and no image is its own neighbour.
+fn classify(
+    train: &Features,
+    test: &Features,
+    same: bool,
+    ks: &[usize],
+    temperature: f64,
+) -> Result<Vec<KnnAccuracy>> {
     features::check_pair((train, "training"), (test, "test"))?;
     if ks.contains(&0) || !(temperature > 0.0 && temperature.is_finite()) {
         return Err(Error::usage(format!(
@@ -33,7 +55,7 @@ pub fn knn(train: &Features, test: &Features, ks: &[usize], temperature: f64) ->
         )));
     }
     let (dim, n) = (train.dim, train.len());
-    let most = ks.iter().copied().max().unwrap_or(0).min(n);
+    let most = ks.iter().copied().max().unwrap_or(0).min(n - usize::from(same));
     let (known, asked) = (train.normalized(), test.normalized());
     // Per test image and k: the place of its class among the classes voted for, from 0.
     let places: Vec<Vec<Option<usize>>> = asked
@@ -43,9 +65,13 @@ pub fn knn(train: &Features, test: &Features, ks: &[usize], temperature: f64) ->
             let mut similarities = vec![0f64; rows.len() / dim * n];
             features::pairwise(rows, &known, dim, &mut similarities, |a, b| a * b);
             let places: Vec<_> = similarities
-                .chunks_exact(n)
+                .chunks_exact_mut(n)
                 .enumerate()
                 .map(|(i, row)| {
+                    if same {
+                        // Behind all others, of which there are enough.
+                        row[block * QUERY_BLOCK + i] = f64::NEG_INFINITY;
+                    }
                     let neighbours = most_similar(row, most);
                     let class = test.identities[block * QUERY_BLOCK + i];
                     ks.iter()
@@ -159,6 +185,17 @@ mod tests {
             assert!((result.top5 - right[1] as f64 / 60.0).abs() < 1e-12, "{result:?} {right:?}");
         }
         assert!(got[0].top5 > got[0].top1);
+    }
+
+    #[test]
+    fn no_image_is_its_own_neighbour() {
+        // Each is nearest to itself; of the others, the nearest is of the same class for the first three alone.
+        let all = set(&[(0.0, 1), (2.0, 1), (5.0, 1), (8.0, 2)]);
+        let top1 = |k| knn_leave_one_out(&all, &[k], 0.07).unwrap()[0].top1;
+        assert_eq!(top1(1), 0.75);
+        assert_eq!(top1(200), 0.75, "all the others vote");
+        assert_eq!(knn(&all, &all, &[1], 0.07).unwrap()[0].top1, 1.0);
+        assert!(knn_leave_one_out(&set(&[(0.0, 1)]), &[1], 0.07).is_err());
     }
 
     #[test]

@@ -19,6 +19,10 @@ pub struct RetrievalMetrics {
     pub rank5: f64,
     /// ... among the first ten.
     pub rank10: f64,
+    /// Share of queries whose nearest image in the ranking is one by their own camera (of another person, then).
+    pub own_camera: f64,
+    /// The same share if rankings were drawn by lot.
+    pub own_camera_chance: f64,
     /// Queries with at least one match in the gallery.
     pub valid_queries: usize,
 }
@@ -55,12 +59,15 @@ pub fn retrieval(query: &Features, gallery: &Features) -> Result<RetrievalMetric
         )));
     }
     let count = valid.len() as f64;
+    let mean = |of: fn(&Score) -> f64| valid.iter().map(of).sum::<f64>() / count;
     let within = |k: usize| valid.iter().filter(|s| s.first_match < k).count() as f64 / count;
     Ok(RetrievalMetrics {
-        map: valid.iter().map(|s| s.average_precision).sum::<f64>() / count,
+        map: mean(|s| s.average_precision),
         rank1: within(1),
         rank5: within(5),
         rank10: within(10),
+        own_camera: mean(|s| f64::from(u8::from(s.nearest_is_own_camera))),
+        own_camera_chance: mean(|s| s.own_camera_share),
         valid_queries: valid.len(),
     })
 }
@@ -69,6 +76,10 @@ struct Score {
     average_precision: f64,
     /// Place of the first match in the ranking, from 0.
     first_match: usize,
+    /// Whether the first image of the ranking is by the query's camera.
+    nearest_is_own_camera: bool,
+    /// Share of the ranked images that are by the query's camera.
+    own_camera_share: f64,
 }
 
 /// Whether the protocol hides gallery image `g` from query `q`.
@@ -99,8 +110,14 @@ fn score(distances: &[f64], query: &Features, q: usize, gallery: &Features) -> O
         place += before + 1;
         precision += (i + 1) as f64 / place as f64;
     }
-    (!matches.is_empty())
-        .then(|| Score { average_precision: precision / matches.len() as f64, first_match: others[0] })
+    let own = |g: &usize| gallery.cameras[*g] == query.cameras[q];
+    let nearest = visible().min_by(|a, b| order(&(distances[*a], *a), &(distances[*b], *b)));
+    (!matches.is_empty()).then(|| Score {
+        average_precision: precision / matches.len() as f64,
+        first_match: others[0],
+        nearest_is_own_camera: nearest.as_ref().is_some_and(own),
+        own_camera_share: visible().filter(own).count() as f64 / visible().count().max(1) as f64,
+    })
 }
 
 /// The `k` gallery images nearest to query `row`, nearest first, as (position in the gallery, Euclidean distance of
@@ -164,6 +181,8 @@ mod tests {
         assert_eq!(metrics.valid_queries, 1);
         assert!((metrics.map - 0.5).abs() < 1e-12);
         assert_eq!((metrics.rank1, metrics.rank5, metrics.rank10), (0.0, 1.0, 1.0));
+        // The distractor in front is by the query's camera, as two of the four ranked images are.
+        assert_eq!((metrics.own_camera, metrics.own_camera_chance), (1.0, 0.5));
         let near = nearest(&query, 0, &gallery, 3).unwrap();
         assert_eq!(near.iter().map(|n| n.0).collect::<Vec<_>>(), [3, 2, 1]);
         assert!((near[0].1 - 2.0 * 5f32.to_radians().sin()).abs() < 1e-6);

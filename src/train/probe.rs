@@ -1,8 +1,8 @@
 //! Retrieval with the frozen features of the encoder while it is trained.
 
 use super::engine::{Engine, compile_plan, write_checked};
-use super::sources::ProbeSet;
 use crate::backend::{HostSlice, HostSliceMut, ProgramId};
+use crate::data::labelled::PersonSet;
 use crate::data::loader::eval_image;
 use crate::error::{Error, Result};
 use crate::eval::Features;
@@ -17,7 +17,7 @@ pub const BATCH: usize = 32;
 
 /// The encoder in evaluation mode, compiled beside the training step, and the images it is tried on.
 pub struct Probe {
-    set: ProbeSet,
+    set: PersonSet,
     program: ProgramId,
     images: IoSlot,
     features: IoSlot,
@@ -64,7 +64,7 @@ impl Probe {
         engine: &mut Engine,
         encoder: &EncoderConfig,
         size: [usize; 2],
-        set: ProbeSet,
+        set: PersonSet,
     ) -> Result<Self> {
         let (program, built) = compile(engine, encoder, size)?;
         let slot = |list: Vec<IoSlot>, name: &str| {
@@ -81,7 +81,7 @@ impl Probe {
         })
     }
 
-    pub fn set(&self) -> &ProbeSet {
+    pub fn set(&self) -> &PersonSet {
         &self.set
     }
 

@@ -1,14 +1,13 @@
 //! Where a run's images come from: a folder or list of the user's, or synthetic persons.
 
 use super::config::TrainConfig;
-use crate::data::decode::load_file;
+use crate::data::labelled::PersonSet;
 use crate::data::market::RetrievalSet;
 use crate::data::source::{ImageSource, Quarantine, open_source};
 use crate::data::synth::{SynthConfig, SynthPersons};
 use crate::error::{Error, Result};
 use image::RgbImage;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 /// Synthetic pictures kept in memory after they were drawn; drawing one takes milliseconds.
@@ -46,21 +45,6 @@ impl ImageSource for SynthSource {
     }
 }
 
-/// Image files named one by one.
-struct Files(Vec<PathBuf>);
-
-impl ImageSource for Files {
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-    fn name(&self, i: usize) -> String {
-        self.0[i].display().to_string()
-    }
-    fn load(&self, i: usize) -> Result<RgbImage> {
-        load_file(&self.0[i])
-    }
-}
-
 /// The images to train on. At least one of them can be used: a folder without any is refused before a run begins.
 ///
 /// # Errors
@@ -88,50 +72,23 @@ fn synthetic(cfg: &TrainConfig, first_identity: usize, identities: usize) -> Syn
     }
 }
 
-/// Labelled images for retrieval, split into queries and gallery.
-pub struct ProbeSet {
-    pub source: Arc<dyn ImageSource>,
-    pub identities: Vec<i64>,
-    pub cameras: Vec<i64>,
-    /// Indices into the source.
-    pub query: Vec<usize>,
-    pub gallery: Vec<usize>,
-}
-
 /// The images that the frozen features are tried on: the folder `run.probe`, or with synthetic data persons of identities
 /// that are not trained on, seen by the same cameras; None without either.
 ///
 /// # Errors
 /// Those of [`RetrievalSet::open`].
-pub fn probe_set(cfg: &TrainConfig) -> Result<Option<ProbeSet>> {
+pub fn probe_set(cfg: &TrainConfig) -> Result<Option<PersonSet>> {
     if cfg.run.probe_every == 0 {
         return Ok(None);
     }
     match (&cfg.run.probe, &cfg.data.path) {
-        (Some(folder), _) => labelled(RetrievalSet::open(folder)?).map(Some),
+        (Some(folder), _) => PersonSet::new(RetrievalSet::open(folder)?).map(Some),
         (None, Some(_)) => Ok(None),
         (None, None) => held_out(cfg).map(Some),
     }
 }
 
-fn labelled(set: RetrievalSet) -> Result<ProbeSet> {
-    // A flat folder lists its images on both sides: each is read once.
-    let mut all: Vec<_> = set.query.iter().chain(&set.gallery).cloned().collect();
-    all.sort_by(|a, b| a.path.cmp(&b.path));
-    all.dedup_by(|a, b| a.path == b.path);
-    let find = |path: &PathBuf| {
-        all.binary_search_by(|l| l.path.cmp(path)).map_err(|_| Error::invariant("probe", "an image is lost"))
-    };
-    Ok(ProbeSet {
-        query: set.query.iter().map(|l| find(&l.path)).collect::<Result<_>>()?,
-        gallery: set.gallery.iter().map(|l| find(&l.path)).collect::<Result<_>>()?,
-        identities: all.iter().map(|l| l.identity).collect(),
-        cameras: all.iter().map(|l| l.camera).collect(),
-        source: Arc::new(Files(all.into_iter().map(|l| l.path).collect())),
-    })
-}
-
-fn held_out(cfg: &TrainConfig) -> Result<ProbeSet> {
+fn held_out(cfg: &TrainConfig) -> Result<PersonSet> {
     let s = &cfg.data.synth;
     for (key, value) in
         [("data.synth.images_per_identity", s.images_per_identity), ("data.synth.cameras", s.cameras)]
@@ -158,5 +115,5 @@ fn held_out(cfg: &TrainConfig) -> Result<ProbeSet> {
         let by = seen.entry(identities[i]).or_default();
         by.len() < most && by.insert(cameras[i])
     });
-    Ok(ProbeSet { source: Arc::new(source), identities, cameras, query, gallery })
+    Ok(PersonSet { source: Arc::new(source), identities, cameras, query, gallery })
 }
