@@ -41,6 +41,9 @@ pub enum Error {
         human_bytes(*asked), human_bytes(*free), human_bytes(*total)
     )]
     Memory { device: String, asked: u64, free: u64, total: u64, remedy: String },
+    /// A signal asked to stop.
+    #[error("stopped by a signal")]
+    Interrupted,
     /// Training cannot go on (collapse, non-finite values in a row).
     #[error("training stopped: {0}")]
     Training(String),

@@ -1,7 +1,11 @@
 //! saip-engine: pretrains lightweight human-centric vision models with SAIP (Scale-Aware Image Pretraining).
 //!
-//! The layers, each using only those above it: [`error`], [`atomic`], [`tensor`], [`ir`], [`plan`], [`backend`], ([`cpu`],
+//! The layers, each using only those above it: [`error`], [`console`], [`interrupt`], [`atomic`], [`output_folder`], [`tensor`], [`ir`], [`plan`], [`backend`], ([`cpu`],
 //! [`cuda`]), [`nn`], [`saip`], [`data`], [`weights`], [`export`], [`eval`], [`train`], [`report`], [`cli`].
+
+// First, so that all others print by its macros.
+#[macro_use]
+pub mod console;
 
 pub mod atomic;
 pub mod backend;
@@ -13,8 +17,10 @@ pub mod embed;
 pub mod error;
 pub mod eval;
 pub mod export;
+pub mod interrupt;
 pub mod ir;
 pub mod nn;
+pub mod output_folder;
 pub mod plan;
 pub mod report;
 pub mod saip;

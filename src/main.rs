@@ -1,15 +1,20 @@
 //! The `saip-engine` program.
 
 use clap::Parser;
-use saip_engine::cli;
+use saip_engine::{cli, console, interrupt};
 
 /// Exit status for anything that cannot be carried out.
 const FAILED: i32 = 2;
 
 fn main() {
-    let code = cli::run(cli::Cli::parse()).unwrap_or_else(|error| {
-        eprintln!("error: {error}");
+    let cli = cli::Cli::parse();
+    let mut code = interrupt::watch().and_then(|()| cli::run(cli)).unwrap_or_else(|error| {
+        console::err(format_args!("error: {error}"));
         FAILED
     });
+    if let Err(error) = console::finish() {
+        console::err(format_args!("error: standard output: cannot write: {error}"));
+        code = code.max(FAILED);
+    }
     std::process::exit(code);
 }

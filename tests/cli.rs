@@ -318,6 +318,9 @@ fn verify_goes_on_after_a_fixture_that_cannot_be_checked() {
 fn verify_dumps_what_it_compared() {
     let dir = lab();
     run(engine(dir.path()).args(["verify", &fixture("vit-micro"), "--dump", "own.safetensors"])).ok();
+    let again = ["verify", &fixture("vit-micro"), "--dump", "own.safetensors"];
+    run(engine(dir.path()).args(again)).refused(&["own.safetensors", "--force"]);
+    run(engine(dir.path()).args(again).arg("--force")).ok();
     let own = fs::read(dir.path().join("own.safetensors")).unwrap();
     let own = safetensors::SafeTensors::deserialize(&own).unwrap();
     let recorded = fs::read(fixture("vit-micro")).unwrap();
@@ -389,6 +392,16 @@ fn info_plan_and_bench_print_their_tables() {
     let svg = fs::read_to_string(dir.path().join("arena.svg")).unwrap();
     assert!(svg.trim_start().starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
     assert!(fs::read_to_string(dir.path().join("graph.txt")).unwrap().lines().count() > 100);
+    for option in ["--svg", "--graph"] {
+        let again = |extra: &[&str]| {
+            run(engine(dir.path())
+                .args(["plan", "--preset", "demo", option, "arena.svg"])
+                .args(&tiny)
+                .args(extra))
+        };
+        again(&[]).refused(&["arena.svg", "--force"]);
+        again(&["--force"]).ok();
+    }
     let bench = |extra: &[&str]| {
         run(engine(dir.path())
             .args(["bench", "step", "--preset", "demo", "--batch", "2", "--steps", "2", "--warmup", "1"])

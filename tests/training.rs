@@ -347,7 +347,7 @@ fn a_signal_saves_and_stops() {
     let sent = Command::new("sh").args(["-c", &format!("kill -TERM {}", child.id())]).status().unwrap();
     assert!(sent.success());
     let ended = support::Ended::of(child.wait_with_output().unwrap());
-    assert_eq!(ended.code, Some(130), "{ended:?}");
+    assert_eq!(ended.code, Some(143), "{ended:?}");
     assert!(ended.stdout.contains("go on with --resume"), "{ended:?}");
     let saved = checkpoints(&out);
     let stopped = metrics(&out).len() as u64;

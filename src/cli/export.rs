@@ -36,7 +36,7 @@ pub struct ExportArgs {
     /// pth: whose names
     #[arg(long, value_enum)]
     pub names: Option<Names>,
-    /// Replace what is there
+    /// Replace the file, or what an earlier export wrote into timm's folder
     #[arg(long)]
     pub force: bool,
 }

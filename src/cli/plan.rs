@@ -2,9 +2,10 @@
 
 use super::device::{Device, DeviceOptions, parse_dtype};
 use super::step::StepArgs;
+use crate::atomic;
 use crate::backend::Backend;
 use crate::cuda::PlanningBackend;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ir::dump;
 use crate::plan::Plan;
 use crate::report::memory_svg;
@@ -43,6 +44,9 @@ pub struct PlanArgs {
     /// Write the graph as text
     #[arg(long, value_name = "FILE")]
     pub graph: Option<PathBuf>,
+    /// Replace the files that --svg and --graph name
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// Plans one step and prints its memory; nothing is allocated or computed.
@@ -50,6 +54,7 @@ pub struct PlanArgs {
 /// # Errors
 /// Those of the configuration, and files that cannot be written.
 pub fn run(args: &PlanArgs) -> Result<()> {
+    args.svg.iter().chain(&args.graph).try_for_each(|path| atomic::refuse_to_replace(path, args.force))?;
     let cfg = args.step.resolve(args.batch)?;
     let base = base_step(&cfg)?;
     let scale = args.scale.unwrap_or(cfg.views.scale[1]);
@@ -59,7 +64,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let opts = StepOptions { dtype: args.dtype, micro_steps, drop_path: cfg.encoder.drop_path };
     let built = build_step(&step, &opts)?;
     if let Some(path) = &args.graph {
-        std::fs::write(path, dump(&built.graph)).map_err(|e| Error::io(path, "write", e))?;
+        atomic::write(path, dump(&built.graph).as_bytes())?;
     }
     let plan = compile_plan(built.graph, args.recompute || cfg.run.recompute, &*backend)?;
     if args.device == "cuda" {
@@ -69,7 +74,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     println!("{} at batch {}, scale {scale}, on {}", args.step.preset, step.batch, backend.name());
     print(&plan);
     if let Some(path) = &args.svg {
-        std::fs::write(path, memory_svg(&memory_picture(&plan))).map_err(|e| Error::io(path, "write", e))?;
+        atomic::write(path, memory_svg(&memory_picture(&plan)).as_bytes())?;
         println!("picture: {}", path.display());
     }
     Ok(())

@@ -3,12 +3,12 @@
 use super::cuda::CudaArgs;
 use super::device::{Device, DeviceOptions, parse_dtype};
 use crate::error::{Error, Result};
+use crate::interrupt::Interrupt;
 use crate::tensor::DType;
 use crate::train::config::TrainConfig;
 use crate::train::folder::RunFolder;
 use crate::train::presets::{DEFAULT, PRESETS};
 use crate::train::run::{Outcome, train};
-use crate::train::signals::{INTERRUPTED, Interrupt};
 use crate::units::human_duration;
 use std::path::{Path, PathBuf};
 
@@ -105,7 +105,7 @@ impl TrainArgs {
     }
 }
 
-/// Trains; 0 at the end of the run, 130 when a signal ended it early.
+/// Trains; 0 at the end of the run, 128 and the signal's number when a signal ended it early.
 ///
 /// # Errors
 /// Those of [`train`], and of the arguments.
@@ -127,10 +127,10 @@ pub fn run(args: &TrainArgs) -> Result<i32> {
     let options =
         DeviceOptions { threads: cfg.run.threads, cuda: args.cuda.clone(), ..DeviceOptions::default() };
     let backend = device.open(dtype, &options)?;
-    let interrupt = Interrupt::install()?;
+    let interrupt = Interrupt::default();
     let outcome = train(&cfg, &out, args.resume, backend, &interrupt)?;
     print_outcome(&outcome, &out);
-    Ok(if outcome.interrupted { INTERRUPTED } else { 0 })
+    Ok(interrupt.exit_code())
 }
 
 fn print_outcome(outcome: &Outcome, out: &Path) {

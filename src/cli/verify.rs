@@ -2,6 +2,7 @@
 
 use super::cuda::CudaArgs;
 use super::device::{Device, DeviceOptions, parse_dtype};
+use crate::atomic;
 use crate::error::{Error, Result};
 use crate::report::table::table;
 use crate::tensor::DType;
@@ -30,6 +31,9 @@ pub struct VerifyArgs {
     /// Write the engine's own numbers under the fixture's names (one fixture only)
     #[arg(long, value_name = "OUT.safetensors")]
     pub dump: Option<PathBuf>,
+    /// Replace the file that --dump names
+    #[arg(long)]
+    pub force: bool,
     /// Rows to print per fixture; 0 for all
     #[arg(long, default_value_t = 10)]
     pub rows: usize,
@@ -55,6 +59,9 @@ struct Outcome {
 pub fn run(args: &VerifyArgs) -> Result<i32> {
     if args.dump.is_some() && args.fixtures.len() != 1 {
         return Err(Error::usage("--dump writes the numbers of one fixture: name one"));
+    }
+    if let Some(out) = &args.dump {
+        atomic::refuse_to_replace(out, args.force)?;
     }
     let device = Device::parse(&args.device)?;
     let mut opened = false;

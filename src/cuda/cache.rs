@@ -1,6 +1,7 @@
 //! Compiled kernels on disk: each under a name that its text, options and compiler make, and a list of what was built
 //! ahead for machines without a compiler.
 
+use crate::atomic::Temporary;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -45,14 +46,16 @@ pub struct Build {
 pub struct KernelCache {
     folder: PathBuf,
     builds: Vec<Build>,
+    /// Whether there is a list that could be read.
+    listed: bool,
 }
 
 impl KernelCache {
     /// The cache in `folder`, which need not exist. A list that cannot be read counts as none.
     pub fn open(folder: PathBuf) -> Self {
         let text = read(&folder.join(LIST), MOST_LISTED);
-        let builds = text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
-        KernelCache { folder, builds }
+        let builds: Option<Vec<Build>> = text.and_then(|text| serde_json::from_slice(&text).ok());
+        KernelCache { folder, listed: builds.is_some(), builds: builds.unwrap_or_default() }
     }
 
     pub fn folder(&self) -> &Path {
@@ -67,7 +70,7 @@ impl KernelCache {
     /// Adds to the list of what was built ahead.
     ///
     /// # Errors
-    /// [`Error::Io`] when it cannot be written.
+    /// [`Error::Io`] when it cannot be written; [`Error::File`] when something else has its name.
     pub fn list(&mut self, build: Build) -> Result<()> {
         let same = |b: &&mut Build| (b.nvrtc, &b.target) == (build.nvrtc, &build.target);
         match self.builds.iter_mut().find(same) {
@@ -80,7 +83,12 @@ impl KernelCache {
         }
         let text = serde_json::to_string_pretty(&self.builds)
             .map_err(|e| Error::invariant("building kernels", e.to_string()))?;
-        self.replace(&self.folder.join(LIST), &[text.as_bytes(), b"\n"])
+        let at = self.folder.join(LIST);
+        if std::fs::exists(&at).unwrap_or(true) && !self.listed {
+            return Err(Error::file(at, "is no list of kernels: move it away or choose another --out"));
+        }
+        self.listed = true;
+        self.replace(&at, &[text.as_bytes(), b"\n"])
     }
 
     /// The image of a name, if it is there and whole.
@@ -107,17 +115,12 @@ impl KernelCache {
     fn replace(&self, at: &Path, parts: &[&[u8]]) -> Result<()> {
         std::fs::create_dir_all(&self.folder).map_err(|e| Error::io(&self.folder, "create the folder", e))?;
         let write = || {
-            let mut file = tempfile::NamedTempFile::new_in(&self.folder)?;
+            let mut file = Temporary::new_in(&self.folder)?;
             parts.iter().try_for_each(|part| file.write_all(part))?;
-            // Others may use a folder that was built for them.
-            #[cfg(unix)]
-            {
-                use std::os::unix::fs::PermissionsExt;
-                file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
-            }
-            file.persist(at).map_err(|e| e.error)
+            file.complete()?;
+            file.put(at)
         };
-        write().map(drop).map_err(|e| Error::io(at, "write", e))
+        write().map_err(|e| Error::io(at, "write", e))
     }
 }
 
@@ -164,6 +167,11 @@ mod tests {
         assert_eq!(presets, [["a", "b"]]);
         assert_eq!(again.builds("compute_80").count(), 1);
         std::fs::write(folder.path().join(LIST), "{").unwrap();
-        assert_eq!(KernelCache::open(folder.path().to_owned()).builds("sm_90a").count(), 0);
+        let mut spoilt = KernelCache::open(folder.path().to_owned());
+        assert_eq!(spoilt.builds("sm_90a").count(), 0);
+        // Whatever it is, this program did not write it.
+        let e = spoilt.list(build("sm_90a", "a")).unwrap_err().to_string();
+        assert!(e.contains(LIST) && e.contains("--out"), "{e}");
+        assert_eq!(std::fs::read(folder.path().join(LIST)).unwrap(), b"{");
     }
 }

@@ -8,6 +8,7 @@ use super::measure::fill;
 use super::program::prepare;
 use super::sources::Sources;
 use super::tiles::{Choice, Choices};
+use crate::atomic::Temporary;
 use crate::error::{Error, Result};
 use crate::tensor::DType;
 use serde::{Deserialize, Serialize};
@@ -327,10 +328,10 @@ fn read(file: &Path) -> std::result::Result<Results, String> {
 fn write(file: &Path, results: &Results) -> std::io::Result<()> {
     let folder = file.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder)?;
-    let mut new = tempfile::NamedTempFile::new_in(folder)?;
+    let mut new = Temporary::new_in(folder)?;
     new.write_all(serde_json::to_string_pretty(results)?.as_bytes())?;
-    new.persist(file)?;
-    Ok(())
+    new.complete()?;
+    new.put(file)
 }
 
 #[cfg(test)]

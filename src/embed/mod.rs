@@ -5,7 +5,6 @@ mod writer;
 
 pub use self::writer::{ArrayFormat, ArrayWriter};
 
-use crate::atomic;
 use crate::backend::{Backend, HostSlice, HostSliceMut, ProgramId};
 use crate::data::augment::normalize::eval_image;
 use crate::data::source::ImageSource;
@@ -13,11 +12,12 @@ use crate::error::{Error, Result};
 use crate::export::TrainedEncoder;
 use crate::ir::{Binding, Region};
 use crate::nn::{Encoder, ParamRegistry, initialise, timm_name};
+use crate::output_folder::OutputFolder;
 use crate::saip::{EmbedOptions, IoSlot, build_embed};
 use crate::train::engine::{compile_plan, write_checked};
 use rayon::prelude::*;
 use serde_json::json;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc::sync_channel;
 
 /// An encoder on a device, ready for batches of images.
@@ -173,6 +173,11 @@ impl Embedder {
     }
 }
 
+/// Beside the arrays: which row is whose, what could not be used, what the features are.
+const LIST: &str = "files.csv";
+const SKIPPED: &str = "skipped.csv";
+const ABOUT: &str = "embed.json";
+
 /// What [`embed`] writes.
 #[derive(Clone, Debug)]
 pub struct EmbedFiles {
@@ -180,6 +185,26 @@ pub struct EmbedFiles {
     pub format: ArrayFormat,
     pub image: bool,
     pub patch: bool,
+}
+
+/// Names of the arrays.
+const IMAGE: &str = "image_token";
+const PATCH: &str = "patch_tokens";
+
+impl EmbedFiles {
+    /// The folder, in which what an earlier call wrote will be replaced; everything else in it stays.
+    ///
+    /// # Errors
+    /// Those of [`OutputFolder::open`]; a file in the way that an earlier call did not write, or that was changed since.
+    fn open(&self) -> Result<OutputFolder> {
+        let folder = OutputFolder::open(&self.out, "embed")?;
+        let [image, patch] = [IMAGE, PATCH].map(|name| self.format.file_name(name));
+        let mut names = vec![LIST, SKIPPED, ABOUT];
+        names.extend(self.image.then_some(image.as_str()));
+        names.extend(self.patch.then_some(patch.as_str()));
+        folder.refuse_changed(&names)?;
+        Ok(folder)
+    }
 }
 
 /// What [`embed`] did.
@@ -203,7 +228,8 @@ struct Loaded {
 /// images that are done. The next batch is decoded while one is computed.
 ///
 /// # Errors
-/// When no image can be used, a file cannot be written, or the device fails; nothing is left half written.
+/// When no image can be used, a file in the folder is somebody's or cannot be written, or the device fails; the folder is then
+/// as it was.
 pub fn embed(
     embedder: &mut Embedder,
     source: &dyn ImageSource,
@@ -211,12 +237,12 @@ pub fn embed(
     about: serde_json::Value,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Embedded> {
-    std::fs::create_dir_all(&files.out).map_err(|e| Error::io(&files.out, "create the folder", e))?;
+    let mut folder = files.open()?;
     let (image_shape, patch_shape) = embedder.shapes();
-    let writer = |name: &str, shape: &[usize]| ArrayWriter::create(&files.out, name, shape, files.format);
-    let mut image = files.image.then(|| writer("image_token", &image_shape)).transpose()?;
+    let writer = |name: &str, shape: &[usize]| ArrayWriter::create(&folder, name, shape, files.format);
+    let mut image = files.image.then(|| writer(IMAGE, &image_shape)).transpose()?;
     let mut patch = match &patch_shape {
-        Some(shape) if files.patch => Some(writer("patch_tokens", shape)?),
+        Some(shape) if files.patch => Some(writer(PATCH, shape)?),
         _ => None,
     };
     let mut rows = Vec::new();
@@ -252,26 +278,22 @@ pub fn embed(
     }
     done.images = rows.len();
     for writer in [image, patch].into_iter().flatten() {
-        done.written.push(writer.finish()?);
+        writer.finish(&mut folder)?;
     }
     let listed = rows.iter().enumerate().map(|(row, i)| [row.to_string(), source.name(*i)]);
-    done.written.push(table(&files.out.join("files.csv"), ["row", "file"], listed)?);
-    let skipped = files.out.join("skipped.csv");
-    if done.skipped.is_empty() {
-        // One of an earlier run would tell lies.
-        let _ = std::fs::remove_file(&skipped);
-    } else {
+    folder.write(LIST, &table(["row", "file"], listed)?)?;
+    if !done.skipped.is_empty() {
         let listed = done.skipped.iter().map(|(name, why)| [name.clone(), why.clone()]);
-        done.written.push(table(&skipped, ["file", "reason"], listed)?);
+        folder.write(SKIPPED, &table(["file", "reason"], listed)?)?;
     }
-    let path = files.out.join("embed.json");
     let all = json!({
         "encoder": about, "images": done.images, "skipped": done.skipped.len(), "device": embedder.device(),
         "image_token": image_shape, "patch_tokens": patch_shape,
     });
-    let text = serde_json::to_vec_pretty(&all).map_err(|e| Error::file(&path, e.to_string()))?;
-    atomic::write(&path, &text)?;
-    done.written.push(path);
+    let text =
+        serde_json::to_vec_pretty(&all).map_err(|e| Error::file(folder.path().join(ABOUT), e.to_string()))?;
+    folder.write(ABOUT, &text)?;
+    done.written = folder.commit()?;
     Ok(done)
 }
 
@@ -292,18 +314,12 @@ fn load(source: &dyn ImageSource, range: std::ops::Range<usize>, size: [usize; 2
     loaded
 }
 
-fn table<const N: usize>(
-    path: &Path,
-    header: [&str; N],
-    rows: impl Iterator<Item = [String; N]>,
-) -> Result<PathBuf> {
-    let failed = |e: csv::Error| Error::file(path, format!("cannot be written: {e}"));
+fn table<const N: usize>(header: [&str; N], rows: impl Iterator<Item = [String; N]>) -> Result<Vec<u8>> {
+    let failed = |e: csv::Error| Error::invariant("embedding", format!("a table cannot be written: {e}"));
     let mut writer = csv::Writer::from_writer(Vec::new());
     writer.write_record(header).map_err(failed)?;
     for row in rows {
         writer.write_record(&row).map_err(failed)?;
     }
-    let bytes = writer.into_inner().map_err(|e| Error::file(path, format!("cannot be written: {e}")))?;
-    atomic::write(path, &bytes)?;
-    Ok(path.to_owned())
+    writer.into_inner().map_err(|e| failed(e.into_error().into()))
 }

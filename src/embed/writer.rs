@@ -1,11 +1,11 @@
 //! Arrays that grow while they are written.
 
+use crate::atomic::Temporary;
 use crate::error::{Error, Result};
+use crate::output_folder::OutputFolder;
 use serde_json::json;
-use std::fs::File;
-use std::io::{BufWriter, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
-use tempfile::NamedTempFile;
+use std::io::{Seek, SeekFrom, Write};
+use std::path::PathBuf;
 
 /// Bytes before the values, whatever their number turns out to be. Of both formats the header may be filled up with spaces.
 const HEADER: usize = 256;
@@ -19,11 +19,21 @@ pub enum ArrayFormat {
     Safetensors,
 }
 
+impl ArrayFormat {
+    /// The file of an array called `name`.
+    pub fn file_name(self, name: &str) -> String {
+        match self {
+            ArrayFormat::Npy => format!("{name}.npy"),
+            ArrayFormat::Safetensors => format!("{name}.safetensors"),
+        }
+    }
+}
+
 /// An f32 array `[n, ..]` whose `n` is known at the end. Its file is there as a whole or not at all.
 pub struct ArrayWriter {
     path: PathBuf,
     name: String,
-    file: BufWriter<NamedTempFile>,
+    file: Temporary,
     shape: Vec<usize>,
     format: ArrayFormat,
     values: usize,
@@ -34,15 +44,9 @@ impl ArrayWriter {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn create(folder: &Path, name: &str, shape: &[usize], format: ArrayFormat) -> Result<Self> {
-        let extension = match format {
-            ArrayFormat::Npy => "npy",
-            ArrayFormat::Safetensors => "safetensors",
-        };
-        let path = folder.join(format!("{name}.{extension}"));
-        let made = tempfile::Builder::new().prefix(".tmp-").tempfile_in(folder);
-        let mut file =
-            BufWriter::new(made.map_err(|e| Error::io(&path, "create a temporary file beside", e))?);
+    pub fn create(folder: &OutputFolder, name: &str, shape: &[usize], format: ArrayFormat) -> Result<Self> {
+        let path = folder.path().join(format.file_name(name));
+        let mut file = folder.temporary()?;
         file.write_all(&[b' '; HEADER]).map_err(|e| Error::io(&path, "write", e))?;
         Ok(ArrayWriter { path, name: name.to_owned(), file, shape: shape.to_vec(), format, values: 0 })
     }
@@ -61,20 +65,16 @@ impl ArrayWriter {
         written.map_err(|e| Error::io(&self.path, "write", e))
     }
 
-    /// Writes the header and gives the file its name.
+    /// Writes the header and adds the file to its folder.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::File`] for a shape that the header has no room for.
-    pub fn finish(mut self) -> Result<PathBuf> {
+    pub fn finish(mut self, folder: &mut OutputFolder) -> Result<()> {
         let header = self.header()?;
         let failed = |e| Error::io(&self.path, "write", e);
         self.file.seek(SeekFrom::Start(0)).map_err(failed)?;
         self.file.write_all(&header).map_err(failed)?;
-        let file = self.file.into_inner().map_err(|e| Error::io(&self.path, "write", e.into_error()))?;
-        file.as_file().sync_all().map_err(|e| Error::io(&self.path, "flush", e))?;
-        let file: File = file.persist(&self.path).map_err(|e| Error::io(&self.path, "replace", e.error))?;
-        readable_by_default(&file).map_err(|e| Error::io(&self.path, "make readable", e))?;
-        Ok(self.path)
+        folder.add(&self.format.file_name(&self.name), self.file)
     }
 
     fn header(&self) -> Result<Vec<u8>> {
@@ -108,29 +108,18 @@ impl ArrayWriter {
     }
 }
 
-#[cfg(unix)]
-fn readable_by_default(file: &File) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    file.set_permissions(std::fs::Permissions::from_mode(0o644))
-}
-
-#[cfg(not(unix))]
-fn readable_by_default(_: &File) -> std::io::Result<()> {
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn written(format: ArrayFormat) -> Vec<u8> {
         let dir = tempfile::tempdir().unwrap();
-        let mut writer = ArrayWriter::create(dir.path(), "x", &[2, 3], format).unwrap();
+        let mut folder = OutputFolder::open(dir.path(), "embed").unwrap();
+        let mut writer = ArrayWriter::create(&folder, "x", &[2, 3], format).unwrap();
         writer.append(&[0.5; 6]).unwrap();
         writer.append(&[-1.0; 12]).unwrap();
-        let path = writer.finish().unwrap();
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
-        std::fs::read(path).unwrap()
+        writer.finish(&mut folder).unwrap();
+        std::fs::read(folder.commit().unwrap().remove(0)).unwrap()
     }
 
     #[test]
@@ -155,7 +144,8 @@ mod tests {
     #[test]
     fn an_unfinished_array_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let mut writer = ArrayWriter::create(dir.path(), "x", &[1], ArrayFormat::Npy).unwrap();
+        let folder = OutputFolder::open(dir.path(), "embed").unwrap();
+        let mut writer = ArrayWriter::create(&folder, "x", &[1], ArrayFormat::Npy).unwrap();
         writer.append(&[1.0]).unwrap();
         drop(writer);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);

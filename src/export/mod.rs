@@ -11,8 +11,10 @@ pub use self::timm::{timm_config, timm_name};
 use crate::atomic;
 use crate::data::augment::normalize::{MEAN, STD};
 use crate::error::{Error, Result};
+use crate::output_folder::OutputFolder;
 use crate::saip::config::EncoderConfig;
-use crate::weights::{Naming, PthLayout, write_pth, write_safetensors};
+use crate::weights::{Naming, PthLayout, safetensors_bytes, write_pth, write_safetensors};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -68,7 +70,7 @@ pub struct ExportOptions<'a> {
     pub format: Format,
     /// Of [`Format::Pth`] only.
     pub layout: PthLayout<'a>,
-    /// Replace what is there.
+    /// Replace the file, or what an earlier export wrote into timm's folder.
     pub force: bool,
 }
 
@@ -79,8 +81,10 @@ pub struct ExportOptions<'a> {
 /// [`Error::Usage`] when `out` is there and may not be replaced, or the format has no names for this encoder; those of writing.
 pub fn export(encoder: &TrainedEncoder, out: &Path, options: &ExportOptions<'_>) -> Result<Vec<PathBuf>> {
     let format = options.format;
-    if !options.force && atomic::exists(out)? {
-        return Err(Error::usage(format!("{}: is there already: replace it with --force", out.display())));
+    let beside = out.with_file_name(format!("{}.md", out.file_name().unwrap_or_default().to_string_lossy()));
+    if format != Format::Timm {
+        atomic::refuse_to_replace(out, options.force)?;
+        refuse_edited(&beside)?;
     }
     if format == Format::Mmpose && !matches!(encoder.architecture, crate::weights::Architecture::Vit(_)) {
         return Err(Error::usage(
@@ -92,7 +96,7 @@ pub fn export(encoder: &TrainedEncoder, out: &Path, options: &ExportOptions<'_>)
     }
     let text = card(encoder, format, out);
     if format == Format::Timm {
-        return timm_folder(encoder, out, &text);
+        return timm_folder(encoder, out, &text, options.force);
     }
     match format {
         Format::Safetensors => {
@@ -113,57 +117,54 @@ pub fn export(encoder: &TrainedEncoder, out: &Path, options: &ExportOptions<'_>)
         }
         Format::Timm => {}
     }
-    let name = format!("{}.md", out.file_name().unwrap_or_default().to_string_lossy());
-    let beside = out.with_file_name(name);
-    atomic::write(&beside, text.as_bytes())?;
+    atomic::write(&beside, format!("{text}{}", seal(&text)).as_bytes())?;
     Ok(vec![out.to_owned(), beside])
 }
 
-/// timm's folder, written beside its place and renamed.
-fn timm_folder(encoder: &TrainedEncoder, out: &Path, card: &str) -> Result<Vec<PathBuf>> {
-    let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let beside = |prefix: &str| {
-        let made = tempfile::Builder::new().prefix(prefix).tempdir_in(parent);
-        made.map_err(|e| Error::io(out, "create a folder beside", e))
-    };
-    let made = beside(".tmp-")?;
+/// timm's folder. What an earlier export wrote there is replaced with `force`; anything else is refused.
+fn timm_folder(encoder: &TrainedEncoder, out: &Path, card: &str, force: bool) -> Result<Vec<PathBuf>> {
+    let mut folder = OutputFolder::open(out, "export")?;
+    folder.refuse_foreign()?;
+    if !force && !folder.is_empty()? {
+        return Err(Error::usage(format!("{}: is there already: replace it with --force", out.display())));
+    }
     let mut state = encoder.timm_state();
     state.metadata = metadata(encoder);
-    write_safetensors(made.path().join("model.safetensors"), &state)?;
     let mut config = serde_json::to_vec_pretty(&timm_config(encoder))
         .map_err(|e| Error::file(out, format!("config.json cannot be written: {e}")))?;
     config.push(b'\n');
-    atomic::write(&made.path().join("config.json"), &config)?;
-    atomic::write(&made.path().join("README.md"), card.as_bytes())?;
-    let mut names = vec!["model.safetensors", "config.json", "README.md"];
+    folder.write("model.safetensors", &safetensors_bytes(out, &state)?)?;
+    folder.write("config.json", &config)?;
+    folder.write("README.md", card.as_bytes())?;
     let tap = encoder.state.renamed(|name| name.starts_with("tap_norm.").then(|| name.to_owned()));
     if !tap.is_empty() {
-        write_safetensors(made.path().join(TAP_NORM), &tap)?;
-        names.push(TAP_NORM);
+        folder.write(TAP_NORM, &safetensors_bytes(out, &tap)?)?;
     }
-    // What was there stays until the new folder is complete.
-    let old = beside(".old-")?;
-    if atomic::exists(out)? {
-        fs::rename(out, old.path().join("old")).map_err(|e| Error::io(out, "replace", e))?;
-    }
-    let made = made.keep();
-    fs::rename(&made, out).map_err(|e| Error::io(out, "put in place", e))?;
-    readable(out)?;
-    atomic::sync_dir(parent).map_err(|e| Error::io(parent, "flush the folder", e))?;
-    Ok(names.into_iter().map(|name| out.join(name)).collect())
+    folder.commit()
 }
 
-/// Temporary folders are private to their owner; exports are not.
-#[cfg(unix)]
-fn readable(folder: &Path) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o755))
-        .map_err(|e| Error::io(folder, "make readable", e))
+/// What the last line of a card beside a file says: the hash of all before it. A card that was edited is its editor's.
+const CARD_SEAL: &str = "<!-- written by saip-engine export, sha256 of the lines above: ";
+
+fn seal(card: &str) -> String {
+    let hex: String = Sha256::digest(card.as_bytes()).iter().map(|b| format!("{b:02x}")).collect();
+    format!("{CARD_SEAL}{hex} -->\n")
 }
 
-#[cfg(not(unix))]
-fn readable(_: &Path) -> Result<()> {
-    Ok(())
+/// Refuses to replace a file beside `out` that is no card of an earlier export, or was edited since.
+fn refuse_edited(beside: &Path) -> Result<()> {
+    let text = match fs::read_to_string(beside) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        text => text.unwrap_or_default(),
+    };
+    let ours = text.rfind(CARD_SEAL).is_some_and(|at| seal(&text[..at]) == text[at..]);
+    if ours {
+        return Ok(());
+    }
+    Err(Error::usage(format!(
+        "{}: would hold the model card, but is not as `export` wrote it: move it away or choose another --out",
+        beside.display()
+    )))
 }
 
 /// What a file says of itself.

@@ -16,12 +16,11 @@ pub mod table;
 #[cfg(test)]
 mod tests;
 
-use std::io::Write;
 use std::path::Path;
 
 use image::RgbImage;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 pub use memory::memory_svg;
 pub use patches::{assemble_patches, reconstruct};
@@ -177,27 +176,8 @@ pub fn write_report(
     memory: Option<&MemoryPicture>,
 ) -> Result<()> {
     let html = page::html(summary, curves, pictures, memory)?;
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let mut file = tempfile::Builder::new()
-        .prefix(".report-")
-        .suffix(".html")
-        .permissions(permissions())
-        .tempfile_in(folder)
-        .map_err(|e| Error::io(path, "create a temporary file beside it", e))?;
-    file.write_all(html.as_bytes()).map_err(|e| Error::io(path, "write the report", e))?;
-    file.persist(path).map_err(|e| Error::io(path, "put the report in place", e.error))?;
-    Ok(())
+    crate::atomic::write(path, html.as_bytes())
 }
-
-/// A temporary file is private by default; a report is made to be shown (the umask still applies).
-fn permissions() -> std::fs::Permissions {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::Permissions::from_mode(0o666)
-}
-
 /// Text made safe inside HTML and SVG, in element content and in quoted attributes. Control characters, which XML
 /// forbids, become U+FFFD.
 pub fn escape(text: &str) -> String {

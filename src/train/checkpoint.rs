@@ -1,8 +1,9 @@
 //! Checkpoints: one folder each, there as a whole or not at all, and checked in full before it is trusted.
 //!
 //! `step-00000100/` holds `model.safetensors` (all tensors, f32), `run.json` (where the run stood) and `manifest.json`
-//! (length and CRC-32C of the two). A folder is written under a temporary name, flushed, and then renamed. Names that
-//! begin with a dot are leftovers of a killed process and are removed when the store is opened.
+//! (length and CRC-32C of the two). A folder is written under a temporary name, flushed, and then renamed. Such folders
+//! under names that begin with a dot are leftovers of a killed process and are removed when the store is opened. What else
+//! lies in a checkpoint's folder is somebody's and is kept.
 
 mod read;
 mod write;
@@ -15,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::read::Loaded;
 use self::write::{Create, Written};
-use crate::atomic;
+use crate::atomic::{self, Unfinished};
 use crate::error::{Error, Result};
 
 const MODEL: &str = "model.safetensors";
@@ -117,6 +118,7 @@ impl Checkpoints {
     pub fn save(&self, state: &RunState, tensors: &[TensorView<'_>]) -> Result<Saved> {
         let target = self.path_of(state.step);
         let temporary = self.hidden(WRITING, state.step);
+        let unfinished = Unfinished::whole(&temporary);
         let written =
             self.write_folder(&temporary, state, tensors).and_then(|()| self.put(&temporary, &target));
         if let Err(error) = written {
@@ -124,6 +126,7 @@ impl Checkpoints {
             let _ = fs::remove_dir_all(&temporary);
             return Err(error);
         }
+        drop(unfinished);
         Ok(Saved { path: target, warnings: self.prune(state.step) })
     }
 
@@ -206,6 +209,7 @@ impl Checkpoints {
             let _ = fs::rename(&aside, target);
             return Err(error);
         }
+        keep_others(&aside, target)?;
         sync()?;
         remove_if_there(&aside)
     }
@@ -221,6 +225,12 @@ impl Checkpoints {
         let surplus = ours.len().saturating_sub(self.keep);
         let mut warnings = Vec::new();
         for step in &ours[..surplus] {
+            let path = self.path_of(*step);
+            if let Some(name) = others(&path).unwrap_or_default().first() {
+                let why = format!("stays: it holds {name}, which the run did not write");
+                warnings.push(Error::file(path, why).to_string());
+                continue;
+            }
             // Renamed first: a deletion that is cut short must not look like a damaged checkpoint.
             let trash = self.hidden(DELETED, *step);
             let removed = fs::rename(self.path_of(*step), &trash).and_then(|()| fs::remove_dir_all(&trash));
@@ -234,16 +244,18 @@ impl Checkpoints {
     /// Clears what a killed process left behind.
     fn recover(&self) -> Result<()> {
         for name in self.names()? {
-            let path = self.dir.join(&name);
-            let original = name.strip_prefix(REPLACED).map(|n| self.dir.join(n));
-            match original {
-                Some(original) if !atomic::exists(&original)? => {
+            let of_step = |p: &&str| name.strip_prefix(*p).is_some_and(|n| step_of(n).is_some());
+            let Some(prefix) = [WRITING, REPLACED, DELETED].into_iter().find(of_step) else { continue };
+            let (path, original) = (self.dir.join(&name), self.dir.join(&name[prefix.len()..]));
+            match prefix {
+                REPLACED if !atomic::exists(&original)? => {
                     fs::rename(&path, &original).map_err(|e| Error::io(&path, "restore", e))?;
                 }
-                _ if [WRITING, REPLACED, DELETED].iter().any(|p| name.starts_with(p)) => {
-                    remove_if_there(&path)?
+                REPLACED => {
+                    keep_others(&path, &original)?;
+                    remove_if_there(&path)?;
                 }
-                _ => {}
+                _ => remove_if_there(&path)?,
             }
         }
         Ok(())
@@ -275,6 +287,23 @@ fn folder_name(step: u64) -> String {
 pub fn step_of(name: &str) -> Option<u64> {
     let step = name.strip_prefix("step-")?.parse().ok()?;
     (folder_name(step) == name).then_some(step)
+}
+
+/// What lies in a checkpoint's folder and was not written with it.
+fn others(folder: &Path) -> std::io::Result<Vec<String>> {
+    let mut names = fs::read_dir(folder)?
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect::<std::io::Result<Vec<_>>>()?;
+    names.retain(|name| ![MODEL, RUN, MANIFEST].contains(&name.as_str()));
+    Ok(names)
+}
+
+/// Moves what was not written with the checkpoint `from` to the one that replaces it.
+fn keep_others(from: &Path, to: &Path) -> Result<()> {
+    for name in others(from).map_err(|e| Error::io(from, "list the folder", e))? {
+        fs::rename(from.join(&name), to.join(&name)).map_err(|e| Error::io(from.join(&name), "keep", e))?;
+    }
+    Ok(())
 }
 
 fn remove_if_there(path: &Path) -> Result<()> {

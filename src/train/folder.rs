@@ -9,6 +9,8 @@ use crate::atomic;
 use crate::error::{Error, Result};
 
 const LOCK: &str = ".lock";
+/// How the lock's file begins.
+const HOLDER: &str = "process ";
 
 /// `config.toml`, `metrics.jsonl`, `skipped_steps.jsonl`, `checkpoints/` and `report.html` in one folder. The folder is
 /// locked until this value is dropped or the process ends, however it ends.
@@ -107,6 +109,7 @@ impl RunFolder {
             .open(&file)
             .map_err(|e| Error::io(&file, "open the lock file", e))?;
         let mut warnings = Vec::new();
+        refuse_others_lock(&file)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -127,10 +130,31 @@ impl RunFolder {
         }
         let host = hostname::get().map(|h| h.to_string_lossy().into_owned()).unwrap_or_default();
         lock.set_len(0)
-            .and_then(|()| writeln!(lock, "process {} on {host}", std::process::id()))
+            .and_then(|()| writeln!(lock, "{HOLDER}{} on {host}", std::process::id()))
             .map_err(|e| Error::io(&file, "write", e))?;
+        if warnings.is_empty() {
+            atomic::sweep(&path)?;
+        }
         Ok(RunFolder { path, _lock: lock, warnings })
     }
+}
+
+/// A file of the lock's name that holds something else than a lock does is somebody's.
+fn refuse_others_lock(path: &Path) -> Result<()> {
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(256).read_to_string(&mut text));
+    let others = match read {
+        // Where a locked file cannot be read there is a lock.
+        Err(e) => e.kind() == ErrorKind::InvalidData,
+        Ok(_) => !text.is_empty() && !text.starts_with(HOLDER),
+    };
+    if others {
+        return Err(Error::usage(format!(
+            "{}: is not the lock of a run: move it away or choose another --out",
+            path.display()
+        )));
+    }
+    Ok(())
 }
 
 /// A folder that a run may begin in: absent, empty, or left by a run that died before it began.
@@ -147,8 +171,9 @@ fn refuse_contents(path: &Path) -> Result<()> {
     for entry in entries {
         let entry = entry.map_err(|e| Error::io(path, "list the folder", e))?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        let is_ours =
-            name == LOCK || name.starts_with(".tmp-") || (name == "checkpoints" && is_empty(&entry.path()));
+        let is_ours = name == LOCK
+            || name.starts_with(atomic::TEMPORARY)
+            || (name == "checkpoints" && is_empty(&entry.path()));
         if !is_ours {
             return Err(Error::usage(format!(
                 "{}: is not empty (it holds {name}): pass --resume to continue the run in it, or choose another --out",
@@ -210,6 +235,15 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was added");
         let e = RunFolder::create(dir.path().join("thesis.txt"), &demo()).unwrap_err().to_string();
         assert!(e.contains("is a file"), "{e}");
+        // A file that has the lock's name by chance
+        let locked = dir.path().join("locked");
+        fs::create_dir(&locked).unwrap();
+        for text in [&b"my own lock"[..], b"\xff\xfe"] {
+            fs::write(locked.join(LOCK), text).unwrap();
+            let e = RunFolder::create(&locked, &demo()).unwrap_err().to_string();
+            assert!(e.contains(LOCK) && e.contains("--out"), "{e}");
+            assert_eq!(fs::read(locked.join(LOCK)).unwrap(), text);
+        }
         // A run that died before its configuration was written
         let path = dir.path().join("early");
         fs::create_dir_all(path.join("checkpoints")).unwrap();

@@ -13,7 +13,6 @@ pub mod probe;
 pub mod programs;
 pub mod progress;
 pub mod run;
-pub mod signals;
 pub mod sources;
 pub mod summary;
 pub mod tensorboard;

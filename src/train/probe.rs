@@ -7,6 +7,7 @@ use crate::data::loader::eval_image;
 use crate::error::{Error, Result};
 use crate::eval::Features;
 use crate::eval::retrieval::{RetrievalMetrics, nearest, retrieval};
+use crate::interrupt::Interrupt;
 use crate::ir::Region;
 use crate::saip::config::EncoderConfig;
 use crate::saip::{EmbedGraph, EmbedOptions, IoSlot, build_embed};
@@ -89,10 +90,10 @@ impl Probe {
     /// left out.
     ///
     /// # Errors
-    /// When no image can be read, when features are not finite, or the backend fails.
-    pub fn run(&self, engine: &mut Engine) -> Result<ProbeResult> {
-        let (query, query_source) = self.embed(engine, &self.set.query)?;
-        let (gallery, gallery_source) = self.embed(engine, &self.set.gallery)?;
+    /// When no image can be read, when features are not finite, or the backend fails; [`Error::Interrupted`].
+    pub fn run(&self, engine: &mut Engine, interrupt: &Interrupt) -> Result<ProbeResult> {
+        let (query, query_source) = self.embed(engine, &self.set.query, interrupt)?;
+        let (gallery, gallery_source) = self.embed(engine, &self.set.gallery, interrupt)?;
         let metrics = retrieval(&query, &gallery)?;
         Ok(ProbeResult { metrics, query, gallery, query_source, gallery_source })
     }
@@ -107,7 +108,12 @@ impl Probe {
             .collect())
     }
 
-    fn embed(&self, engine: &mut Engine, indices: &[usize]) -> Result<(Features, Vec<usize>)> {
+    fn embed(
+        &self,
+        engine: &mut Engine,
+        indices: &[usize],
+        interrupt: &Interrupt,
+    ) -> Result<(Features, Vec<usize>)> {
         let (_, dim) = self.features.shape.as_matrix();
         let mut features = Features { dim, ..Features::default() };
         let mut input = vec![0.0; self.images.shape.count()];
@@ -115,6 +121,7 @@ impl Probe {
         let pixels = input.len() / BATCH;
         let mut rows = Vec::with_capacity(indices.len());
         for chunk in indices.chunks(BATCH) {
+            interrupt.check()?;
             let loaded: Vec<Result<Vec<f32>>> =
                 chunk.par_iter().map(|&i| eval_image(&self.set.source.load(i)?, self.size)).collect();
             let mut used = Vec::with_capacity(chunk.len());

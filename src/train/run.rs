@@ -9,7 +9,6 @@ use super::metrics::{self, MetricsLog};
 use super::pretrained::Pretrained;
 use super::probe::{Probe, ProbeResult};
 use super::progress::{Progress, StepReport};
-use super::signals::Interrupt;
 use super::tensorboard::EventWriter;
 use super::{sources, summary};
 use crate::backend::Backend;
@@ -17,6 +16,7 @@ use crate::data::loader::{Loader, LoaderConfig};
 use crate::data::source::ImageSource;
 use crate::data::views::{ViewPlanner, scale_buckets};
 use crate::error::{Error, Result};
+use crate::interrupt::{Answering, Interrupt};
 use crate::saip::StepPoint;
 use crate::saip::config::StepConfig;
 use crate::saip::schedule::Schedule;
@@ -34,7 +34,7 @@ const PROBE_MAP: &str = "probe/map";
 pub struct Outcome {
     /// Completed updates, those of earlier sessions of the run included.
     pub steps: u64,
-    /// True when a signal ended it before its last step.
+    /// True when a signal ended it before all was done.
     pub interrupted: bool,
     /// Seconds of training in this process, probes and checkpoints left out.
     pub seconds: f64,
@@ -92,7 +92,7 @@ pub fn train(
         start_step: start * micro_steps as u64,
         ..LoaderConfig::default()
     };
-    let loader = Loader::new(Arc::clone(&source), loader_config, planner)?;
+    let loader = Loader::new(Arc::clone(&source), loader_config, planner)?.stopped_by(interrupt);
     let probe = match probe_set {
         Some(set) => Some(Probe::new(&mut engine, &cfg.encoder.architecture, cfg.views.global_size, set)?),
         None => None,
@@ -126,6 +126,8 @@ pub fn train(
         configs,
         micro_steps: micro_steps as u64,
         step: start,
+        in_update: false,
+        saved: None,
         seconds: 0.0,
         images: 0,
         warnings,
@@ -135,7 +137,8 @@ pub fn train(
     };
     run.announce(resume, start, &pretrained.reports);
     drop(pretrained);
-    let outcome = run.go(start, interrupt);
+    // Up to here there was nothing to save: a signal ended the process.
+    let outcome = run.go(start, interrupt, interrupt.answer());
     run.progress.finish();
     outcome
 }
@@ -203,6 +206,10 @@ struct Run<'a> {
     micro_steps: u64,
     /// Completed updates.
     step: u64,
+    /// The state belongs to no step while an update is under way.
+    in_update: bool,
+    /// The last step that this process saved.
+    saved: Option<u64>,
     /// Training time and images of this process.
     seconds: f64,
     images: u64,
@@ -241,35 +248,29 @@ impl Run<'_> {
         lines.iter().for_each(|l| self.progress.println(l));
     }
 
-    fn go(&mut self, start: u64, interrupt: &Interrupt) -> Result<Outcome> {
+    fn go(&mut self, start: u64, interrupt: &Interrupt, answering: Answering) -> Result<Outcome> {
         let mut last_probe = None;
-        // At the start, and where the process died after a checkpoint and before the probe that was due with it.
-        if self.probe.is_some()
-            && self.probed != Some(start)
-            && start.is_multiple_of(self.cfg.run.probe_every.max(1))
-        {
-            last_probe = Some((start, self.probe()?));
-        }
-        self.progress.resume_clock();
-        while self.step < self.schedule.steps && !interrupt.requested() {
-            self.one_step()?;
-            let due = |every: u64| every > 0 && self.step.is_multiple_of(every);
-            let (checkpoint, probe) = (due(self.cfg.run.checkpoint_every), due(self.cfg.run.probe_every));
-            if checkpoint && self.step < self.schedule.steps {
-                self.save()?;
+        match self.steps(start, interrupt, &mut last_probe) {
+            // The state is that of the last completed step.
+            Ok(()) | Err(Error::Interrupted) => {}
+            Err(e) => {
+                self.rescue(start, &e);
+                return Err(e);
             }
-            if probe && self.probe.is_some() {
-                last_probe = Some((self.step, self.probe()?));
-            }
-            self.progress.resume_clock();
         }
         if self.step > start || start == 0 {
             self.save()?;
         }
-        let interrupted = self.step < self.schedule.steps;
-        if !interrupted && self.probe.is_some() && last_probe.as_ref().is_none_or(|(s, _)| *s != self.step) {
-            last_probe = Some((self.step, self.probe()?));
+        let complete = self.step == self.schedule.steps;
+        if complete && self.probe.is_some() && last_probe.as_ref().is_none_or(|(s, _)| *s != self.step) {
+            last_probe = match self.probe(interrupt) {
+                Err(Error::Interrupted) => last_probe,
+                result => Some((self.step, result?)),
+            };
         }
+        let interrupted = interrupt.requested();
+        // Everything is saved: from here on a signal ends the process.
+        drop(answering);
         self.list_skipped_images();
         let outcome = Outcome {
             steps: self.step,
@@ -294,6 +295,52 @@ impl Run<'_> {
         Ok(outcome)
     }
 
+    /// All steps that are left, with the checkpoints and probes that are due in between, or those up to a signal.
+    fn steps(
+        &mut self,
+        start: u64,
+        interrupt: &Interrupt,
+        last_probe: &mut Option<(u64, ProbeResult)>,
+    ) -> Result<()> {
+        // At the start, and where the process died after a checkpoint and before the probe that was due with it.
+        if self.probe.is_some()
+            && self.probed != Some(start)
+            && start.is_multiple_of(self.cfg.run.probe_every.max(1))
+        {
+            *last_probe = Some((start, self.probe(interrupt)?));
+        }
+        self.progress.resume_clock();
+        while self.step < self.schedule.steps && !interrupt.requested() {
+            self.one_step()?;
+            let due = |every: u64| every > 0 && self.step.is_multiple_of(every);
+            let (checkpoint, probe) = (due(self.cfg.run.checkpoint_every), due(self.cfg.run.probe_every));
+            if checkpoint && self.step < self.schedule.steps {
+                self.save()?;
+            }
+            if probe && self.probe.is_some() {
+                *last_probe = Some((self.step, self.probe(interrupt)?));
+            }
+            self.progress.resume_clock();
+        }
+        Ok(())
+    }
+
+    /// Saves what was learned up to an error of the world around: images that cannot be read any more, a full disk. After one
+    /// of the device, or of the training itself, the state is not worth it.
+    fn rescue(&mut self, start: u64, error: &Error) {
+        let around = matches!(error, Error::Usage(_) | Error::Io { .. } | Error::File { .. });
+        if !around || self.in_update || self.step == start || self.saved == Some(self.step) {
+            return;
+        }
+        match self.save_state() {
+            Ok(()) => self.progress.println(&format!(
+                "step {} is saved: mend what follows, then go on with --resume",
+                self.step
+            )),
+            Err(e) => self.progress.println(&format!("warning: step {} could not be saved: {e}", self.step)),
+        }
+    }
+
     /// One update, from the batches to the log.
     fn one_step(&mut self) -> Result<()> {
         let began = Instant::now();
@@ -306,6 +353,7 @@ impl Run<'_> {
                 None => self.feed(index)?,
             };
             bucket = fed.bucket;
+            self.in_update = micro + 1 == self.micro_steps;
             self.engine.start(bucket)?;
             if micro + 1 == self.micro_steps {
                 self.engine.start_update()?;
@@ -324,6 +372,7 @@ impl Run<'_> {
         self.images += images as u64;
         let lr = self.schedule.lr_at(self.step);
         self.step += 1;
+        self.in_update = false;
         if let Verdict::Skip { in_a_row } = self.guard.observe(self.step, health.finite, &names)? {
             self.progress.println(&format!(
                 "step {} skipped: loss or gradient is not finite ({in_a_row} in a row); its images are listed in {}",
@@ -422,9 +471,9 @@ impl Run<'_> {
         self.events.flush()
     }
 
-    fn probe(&mut self) -> Result<ProbeResult> {
+    fn probe(&mut self, interrupt: &Interrupt) -> Result<ProbeResult> {
         let Some(probe) = &self.probe else { return Err(Error::invariant("the loop", "there is no probe")) };
-        let result = probe.run(&mut self.engine)?;
+        let result = probe.run(&mut self.engine, interrupt)?;
         let m = result.metrics;
         self.progress.println(&format!(
             "probe at step {}: mAP {:.2} %, rank-1 {:.2} % ({} queries)",
@@ -442,6 +491,10 @@ impl Run<'_> {
 
     fn save(&mut self) -> Result<()> {
         self.metrics.sync()?;
+        self.save_state()
+    }
+
+    fn save_state(&mut self) -> Result<()> {
         let per_epoch = self.loader.steps_per_epoch().max(1);
         let state = RunState {
             step: self.step,
@@ -456,6 +509,7 @@ impl Run<'_> {
         let views: Vec<TensorView<'_>> =
             tensors.iter().map(|(name, shape, data)| TensorView { name, shape, data }).collect();
         let saved = self.checkpoints.save(&state, &views)?;
+        self.saved = Some(self.step);
         for w in saved.warnings {
             self.progress.println(&format!("warning: {w}"));
             self.warnings.push(w);

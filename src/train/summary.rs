@@ -59,8 +59,9 @@ pub fn write(inputs: &Inputs<'_>, engine: &mut Engine) -> Result<()> {
         warnings: inputs.outcome.warnings.clone(),
     };
     let memory = engine.largest_plan().map(memory_picture);
-    let pictures = pictures(inputs, engine)?;
-    write_report(&inputs.folder.report(), &summary, &curves, Some(&pictures), memory.as_ref())
+    // Who stops a run does not wait for pictures.
+    let pictures = if inputs.outcome.interrupted { None } else { Some(pictures(inputs, engine)?) };
+    write_report(&inputs.folder.report(), &summary, &curves, pictures.as_ref(), memory.as_ref())
 }
 
 /// What the report and the `plan` command draw of a plan.

@@ -46,7 +46,7 @@ pub use self::load::{Grid, LoadOptions, LoadReport, Resampled, load_into};
 pub use self::names::{EncoderWeights, Naming, encoder};
 pub use self::pth_write::{PthLayout, write_pth};
 pub use self::resample::resample_positions;
-pub use self::safetensors::write_safetensors;
+pub use self::safetensors::{safetensors_bytes, write_safetensors};
 pub use self::tensor::{Element, StateDict, Tensor};
 pub use self::timm::{timm_element, timm_parameters};
 use crate::error::{Error, Result};

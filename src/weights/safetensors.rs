@@ -86,6 +86,14 @@ pub(super) fn read(path: &Path, file: &mut File) -> Result<StateDict> {
 /// [`Error::Io`]; [`Error::File`] for a tensor with NaN or infinite values, or one named `__metadata__`.
 pub fn write_safetensors(path: impl AsRef<Path>, state: &StateDict) -> Result<()> {
     let path = path.as_ref();
+    atomic::write(path, &safetensors_bytes(path, state)?)
+}
+
+/// What [`write_safetensors`] writes; `path` stands for the file in messages.
+///
+/// # Errors
+/// [`Error::File`] for a tensor with NaN or infinite values, or one named `__metadata__`; too little memory.
+pub fn safetensors_bytes(path: &Path, state: &StateDict) -> Result<Vec<u8>> {
     super::check_writable(path, state)?;
     let mut tensors: Vec<_> = state.iter().collect();
     // Wide elements first: every tensor is then aligned to its element, which readers that map the file rely on.
@@ -112,7 +120,7 @@ pub fn write_safetensors(path: impl AsRef<Path>, state: &StateDict) -> Result<()
     bytes.extend_from_slice(&(header.len() as u64).to_le_bytes());
     bytes.extend_from_slice(&header);
     tensors.iter().for_each(|(_, t)| bytes.extend_from_slice(t.bytes()));
-    atomic::write(path, &bytes)
+    Ok(bytes)
 }
 
 fn element(dtype: Dtype) -> Option<Element> {

@@ -11,8 +11,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use rand::RngExt;
 
 use crate::data::augment::Augmenter;
@@ -22,6 +23,7 @@ use crate::data::rng::StreamRng;
 use crate::data::source::{ImageSource, Quarantine};
 use crate::data::views::{SampleKey, ViewPlanner};
 use crate::error::{Error, Result};
+use crate::interrupt::Interrupt;
 use assemble::Assembly;
 use order::Order;
 pub use order::epoch_order;
@@ -82,7 +84,11 @@ pub struct Loader {
     /// For 0 workers.
     augmenter: Augmenter,
     notes: Vec<String>,
+    interrupt: Interrupt,
 }
+
+/// How long images may keep a signal waiting.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 struct Threads {
     tasks: Sender<(Arc<Job>, usize)>,
@@ -141,7 +147,14 @@ impl Loader {
             threads,
             augmenter: Augmenter::new(),
             notes,
+            interrupt: Interrupt::default(),
         })
+    }
+
+    /// Waits for images no longer than until `interrupt` is raised: they may be on a disk that does not answer.
+    pub fn stopped_by(mut self, interrupt: &Interrupt) -> Self {
+        self.interrupt = interrupt.clone();
+        self
     }
 
     /// The batch of the next step; blocks until it is ready. An error is final for its step: the following call goes on
@@ -170,10 +183,13 @@ impl Loader {
             let Some(threads) = &self.threads else {
                 return Err(Error::invariant("loading", "no worker threads"));
             };
-            match threads.finished.recv() {
-                Ok((done, batch)) => self.ready.insert(done, batch),
+            match threads.finished.recv_timeout(PATIENCE) {
+                Ok((done, batch)) => {
+                    self.ready.insert(done, batch);
+                }
+                Err(RecvTimeoutError::Timeout) => self.interrupt.check()?,
                 Err(_) => return Err(Error::invariant("loading", "all worker threads ended")),
-            };
+            }
         }
     }
 
@@ -245,6 +261,10 @@ impl Drop for Loader {
         self.shared.stop.store(true, Ordering::Relaxed);
         if let Some(Threads { tasks, finished, handles }) = self.threads.take() {
             drop((tasks, finished));
+            // The process is about to end, and a worker may wait for a disk that does not answer.
+            if self.interrupt.requested() {
+                return;
+            }
             for handle in handles {
                 // Workers catch panics; a failed join has nothing left to report to.
                 let _ = handle.join();

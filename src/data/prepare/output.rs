@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{PrepareOptions, Skip};
+use crate::atomic::{self, Unfinished};
 use crate::error::{Error, Result};
 
 const IMAGES: &str = "images";
@@ -17,6 +18,8 @@ const SKIPPED: &str = "skipped.csv";
 const MARKER: &str = "prepare.json";
 /// Holds everything until the run is through; an interrupted run leaves it, the next one removes it.
 const PARTIAL: &str = ".prepare-partial";
+/// In there, the crops of an earlier run, on their way out.
+const OLD: &str = "old";
 const TOOL: &str = "saip-engine prepare";
 
 /// One line of `manifest.jsonl`.
@@ -47,6 +50,9 @@ pub struct OutputFolder {
     /// Created by this run, so removed again if nothing comes of it.
     created: bool,
     finished: bool,
+    /// What a signal removes.
+    _unfinished: Vec<Unfinished>,
+    _lock: Option<File>,
 }
 
 impl OutputFolder {
@@ -64,6 +70,10 @@ impl OutputFolder {
             Err(e) => return Err(Error::io(out, "read the folder", e)),
         };
         let partial = out.join(PARTIAL);
+        let mut unfinished = vec![Unfinished::whole(&partial)];
+        unfinished.extend(created.then(|| Unfinished::folder(out)));
+        fs::create_dir_all(out).map_err(|e| Error::io(out, "create the folder", e))?;
+        let lock = atomic::lock_folder(out)?;
         remove_tree(&partial)?;
         let images = partial.join(IMAGES);
         fs::create_dir_all(&images).map_err(|e| Error::io(&images, "create the folder", e))?;
@@ -79,6 +89,8 @@ impl OutputFolder {
             skipped,
             created,
             finished: false,
+            _unfinished: unfinished,
+            _lock: lock,
         })
     }
 
@@ -109,11 +121,17 @@ impl OutputFolder {
         fs::write(&path, text + "\n").map_err(|e| Error::io(&path, "write", e))?;
 
         // The marker goes in first: an interruption from here on leaves a folder that the next run takes for ours.
-        remove_tree(&self.out.join(IMAGES))?;
+        let held = atomic::hold();
+        let old = self.out.join(IMAGES);
+        match fs::rename(&old, self.partial.join(OLD)) {
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::io(&old, "replace", e)),
+            _ => {}
+        }
         for name in [MARKER, MANIFEST, SKIPPED, IMAGES] {
             let to = self.out.join(name);
             fs::rename(self.partial.join(name), &to).map_err(|e| Error::io(&to, "write", e))?;
         }
+        drop(held);
         remove_tree(&self.partial)?;
         self.finished = true;
         Ok(())

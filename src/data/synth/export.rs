@@ -1,13 +1,13 @@
 //! A synthetic world as a folder: Market-1501's layout with COCO keypoints, attributes and part maps beside it.
 
 use super::{Attributes, KEYPOINT_NAMES, SKELETON, SynthConfig, SynthPerson, SynthPersons};
+use crate::atomic::{self, write_new};
 use crate::{Error, Result};
 use image::ImageEncoder;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::fs;
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// JPEG quality of the pictures.
 const JPEG_QUALITY: u8 = 95;
@@ -190,10 +190,11 @@ impl Export {
     /// When the configuration is out of range, when `out` holds anything else, or when it cannot be written.
     pub fn write(&self, out: &Path, tick: impl Fn() + Sync) -> Result<Summary> {
         self.validate()?;
-        claim(out, self)?;
+        let _lock = claim(out, self)?;
         for folder in [Split::Train.folder(), Split::Query.folder(), Split::Gallery.folder(), "parts"] {
             let path = out.join(folder);
             fs::create_dir_all(&path).map_err(|e| Error::io(&path, "create the folder", e))?;
+            atomic::sweep(&path)?;
         }
         let world = SynthPersons::new(self.config.clone())?;
         let entries: Vec<Entry> = (0..world.len())
@@ -336,14 +337,15 @@ fn row(entry: &Entry) -> Row<'_> {
 }
 
 /// Makes `out` ours: creates it, or takes up an interrupted run of the same export.
-fn claim(out: &Path, export: &Export) -> Result<()> {
+fn claim(out: &Path, export: &Export) -> Result<Option<fs::File>> {
     fs::create_dir_all(out).map_err(|e| Error::io(out, "create the folder", e))?;
+    let lock = atomic::lock_folder(out)?;
     let marker = out.join(MARKER);
     match fs::read(&marker) {
         Ok(bytes) => {
             let found: Option<Export> = serde_json::from_slice(&bytes).ok();
             if found.as_ref() == Some(export) {
-                return Ok(());
+                return Ok(lock);
             }
             Err(Error::file(
                 out,
@@ -361,28 +363,9 @@ fn claim(out: &Path, export: &Export) -> Result<()> {
             }
             let text = serde_json::to_vec_pretty(export)
                 .map_err(|e| Error::file(&marker, format!("cannot encode the configuration: {e}")))?;
-            write_new(&marker, &text)
+            write_new(&marker, &text).map(|()| lock)
         }
         Err(e) => Err(Error::io(&marker, "read", e)),
-    }
-}
-
-/// Writes a file whole or not at all; one that is already there is left as it is.
-fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
-    if path.exists() {
-        return Ok(());
-    }
-    let folder: PathBuf = path.parent().map_or_else(PathBuf::new, Path::to_owned);
-    let failed = |e| Error::io(path, "write", e);
-    let mut file = tempfile::Builder::new().prefix(".synth-").tempfile_in(&folder).map_err(failed)?;
-    {
-        let mut writer = BufWriter::new(file.as_file_mut());
-        writer.write_all(bytes).and_then(|()| writer.flush()).map_err(failed)?;
-    }
-    match file.persist_noclobber(path) {
-        Ok(_) => Ok(()),
-        Err(e) if e.error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        Err(e) => Err(Error::io(path, "write", e.error)),
     }
 }
 

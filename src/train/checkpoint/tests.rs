@@ -224,6 +224,27 @@ fn a_kill_at_any_point_leaves_a_whole_checkpoint() {
     assert!(at("notes.txt").exists() && at("step-7").exists());
 }
 
+#[test]
+fn what_the_run_did_not_write_stays() {
+    let (_dir, store) = store(1);
+    let note = |step: u64| store.path_of(step).join("notes.txt");
+    save(&store, 1).unwrap();
+    fs::write(note(1), "one").unwrap();
+    // Replaced: the note moves to the new one. Pruned: the whole stays, and that is said.
+    save(&store, 1).unwrap();
+    assert_eq!(fs::read(note(1)).unwrap(), b"one");
+    let saved = save(&store, 2).unwrap();
+    assert!(saved.warnings.len() == 1 && saved.warnings[0].contains("notes.txt"), "{:?}", saved.warnings);
+    assert!(note(1).exists());
+    // Killed in between: the note is in the one that stepped aside.
+    copy_dir(&store.path_of(2), &store.dir().join(".old-step-00000002"));
+    fs::write(store.dir().join(".old-step-00000002/notes.txt"), "two").unwrap();
+    fs::create_dir(store.dir().join(".tmp-mine")).unwrap();
+    assert!(assert_latest(&Checkpoints::open(store.dir(), 1).unwrap(), 2).is_empty());
+    assert_eq!(fs::read(note(2)).unwrap(), b"two");
+    assert_eq!(names(&store), [".tmp-mine", "step-00000001", "step-00000002"]);
+}
+
 /// Full after so many bytes, in each file anew.
 struct Full(File, usize);
 
