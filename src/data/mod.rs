@@ -3,6 +3,8 @@
 pub mod augment;
 pub mod batch;
 pub mod decode;
+pub mod left_out;
+pub mod listing;
 pub mod loader;
 pub mod market;
 pub mod prepare;

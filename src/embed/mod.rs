@@ -7,6 +7,7 @@ pub use self::writer::{ArrayFormat, ArrayWriter};
 use crate::atomic;
 use crate::backend::{Backend, HostSlice, HostSliceMut, ProgramId};
 use crate::data::augment::normalize::eval_image;
+use crate::data::left_out::{self, Kind, LeftOut};
 use crate::data::source::ImageSource;
 use crate::error::{Error, Result};
 use crate::export::TrainedEncoder;
@@ -154,8 +155,8 @@ pub struct EmbedFiles {
 #[derive(Clone, Debug, Default)]
 pub struct Embedded {
     pub images: usize,
-    /// Name and reason of every image that could not be used.
-    pub skipped: Vec<(String, String)>,
+    /// What the source left out, and every image that could not be used.
+    pub skipped: Vec<LeftOut>,
     pub written: Vec<PathBuf>,
 }
 
@@ -163,7 +164,7 @@ pub struct Embedded {
 struct Loaded {
     pixels: Vec<f32>,
     rows: Vec<usize>,
-    skipped: Vec<(String, String)>,
+    skipped: Vec<LeftOut>,
 }
 
 /// Features of every image of `source`, in its order, as `image_token` and `patch_tokens` below `files.out`; `files.csv` says
@@ -215,9 +216,11 @@ pub fn embed(
         Ok::<_, Error>(())
     })?;
     if rows.is_empty() {
-        let first = done.skipped.first().map(|(name, why)| format!(": {name}: {why}")).unwrap_or_default();
-        return Err(Error::usage(format!("none of the {count} images can be used{first}")));
+        let lost = left_out::clause("images", &done.skipped);
+        return Err(Error::usage(format!("none of the {count} images can be used{lost}")));
     }
+    done.skipped.extend_from_slice(source.left_out());
+    let pictures = done.skipped.iter().filter(|l| l.kind == Kind::Picture).count();
     done.images = rows.len();
     for writer in [image, patch].into_iter().flatten() {
         done.written.push(writer.finish()?);
@@ -229,12 +232,12 @@ pub fn embed(
         // One of an earlier run would tell lies.
         let _ = std::fs::remove_file(&skipped);
     } else {
-        let listed = done.skipped.iter().map(|(name, why)| [name.clone(), why.clone()]);
-        done.written.push(table(&skipped, ["file", "reason"], listed)?);
+        left_out::write(&skipped, &done.skipped)?;
+        done.written.push(skipped);
     }
     let path = files.out.join("embed.json");
     let all = json!({
-        "encoder": about, "images": done.images, "skipped": done.skipped.len(), "device": embedder.device(),
+        "encoder": about, "images": done.images, "skipped": pictures, "device": embedder.device(),
         "image_token": image_shape, "patch_tokens": patch_shape,
     });
     let text = serde_json::to_vec_pretty(&all).map_err(|e| Error::file(&path, e.to_string()))?;
@@ -254,7 +257,7 @@ fn load(source: &dyn ImageSource, range: std::ops::Range<usize>, size: [usize; 2
                 loaded.pixels.extend(image);
                 loaded.rows.push(i);
             }
-            Err(e) => loaded.skipped.push((source.name(i), e.to_string())),
+            Err(e) => loaded.skipped.push(LeftOut::picture(source.name(i), e)),
         }
     }
     loaded

@@ -2,10 +2,12 @@
 
 use super::config::TrainConfig;
 use crate::data::decode::load_file;
+use crate::data::left_out::LeftOut;
 use crate::data::market::RetrievalSet;
 use crate::data::source::{ImageSource, Quarantine, open_source};
 use crate::data::synth::{SynthConfig, SynthPersons};
 use crate::error::{Error, Result};
+use crate::units::shown;
 use image::RgbImage;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -54,7 +56,7 @@ impl ImageSource for Files {
         self.0.len()
     }
     fn name(&self, i: usize) -> String {
-        self.0[i].display().to_string()
+        shown(&self.0[i])
     }
     fn load(&self, i: usize) -> Result<RgbImage> {
         load_file(&self.0[i])
@@ -96,6 +98,8 @@ pub struct ProbeSet {
     /// Indices into the source.
     pub query: Vec<usize>,
     pub gallery: Vec<usize>,
+    /// What was found beside the images and is not among them.
+    pub left_out: Vec<LeftOut>,
 }
 
 /// The images that the frozen features are tried on: the folder `run.probe`, or with synthetic data persons of identities
@@ -127,6 +131,7 @@ fn labelled(set: RetrievalSet) -> Result<ProbeSet> {
         gallery: set.gallery.iter().map(|l| find(&l.path)).collect::<Result<_>>()?,
         identities: all.iter().map(|l| l.identity).collect(),
         cameras: all.iter().map(|l| l.camera).collect(),
+        left_out: set.left_out,
         source: Arc::new(Files(all.into_iter().map(|l| l.path).collect())),
     })
 }
@@ -158,5 +163,5 @@ fn held_out(cfg: &TrainConfig) -> Result<ProbeSet> {
         let by = seen.entry(identities[i]).or_default();
         by.len() < most && by.insert(cameras[i])
     });
-    Ok(ProbeSet { source: Arc::new(source), identities, cameras, query, gallery })
+    Ok(ProbeSet { source: Arc::new(source), identities, cameras, query, gallery, left_out: Vec::new() })
 }
