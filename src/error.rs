@@ -1,6 +1,6 @@
 //! The one error type of the crate. Every variant says what was wrong, where, and what to do about it.
 
-use crate::units::human_bytes;
+use crate::units::{human_bytes, shown};
 use std::path::{Path, PathBuf};
 
 /// `Result` with this crate's [`Error`].
@@ -16,7 +16,7 @@ pub enum Error {
     #[error("config key `{key}`: {message}")]
     Config { key: String, message: String },
     /// The operating system refused something.
-    #[error("{}: cannot {action}: {source}", path.display())]
+    #[error("{}: cannot {action}: {source}", shown(path))]
     Io {
         path: PathBuf,
         action: &'static str,
@@ -24,7 +24,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A file whose contents cannot be used.
-    #[error("{}: {message}", path.display())]
+    #[error("{}: {message}", shown(path))]
     File { path: PathBuf, message: String },
     /// A layer whose operands do not fit together; `node` is the layer's path, such as `encoder.blocks.3.attn`.
     #[error("{node}: {op}: {message}")]

@@ -1,4 +1,7 @@
-//! One way to write bytes, counts and durations for people.
+//! One way to write bytes, counts, durations and file names for people.
+
+use std::fmt::Write;
+use std::path::Path;
 
 /// `bytes` in binary units with three significant digits: `512 B`, `1.50 GiB`.
 pub fn human_bytes(bytes: u64) -> String {
@@ -65,6 +68,47 @@ pub fn grouped(count: u64) -> String {
     out
 }
 
+/// `path` as text that tells any two paths apart and is safe on a terminal: a byte that is no UTF-8, or a control
+/// character, is written `\xNN`. A backslash is doubled only where it would read as part of such an escape.
+pub fn shown(path: &Path) -> String {
+    let bytes = path.as_os_str().as_encoded_bytes();
+    let mut out = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        let escaped = |c: char| c.is_control() || c == '\\';
+        let mut rest = chunk.valid();
+        while let Some(c) = rest.chars().next() {
+            rest = &rest[c.len_utf8()..];
+            let before_escape = match rest.chars().next() {
+                Some(next) => escaped(next) || is_escape(rest),
+                None => !chunk.invalid().is_empty(),
+            };
+            match c {
+                '\\' if before_escape => out.push_str("\\\\"),
+                c if c.is_control() => escape(&mut out, c.encode_utf8(&mut [0; 4]).as_bytes()),
+                c => out.push(c),
+            }
+        }
+        escape(&mut out, chunk.invalid());
+    }
+    out
+}
+
+/// `bytes` of a text file without the UTF-8 byte order mark that tools on Windows write.
+pub fn without_bom(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes)
+}
+
+fn is_escape(text: &str) -> bool {
+    matches!(text.as_bytes(), [b'x', a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit())
+}
+
+fn escape(out: &mut String, bytes: &[u8]) {
+    for byte in bytes {
+        // Writing to a string cannot fail.
+        let _ = write!(out, "\\x{byte:02X}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,5 +130,26 @@ mod tests {
         assert_eq!(human_duration(f64::NAN), "n/a");
         assert_eq!(grouped(1_234_567), "1,234,567");
         assert_eq!(grouped(123), "123");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn paths_are_told_apart_whatever_their_bytes() {
+        use std::collections::HashSet;
+        use std::ffi::OsStr;
+        use std::os::unix::ffi::OsStrExt;
+        let text = |bytes: &[u8]| shown(Path::new(OsStr::from_bytes(bytes)));
+        assert_eq!(text("straße/ü 1.jpg".as_bytes()), "straße/ü 1.jpg");
+        assert_eq!(text(b"a\\b.jpg"), "a\\b.jpg");
+        assert_eq!(text(b"m\xfcller\n\x1b[31m.jpg"), r"m\xFCller\x0A\x1B[31m.jpg");
+        // Every string of up to five of these, none written like another.
+        let parts: [&[u8]; 6] = [b"\\", b"\xff", b"x", b"F", b"\n", "ü".as_bytes()];
+        let (mut all, mut last) = (HashSet::new(), vec![Vec::new()]);
+        for _ in 0..5 {
+            last = last.iter().flat_map(|s| parts.map(|p| [s.as_slice(), p].concat())).collect();
+            for bytes in &last {
+                assert!(all.insert(text(bytes)), "{bytes:?}");
+            }
+        }
     }
 }

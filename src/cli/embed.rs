@@ -2,6 +2,7 @@
 
 use super::cuda::CudaArgs;
 use super::device::{Device, DeviceOptions, parse_dtype};
+use crate::data::left_out;
 use crate::data::source::open_source;
 use crate::embed::{ArrayFormat, EmbedFiles, Embedded, Embedder, embed};
 use crate::error::{Error, Result};
@@ -120,7 +121,12 @@ fn print(outcome: &Embedded, embedder: &Embedder, seconds: f64) {
         outcome.images as f64 / seconds.max(1e-9),
         embedder.device()
     );
-    print_skipped(&outcome.skipped, "skipped.csv");
+    let list = outcome.written.iter().find(|path| path.ends_with("skipped.csv"));
+    if let Some(lost) =
+        left_out::summary("images", outcome.images, &outcome.skipped, list.map(PathBuf::as_path))
+    {
+        println!("{lost}");
+    }
     let (image, patch) = embedder.shapes();
     let shape = |path: &std::path::Path| match path.file_stem().and_then(|s| s.to_str()) {
         Some("image_token") => format!("{} x {:?}", outcome.images, image),
@@ -136,15 +142,4 @@ fn print(outcome: &Embedded, embedder: &Embedder, seconds: f64) {
         })
         .collect();
     println!("{}", table(&["written", "shape", "size"], &rows));
-}
-
-/// Names the first images that could not be used; `list` has the others.
-pub(super) fn print_skipped(skipped: &[(String, String)], list: &str) {
-    const SHOWN: usize = 5;
-    for (name, why) in skipped.iter().take(SHOWN) {
-        println!("skipped {name}: {why}");
-    }
-    if skipped.len() > SHOWN {
-        println!("and {} more, listed in {list}", skipped.len() - SHOWN);
-    }
 }

@@ -3,6 +3,7 @@
 use super::cuda::CudaArgs;
 use super::device::{Device, DeviceOptions, parse_dtype};
 use crate::data::labelled::LabelledSet;
+use crate::data::left_out;
 use crate::embed::Embedder;
 use crate::embed::evaluate::{Evaluation, Line, Origin, Which, evaluate};
 use crate::error::{Error, Result};
@@ -114,7 +115,7 @@ fn as_json(
         }),
     };
     let skipped: Vec<Value> =
-        outcome.skipped.iter().map(|(file, why)| json!({ "file": file, "reason": why })).collect();
+        outcome.skipped.iter().map(|l| json!({ "file": l.name, "reason": l.reason })).collect();
     json!({
         "encoder": metadata(encoder),
         "data": args.data.display().to_string(),
@@ -185,5 +186,7 @@ fn print(encoder: &TrainedEncoder, set: &LabelledSet, outcome: &Evaluation, devi
         }
     }
     println!("the last {} lines are computed without an encoder, on the same images", Reference::ALL.len());
-    super::embed::print_skipped(&outcome.skipped, "the JSON output (--json)");
+    if let Some(lost) = left_out::summary("images", outcome.images, &outcome.skipped, None) {
+        println!("{lost}");
+    }
 }

@@ -5,9 +5,11 @@ use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
+use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
 
 use crate::error::{Error, Result};
+use crate::units::{human_bytes, shown};
 
 /// Shortest usable side in pixels. Below it a crop holds no structure to learn from (and RandomResizedCrop's area
 /// fractions round to single pixels), so such pictures are skipped with a reason.
@@ -22,6 +24,18 @@ pub const ACCEPTED: &str = "JPEG, PNG, WebP, BMP, GIF (first frame), TIFF";
 /// The ImageNet mean colour: transparent pixels become this, so that after normalisation they are close to zero.
 const MATTE: [u8; 3] = [124, 116, 104];
 
+/// How large a picture may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Longest side in pixels.
+    pub side: u32,
+    /// Most bytes of the file, and most bytes that its decoder may allocate.
+    pub bytes: u64,
+}
+
+/// Pictures that are used whole.
+pub const WHOLE: Bounds = Bounds { side: MAX_SIDE, bytes: MAX_ALLOC };
+
 /// Why a picture cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
@@ -29,12 +43,14 @@ pub enum DecodeError {
     Empty,
     #[error("not an image: the content is none of {ACCEPTED}")]
     Unrecognised,
+    #[error("{}", unread(.0))]
+    Unread(&'static str),
     #[error("truncated JPEG: the end-of-image marker is missing")]
     Truncated,
     #[error("{width}x{height} pixels: too small, at least {MIN_SIDE} pixels a side are needed")]
     TooSmall { width: u32, height: u32 },
-    #[error("{width}x{height} pixels: too large, at most {MAX_SIDE} pixels a side and 512 MiB decoded")]
-    TooLarge { width: u32, height: u32 },
+    #[error("{width}x{height} pixels: too large, at most {} pixels a side and {} decoded", most.side, human_bytes(most.bytes))]
+    TooLarge { width: u32, height: u32, most: Bounds },
     #[error("cannot decode: {0}")]
     Codec(String),
     #[error("cannot decode: the decoder panicked")]
@@ -53,40 +69,96 @@ pub fn sniff(head: &[u8]) -> Option<ImageFormat> {
     image::guess_format(head).ok().filter(|f| matches!(f, Jpeg | Png | WebP | Bmp | Gif | Tiff))
 }
 
+/// What is said of a picture whose `format` no decoder here reads.
+pub fn unread(format: &str) -> String {
+    format!("{format} pictures are not read: convert them to one of {ACCEPTED}")
+}
+
+/// The name of a picture format that is common but not accepted, by the first bytes of a file.
+pub fn sniff_unread(head: &[u8]) -> Option<&'static str> {
+    let brand = |names: &[&[u8]]| {
+        head.get(4..8) == Some(b"ftyp") && head.get(8..12).is_some_and(|b| names.contains(&b))
+    };
+    match head {
+        _ if brand(&[b"avif", b"avis"]) => Some("AVIF"),
+        _ if brand(&[b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"]) => Some("HEIC"),
+        _ if brand(&[b"crx "]) => Some("raw camera"),
+        [0xFF, 0x0A, ..] | [0, 0, 0, 12, b'J', b'X', b'L', b' ', ..] => Some("JPEG XL"),
+        [0, 0, 0, 12, b'j', b'P', b' ', b' ', ..] | [0xFF, 0x4F, 0xFF, 0x51, ..] => Some("JPEG 2000"),
+        [b'8', b'B', b'P', b'S', ..] => Some("Photoshop"),
+        [b'P', b'1'..=b'6', b'\n' | b'\r' | b' ', b'0'..=b'9' | b'#', ..] => Some("PNM"),
+        [0x76, 0x2F, 0x31, 0x01, ..] => Some("OpenEXR"),
+        [b'#', b'?', b'R', b'A', b'D', b'I', ..] => Some("Radiance HDR"),
+        [b'q', b'o', b'i', b'f', ..] => Some("QOI"),
+        [b'D', b'D', b'S', b' ', ..] => Some("DDS"),
+        _ => None,
+    }
+}
+
 /// Decodes one picture: content decides the format, EXIF orientation is applied, 16-bit and palette pictures become
 /// 8-bit RGB, CMYK and YCCK JPEGs are converted, grey is repeated over the channels, and alpha is composited over the
 /// ImageNet mean colour. Embedded colour profiles are ignored, as PIL-based pipelines do.
 pub fn decode(bytes: &[u8]) -> std::result::Result<RgbImage, DecodeError> {
-    // A decoder works on its own state only, which is dropped when it unwinds.
-    catch_unwind(AssertUnwindSafe(|| decode_trusting(bytes))).unwrap_or(Err(DecodeError::Panicked))
+    decode_stored(bytes, WHOLE).map(|stored| stored.turned())
 }
 
-fn decode_trusting(bytes: &[u8]) -> std::result::Result<RgbImage, DecodeError> {
+/// A picture as its file stores it.
+pub struct Stored {
+    picture: DynamicImage,
+    /// What the file's EXIF block says is to be done before it is shown.
+    pub orientation: Orientation,
+}
+
+impl Stored {
+    /// Width and height as stored.
+    pub fn size(&self) -> [u32; 2] {
+        [self.picture.width(), self.picture.height()]
+    }
+
+    /// As a viewer shows it.
+    pub fn turned(mut self) -> RgbImage {
+        self.picture.apply_orientation(self.orientation);
+        flatten(self.picture)
+    }
+
+    /// As it is stored, the orientation passed over.
+    pub fn unturned(self) -> RgbImage {
+        flatten(self.picture)
+    }
+}
+
+/// The pixels and the orientation of a picture within `most`: what every command decodes with, so that all of them take
+/// and refuse the same files.
+pub fn decode_stored(bytes: &[u8], most: Bounds) -> std::result::Result<Stored, DecodeError> {
+    // A decoder works on its own state only, which is dropped when it unwinds.
+    catch_unwind(AssertUnwindSafe(|| decode_trusting(bytes, most))).unwrap_or(Err(DecodeError::Panicked))
+}
+
+fn decode_trusting(bytes: &[u8], most: Bounds) -> std::result::Result<Stored, DecodeError> {
     if bytes.is_empty() {
         return Err(DecodeError::Empty);
     }
-    let format = sniff(bytes).ok_or(DecodeError::Unrecognised)?;
+    let unknown = || sniff_unread(bytes).map_or(DecodeError::Unrecognised, DecodeError::Unread);
+    let format = sniff(bytes).ok_or_else(unknown)?;
     // The JPEG decoder fills missing scanlines with grey and reports success: such pictures would poison training.
     if format == ImageFormat::Jpeg && !jpeg_is_complete(bytes) {
         return Err(DecodeError::Truncated);
     }
     let mut limits = Limits::default();
-    limits.max_alloc = Some(MAX_ALLOC);
+    limits.max_alloc = Some(most.bytes);
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     reader.limits(limits);
     let mut decoder = reader.into_decoder()?;
     let (width, height) = decoder.dimensions();
-    if width > MAX_SIDE || height > MAX_SIDE || decoder.total_bytes() > MAX_ALLOC {
-        return Err(DecodeError::TooLarge { width, height });
+    if width > most.side || height > most.side || decoder.total_bytes() > most.bytes {
+        return Err(DecodeError::TooLarge { width, height, most });
     }
     if width < MIN_SIDE || height < MIN_SIDE {
         return Err(DecodeError::TooSmall { width, height });
     }
     // A broken EXIF block must not cost the picture: it then counts as not rotated.
-    let orientation = decoder.orientation().unwrap_or(image::metadata::Orientation::NoTransforms);
-    let mut picture = DynamicImage::from_decoder(decoder)?;
-    picture.apply_orientation(orientation);
-    Ok(flatten(picture))
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    Ok(Stored { picture: DynamicImage::from_decoder(decoder)?, orientation })
 }
 
 /// Whether an end-of-image marker follows the first scan. Segments before it are stepped over by their lengths, because
@@ -135,12 +207,28 @@ fn flatten(picture: DynamicImage) -> RgbImage {
 
 /// Reads and decodes one file. Errors name the file.
 pub fn load_file(path: &Path) -> Result<RgbImage> {
-    let size = std::fs::metadata(path).map_err(|e| Error::io(path, "read", e))?.len();
-    if size > MAX_ALLOC {
-        return Err(Error::file(path, format!("{size} bytes: too large, at most 512 MiB are read")));
+    load_stored(path, WHOLE).map(Stored::turned)
+}
+
+/// Reads and decodes one file as it is stored. Errors name the file.
+pub fn load_stored(path: &Path, most: Bounds) -> Result<Stored> {
+    let size = std::fs::metadata(path).map_err(|e| not_read(path, e))?.len();
+    if size > most.bytes {
+        let most = human_bytes(most.bytes);
+        return Err(Error::file(path, format!("{size} bytes: too large, at most {most} are read")));
     }
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, "read", e))?;
-    decode(&bytes).map_err(|e| Error::file(path, e.to_string()))
+    let bytes = std::fs::read(path).map_err(|e| not_read(path, e))?;
+    decode_stored(&bytes, most).map_err(|e| Error::file(path, e.to_string()))
+}
+
+/// Says of a link to nothing where it leads: the link itself is there to see, so "no such file" would puzzle.
+pub fn not_read(path: &Path, e: std::io::Error) -> Error {
+    match std::fs::read_link(path) {
+        Ok(target) if e.kind() == std::io::ErrorKind::NotFound => {
+            Error::file(path, format!("a link to {}, which is not there", shown(&target)))
+        }
+        _ => Error::io(path, "read", e),
+    }
 }
 
 #[cfg(test)]

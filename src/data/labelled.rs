@@ -7,9 +7,11 @@ use std::sync::Arc;
 use image::RgbImage;
 
 use crate::data::decode::load_file;
+use crate::data::left_out::LeftOut;
 use crate::data::market::{Labelled, RetrievalSet, has_layout, parse_name};
 use crate::data::source::{FileSource, ImageSource};
 use crate::error::{Error, Result};
+use crate::units::shown;
 
 /// Folders of classes that hold the images to vote, and those to classify.
 const TRAIN: &str = "train";
@@ -25,7 +27,7 @@ impl ImageSource for Files {
         self.0.len()
     }
     fn name(&self, i: usize) -> String {
-        self.0[i].display().to_string()
+        shown(&self.0[i])
     }
     fn load(&self, i: usize) -> Result<RgbImage> {
         load_file(&self.0[i])
@@ -41,6 +43,8 @@ pub struct PersonSet {
     /// Indices into the source.
     pub query: Vec<usize>,
     pub gallery: Vec<usize>,
+    /// What was found beside the images and is not among them.
+    pub left_out: Vec<LeftOut>,
 }
 
 impl PersonSet {
@@ -62,6 +66,7 @@ impl PersonSet {
             gallery: set.gallery.iter().map(find).collect::<Result<_>>()?,
             identities: all.iter().map(|l| l.identity).collect(),
             cameras: all.iter().map(|l| l.camera).collect(),
+            left_out: set.left_out,
             source: Arc::new(Files(all.into_iter().map(|l| l.path).collect())),
         })
     }
@@ -77,6 +82,8 @@ pub struct ClassSet {
     pub labels: Vec<i64>,
     /// Images that vote and images that are classified; `None`: each is classified by all others.
     pub split: Option<(Vec<usize>, Vec<usize>)>,
+    /// What was found beside the images and is not among them.
+    pub left_out: Vec<LeftOut>,
 }
 
 /// What a folder can be evaluated by.
@@ -86,6 +93,14 @@ pub enum LabelledSet {
 }
 
 impl LabelledSet {
+    /// What was found beside the images and is not among them.
+    pub fn left_out(&self) -> &[LeftOut] {
+        match self {
+            LabelledSet::Persons(set) => &set.left_out,
+            LabelledSet::Classes(set) => &set.left_out,
+        }
+    }
+
     /// Reads the labels of a folder: Market-1501's layout, one folder of images with Market-1501's names, or a folder
     /// for each class. Says in lines what was left out.
     ///
@@ -112,7 +127,7 @@ impl LabelledSet {
                 format!("{} images in folders below {} do not take part", within.len(), folder.display());
             return persons(if within.is_empty() { Vec::new() } else { vec![below] });
         }
-        let mut notes = source.notes();
+        let mut notes = Vec::new();
         let count = loose.len();
         if count > 0 {
             notes.push(format!(
@@ -151,7 +166,8 @@ fn classes(folder: &Path, source: Arc<dyn ImageSource>, names: &[PathBuf]) -> Re
     let labels = kept.iter().map(|i| of[paths[*i][depth].as_str()]).collect();
     let split = test.map(|_| (0..kept.len()).partition(|i| paths[kept[*i]][0] == TRAIN));
     let names = of.keys().map(|name| (*name).to_owned()).collect();
-    Ok(ClassSet { source: Arc::new(Part { source, kept }), names, labels, split })
+    let left_out = source.left_out().to_vec();
+    Ok(ClassSet { source: Arc::new(Part { source, kept }), names, labels, split, left_out })
 }
 
 /// Some images of a source.

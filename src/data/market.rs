@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use walkdir::WalkDir;
-
+use crate::data::left_out::{self, LeftOut};
+use crate::data::listing;
 use crate::error::{Error, Result};
 
 /// One labelled image.
@@ -20,12 +20,13 @@ pub struct Labelled {
 pub struct RetrievalSet {
     pub query: Vec<Labelled>,
     pub gallery: Vec<Labelled>,
+    /// What lies beside them and is no picture that can be read.
+    pub left_out: Vec<LeftOut>,
 }
 
 const QUERY: &str = "query";
 const GALLERY: &str = "bounding_box_test";
 const TRAIN: &str = "bounding_box_train";
-const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff", "gif"];
 const EXPECTED: &str = "expected Market-1501's layout (the folders `query` and `bounding_box_test`), or one folder of \
                         images named <identity>_c<camera>..., such as 0002_c1s1_000451_03.jpg";
 
@@ -43,10 +44,12 @@ impl RetrievalSet {
         if !meta.is_dir() {
             return Err(Error::file(path, format!("is no folder; {EXPECTED}")));
         }
+        let mut left_out = Vec::new();
+        let mut read = |folder: &Path, part: &str| read_folder(folder, part, &mut left_out);
         let (mut query, gallery) = match root_of(path)? {
-            Some(root) => (read_folder(&root.join(QUERY))?, read_folder(&root.join(GALLERY))?),
+            Some(root) => (read(&root.join(QUERY), QUERY)?, read(&root.join(GALLERY), GALLERY)?),
             None => {
-                let images = read_folder(path)?;
+                let images = read(path, "")?;
                 (images.clone(), images)
             }
         };
@@ -56,18 +59,19 @@ impl RetrievalSet {
                 return Err(Error::file(path, format!("has no {what} image of a known person; {EXPECTED}")));
             }
         }
-        Ok(RetrievalSet { query, gallery })
+        Ok(RetrievalSet { query, gallery, left_out })
     }
 }
 
-/// The training images (`bounding_box_train`) of a folder with Market-1501's layout, or all of a flat folder's.
+/// The training images (`bounding_box_train`) of a folder with Market-1501's layout, or all of a flat folder's. What is
+/// no picture that can be read joins `left_out`.
 ///
 /// # Errors
 /// As [`RetrievalSet::open`].
-pub fn training_images(path: &Path) -> Result<Vec<Labelled>> {
+pub fn training_images(path: &Path, left_out: &mut Vec<LeftOut>) -> Result<Vec<Labelled>> {
     match root_of(path)? {
-        Some(root) => read_folder(&root.join(TRAIN)),
-        None => read_folder(path),
+        Some(root) => read_folder(&root.join(TRAIN), TRAIN, left_out),
+        None => read_folder(path, "", left_out),
     }
 }
 
@@ -110,31 +114,31 @@ fn root_of(path: &Path) -> Result<Option<PathBuf>> {
     }
 }
 
-/// All labelled images directly in `folder`, junk left out, by file name.
-fn read_folder(folder: &Path) -> Result<Vec<Labelled>> {
-    let mut images = Vec::new();
-    for entry in WalkDir::new(folder).min_depth(1).max_depth(1).sort_by_file_name() {
-        let entry = entry.map_err(|e| Error::io(folder, "read the folder", e.into()))?;
-        let path = entry.path();
-        // Market-1501 ships Thumbs.db files; only what is called an image must be labelled.
-        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
-        if !path.is_file() || !EXTENSIONS.iter().any(|e| e.eq_ignore_ascii_case(extension)) {
-            continue;
-        }
-        let name = entry.file_name().to_string_lossy();
-        let (identity, camera) = parse_name(&name).ok_or_else(|| {
+/// All labelled images directly in `folder`, junk left out, by file name. What is no picture that can be read joins
+/// `left_out` with `part`, the folder's name, before its own.
+fn read_folder(folder: &Path, part: &str, left_out: &mut Vec<LeftOut>) -> Result<Vec<Labelled>> {
+    std::fs::read_dir(folder).map_err(|e| Error::io(folder, "read the folder", e))?;
+    let listing = listing::list(folder, 1, &|_| true);
+    let mut images = Vec::with_capacity(listing.files.len());
+    for file in listing.files {
+        let path = folder.join(&file);
+        let (identity, camera) = parse_name(&file.to_string_lossy()).ok_or_else(|| {
             Error::file(
-                path,
+                &path,
                 format!("its name does not say who is on it and which camera took it; {EXPECTED}"),
             )
         })?;
         if identity != -1 {
-            images.push(Labelled { path: path.to_owned(), identity, camera });
+            images.push(Labelled { path, identity, camera });
         }
     }
     if images.is_empty() {
-        return Err(Error::file(folder, format!("holds no labelled image; {EXPECTED}")));
+        let lost = left_out::clause("images", &listing.left_out);
+        return Err(Error::file(folder, format!("holds no labelled image; {EXPECTED}{lost}")));
     }
+    let named =
+        |l: LeftOut| if part.is_empty() { l } else { LeftOut { name: format!("{part}/{}", l.name), ..l } };
+    left_out.extend(listing.left_out.into_iter().map(named));
     Ok(images)
 }
 
@@ -207,6 +211,7 @@ mod tests {
             "query/0002_c1s1_000451_03.jpg",
             "query/0001_c2s1_000451_03.jpg",
             "query/Thumbs.db",
+            "query/._0001_c2s1_000451_03.jpg",
             "bounding_box_test/-1_c1s1_000401_03.jpg",
             "bounding_box_test/0000_c1s1_000151_01.jpg",
             "bounding_box_test/0002_c3s1_000551_01.JPG",
@@ -219,8 +224,10 @@ mod tests {
             let set = RetrievalSet::open(dir.path()).unwrap();
             assert_eq!(labels(&set.query), [(1, 2), (2, 1)]);
             assert_eq!(labels(&set.gallery), [(0, 1), (2, 3)]);
+            let names: Vec<&str> = set.left_out.iter().map(|l| l.name.as_str()).collect();
+            assert_eq!(names, ["query/._0001_c2s1_000451_03.jpg"]);
             assert!(set.gallery.iter().all(|l| l.path.is_file()));
-            assert_eq!(labels(&training_images(dir.path()).unwrap()), [(900, 3)]);
+            assert_eq!(labels(&training_images(dir.path(), &mut Vec::new()).unwrap()), [(900, 3)]);
         }
     }
 

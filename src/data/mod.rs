@@ -4,6 +4,8 @@ pub mod augment;
 pub mod batch;
 pub mod decode;
 pub mod labelled;
+pub mod left_out;
+pub mod listing;
 pub mod loader;
 pub mod market;
 pub mod prepare;

@@ -2,15 +2,17 @@
 //! pictures that cannot be used.
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use image::RgbImage;
 use rayon::prelude::*;
 
-use crate::data::decode::{ACCEPTED, load_file, sniff};
+use crate::data::decode::{ACCEPTED, load_file, not_read};
+use crate::data::left_out::{self, Kind, LeftOut};
+use crate::data::listing::{self, Listing, starts_like_image};
 use crate::error::{Error, Result};
+use crate::units::{shown, without_bom};
 
 /// A random-access collection of pictures. Loading the same index twice must give the same picture.
 pub trait ImageSource: Send + Sync {
@@ -23,142 +25,98 @@ pub trait ImageSource: Send + Sync {
     fn name(&self, i: usize) -> String;
     /// Decodes picture `i`. An error makes the picture count as unusable, see [`Quarantine`].
     fn load(&self, i: usize) -> Result<RgbImage>;
-    /// What the user should know about how the source was read, one line each.
-    fn notes(&self) -> Vec<String> {
-        Vec::new()
+    /// What was found beside the pictures and is not among them.
+    fn left_out(&self) -> &[LeftOut] {
+        &[]
     }
 }
-
-/// Files that are never pictures; not worth opening, common beside pictures.
-const NOT_IMAGES: &[&str] = &[
-    "txt",
-    "json",
-    "jsonl",
-    "csv",
-    "tsv",
-    "md",
-    "xml",
-    "yaml",
-    "yml",
-    "toml",
-    "ini",
-    "html",
-    "mat",
-    "pkl",
-    "npy",
-    "npz",
-    "pt",
-    "pth",
-    "safetensors",
-    "onnx",
-    "py",
-    "sh",
-    "odgt",
-    "zip",
-    "tar",
-    "gz",
-    "7z",
-    "rar",
-    "mdb",
-    "db",
-    "lock",
-    "log",
-    "mp4",
-    "avi",
-    "mov",
-    "mkv",
-    "pdf",
-];
-/// Files that are taken without opening them: a folder may hold millions. Their content is judged when it is loaded.
-const IMAGES: &[&str] = &["jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff"];
 
 /// Picture files below a folder, in a fixed order; no labels, no naming scheme needed.
 #[derive(Debug)]
 pub struct FileSource {
     root: PathBuf,
     files: Vec<Box<Path>>,
-    notes: Vec<String>,
+    left_out: Vec<LeftOut>,
 }
 
 impl FileSource {
     /// Every picture in a folder and its subfolders, sorted by path. Links are followed, link loops are not; hidden files
-    /// and folders are ignored. A file with an unknown extension counts when its content starts like a picture. Fails
+    /// and folders are passed over. A file with an unknown extension counts when its content starts like a picture. Fails
     /// when nothing is found.
     pub fn folder(root: impl AsRef<Path>) -> Result<Self> {
         let root = root.as_ref();
-        let listing = std::fs::metadata(root).map_err(|e| Error::io(root, "open the image folder", e))?;
-        if !listing.is_dir() {
+        let meta = std::fs::metadata(root).map_err(|e| Error::io(root, "open the image folder", e))?;
+        if !meta.is_dir() {
             return Err(Error::file(root, "not a folder; give a folder of images or a .txt list of paths"));
         }
-        let (mut files, mut notes) = (Vec::new(), Vec::new());
-        let hidden = |e: &walkdir::DirEntry| {
-            e.depth() > 0 && e.file_name().to_str().is_some_and(|name| name.starts_with('.'))
-        };
-        for entry in walkdir::WalkDir::new(root).follow_links(true).into_iter().filter_entry(|e| !hidden(e)) {
-            match entry {
-                Ok(entry) if entry.file_type().is_file() && looks_like_image(entry.path()) => {
-                    let relative = entry.path().strip_prefix(root).unwrap_or(entry.path());
-                    files.push(relative.into());
-                }
-                Ok(_) => {}
-                Err(e) => notes.push(format!("skipped while listing: {e}")),
-            }
-        }
-        // Component-wise order is the same on every platform and does not depend on the directory's own order.
-        files.sort_unstable();
+        let Listing { files, left_out } = listing::list(root, usize::MAX, &|_| true);
         if files.is_empty() {
-            let trouble = notes.first().map(|n| format!(" ({n})")).unwrap_or_default();
+            let lost = left_out::clause("images", &left_out);
             let message =
-                format!("no images in this folder or its subfolders{trouble}; accepted formats: {ACCEPTED}");
+                format!("no images in this folder or its subfolders; accepted formats: {ACCEPTED}{lost}");
             return Err(Error::file(root, message));
         }
-        Ok(FileSource { root: root.to_owned(), files, notes })
+        Ok(FileSource { root: root.to_owned(), files, left_out })
     }
 
     /// The pictures named in a text file: one path a line, absolute or relative to the text file's folder; empty lines
     /// and lines that begin with `#` are ignored. Checks that the files exist. Missing ones are left out and reported in
-    /// [`ImageSource::notes`]; when nothing remains, that is an error.
+    /// [`ImageSource::left_out`]; when nothing remains, that is an error.
     pub fn list(list: impl AsRef<Path>) -> Result<Self> {
         let list = list.as_ref();
         let text = std::fs::read(list).map_err(|e| Error::io(list, "read the image list", e))?;
-        let text = String::from_utf8(text).map_err(|e| {
-            let at = e.utf8_error().valid_up_to();
-            Error::file(
-                list,
-                format!("not a text file (invalid UTF-8 at byte {at}); expected one image path a line"),
-            )
-        })?;
+        let unusable = |what: &str| Error::file(list, format!("{what}; expected one image path a line"));
+        if text.starts_with(b"\xFF\xFE") || text.starts_with(b"\xFE\xFF") {
+            return Err(unusable("a text file in UTF-16: save it as UTF-8"));
+        }
+        if text.contains(&0) {
+            return Err(unusable("not a text file"));
+        }
         let root = list.parent().unwrap_or(Path::new("")).to_owned();
-        let (mut files, mut missing) = (Vec::<Box<Path>>::new(), Vec::new());
-        for (number, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
-            let line = line.trim();
-            if line.is_empty() || line.starts_with('#') {
+        let (mut files, mut left_out) = (Vec::<Box<Path>>::new(), Vec::new());
+        for (number, line) in without_bom(&text).split(|b| *b == b'\n').enumerate() {
+            let line = line.trim_ascii();
+            if line.is_empty() || line.starts_with(b"#") {
                 continue;
             }
-            if root.join(line).is_file() {
-                files.push(Path::new(line).into());
-            } else {
-                missing.push(format!("line {}: {line}", number + 1));
+            let path = path_of(line);
+            match usable(&root.join(&path)) {
+                Ok(()) => files.push(path.into()),
+                Err(why) => {
+                    let why = format!("line {}: {why}", number + 1);
+                    left_out.push(LeftOut::new(Kind::Picture, shown(&path), why));
+                }
             }
         }
         if files.is_empty() {
-            let message = match missing.first() {
-                Some(first) => format!("none of the {} listed images exists (first: {first})", missing.len()),
-                None => "the list names no images; expected one image path a line".to_owned(),
-            };
-            return Err(Error::file(list, message));
+            if left_out.is_empty() {
+                return Err(unusable("the list names no images"));
+            }
+            let lost = left_out::clause("listed images", &left_out);
+            return Err(Error::file(list, format!("none of the listed images can be used{lost}")));
         }
-        let mut notes = Vec::new();
-        if !missing.is_empty() {
-            let shown = missing.iter().take(10).map(String::as_str).collect::<Vec<_>>().join("; ");
-            let more = if missing.len() > 10 { "; ..." } else { "" };
-            notes.push(format!(
-                "{}: {} listed images do not exist: {shown}{more}",
-                list.display(),
-                missing.len()
-            ));
-        }
-        Ok(FileSource { root, files, notes })
+        Ok(FileSource { root, files, left_out })
+    }
+}
+
+/// A line of a list as a path: where file names are bytes, whatever their encoding.
+fn path_of(line: &[u8]) -> PathBuf {
+    #[cfg(unix)]
+    {
+        use std::os::unix::ffi::OsStrExt;
+        PathBuf::from(std::ffi::OsStr::from_bytes(line))
+    }
+    #[cfg(not(unix))]
+    PathBuf::from(String::from_utf8_lossy(line).into_owned())
+}
+
+/// Whether a file that a list names is worth loading, else why not.
+fn usable(path: &Path) -> std::result::Result<(), String> {
+    match std::fs::metadata(path) {
+        Ok(meta) if meta.is_file() => listing::judge_content(path).map(drop).map_err(|(_, why)| why),
+        Ok(meta) if meta.is_dir() => Err("a folder; a list names images".to_owned()),
+        Ok(_) => Err("no regular file".to_owned()),
+        Err(e) => Err(left_out::reason(not_read(path, e))),
     }
 }
 
@@ -167,31 +125,14 @@ impl ImageSource for FileSource {
         self.files.len()
     }
     fn name(&self, i: usize) -> String {
-        self.files[i].display().to_string()
+        shown(&self.files[i])
     }
     fn load(&self, i: usize) -> Result<RgbImage> {
         load_file(&self.root.join(&self.files[i]))
     }
-    fn notes(&self) -> Vec<String> {
-        self.notes.clone()
+    fn left_out(&self) -> &[LeftOut] {
+        &self.left_out
     }
-}
-
-fn looks_like_image(path: &Path) -> bool {
-    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase();
-    if IMAGES.contains(&extension.as_str()) {
-        return true;
-    }
-    if NOT_IMAGES.contains(&extension.as_str()) {
-        return false;
-    }
-    starts_like_image(path)
-}
-
-fn starts_like_image(path: &Path) -> bool {
-    let mut head = [0u8; 32];
-    let read = std::fs::File::open(path).and_then(|mut f| f.read(&mut head));
-    read.is_ok_and(|n| sniff(&head[..n]).is_some())
 }
 
 /// A folder becomes a [`FileSource::folder`], a file a [`FileSource::list`].
@@ -219,8 +160,8 @@ pub struct Quarantine {
 
 #[derive(Debug, Default)]
 struct Seen {
-    /// Index to (name, reason); ordered, so that reports do not depend on threads.
-    bad: BTreeMap<usize, (String, String)>,
+    /// By index; ordered, so that reports do not depend on threads.
+    bad: BTreeMap<usize, LeftOut>,
     unreported: Vec<usize>,
 }
 
@@ -245,32 +186,32 @@ impl Quarantine {
                 Ok(picture) if picture.width() > 0 && picture.height() > 0 => {
                     return Ok((candidate, picture));
                 }
-                Ok(_) => self.add(source, candidate, "the picture has no pixels".to_owned()),
-                Err(e) => self.add(source, candidate, reason(e)),
+                Ok(_) => self.add(source, candidate, Error::usage("the picture has no pixels")),
+                Err(e) => self.add(source, candidate, e),
             }
         }
-        let first =
-            self.seen().bad.first_key_value().map(|(_, (name, why))| format!("; the first, {name}: {why}"));
+        let seen = self.seen();
+        let first = seen.bad.values().next().map(|l| format!("; the first, {}: {}", l.name, l.reason));
         let first = first.unwrap_or_default();
         Err(Error::usage(format!(
             "none of the {n} images can be used{first}. Accepted: {ACCEPTED}, at least 8 pixels a side"
         )))
     }
 
-    fn add(&self, source: &dyn ImageSource, i: usize, why: String) {
+    fn add(&self, source: &dyn ImageSource, i: usize, why: Error) {
         let mut seen = self.seen();
-        if seen.bad.insert(i, (source.name(i), why)).is_none() {
+        if seen.bad.insert(i, LeftOut::picture(source.name(i), why)).is_none() {
             seen.unreported.push(i);
         }
     }
 
-    /// All unusable pictures met so far, by index: (name, reason).
-    pub fn skipped(&self) -> Vec<(String, String)> {
+    /// All unusable pictures met so far, by index.
+    pub fn skipped(&self) -> Vec<LeftOut> {
         self.seen().bad.values().cloned().collect()
     }
 
     /// The unusable pictures met since the last call: each is handed out once, for the log.
-    pub fn take_new(&self) -> Vec<(String, String)> {
+    pub fn take_new(&self) -> Vec<LeftOut> {
         let mut seen = self.seen();
         let mut fresh = std::mem::take(&mut seen.unreported);
         fresh.sort_unstable();
@@ -285,19 +226,10 @@ impl Quarantine {
         (0..tried).into_par_iter().for_each(|k| {
             let i = (k as u128 * n as u128 / tried as u128) as usize;
             if let Err(e) = source.load(i) {
-                self.add(source, i, reason(e));
+                self.add(source, i, e);
             }
         });
         tried
-    }
-}
-
-/// The message without the path, which is listed beside it.
-fn reason(e: Error) -> String {
-    match e {
-        Error::File { message, .. } => message,
-        Error::Io { action, source, .. } => format!("cannot {action}: {source}"),
-        other => other.to_string(),
     }
 }
 
@@ -357,8 +289,10 @@ mod tests {
         std::os::unix::fs::symlink("nowhere", dir.path().join("broken.jpg")).unwrap();
         let source = FileSource::folder(dir.path()).unwrap();
         assert_eq!(names(&source), ["linked/x.jpg", "real/x.jpg"]);
-        assert!(source.notes().iter().any(|n| n.contains("loop")), "{:?}", source.notes());
-        assert!(source.notes().iter().any(|n| n.contains("broken.jpg")));
+        let lost: Vec<&str> = source.left_out().iter().map(|l| l.name.as_str()).collect();
+        assert_eq!(lost, ["broken.jpg", "linked/loop", "real/loop"]);
+        assert!(source.left_out()[0].reason.contains("nowhere"), "{:?}", source.left_out());
+        assert!(source.left_out()[1].reason.contains("loop"), "{:?}", source.left_out());
     }
 
     #[test]
@@ -384,17 +318,16 @@ mod tests {
         let source = open_source(&list).unwrap();
         assert_eq!(names(&*source), ["img/1.jpg".to_owned(), absolute]);
         assert!(source.load(0).is_ok() && source.load(1).is_ok());
-        let notes = source.notes().join("\n");
-        assert!(
-            notes.contains("1 listed images do not exist") && notes.contains("line 5: img/missing.jpg"),
-            "{notes}"
-        );
+        let [missing] = source.left_out() else { panic!("{:?}", source.left_out()) };
+        assert!(missing.name == "img/missing.jpg" && missing.reason.starts_with("line 5: "), "{missing:?}");
 
         fs::write(&list, "a.jpg\nb.jpg\n").unwrap();
-        assert!(open_source(&list).err().unwrap().to_string().contains("none of the 2 listed images exists"));
+        assert!(open_source(&list).err().unwrap().to_string().contains("2 of 2 listed images are left out"));
         fs::write(&list, "# nothing\n").unwrap();
         assert!(open_source(&list).err().unwrap().to_string().contains("names no images"));
-        fs::write(&list, b"\xff\xfe\x00").unwrap();
+        fs::write(&list, b"\xff\xfea\0.\0").unwrap();
+        assert!(open_source(&list).err().unwrap().to_string().contains("UTF-16"));
+        fs::write(&list, b"a\0b").unwrap();
         assert!(open_source(&list).err().unwrap().to_string().contains("not a text file"));
         let message = open_source(dir.path().join("img/1.jpg")).err().unwrap().to_string();
         assert!(message.contains("this is an image"), "{message}");
@@ -424,8 +357,8 @@ mod tests {
             ("4-dot", "too small"),
         ];
         assert_eq!(skipped.len(), expected.len());
-        for ((name, why), (n, w)) in skipped.iter().zip(expected) {
-            assert!(name.starts_with(n) && why.contains(w), "{name}: {why}");
+        for (got, (name, why)) in skipped.iter().zip(expected) {
+            assert!(got.name.starts_with(name) && got.reason.contains(why), "{got:?}");
         }
         let scanned = Quarantine::new();
         assert_eq!(scanned.scan(&source, 100), 6);

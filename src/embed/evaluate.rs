@@ -3,6 +3,7 @@
 use super::{Embedder, Tokens};
 use crate::data::augment::normalize::eval_image;
 use crate::data::labelled::{ClassSet, LabelledSet, PersonSet};
+use crate::data::left_out::{self, LeftOut};
 use crate::data::source::ImageSource;
 use crate::error::{Error, Result};
 use crate::eval::Features;
@@ -62,12 +63,12 @@ pub struct Line {
 }
 
 /// The result of [`evaluate`].
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct Evaluation {
     /// Images that took part.
     pub images: usize,
-    /// Name and reason of every image that could not be used.
-    pub skipped: Vec<(String, String)>,
+    /// Every image that is not used.
+    pub skipped: Vec<LeftOut>,
     /// The encoder's lines, then those of the untrained one, then the reference lines.
     pub lines: Vec<Line>,
 }
@@ -92,7 +93,7 @@ type Decoded = Vec<(usize, Result<Picture>)>;
 struct Used {
     /// Indices of those that have a row in every column, ascending.
     rows: Vec<usize>,
-    skipped: Vec<(String, String)>,
+    skipped: Vec<LeftOut>,
 }
 
 /// Scores the features of `embedder`, then those of the same encoder as a run of `seed` begins with, and the reference lines.
@@ -118,7 +119,7 @@ pub fn evaluate(
         dim: r.dim(),
         values: Vec::new(),
     }));
-    let Used { rows, skipped } = fill(embedder, source, &mut columns, which, progress)?;
+    let Used { rows, mut skipped } = fill(embedder, source, &mut columns, which, progress)?;
     embedder.untrain(seed)?;
     let mut untrained = encoder_columns(embedder, which, Origin::Untrained);
     let again = fill(embedder, source, &mut untrained, which, progress)?;
@@ -128,6 +129,7 @@ pub fn evaluate(
     let place = columns.iter().take_while(|c| c.origin == Origin::Encoder).count();
     columns.splice(place..place, untrained);
     let lines = columns.into_iter().map(|c| score(c, set, &rows)).collect::<Result<_>>()?;
+    skipped.extend_from_slice(set.left_out());
     Ok(Evaluation { images: rows.len(), skipped, lines })
 }
 
@@ -181,7 +183,7 @@ fn fill(
                         pixels.extend(picture.pixels);
                         lines.push(picture.references);
                     }
-                    Err(e) => skipped.push((source.name(i), e.to_string())),
+                    Err(e) => skipped.push(LeftOut::picture(source.name(i), e)),
                 }
             }
             append(columns, &embedder.run(&pixels)?, &lines, which);
@@ -189,9 +191,8 @@ fn fill(
         Ok::<_, Error>(())
     })?;
     if rows.is_empty() {
-        let first =
-            skipped.first().map(|(name, why)| format!("; the first, {name}: {why}")).unwrap_or_default();
-        return Err(Error::usage(format!("none of the {count} images can be used{first}")));
+        let lost = left_out::clause("images", &skipped);
+        return Err(Error::usage(format!("none of the {count} images can be used{lost}")));
     }
     Ok(Used { rows, skipped })
 }

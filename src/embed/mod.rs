@@ -7,6 +7,7 @@ pub use self::writer::{ArrayFormat, ArrayWriter};
 
 use crate::backend::{Backend, HostSlice, HostSliceMut, ProgramId};
 use crate::data::augment::normalize::eval_image;
+use crate::data::left_out::{self, Kind, LeftOut};
 use crate::data::source::ImageSource;
 use crate::error::{Error, Result};
 use crate::export::TrainedEncoder;
@@ -211,8 +212,8 @@ impl EmbedFiles {
 #[derive(Clone, Debug, Default)]
 pub struct Embedded {
     pub images: usize,
-    /// Name and reason of every image that could not be used.
-    pub skipped: Vec<(String, String)>,
+    /// What the source left out, and every image that could not be used.
+    pub skipped: Vec<LeftOut>,
     pub written: Vec<PathBuf>,
 }
 
@@ -220,7 +221,7 @@ pub struct Embedded {
 struct Loaded {
     pixels: Vec<f32>,
     rows: Vec<usize>,
-    skipped: Vec<(String, String)>,
+    skipped: Vec<LeftOut>,
 }
 
 /// Features of every image of `source`, in its order, as `image_token` and `patch_tokens` below `files.out`; `files.csv` says
@@ -273,9 +274,11 @@ pub fn embed(
         Ok::<_, Error>(())
     })?;
     if rows.is_empty() {
-        let first = done.skipped.first().map(|(name, why)| format!(": {name}: {why}")).unwrap_or_default();
-        return Err(Error::usage(format!("none of the {count} images can be used{first}")));
+        let lost = left_out::clause("images", &done.skipped);
+        return Err(Error::usage(format!("none of the {count} images can be used{lost}")));
     }
+    done.skipped.extend_from_slice(source.left_out());
+    let pictures = done.skipped.iter().filter(|l| l.kind == Kind::Picture).count();
     done.images = rows.len();
     for writer in [image, patch].into_iter().flatten() {
         writer.finish(&mut folder)?;
@@ -283,11 +286,10 @@ pub fn embed(
     let listed = rows.iter().enumerate().map(|(row, i)| [row.to_string(), source.name(*i)]);
     folder.write(LIST, &table(["row", "file"], listed)?)?;
     if !done.skipped.is_empty() {
-        let listed = done.skipped.iter().map(|(name, why)| [name.clone(), why.clone()]);
-        folder.write(SKIPPED, &table(["file", "reason"], listed)?)?;
+        folder.write(SKIPPED, &left_out::table(&done.skipped)?)?;
     }
     let all = json!({
-        "encoder": about, "images": done.images, "skipped": done.skipped.len(), "device": embedder.device(),
+        "encoder": about, "images": done.images, "skipped": pictures, "device": embedder.device(),
         "image_token": image_shape, "patch_tokens": patch_shape,
     });
     let text =
@@ -308,7 +310,7 @@ fn load(source: &dyn ImageSource, range: std::ops::Range<usize>, size: [usize; 2
                 loaded.pixels.extend(image);
                 loaded.rows.push(i);
             }
-            Err(e) => loaded.skipped.push((source.name(i), e.to_string())),
+            Err(e) => loaded.skipped.push(LeftOut::picture(source.name(i), e)),
         }
     }
     loaded

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::config::TrainConfig;
 use crate::atomic;
+use crate::data::left_out::Teller;
 use crate::error::{Error, Result};
 
 const LOCK: &str = ".lock";
@@ -83,6 +84,14 @@ impl RunFolder {
     /// The images of steps that were skipped: see [`guard`](super::guard).
     pub fn skipped_steps(&self) -> PathBuf {
         self.path.join("skipped_steps.jsonl")
+    }
+
+    /// Lists of what is left out of the training images, and of the probe's.
+    pub fn skipped_images(&self) -> [Teller; 2] {
+        [
+            Teller::new("training images", self.path.join("skipped.csv")),
+            Teller::new("probe images", self.path.join("skipped_probe.csv")),
+        ]
     }
 
     /// See [`checkpoint`](super::checkpoint).

@@ -3,6 +3,7 @@
 use super::engine::{Engine, compile_plan, write_checked};
 use crate::backend::{HostSlice, HostSliceMut, ProgramId};
 use crate::data::labelled::PersonSet;
+use crate::data::left_out::{self, LeftOut};
 use crate::data::loader::eval_image;
 use crate::error::{Error, Result};
 use crate::eval::Features;
@@ -12,6 +13,7 @@ use crate::ir::Region;
 use crate::saip::config::EncoderConfig;
 use crate::saip::{EmbedGraph, EmbedOptions, IoSlot, build_embed};
 use rayon::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Images whose features are computed at a time.
 pub const BATCH: usize = 32;
@@ -33,6 +35,10 @@ pub struct ProbeResult {
     /// Where each row of `query` and `gallery` is found in the source.
     pub query_source: Vec<usize>,
     pub gallery_source: Vec<usize>,
+    /// What did not take part: what lies beside the set's images, and those that cannot be read.
+    pub left_out: Vec<LeftOut>,
+    /// Images that took part; one that is both query and gallery counts once.
+    pub images: usize,
 }
 
 /// Compiles the student's encoder for `size` images on the engine's backend.
@@ -87,15 +93,24 @@ impl Probe {
     }
 
     /// Computes the features of all images with the current parameters, and the metrics. Images that cannot be read are
-    /// left out.
+    /// left out, and listed in the result.
     ///
     /// # Errors
     /// When no image can be read, when features are not finite, or the backend fails; [`Error::Interrupted`].
     pub fn run(&self, engine: &mut Engine, interrupt: &Interrupt) -> Result<ProbeResult> {
-        let (query, query_source) = self.embed(engine, &self.set.query, interrupt)?;
-        let (gallery, gallery_source) = self.embed(engine, &self.set.gallery, interrupt)?;
+        let mut bad = BTreeMap::new();
+        let (query, query_source) = self.embed(engine, &self.set.query, interrupt, &mut bad)?;
+        let (gallery, gallery_source) = self.embed(engine, &self.set.gallery, interrupt, &mut bad)?;
+        let images = query_source.iter().chain(&gallery_source).collect::<BTreeSet<_>>().len();
+        let left_out: Vec<LeftOut> = self.set.left_out.iter().cloned().chain(bad.into_values()).collect();
+        for (what, rows) in [("query", &query_source), ("gallery", &gallery_source)] {
+            if rows.is_empty() {
+                let lost = left_out::clause("probe images", &left_out);
+                return Err(Error::usage(format!("no {what} image of the probe can be read{lost}")));
+            }
+        }
         let metrics = retrieval(&query, &gallery)?;
-        Ok(ProbeResult { metrics, query, gallery, query_source, gallery_source })
+        Ok(ProbeResult { metrics, query, gallery, query_source, gallery_source, left_out, images })
     }
 
     /// The `k` nearest gallery images of query `row`, as `(index into the source, distance, same identity)`.
@@ -108,11 +123,13 @@ impl Probe {
             .collect())
     }
 
+    /// Features of the images `indices`, and which of them could be read; the others join `bad`.
     fn embed(
         &self,
         engine: &mut Engine,
         indices: &[usize],
         interrupt: &Interrupt,
+        bad: &mut BTreeMap<usize, LeftOut>,
     ) -> Result<(Features, Vec<usize>)> {
         let (_, dim) = self.features.shape.as_matrix();
         let mut features = Features { dim, ..Features::default() };
@@ -126,10 +143,14 @@ impl Probe {
                 chunk.par_iter().map(|&i| eval_image(&self.set.source.load(i)?, self.size)).collect();
             let mut used = Vec::with_capacity(chunk.len());
             for (&i, image) in chunk.iter().zip(loaded) {
-                // The loader reports unreadable images; a labelled one simply does not take part.
-                if let Ok(image) = image {
-                    input[used.len() * pixels..][..pixels].copy_from_slice(&image);
-                    used.push(i);
+                match image {
+                    Ok(image) => {
+                        input[used.len() * pixels..][..pixels].copy_from_slice(&image);
+                        used.push(i);
+                    }
+                    Err(e) => {
+                        bad.insert(i, LeftOut::picture(self.set.source.name(i), e));
+                    }
                 }
             }
             let backend = engine.backend();

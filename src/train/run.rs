@@ -12,6 +12,7 @@ use super::progress::{Progress, StepReport};
 use super::tensorboard::EventWriter;
 use super::{sources, summary};
 use crate::backend::Backend;
+use crate::data::left_out::{LeftOut, Teller};
 use crate::data::loader::{Loader, LoaderConfig};
 use crate::data::source::ImageSource;
 use crate::data::views::{ViewPlanner, scale_buckets};
@@ -114,6 +115,7 @@ pub fn train(
         progress: Progress::new(schedule.steps, start, cfg.run.log_every),
         alarm: CollapseAlarm::new(&cfg.run),
         cfg,
+        skipped: folder.skipped_images(),
         folder,
         checkpoints,
         engine,
@@ -215,6 +217,8 @@ struct Run<'a> {
     images: u64,
     warnings: Vec<String>,
     source: Arc<dyn ImageSource>,
+    /// What is left out of the training images, and of the probe's.
+    skipped: [Teller; 2],
     /// The last step whose probe is in the log; a resumed run finds it there.
     probed: Option<u64>,
     /// The next micro step, whose inputs are on their way, or why they are not.
@@ -249,6 +253,7 @@ impl Run<'_> {
     }
 
     fn go(&mut self, start: u64, interrupt: &Interrupt, answering: Answering) -> Result<Outcome> {
+        self.list_skipped_images()?;
         let mut last_probe = None;
         match self.steps(start, interrupt, &mut last_probe) {
             // The state is that of the last completed step.
@@ -271,7 +276,7 @@ impl Run<'_> {
         let interrupted = interrupt.requested();
         // Everything is saved: from here on a signal ends the process.
         drop(answering);
-        self.list_skipped_images();
+        self.list_skipped_images()?;
         let outcome = Outcome {
             steps: self.step,
             interrupted,
@@ -474,6 +479,8 @@ impl Run<'_> {
     fn probe(&mut self, interrupt: &Interrupt) -> Result<ProbeResult> {
         let Some(probe) = &self.probe else { return Err(Error::invariant("the loop", "there is no probe")) };
         let result = probe.run(&mut self.engine, interrupt)?;
+        let news = self.skipped[1].news(result.images, &result.left_out)?;
+        self.tell(news);
         let m = result.metrics;
         self.progress.println(&format!(
             "probe at step {}: mAP {:.2} %, rank-1 {:.2} % ({} queries)",
@@ -490,6 +497,7 @@ impl Run<'_> {
     }
 
     fn save(&mut self) -> Result<()> {
+        self.list_skipped_images()?;
         self.metrics.sync()?;
         self.save_state()
     }
@@ -517,14 +525,18 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn list_skipped_images(&mut self) {
+    /// Says which training images are left out, as far as is known.
+    fn list_skipped_images(&mut self) -> Result<()> {
         let skipped = self.loader.skipped();
-        if !skipped.is_empty() {
-            let mut message = format!("{} images could not be used:", skipped.len());
-            skipped.iter().take(20).for_each(|(name, why)| message.push_str(&format!("\n  {name}: {why}")));
-            if skipped.len() > 20 {
-                message.push_str(&format!("\n  and {} more", skipped.len() - 20));
-            }
+        let used = self.source.len() - skipped.len();
+        let all: Vec<LeftOut> = self.source.left_out().iter().cloned().chain(skipped).collect();
+        let news = self.skipped[0].news(used, &all)?;
+        self.tell(news);
+        Ok(())
+    }
+
+    fn tell(&mut self, news: Option<String>) {
+        if let Some(message) = news {
             self.progress.println(&message);
             self.warnings.push(message);
         }

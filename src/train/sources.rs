@@ -115,5 +115,5 @@ fn held_out(cfg: &TrainConfig) -> Result<PersonSet> {
         let by = seen.entry(identities[i]).or_default();
         by.len() < most && by.insert(cameras[i])
     });
-    Ok(PersonSet { source: Arc::new(source), identities, cameras, query, gallery })
+    Ok(PersonSet { source: Arc::new(source), identities, cameras, query, gallery, left_out: Vec::new() })
 }

@@ -19,6 +19,7 @@ use rand::RngExt;
 use crate::data::augment::Augmenter;
 pub use crate::data::augment::normalize::{denormalise, eval_image};
 use crate::data::batch::Batch;
+use crate::data::left_out::LeftOut;
 use crate::data::rng::StreamRng;
 use crate::data::source::{ImageSource, Quarantine};
 use crate::data::views::{SampleKey, ViewPlanner};
@@ -119,7 +120,7 @@ impl Loader {
         let per_step = cfg.batch.checked_mul(cfg.world).filter(|&n| u32::try_from(n).is_ok());
         let per_step =
             per_step.ok_or_else(|| Error::config("batch", format!("{} is too large", cfg.batch)))?;
-        let mut notes = source.notes();
+        let mut notes = Vec::new();
         if images < per_step {
             notes.push(format!(
                 "only {images} images for {per_step} samples a step: images repeat within a step, each with views of its own"
@@ -210,13 +211,13 @@ impl Loader {
         self.next_step
     }
 
-    /// All unusable pictures met so far: (name, reason), in the source's order.
-    pub fn skipped(&self) -> Vec<(String, String)> {
+    /// All unusable pictures met so far, in the source's order.
+    pub fn skipped(&self) -> Vec<LeftOut> {
         self.shared.quarantine.skipped()
     }
 
     /// The unusable pictures met since the last call, for a log that lists each once.
-    pub fn take_newly_skipped(&self) -> Vec<(String, String)> {
+    pub fn take_newly_skipped(&self) -> Vec<LeftOut> {
         self.shared.quarantine.take_new()
     }
 

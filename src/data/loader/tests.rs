@@ -5,6 +5,7 @@ use image::{Rgb, RgbImage};
 
 use super::*;
 use crate::data::augment::AugmentConfig;
+use crate::data::left_out::Kind;
 use crate::data::views::scale_buckets;
 use crate::data::views::tests::step;
 
@@ -173,8 +174,8 @@ fn bad_pictures_are_replaced_and_listed_once() {
     let count = |name: &str| b.names.iter().filter(|n| *n == name).count();
     assert_eq!((count("made-2"), count("made-3"), count("made-8")), (0, 0, 0));
     assert_eq!((count("made-4"), count("made-0")), (3, 2), "the next usable one, past the end at the start");
-    let listed: Vec<_> =
-        [2, 3, 8].iter().map(|i| (format!("made-{i}"), "broken on purpose".to_owned())).collect();
+    let left_out = |i| LeftOut::new(Kind::Picture, format!("made-{i}"), "broken on purpose");
+    let listed = [2, 3, 8].map(left_out);
     assert_eq!(l.skipped(), listed);
     assert_eq!(l.take_newly_skipped(), listed);
     l.next().unwrap();
@@ -274,6 +275,6 @@ fn a_folder_with_bad_files_trains_the_same_for_any_worker_count() {
         (take(&mut l, 3), l.skipped())
     };
     let (want, skipped) = run(0);
-    assert_eq!(skipped.iter().map(|s| s.0.as_str()).collect::<Vec<_>>(), ["b.jpg", "d.jpg"]);
+    assert_eq!(skipped.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["b.jpg", "d.jpg"]);
     assert_eq!(run(2), (want, skipped));
 }

@@ -1,18 +1,17 @@
 //! One picture: decoded once, its persons cut out and encoded one after the other.
 
-use std::fs::File;
-use std::io::BufReader;
 use std::path::Path;
 
 use image::codecs::jpeg::JpegEncoder;
 use image::metadata::Orientation as Turn;
-use image::{DynamicImage, ImageDecoder, ImageReader, RgbImage, imageops};
+use image::{RgbImage, imageops};
 
 use super::{Orientation, PrepareOptions, Skip};
+use crate::data::decode::{Bounds, load_stored};
 
-/// Pictures above this are refused: no camera makes them, a forged header easily does.
-const MAX_SIDE: u32 = 1 << 16;
-const MAX_BYTES: u64 = 1 << 30;
+/// Pictures above this are refused: no camera makes them, a forged header easily does. Whole scenes are larger than the
+/// crops that other commands read.
+const SCENE: Bounds = Bounds { side: 1 << 16, bytes: 1 << 30 };
 
 /// A rectangle of whole pixels inside a picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,8 +56,8 @@ pub fn open(
     stated: Option<[u32; 2]>,
     orientation: Orientation,
 ) -> Result<RgbImage, (Skip, String)> {
-    let (mut picture, turn) = decode(path).map_err(|m| (Skip::ImageUnreadable, m))?;
-    let stored = [picture.width(), picture.height()];
+    let picture = load_stored(path, SCENE).map_err(|e| (Skip::ImageUnreadable, e.to_string()))?;
+    let (stored, turn) = (picture.size(), picture.orientation);
     let swaps = matches!(turn, Turn::Rotate90 | Turn::Rotate270 | Turn::Rotate90FlipH | Turn::Rotate270FlipH);
     let upright = if swaps { [stored[1], stored[0]] } else { stored };
     let apply = match orientation {
@@ -78,27 +77,7 @@ pub fn open(
         );
         return Err((Skip::SizeMismatch, message));
     }
-    if apply {
-        picture.apply_orientation(turn);
-    }
-    Ok(picture.into_rgb8())
-}
-
-fn decode(path: &Path) -> Result<(DynamicImage, Turn), String> {
-    let describe = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
-    let file = File::open(path).map_err(|e| describe(&e))?;
-    // By content, not by name: data sets hold PNG files called .jpg.
-    let mut reader =
-        ImageReader::new(BufReader::new(file)).with_guessed_format().map_err(|e| describe(&e))?;
-    let mut limits = image::Limits::default();
-    limits.max_image_width = Some(MAX_SIDE);
-    limits.max_image_height = Some(MAX_SIDE);
-    limits.max_alloc = Some(MAX_BYTES);
-    reader.limits(limits);
-    let mut decoder = reader.into_decoder().map_err(|e| describe(&e))?;
-    let turn = decoder.orientation().unwrap_or(Turn::NoTransforms);
-    let picture = DynamicImage::from_decoder(decoder).map_err(|e| describe(&e))?;
-    Ok((picture, turn))
+    Ok(if apply { picture.turned() } else { picture.unturned() })
 }
 
 /// `rect` of `picture` as JPEG, shrunk so that no side exceeds `limit_side`, with its size `[width, height]`.
