@@ -99,6 +99,13 @@ impl OutputFolder {
             .map_err(|e| csv_error(&self.partial.join(SKIPPED), e))
     }
 
+    /// Lists an entry of `images` that no annotation can refer to.
+    pub fn skip_image(&mut self, place: &str, why: &str) -> Result<()> {
+        self.skipped
+            .write_record(["", "", "image entry unusable", &format!("{place} {why}")])
+            .map_err(|e| csv_error(&self.partial.join(SKIPPED), e))
+    }
+
     /// Replaces what an earlier run left by what this one wrote.
     pub fn finish(mut self, options: &PrepareOptions) -> Result<()> {
         self.manifest.flush().map_err(|e| Error::io(self.partial.join(MANIFEST), "write", e))?;
