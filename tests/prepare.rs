@@ -308,6 +308,20 @@ fn damaged_photographs_are_skipped_as_everywhere() {
 }
 
 #[test]
+fn the_list_is_written_even_without_a_crop() {
+    let set = Set::new(&json!({
+        "images": [{"id": 1, "file_name": "gone.jpg"}],
+        "annotations": [{"id": 1, "image_id": 1, "bbox": [0, 0, 20, 40]}]
+    }));
+    for (name, reason) in [("else.jpg", "image file missing"), ("gone.jpg", "image file unreadable")] {
+        fs::write(set.path("pictures").join(name), b"no picture").unwrap();
+        assert_eq!(set.run().unwrap().crops, 0);
+        let csv = fs::read_to_string(set.path("out/skipped.csv")).unwrap();
+        assert!(csv.contains(reason) && csv.contains("gone.jpg"), "{csv}");
+    }
+}
+
+#[test]
 fn sloppy_annotations_are_cut_where_they_can_be() {
     let set = Set::new(&json!({
         "images": [null, {"id": 1}, {"id": 2, "file_name": "a%20b.png", "width": "60", "height": "80"},

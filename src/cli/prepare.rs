@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::data::left_out;
 use crate::data::prepare::{BoxFormat, Orientation, PrepareOptions, PrepareReport, prepare};
 use crate::error::{Error, Result};
+use crate::units::shown;
 
 /// Cut person crops out of annotated pictures
 #[derive(Args, Clone, Debug)]
@@ -103,8 +104,7 @@ pub fn run(args: &PrepareArgs) -> Result<()> {
     bar.finish_and_clear();
     let report = outcome?;
     println!("{}", summary(&report));
-    // A run without a crop writes nothing.
-    let list = (report.crops > 0).then(|| options.out.join("skipped.csv"));
+    let list = report.written.then(|| options.out.join("skipped.csv"));
     if let Some(lost) = left_out::summary("pictures", report.pictures, &report.left_out, list.as_deref()) {
         println!("{lost}");
     }
@@ -119,7 +119,12 @@ pub fn run(args: &PrepareArgs) -> Result<()> {
         let why = most.map_or("it lists no annotations".to_owned(), |(skip, count)| {
             format!("{count} of {} annotations: {}", report.annotations, skip.reason())
         });
-        return Err(Error::file(&options.annotations, format!("gave no crop ({why}); nothing was written")));
+        let kept = if report.written {
+            format!("{} says why for each", shown(&options.out.join("skipped.csv")))
+        } else {
+            format!("{} keeps the crops of an earlier run", shown(&options.out))
+        };
+        return Err(Error::file(&options.annotations, format!("gave no crop ({why}); {kept}")));
     }
     println!("{} crops in {}", report.crops, options.out.display());
     Ok(())

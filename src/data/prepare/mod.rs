@@ -144,6 +144,8 @@ pub struct PrepareReport {
     /// that say too little, and of folders that could not be searched.
     pub pictures: usize,
     pub left_out: Vec<LeftOut>,
+    /// Whether `out` holds what this run wrote.
+    pub written: bool,
     /// Crops whose box is the extent of the annotation's polygons.
     pub outlined: usize,
     /// How well the boxes fit their pictures.
@@ -164,7 +166,7 @@ const CHUNK: usize = 256;
 ///
 /// Writes `images/<image stem>_<annotation id>.jpg`, `manifest.jsonl`, `skipped.csv` and `prepare.json` (the options)
 /// under `out`. All of it appears at the end of a successful run; until then `out` keeps what it held. A run that
-/// finds no crop leaves `out` as it was and returns a report with `crops == 0`. The files do not depend on the number
+/// finds no crop leaves an earlier run's `out` as it was and returns a report with `crops == 0`. The files do not depend on the number
 /// of threads; each thread holds one decoded picture at a time.
 ///
 /// # Errors
@@ -198,7 +200,9 @@ pub fn prepare(options: &PrepareOptions, progress: &mut dyn FnMut(usize, usize))
         progress((index * CHUNK + chunk.len()).min(jobs.len()), jobs.len());
     }
     report.left_out.extend_from_slice(lookup.unopened());
-    if report.crops > 0 {
+    // Without a crop the list still says why; but it is not worth the crops of an earlier run.
+    report.written = report.crops > 0 || !output.holds_crops();
+    if report.written {
         output.finish(options)?;
     }
     Ok(report)

@@ -82,6 +82,11 @@ impl OutputFolder {
         })
     }
 
+    /// Whether an earlier run left crops here, which this one would replace.
+    pub fn holds_crops(&self) -> bool {
+        fs::metadata(self.out.join(MANIFEST)).is_ok_and(|manifest| manifest.len() > 0)
+    }
+
     pub fn write_crop(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let path = self.partial.join(IMAGES).join(name);
         fs::write(&path, bytes).map_err(|e| Error::io(&path, "write", e))
