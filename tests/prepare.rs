@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use image::{Rgb, RgbImage};
-use saip_engine::data::prepare::{Orientation, PrepareOptions, PrepareReport, Skip, prepare};
+use saip_engine::data::prepare::{BoxFormat, Orientation, PrepareOptions, PrepareReport, Skip, prepare};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -279,4 +279,84 @@ fn a_name_in_several_folders_is_settled_by_its_folder_or_not_at_all() {
     let report = set.run().unwrap();
     assert_eq!((report.crops, report.skipped[&Skip::ImageAmbiguous]), (1, 1));
     assert!(close(set.crop("x_1.jpg").get_pixel(5, 5), [200, 0, 0]));
+}
+
+#[test]
+fn damaged_photographs_are_skipped_as_everywhere() {
+    let annotations = [1, 2, 3, 4].map(|i| json!({"id": i, "image_id": i, "bbox": [0, 0, 20, 40]}));
+    let set = Set::new(&json!({
+        "images": [{"id": 1, "file_name": "whole.jpg"}, {"id": 2, "file_name": "cut.jpg"},
+                   {"id": 3, "file_name": "new.heic"}, {"id": 4, "file_name": "gone.jpg"}],
+        "annotations": annotations
+    }));
+    let mut jpeg = Vec::new();
+    image::codecs::jpeg::JpegEncoder::new(&mut jpeg).encode_image(&ramp(60, 80)).unwrap();
+    fs::write(set.path("pictures/whole.jpg"), &jpeg).unwrap();
+    fs::write(set.path("pictures/cut.jpg"), &jpeg[..jpeg.len() / 2]).unwrap();
+    fs::write(set.path("pictures/new.heic"), b"\0\0\0\x18ftypheic\0\0\0\0").unwrap();
+    #[cfg(unix)]
+    std::os::unix::fs::symlink("../annex/1.jpg", set.path("pictures/gone.jpg")).unwrap();
+    let report = set.run().unwrap();
+    assert_eq!((report.crops, report.pictures, report.left_out.len()), (1, 1, 3));
+    let csv = fs::read_to_string(set.path("out/skipped.csv")).unwrap();
+    for part in ["cut.jpg: truncated JPEG", "new.heic: HEIC pictures are not read"] {
+        assert!(csv.contains(part), "{csv}");
+    }
+    if cfg!(unix) {
+        assert!(csv.contains("gone.jpg: a link to ../annex/1.jpg, which is not there"), "{csv}");
+    }
+}
+
+#[test]
+fn the_list_is_written_even_without_a_crop() {
+    let set = Set::new(&json!({
+        "images": [{"id": 1, "file_name": "gone.jpg"}],
+        "annotations": [{"id": 1, "image_id": 1, "bbox": [0, 0, 20, 40]}]
+    }));
+    for (name, reason) in [("else.jpg", "image file missing"), ("gone.jpg", "image file unreadable")] {
+        fs::write(set.path("pictures").join(name), b"no picture").unwrap();
+        assert_eq!(set.run().unwrap().crops, 0);
+        let csv = fs::read_to_string(set.path("out/skipped.csv")).unwrap();
+        assert!(csv.contains(reason) && csv.contains("gone.jpg"), "{csv}");
+    }
+}
+
+#[test]
+fn sloppy_annotations_are_cut_where_they_can_be() {
+    let set = Set::new(&json!({
+        "images": [null, {"id": 1}, {"id": 2, "file_name": "a%20b.png", "width": "60", "height": "80"},
+                   {"id": 3, "file_name": "one.png"}, {"id": 3, "file_name": "two.png"}],
+        "annotations": [7, {"id": 1, "image_id": 2, "bbox": ["5", "10", "20", "40"], "iscrowd": "0"},
+                        {"id": 2, "image_id": 2, "bbox": [], "segmentation": [[30, 20, 50, 20, 50, 70, 30, 70]]},
+                        {"id": 3, "image_id": 1, "bbox": [0, 0, 20, 40]}, {"id": 4, "image_id": 3, "bbox": [0, 0, 20, 40]}]
+    }));
+    let text = fs::read_to_string(set.path("a.json")).unwrap();
+    fs::write(set.path("a.json"), format!("\u{feff}{text}")).unwrap();
+    ramp(60, 80).save(set.path("pictures/deep/a b.png")).unwrap();
+    let report = set.run().unwrap();
+    assert_eq!((report.images, report.annotations, report.crops, report.outlined), (5, 5, 2, 1));
+    assert_eq!(
+        report.skipped,
+        [(Skip::NoObject, 1), (Skip::ImageNotListed, 1), (Skip::ImageIdTwice, 1)].into()
+    );
+    let names: Vec<&str> = report.left_out.iter().map(|l| l.name.as_str()).collect();
+    assert_eq!(names, ["images[0]", "images[1]", "images[4]"]);
+    assert!(close(set.crop("a_20b_1.jpg").get_pixel(0, 0), [5, 10, 0]));
+    let outlined = set.crop("a_20b_2.jpg");
+    assert!(outlined.dimensions() == (20, 50) && close(outlined.get_pixel(0, 0), [30, 20, 0]));
+    let csv = fs::read_to_string(set.path("out/skipped.csv")).unwrap();
+    assert!(csv.contains("images[1] (id 1) has no `file_name`"), "{csv}");
+}
+
+#[test]
+fn corner_pairs_are_suspected_and_read_when_told() {
+    let set = Set::new(&json!({
+        "images": [{"id": 1, "file_name": "x.png"}],
+        "annotations": [{"id": 1, "image_id": 1, "bbox": [60, 20, 100, 70]}, {"id": 2, "image_id": 1, "bbox": [10, 5, 40, 60]}]
+    }));
+    ramp(120, 80).save(set.path("pictures/x.png")).unwrap();
+    assert!(set.run().unwrap().hint().unwrap().contains("1 of 2 boxes leave"));
+    let told = PrepareOptions { boxes: BoxFormat::Xyxy, ..set.options() };
+    let report = prepare(&told, &mut |_, _| {}).unwrap();
+    assert!(report.hint().is_none() && set.crop("x_1.jpg").dimensions() == (40, 50));
 }

@@ -7,8 +7,10 @@ use clap::{Args, Subcommand};
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::data::prepare::{Orientation, PrepareOptions, PrepareReport, prepare};
+use crate::data::left_out;
+use crate::data::prepare::{BoxFormat, Orientation, PrepareOptions, PrepareReport, prepare};
 use crate::error::{Error, Result};
+use crate::units::shown;
 
 /// Cut person crops out of annotated pictures
 #[derive(Args, Clone, Debug)]
@@ -40,6 +42,9 @@ struct CocoArgs {
     /// Name of the category to cut out; a file without categories is taken to hold persons only
     #[arg(long, value_name = "NAME", default_value = "person")]
     category: String,
+    /// What the four numbers of a `bbox` are: xywh (left, top, width, height: COCO's own) or xyxy (left, top, right, bottom)
+    #[arg(long, value_enum, default_value_t = BoxFormat::Xywh)]
+    boxes: BoxFormat,
     /// Margin on each side, as a fraction of the box
     #[arg(long, value_name = "FRACTION", default_value_t = 0.1)]
     margin: f64,
@@ -75,6 +80,7 @@ pub fn run(args: &PrepareArgs) -> Result<()> {
         images: args.images.clone(),
         out: args.out.clone(),
         category: args.category.clone(),
+        boxes: args.boxes,
         margin: args.margin,
         min_height: args.min_height,
         min_width: args.min_width,
@@ -98,15 +104,27 @@ pub fn run(args: &PrepareArgs) -> Result<()> {
     bar.finish_and_clear();
     let report = outcome?;
     println!("{}", summary(&report));
-    for example in &report.examples {
-        println!("  e.g. {example}");
+    let list = report.written.then(|| options.out.join("skipped.csv"));
+    if let Some(lost) = left_out::summary("pictures", report.pictures, &report.left_out, list.as_deref()) {
+        println!("{lost}");
+    }
+    if report.outlined > 0 {
+        println!("{} boxes were taken from polygons: their own is missing or without area", report.outlined);
+    }
+    if let Some(hint) = report.hint() {
+        println!("warning: {hint}");
     }
     if report.crops == 0 {
         let most = report.skipped.iter().max_by_key(|(_, count)| **count);
         let why = most.map_or("it lists no annotations".to_owned(), |(skip, count)| {
             format!("{count} of {} annotations: {}", report.annotations, skip.reason())
         });
-        return Err(Error::file(&options.annotations, format!("gave no crop ({why}); nothing was written")));
+        let kept = if report.written {
+            format!("{} says why for each", shown(&options.out.join("skipped.csv")))
+        } else {
+            format!("{} keeps the crops of an earlier run", shown(&options.out))
+        };
+        return Err(Error::file(&options.annotations, format!("gave no crop ({why}); {kept}")));
     }
     println!("{} crops in {}", report.crops, options.out.display());
     Ok(())

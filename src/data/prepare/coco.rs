@@ -4,13 +4,14 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 
-use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
 
 use super::json::PythonJson;
+use super::lenient::{NumberList, Outline, Scalar, drain_list, object, visitor};
 use crate::error::{Error, Result};
 
 const EXPECTED: &str = "expected COCO-style JSON: an object with the lists `images` (with `id`, `file_name`) and \
@@ -25,6 +26,19 @@ pub struct ImageRecord {
     pub file_name: String,
     /// `[width, height]` in pixels, where both are stated.
     pub size: Option<[u32; 2]>,
+    /// Whether another entry gives the same `id` to another file: nobody knows which of them its annotations mean.
+    pub ambiguous: bool,
+}
+
+/// What the four numbers of a `bbox` are, in pixels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum BoxFormat {
+    /// Left, top, width, height: COCO's own.
+    #[default]
+    Xywh,
+    /// Left, top, right, bottom.
+    Xyxy,
 }
 
 /// One entry of `annotations`, reduced to what cropping needs.
@@ -35,6 +49,8 @@ pub struct Annotation {
     pub image_id: String,
     /// `[x, y, width, height]` in pixels: finite numbers, nothing more is promised. `None`: missing or no such list.
     pub bbox: Option<[f64; 4]>,
+    /// Whether `bbox` is the extent of `segmentation`, because the file's own is missing or without area.
+    pub outlined: bool,
     /// Labelled keypoints: `num_keypoints`, else those with a visibility flag above 0; 0 without keypoints.
     pub keypoints: u32,
     pub crowd: bool,
@@ -42,22 +58,31 @@ pub struct Annotation {
     pub ignore: bool,
     /// Whether its category is the wanted one.
     pub wanted: bool,
+    /// Whether the entry is an object at all.
+    pub is_object: bool,
 }
 
 /// An annotation file in document order.
 #[derive(Clone, Debug)]
 pub struct CocoFile {
     pub images: Vec<ImageRecord>,
+    /// Entries of `images` that say too little: their place (`images[3]`) and what is wrong.
+    pub bad_images: Vec<(String, String)>,
     pub annotations: Vec<Annotation>,
 }
 
 /// Reads `path`, marking the annotations of `category` as wanted. Where the file lists no categories, all are wanted.
 ///
 /// # Errors
-/// A file that cannot be read, is no COCO-style JSON, or lists categories among which `category` is not.
-pub fn read(path: &Path, category: &str) -> Result<CocoFile> {
+/// A file that cannot be read, is no COCO-style JSON, has no usable image, or lists categories among which `category` is
+/// not.
+pub fn read(path: &Path, category: &str, boxes: BoxFormat) -> Result<CocoFile> {
     let file = File::open(path).map_err(|e| Error::io(path, "read", e))?;
-    let reader = BufReader::with_capacity(1 << 20, file);
+    let mut reader = BufReader::with_capacity(1 << 20, file);
+    let head = reader.fill_buf().map_err(|e| Error::io(path, "read", e))?;
+    if head.starts_with(b"\xFF\xFE") || head.starts_with(b"\xFE\xFF") {
+        return Err(Error::file(path, "is in UTF-16: save it as UTF-8"));
+    }
     let raw: RawFile = serde_json::from_reader(PythonJson::new(reader)).map_err(|e| {
         if e.is_io() {
             Error::io(path, "read", e.into())
@@ -68,28 +93,54 @@ pub fn read(path: &Path, category: &str) -> Result<CocoFile> {
     let images = raw.images.ok_or_else(|| Error::file(path, format!("has no `images`; {EXPECTED}")))?;
     let annotations =
         raw.annotations.ok_or_else(|| Error::file(path, format!("has no `annotations`; {EXPECTED}")))?;
-    let wanted =
-        Wanted::of(&raw.categories.unwrap_or_default(), category).map_err(|m| Error::file(path, m))?;
-    let images = image_records(images).map_err(|m| Error::file(path, format!("{m}; {EXPECTED}")))?;
-    let annotations = annotations.into_iter().enumerate().map(|(i, a)| a.reduce(i, &wanted)).collect();
-    Ok(CocoFile { images, annotations })
+    let mut categories = raw.categories.unwrap_or_default();
+    categories.retain(|c| c.is_object);
+    let wanted = Wanted::of(&categories, category).map_err(|m| Error::file(path, m))?;
+    let (images, bad_images) = image_records(images);
+    if let ([], [(place, why), ..]) = (images.as_slice(), bad_images.as_slice()) {
+        return Err(Error::file(path, format!("{place} {why}, and no other image is better; {EXPECTED}")));
+    }
+    let annotations = annotations.into_iter().enumerate().map(|(i, a)| a.reduce(i, &wanted, boxes)).collect();
+    Ok(CocoFile { images, bad_images, annotations })
 }
 
-fn image_records(raw: Vec<RawImage>) -> Result<Vec<ImageRecord>, String> {
-    let mut first_of: HashMap<String, usize> = HashMap::with_capacity(raw.len());
-    let mut records = Vec::with_capacity(raw.len());
+/// The usable entries of `images`, and of the others their place and what is wrong with them.
+fn image_records(raw: Vec<RawImage>) -> (Vec<ImageRecord>, Vec<(String, String)>) {
+    let mut first_of: HashMap<String, [usize; 2]> = HashMap::with_capacity(raw.len());
+    let (mut records, mut bad) = (Vec::<ImageRecord>::with_capacity(raw.len()), Vec::new());
     for (index, image) in raw.into_iter().enumerate() {
-        let size =
-            image.width.good().zip(image.height.good()).and_then(|(w, h)| Some([pixels(w)?, pixels(h)?]));
-        let id = image.id.text().ok_or_else(|| format!("images[{index}] has no `id`"))?;
-        let file_name = image.file_name.good().or_else(|| image.coco_url.good().and_then(|u| url_tail(&u)));
-        let file_name = file_name.ok_or_else(|| format!("images[{index}] (id {id}) has no `file_name`"))?;
-        if let Some(first) = first_of.insert(id.clone(), index) {
-            return Err(format!("images[{index}] has the same `id` ({id}) as images[{first}]"));
+        let place = format!("images[{index}]");
+        let record = match image.reduce() {
+            Ok(record) => record,
+            Err(why) => {
+                bad.push((place, why));
+                continue;
+            }
+        };
+        if let Some(&[first, at]) = first_of.get(&record.id) {
+            bad.push((place, format!("has the same `id` ({}) as images[{first}]", record.id)));
+            records[at].ambiguous |= records[at].file_name != record.file_name;
+            continue;
         }
-        records.push(ImageRecord { id, file_name: file_name.replace('\\', "/"), size });
+        first_of.insert(record.id.clone(), [index, records.len()]);
+        records.push(record);
     }
-    Ok(records)
+    (records, bad)
+}
+
+impl RawImage {
+    fn reduce(self) -> Result<ImageRecord, String> {
+        if !self.is_object {
+            return Err("is no object".to_owned());
+        }
+        let id = self.id.id().ok_or("has no `id`")?;
+        let file_name = self.file_name.text().map(str::to_owned).filter(|name| !name.is_empty());
+        let file_name = file_name.or_else(|| self.coco_url.text().and_then(url_tail));
+        let file_name = file_name.ok_or_else(|| format!("(id {id}) has no `file_name`"))?;
+        let side = |value: &Scalar| value.number().and_then(pixels);
+        let size = side(&self.width).zip(side(&self.height)).map(|(w, h)| [w, h]);
+        Ok(ImageRecord { id, file_name: file_name.replace('\\', "/"), size, ambiguous: false })
+    }
 }
 
 fn pixels(value: f64) -> Option<u32> {
@@ -118,26 +169,17 @@ impl Wanted {
         if categories.is_empty() {
             return Ok(Wanted::All);
         }
-        let is_named =
-            |c: &RawCategory| c.name.as_ref().good().is_some_and(|n| n.trim().eq_ignore_ascii_case(name));
+        let is_named = |c: &RawCategory| c.name.text().is_some_and(|n| n.trim().eq_ignore_ascii_case(name));
         let mut ids: Vec<String> =
-            categories.iter().filter(|c| is_named(c)).filter_map(|c| c.id.text()).collect();
+            categories.iter().filter(|c| is_named(c)).filter_map(|c| c.id.id()).collect();
         if ids.is_empty() {
             // COCO's own numbering, for lists that number their categories without naming them.
-            let unnamed = |c: &&RawCategory| c.name.as_ref().good().is_none_or(|n| n.trim().is_empty());
-            ids = categories
-                .iter()
-                .filter(unnamed)
-                .filter_map(|c| c.id.text())
-                .filter(|id| id == "1")
-                .collect();
+            let unnamed = |c: &&RawCategory| c.name.text().is_none_or(|n| n.trim().is_empty());
+            ids =
+                categories.iter().filter(unnamed).filter_map(|c| c.id.id()).filter(|id| id == "1").collect();
         }
         if ids.is_empty() {
-            let known: Vec<&str> = categories
-                .iter()
-                .take(20)
-                .filter_map(|c| c.name.as_ref().good().map(String::as_str))
-                .collect();
+            let known: Vec<&str> = categories.iter().take(20).filter_map(|c| c.name.text()).collect();
             return Err(format!(
                 "no category is named `{name}`; the file has: {}. Name the one to cut out with --category",
                 if known.is_empty() { "no named category".to_owned() } else { known.join(", ") }
@@ -154,6 +196,7 @@ impl Wanted {
     }
 }
 
+/// The file; a list that is none makes the file unusable.
 #[derive(Deserialize)]
 struct RawFile {
     images: Option<Vec<RawImage>>,
@@ -161,193 +204,48 @@ struct RawFile {
     categories: Option<Vec<RawCategory>>,
 }
 
-#[derive(Deserialize)]
-struct RawImage {
-    #[serde(default)]
-    id: Loose<RawId>,
-    #[serde(default)]
-    file_name: Loose<String>,
-    #[serde(default)]
-    coco_url: Loose<String>,
-    #[serde(default)]
-    width: Loose<f64>,
-    #[serde(default)]
-    height: Loose<f64>,
-}
-
-#[derive(Deserialize)]
-struct RawCategory {
-    #[serde(default)]
-    id: Loose<RawId>,
-    #[serde(default)]
-    name: Loose<String>,
-}
-
-#[derive(Deserialize)]
-struct RawAnnotation {
-    #[serde(default)]
-    id: Loose<RawId>,
-    #[serde(default)]
-    image_id: Loose<RawId>,
-    #[serde(default)]
-    category_id: Loose<RawId>,
-    #[serde(default)]
-    bbox: NumberList,
-    #[serde(default)]
-    keypoints: NumberList,
-    #[serde(default)]
-    num_keypoints: Loose<f64>,
-    #[serde(default)]
-    iscrowd: Loose<Flag>,
-    #[serde(default)]
-    ignore: Loose<Flag>,
-}
+object!(
+    RawImage,
+    RawImageVisitor { id: Scalar, file_name: Scalar, coco_url: Scalar, width: Scalar, height: Scalar }
+);
+object!(RawCategory, RawCategoryVisitor { id: Scalar, name: Scalar });
+object!(
+    RawAnnotation,
+    RawAnnotationVisitor {
+        id: Scalar,
+        image_id: Scalar,
+        category_id: Scalar,
+        bbox: NumberList,
+        segmentation: Outline,
+        keypoints: NumberList,
+        num_keypoints: Scalar,
+        iscrowd: Scalar,
+        ignore: Scalar,
+    }
+);
 
 impl RawAnnotation {
-    fn reduce(self, index: usize, wanted: &Wanted) -> Annotation {
-        let bbox =
+    fn reduce(self, index: usize, wanted: &Wanted, boxes: BoxFormat) -> Annotation {
+        let stated =
             (self.bbox.count == 4).then_some(self.bbox.first).filter(|b| b.iter().all(|v| v.is_finite()));
-        let stated = self.num_keypoints.good().filter(|n| *n >= 0.0).map(|n| n as u32);
+        let stated = stated.map(|[x, y, c, d]| match boxes {
+            BoxFormat::Xywh => [x, y, c, d],
+            BoxFormat::Xyxy => [x, y, c - x, d - y],
+        });
+        let has_area = stated.is_some_and(|[_, _, w, h]| w > 0.0 && h > 0.0);
+        let outlined = self.segmentation.bbox().filter(|_| !has_area);
+        let keypoints = self.num_keypoints.number().filter(|n| *n >= 0.0).map(|n| n as u32);
         Annotation {
-            id: self.id.text().unwrap_or_else(|| format!("n{index}")),
-            image_id: self.image_id.text().unwrap_or_default(),
-            bbox,
-            keypoints: stated.unwrap_or(self.keypoints.visible),
-            crowd: self.iscrowd.good().is_some_and(|f| f.set()),
-            ignore: self.ignore.good().is_some_and(|f| f.set()),
-            wanted: wanted.has(self.category_id.text().as_deref()),
+            id: self.id.id().unwrap_or_else(|| format!("n{index}")),
+            image_id: self.image_id.id().unwrap_or_default(),
+            outlined: outlined.is_some(),
+            bbox: outlined.or(stated),
+            keypoints: keypoints.unwrap_or(self.keypoints.visible),
+            crowd: self.iscrowd.flag(),
+            ignore: self.ignore.flag(),
+            wanted: wanted.has(self.category_id.id().as_deref()),
+            is_object: self.is_object,
         }
-    }
-}
-
-/// A value of the expected type, or anything else, kept apart so that one odd field does not lose the file.
-#[derive(Clone, Deserialize)]
-#[serde(untagged)]
-enum Loose<T> {
-    Good(T),
-    Other(IgnoredAny),
-}
-
-impl<T> Default for Loose<T> {
-    fn default() -> Self {
-        Loose::Other(IgnoredAny)
-    }
-}
-
-impl<T> Loose<T> {
-    fn good(self) -> Option<T> {
-        match self {
-            Loose::Good(value) => Some(value),
-            Loose::Other(_) => None,
-        }
-    }
-
-    fn as_ref(&self) -> Loose<&T> {
-        match self {
-            Loose::Good(value) => Loose::Good(value),
-            Loose::Other(_) => Loose::Other(IgnoredAny),
-        }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum RawId {
-    Integer(i64),
-    Unsigned(u64),
-    Float(f64),
-    Text(String),
-}
-
-impl Loose<RawId> {
-    /// `7`, `7.0` and `"7"` are the same identifier: tools that pass tables around change one into the other.
-    fn text(&self) -> Option<String> {
-        match self.as_ref().good()? {
-            RawId::Integer(n) => Some(n.to_string()),
-            RawId::Unsigned(n) => Some(n.to_string()),
-            RawId::Float(f) => (f.is_finite() && f.fract() == 0.0).then(|| format!("{f:.0}")),
-            RawId::Text(s) => (!s.is_empty()).then(|| s.clone()),
-        }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Flag {
-    Bool(bool),
-    Number(f64),
-}
-
-impl Flag {
-    fn set(&self) -> bool {
-        match self {
-            Flag::Bool(b) => *b,
-            Flag::Number(n) => *n != 0.0,
-        }
-    }
-}
-
-/// A list of numbers seen once, of which a few facts are kept: a file holds millions of keypoints.
-struct NumberList {
-    count: usize,
-    /// The first four; what is no number is NaN.
-    first: [f64; 4],
-    /// Triples (x, y, visibility) whose visibility is above 0.
-    visible: u32,
-}
-
-impl Default for NumberList {
-    fn default() -> Self {
-        NumberList { count: 0, first: [f64::NAN; 4], visible: 0 }
-    }
-}
-
-impl<'de> Deserialize<'de> for NumberList {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(NumberListVisitor)
-    }
-}
-
-struct NumberListVisitor;
-
-/// What is no list counts as an absent one.
-macro_rules! absent {
-    ($($method:ident($ty:ty)),*) => {
-        $(fn $method<E>(self, _: $ty) -> Result<NumberList, E> { Ok(NumberList::default()) })*
-    };
-}
-
-impl<'de> Visitor<'de> for NumberListVisitor {
-    type Value = NumberList;
-
-    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str("a list of numbers")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<NumberList, A::Error> {
-        let mut list = NumberList::default();
-        while let Some(value) = seq.next_element::<Loose<f64>>()? {
-            let value = value.good().unwrap_or(f64::NAN);
-            if let Some(slot) = list.first.get_mut(list.count) {
-                *slot = value;
-            }
-            if list.count % 3 == 2 && value > 0.0 {
-                list.visible = list.visible.saturating_add(1);
-            }
-            list.count += 1;
-        }
-        Ok(list)
-    }
-
-    fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<NumberList, A::Error> {
-        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(NumberList::default())
-    }
-
-    absent!(visit_bool(bool), visit_i64(i64), visit_u64(u64), visit_f64(f64), visit_str(&str));
-
-    fn visit_unit<E>(self) -> Result<NumberList, E> {
-        Ok(NumberList::default())
     }
 }
 
@@ -356,7 +254,7 @@ impl<'de> Visitor<'de> for NumberListVisitor {
 fn parse(text: &str) -> Result<CocoFile> {
     let mut file = tempfile::NamedTempFile::new().map_err(|e| Error::io("temporary file", "create", e))?;
     std::io::Write::write_all(&mut file, text.as_bytes()).map_err(|e| Error::io(file.path(), "write", e))?;
-    read(file.path(), "person")
+    read(file.path(), "person", BoxFormat::Xywh)
 }
 
 #[cfg(test)]
@@ -374,13 +272,18 @@ mod tests {
                   {"id": 8.0, "image_id": "2", "bbox": null, "iscrowd": true, "segmentation": [[1, 2], "x"]},
                   {"image_id": 2.0, "bbox": [NaN, 2, -Infinity, 4], "keypoints": [1, 1, 2, 0, 0, 0, 5, 5, 1]},
                   {"id": null, "image_id": 2, "bbox": {"x": 1}, "iscrowd": null, "num_keypoints": 4, "ignore": 1},
-                  {"id": 11, "bbox": [1, 2, "3", 4], "keypoints": "none", "iscrowd": 0},
+                  {"id": 11, "bbox": [1, 2, "three", 4], "keypoints": "none", "iscrowd": 0},
                   {"id": 12, "image_id": 2, "bbox": [1, 2, 3, 4, 5]}]}"#,
         )
         .unwrap();
         assert_eq!(
             file.images[0],
-            ImageRecord { id: "a".into(), file_name: "d/x.jpg".into(), size: Some([64, 48]) }
+            ImageRecord {
+                id: "a".into(),
+                file_name: "d/x.jpg".into(),
+                size: Some([64, 48]),
+                ambiguous: false
+            }
         );
         assert_eq!(file.images[1].file_name, "val2017/000002.jpg");
         assert_eq!(file.images[1].size, None);
@@ -391,6 +294,51 @@ mod tests {
         assert_eq!((a[3].keypoints, a[3].ignore, a[3].crowd), (4, true, false));
         assert!(a[1..].iter().all(|a| a.bbox.is_none()));
         assert!(a.iter().all(|a| a.wanted));
+    }
+
+    #[test]
+    fn bad_entries_cost_themselves_only() {
+        let file = parse(
+            r#"{"images": [{"id": 1, "file_name": "a"}, null, {"id": 2}, {"file_name": "b"}, "x", {"id": 1, "file_name": "c"},
+                           {"id": "3", "id": 3, "file_name": "d", "width": "64", "height": "48"}, {"id": 3, "file_name": "d"}],
+                "annotations": [null, 7, [1], "x", {"id": 1, "id": 2, "image_id": 3, "bbox": ["1", "2", "3", "4.5"],
+                                "iscrowd": "0", "ignore": "false", "num_keypoints": "17"}]}"#,
+        )
+        .unwrap();
+        let bad: Vec<&str> = file.bad_images.iter().map(|(place, _)| place.as_str()).collect();
+        assert_eq!(bad, ["images[1]", "images[2]", "images[3]", "images[4]", "images[5]", "images[7]"]);
+        let images: Vec<_> = file.images.iter().map(|i| (i.id.as_str(), i.ambiguous, i.size)).collect();
+        assert_eq!(images, [("1", true, None), ("3", false, Some([64, 48]))]);
+        let [bad @ .., good] = file.annotations.as_slice() else { panic!() };
+        assert!(bad.len() == 4 && bad.iter().all(|a| !a.is_object) && good.is_object);
+        assert_eq!(good.bbox, Some([1.0, 2.0, 3.0, 4.5]));
+        assert_eq!((good.id.as_str(), good.crowd, good.ignore, good.keypoints), ("2", false, false, 17));
+    }
+
+    #[test]
+    fn boxes_come_from_polygons_where_there_are_none() {
+        let polygon = r#""segmentation": [[10, 20, 40, 20, 40, 60]]"#;
+        let of = |bbox: &str| {
+            let text = format!(r#"{{"images": [], "annotations": [{{{bbox} {polygon}}}]}}"#);
+            let annotation = parse(&text).unwrap().annotations.remove(0);
+            (annotation.bbox.unwrap(), annotation.outlined)
+        };
+        let outline = ([10.0, 20.0, 30.0, 40.0], true);
+        for bbox in ["", "\"bbox\": [],", "\"bbox\": null,", "\"bbox\": [0, 0, 0, 0],", "\"bbox\": [1, 2],"] {
+            assert_eq!(of(bbox), outline, "{bbox}");
+        }
+        assert_eq!(of("\"bbox\": [1, 2, 3, 4],"), ([1.0, 2.0, 3.0, 4.0], false));
+    }
+
+    #[test]
+    fn marks_of_windows_tools_are_read_or_named() {
+        let text = r#"{"images": [], "annotations": []}"#;
+        assert!(parse(&format!("\u{feff}{text}")).is_ok());
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let wide: Vec<u8> = "\u{feff}{}".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        std::io::Write::write_all(&mut file, &wide).unwrap();
+        let error = read(file.path(), "person", BoxFormat::Xywh).unwrap_err().to_string();
+        assert!(error.contains("UTF-16"), "{error}");
     }
 
     #[test]
@@ -425,10 +373,8 @@ mod tests {
             (r#"{"images": []}"#, "`annotations`"),
             (r#"{"images": [{"id": 1}], "annotations": []}"#, "`file_name`"),
             (r#"{"images": [{"file_name": "a"}], "annotations": []}"#, "`id`"),
-            (
-                r#"{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], "annotations": []}"#,
-                "same `id`",
-            ),
+            (r#"{"images": [7, null], "annotations": []}"#, "images[0] is no object"),
+            (r#"{"images": 7, "annotations": []}"#, "COCO-style"),
             (r#"{"images": [], "annotations": [{"bbox": [1, 2"#, "EOF"),
         ] {
             let error = parse(text).unwrap_err().to_string();

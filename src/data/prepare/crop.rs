@@ -8,6 +8,7 @@ use image::{RgbImage, imageops};
 
 use super::{Orientation, PrepareOptions, Skip};
 use crate::data::decode::{Bounds, load_stored};
+use crate::data::left_out::reason;
 
 /// Pictures above this are refused: no camera makes them, a forged header easily does. Whole scenes are larger than the
 /// crops that other commands read.
@@ -56,7 +57,7 @@ pub fn open(
     stated: Option<[u32; 2]>,
     orientation: Orientation,
 ) -> Result<RgbImage, (Skip, String)> {
-    let picture = load_stored(path, SCENE).map_err(|e| (Skip::ImageUnreadable, e.to_string()))?;
+    let picture = load_stored(path, SCENE).map_err(|e| (Skip::ImageUnreadable, reason(e)))?;
     let (stored, turn) = (picture.size(), picture.orientation);
     let swaps = matches!(turn, Turn::Rotate90 | Turn::Rotate270 | Turn::Rotate90FlipH | Turn::Rotate270FlipH);
     let upright = if swaps { [stored[1], stored[0]] } else { stored };
@@ -67,14 +68,8 @@ pub fn open(
     };
     let size = if apply { upright } else { stored };
     if let Some(stated) = stated.filter(|s| *s != size) {
-        let message = format!(
-            "{} is {}x{}, the annotations say {}x{}",
-            path.display(),
-            size[0],
-            size[1],
-            stated[0],
-            stated[1]
-        );
+        let message =
+            format!("{}x{} pixels; the annotations say {}x{}", size[0], size[1], stated[0], stated[1]);
         return Err((Skip::SizeMismatch, message));
     }
     Ok(if apply { picture.turned() } else { picture.unturned() })

@@ -1,9 +1,11 @@
-//! JSON as Python's `json` module writes it: with the bare words `NaN`, `Infinity` and `-Infinity`.
+//! JSON as Python's `json` module writes it, with the bare words `NaN`, `Infinity` and `-Infinity`, and as tools on
+//! Windows do, with a byte order mark.
 
 use std::io::{self, Read};
 
 /// Passes JSON through, with each of the three words replaced by `null`, which keeps the rest readable by a strict
-/// parser. Capital N and I start nothing in JSON outside of strings, so valid JSON passes unchanged.
+/// parser. Capital N and I start nothing in JSON outside of strings, so valid JSON passes unchanged. A UTF-8 byte order mark
+/// at the start is left out.
 pub struct PythonJson<R> {
     inner: R,
     buffer: Vec<u8>,
@@ -13,7 +15,11 @@ pub struct PythonJson<R> {
     state: State,
     /// A minus sign held back until it is known whether a number follows.
     minus: bool,
+    /// How many bytes of the mark were met at the start; `None` once something else was.
+    mark: Option<usize>,
 }
+
+const MARK: [u8; 3] = [0xEF, 0xBB, 0xBF];
 
 #[derive(Clone, Copy, PartialEq)]
 enum State {
@@ -32,11 +38,21 @@ impl<R: Read> PythonJson<R> {
             taken: 0,
             state: State::Plain,
             minus: false,
+            mark: Some(0),
         }
     }
 
     fn translate(&mut self, length: usize) {
         for &byte in &self.buffer[..length] {
+            if let Some(met) = self.mark {
+                if MARK.get(met) == Some(&byte) {
+                    self.mark = Some(met + 1);
+                    continue;
+                }
+                // Part of a mark alone is no text: it is passed on, for the parser to refuse.
+                self.pending.extend_from_slice(if met < MARK.len() { &MARK[..met] } else { &[] });
+                self.mark = None;
+            }
             if self.state == State::Word {
                 if byte.is_ascii_alphabetic() {
                     continue;
@@ -113,5 +129,10 @@ mod tests {
         let mut dripped = String::new();
         PythonJson::new(Drip(text.as_bytes())).read_to_string(&mut dripped).unwrap();
         assert_eq!(dripped, want);
+        for (text, want) in [("\u{feff}{\"a\": 1}", "{\"a\": 1}"), ("\"\u{feff}\"", "\"\u{feff}\"")] {
+            let mut read = String::new();
+            PythonJson::new(Drip(text.as_bytes())).read_to_string(&mut read).unwrap();
+            assert_eq!(read, want);
+        }
     }
 }

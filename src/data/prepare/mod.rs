@@ -6,19 +6,25 @@
 //! something else.
 
 mod coco;
+mod corners;
 mod crop;
 mod json;
+mod lenient;
 mod lookup;
 mod output;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use serde::Serialize;
 
+use crate::data::left_out::{Kind, LeftOut};
 use crate::error::{Error, Result};
+use crate::units::shown;
+pub use coco::BoxFormat;
 use coco::{Annotation, CocoFile, ImageRecord};
+use corners::Corners;
 use lookup::Lookup;
 use output::{Entry, OutputFolder};
 
@@ -47,6 +53,8 @@ pub struct PrepareOptions {
     pub out: PathBuf,
     /// The category to cut out.
     pub category: String,
+    /// What the four numbers of a box are.
+    pub boxes: BoxFormat,
     /// Added on each side of the clipped box, as a fraction of its width (left, right) and height (top, bottom).
     pub margin: f64,
     /// Smallest height of the clipped box, in pixels.
@@ -69,6 +77,7 @@ impl Default for PrepareOptions {
             images: PathBuf::new(),
             out: PathBuf::new(),
             category: "person".to_owned(),
+            boxes: BoxFormat::Xywh,
             margin: 0.1,
             min_height: 32,
             min_width: 16,
@@ -83,6 +92,7 @@ impl Default for PrepareOptions {
 /// Why an annotation gave no crop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Skip {
+    NoObject,
     OtherCategory,
     Crowd,
     Ignored,
@@ -92,6 +102,7 @@ pub enum Skip {
     TooSmall,
     TooFewKeypoints,
     ImageNotListed,
+    ImageIdTwice,
     ImageMissing,
     ImageAmbiguous,
     ImageUnreadable,
@@ -101,6 +112,7 @@ pub enum Skip {
 impl Skip {
     pub fn reason(self) -> &'static str {
         match self {
+            Skip::NoObject => "no JSON object",
             Skip::OtherCategory => "other category",
             Skip::Crowd => "marked as a crowd",
             Skip::Ignored => "marked to be ignored",
@@ -110,6 +122,7 @@ impl Skip {
             Skip::TooSmall => "box too small",
             Skip::TooFewKeypoints => "too few keypoints",
             Skip::ImageNotListed => "image not listed",
+            Skip::ImageIdTwice => "several images of that id",
             Skip::ImageMissing => "image file missing",
             Skip::ImageAmbiguous => "several image files of that name",
             Skip::ImageUnreadable => "image file unreadable",
@@ -127,19 +140,33 @@ pub struct PrepareReport {
     /// Crops written.
     pub crops: usize,
     pub skipped: BTreeMap<Skip, usize>,
-    /// The first few messages about files that could not be used.
-    pub examples: Vec<String>,
+    /// Pictures with wanted boxes: those that could be used, and what was lost of the others, of the entries of `images`
+    /// that say too little, and of folders that could not be searched.
+    pub pictures: usize,
+    pub left_out: Vec<LeftOut>,
+    /// Whether `out` holds what this run wrote.
+    pub written: bool,
+    /// Crops whose box is the extent of the annotation's polygons.
+    pub outlined: usize,
+    /// How well the boxes fit their pictures.
+    corners: Corners,
+}
+
+impl PrepareReport {
+    /// What to look into where the boxes seem to be of another format than was said.
+    pub fn hint(&self) -> Option<String> {
+        self.corners.hint()
+    }
 }
 
 /// Pictures decoded before their crops are listed: bounds what is held between two appends.
 const CHUNK: usize = 256;
-const EXAMPLES: usize = 5;
 
 /// Cuts the crops. `progress` is called with (pictures done, pictures in all), from one thread at a time.
 ///
 /// Writes `images/<image stem>_<annotation id>.jpg`, `manifest.jsonl`, `skipped.csv` and `prepare.json` (the options)
 /// under `out`. All of it appears at the end of a successful run; until then `out` keeps what it held. A run that
-/// finds no crop leaves `out` as it was and returns a report with `crops == 0`. The files do not depend on the number
+/// finds no crop leaves an earlier run's `out` as it was and returns a report with `crops == 0`. The files do not depend on the number
 /// of threads; each thread holds one decoded picture at a time.
 ///
 /// # Errors
@@ -147,46 +174,63 @@ const EXAMPLES: usize = 5;
 pub fn prepare(options: &PrepareOptions, progress: &mut dyn FnMut(usize, usize)) -> Result<PrepareReport> {
     options.check()?;
     let mut output = OutputFolder::begin(&options.out)?;
-    let file = coco::read(&options.annotations, &options.category)?;
+    let file = coco::read(&options.annotations, &options.category, options.boxes)?;
     let lookup = Lookup::new(&options.images, &options.out)?;
     let mut report = PrepareReport {
-        images: file.images.len(),
+        images: file.images.len() + file.bad_images.len(),
         annotations: file.annotations.len(),
         ..Default::default()
     };
 
+    for (place, why) in &file.bad_images {
+        report.left_out.push(LeftOut::new(Kind::Picture, place.clone(), why.clone()));
+        output.skip_image(place, why)?;
+    }
     let jobs = plan(&file, options, &mut |annotation, skip| {
         *report.skipped.entry(skip).or_default() += 1;
         output.skip(&annotation.id, &annotation.image_id, skip, "")
     })?;
     progress(0, jobs.len());
     for (index, chunk) in jobs.chunks(CHUNK).enumerate() {
-        let done: Vec<Vec<Outcome>> =
+        let done: Vec<Cut> =
             chunk.par_iter().map(|job| cut(job, options, &lookup, &output)).collect::<Result<_>>()?;
-        for outcome in done.into_iter().flatten() {
-            match outcome {
-                Outcome::Crop(entry) => {
-                    report.crops += 1;
-                    output.list(&entry)?;
-                }
-                Outcome::Skipped(annotation, skip, detail) => {
-                    *report.skipped.entry(skip).or_default() += 1;
-                    output.skip(&annotation.id, &annotation.image_id, skip, &detail)?;
-                    if !detail.is_empty()
-                        && report.examples.len() < EXAMPLES
-                        && !report.examples.contains(&detail)
-                    {
-                        report.examples.push(detail);
-                    }
-                }
-            }
+        for cut in done {
+            report.take(cut, &mut output)?;
         }
         progress((index * CHUNK + chunk.len()).min(jobs.len()), jobs.len());
     }
-    if report.crops > 0 {
+    report.left_out.extend_from_slice(lookup.unopened());
+    // Without a crop the list still says why; but it is not worth the crops of an earlier run.
+    report.written = report.crops > 0 || !output.holds_crops();
+    if report.written {
         output.finish(options)?;
     }
     Ok(report)
+}
+
+impl PrepareReport {
+    /// Counts and lists what became of one picture.
+    fn take(&mut self, cut: Cut, output: &mut OutputFolder) -> Result<()> {
+        self.corners.add(cut.corners);
+        match cut.lost {
+            Some(lost) => self.left_out.push(lost),
+            None => self.pictures += 1,
+        }
+        for outcome in cut.outcomes {
+            match outcome {
+                Outcome::Crop(entry, annotation) => {
+                    self.crops += 1;
+                    self.outlined += usize::from(annotation.outlined);
+                    output.list(&entry)?;
+                }
+                Outcome::Skipped(annotation, skip, detail) => {
+                    *self.skipped.entry(skip).or_default() += 1;
+                    output.skip(&annotation.id, &annotation.image_id, skip, &detail)?;
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 impl PrepareOptions {
@@ -214,8 +258,16 @@ struct Job<'a> {
     annotations: Vec<(&'a Annotation, String)>,
 }
 
+/// What became of one picture.
+struct Cut<'a> {
+    outcomes: Vec<Outcome<'a>>,
+    /// The picture, where it could not be used.
+    lost: Option<LeftOut>,
+    corners: Corners,
+}
+
 enum Outcome<'a> {
-    Crop(Entry<'a>),
+    Crop(Entry<'a>, &'a Annotation),
     Skipped(&'a Annotation, Skip, String),
 }
 
@@ -232,6 +284,7 @@ fn plan<'a>(
     for annotation in &file.annotations {
         let image = index.get(annotation.image_id.as_str()).copied();
         let reason = match annotation {
+            a if !a.is_object => Some(Skip::NoObject),
             a if !a.wanted => Some(Skip::OtherCategory),
             a if a.crowd => Some(Skip::Crowd),
             a if a.ignore => Some(Skip::Ignored),
@@ -239,6 +292,7 @@ fn plan<'a>(
             a if a.bbox.is_some_and(|[_, _, w, h]| w <= 0.0 || h <= 0.0) => Some(Skip::EmptyBox),
             a if a.keypoints < options.min_keypoints => Some(Skip::TooFewKeypoints),
             _ if image.is_none() => Some(Skip::ImageNotListed),
+            _ if image.is_some_and(|i| file.images[i].ambiguous) => Some(Skip::ImageIdTwice),
             _ => None,
         };
         match (reason, image) {
@@ -259,21 +313,30 @@ fn cut<'a>(
     options: &PrepareOptions,
     lookup: &Lookup,
     output: &OutputFolder,
-) -> Result<Vec<Outcome<'a>>> {
-    let none = |skip: Skip, detail: String| {
-        job.annotations.iter().map(|(a, _)| Outcome::Skipped(a, skip, detail.clone())).collect()
-    };
-    let path = match lookup.find(&job.image.file_name) {
-        Ok(path) => path,
-        Err((skip, detail)) => return Ok(none(skip, detail)),
-    };
-    let picture = match crop::open(&path, job.image.size, options.orientation) {
-        Ok(picture) => picture,
-        Err((skip, detail)) => return Ok(none(skip, detail)),
+) -> Result<Cut<'a>> {
+    let found = lookup.find(&job.image.file_name).and_then(|path| {
+        let picture = crop::open(&path, job.image.size, options.orientation)?;
+        Ok((path, picture))
+    });
+    let (path, picture) = match found {
+        Ok(found) => found,
+        Err((skip, why)) => {
+            let detail = format!("{}: {why}", job.image.file_name);
+            let skipped = |(a, _): &(&'a Annotation, String)| Outcome::Skipped(a, skip, detail.clone());
+            let outcomes = job.annotations.iter().map(skipped).collect();
+            let lost = LeftOut::new(Kind::Picture, shown(Path::new(&job.image.file_name)), why);
+            return Ok(Cut { outcomes, lost: Some(lost), corners: Corners::default() });
+        }
     };
     let size = [picture.width(), picture.height()];
     let mut outcomes = Vec::with_capacity(job.annotations.len());
+    let mut corners = Corners::default();
     for (annotation, name) in &job.annotations {
+        if let Some(bbox) =
+            annotation.bbox.filter(|_| !annotation.outlined && options.boxes == BoxFormat::Xywh)
+        {
+            corners.count(bbox, size);
+        }
         // `plan` let only annotations with a box through.
         let placed = annotation.bbox.ok_or(Skip::NoBox).and_then(|b| crop::place(b, size, options));
         let (bbox, rect) = match placed {
@@ -288,7 +351,7 @@ fn cut<'a>(
                 Error::file(&path, format!("annotation {}: cannot encode the crop: {e}", annotation.id))
             })?;
         output.write_crop(name, &bytes)?;
-        outcomes.push(Outcome::Crop(Entry {
+        let entry = Entry {
             file: format!("images/{name}"),
             source: &job.image.file_name,
             image_id: &annotation.image_id,
@@ -298,7 +361,8 @@ fn cut<'a>(
             width,
             height,
             keypoints: annotation.keypoints,
-        }));
+        };
+        outcomes.push(Outcome::Crop(entry, annotation));
     }
-    Ok(outcomes)
+    Ok(Cut { outcomes, lost: None, corners })
 }

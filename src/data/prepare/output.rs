@@ -94,6 +94,11 @@ impl OutputFolder {
         })
     }
 
+    /// Whether an earlier run left crops here, which this one would replace.
+    pub fn holds_crops(&self) -> bool {
+        fs::metadata(self.out.join(MANIFEST)).is_ok_and(|manifest| manifest.len() > 0)
+    }
+
     pub fn write_crop(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let path = self.partial.join(IMAGES).join(name);
         fs::write(&path, bytes).map_err(|e| Error::io(&path, "write", e))
@@ -108,6 +113,13 @@ impl OutputFolder {
     pub fn skip(&mut self, annotation_id: &str, image_id: &str, skip: Skip, detail: &str) -> Result<()> {
         self.skipped
             .write_record([annotation_id, image_id, skip.reason(), detail])
+            .map_err(|e| csv_error(&self.partial.join(SKIPPED), e))
+    }
+
+    /// Lists an entry of `images` that no annotation can refer to.
+    pub fn skip_image(&mut self, place: &str, why: &str) -> Result<()> {
+        self.skipped
+            .write_record(["", "", "image entry unusable", &format!("{place} {why}")])
             .map_err(|e| csv_error(&self.partial.join(SKIPPED), e))
     }
 
