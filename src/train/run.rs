@@ -17,20 +17,29 @@ use crate::data::loader::{Loader, LoaderConfig};
 use crate::data::source::ImageSource;
 use crate::data::views::{ViewPlanner, scale_buckets};
 use crate::error::{Error, Result};
+use crate::eval::reference::Reference;
+use crate::report::Baseline;
 use crate::saip::StepPoint;
 use crate::saip::config::StepConfig;
 use crate::saip::schedule::Schedule;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// The tag of the probe's mean average precision.
-const PROBE_MAP: &str = "probe/map";
+/// The tags of the probe's mean average precision and of its share of right first places.
+pub(super) const PROBE_MAP: &str = "probe/map";
+pub(super) const PROBE_RANK1: &str = "probe/rank1";
+
+/// The tag of a reference line, recorded once with the first probe; `metric` is the probe's.
+pub(super) fn reference_tag(reference: Reference, metric: &str) -> String {
+    format!("reference/{}/{}", reference.tag(), metric.trim_start_matches("probe/"))
+}
 
 /// How a run ended.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// Completed updates, those of earlier sessions of the run included.
     pub steps: u64,
@@ -39,6 +48,8 @@ pub struct Outcome {
     /// Seconds of training in this process, probes and checkpoints left out.
     pub seconds: f64,
     pub images_per_second: f64,
+    /// The device in words.
+    pub device: String,
     pub skipped_steps: u64,
     pub warnings: Vec<String>,
 }
@@ -107,7 +118,7 @@ pub fn train(
     } else {
         EventWriter::create(folder.path())?
     };
-    let probed = if resume { last_probe(&folder.metrics())? } else { None };
+    let (probed, baselines) = if resume { earlier_probes(&folder.metrics())? } else { Default::default() };
     let skipped = counters.get("skipped_steps").copied().unwrap_or(0);
     let guard = FiniteGuard::new(folder.skipped_steps(), cfg.run.max_bad_steps, skipped);
     let mut run = Run {
@@ -131,6 +142,7 @@ pub fn train(
         warnings,
         source,
         probed,
+        baselines,
         ahead: None,
     };
     run.announce(resume, start, &pretrained.reports);
@@ -141,7 +153,7 @@ pub fn train(
 }
 
 /// Geometry of the views at every scale, and the step's configuration of each.
-fn planner(cfg: &TrainConfig) -> Result<(ViewPlanner, Vec<StepConfig>)> {
+pub(super) fn planner(cfg: &TrainConfig) -> Result<(ViewPlanner, Vec<StepConfig>)> {
     let scales = scale_buckets(cfg.views.scale, cfg.views.scale_buckets);
     let base = cfg.step_config(cfg.views.local_size, cfg.views.global_size);
     let planner = ViewPlanner::new(&base, &scales, cfg.augment.clone())?;
@@ -162,7 +174,7 @@ fn workers(cfg: &TrainConfig) -> usize {
 }
 
 /// Fills the engine from a checkpoint, or with initial values; gives the completed steps and the loop's counters.
-fn restore(
+pub(super) fn restore(
     engine: &mut Engine,
     loaded: Option<Loaded>,
     initial: &Initial,
@@ -179,11 +191,12 @@ fn restore(
     Ok((loaded.state.step, loaded.state.counters.clone()))
 }
 
-/// The last step whose probe is in the log.
-fn last_probe(log: &Path) -> Result<Option<u64>> {
+/// The last step whose probe is in the log, and what probes are compared with.
+fn earlier_probes(log: &Path) -> Result<(Option<u64>, Vec<Baseline>)> {
     let records = metrics::read(log)?;
     let probes = records.iter().filter(|r| r.contains_key(PROBE_MAP));
-    Ok(probes.filter_map(|r| r.get("step")?.as_u64()).max())
+    let last = probes.filter_map(|r| r.get("step")?.as_u64()).max();
+    Ok((last, summary::baselines(&records, PROBE_MAP)))
 }
 
 struct Run<'a> {
@@ -210,6 +223,8 @@ struct Run<'a> {
     source: Arc<dyn ImageSource>,
     /// The last step whose probe is in the log; a resumed run finds it there.
     probed: Option<u64>,
+    /// What the probe's mean average precision is compared with, as far as it is known.
+    baselines: Vec<Baseline>,
     /// The next micro step, whose inputs are on their way, or why they are not.
     ahead: Option<Result<Fed>>,
 }
@@ -275,22 +290,26 @@ impl Run<'_> {
             steps: self.step,
             interrupted,
             seconds: self.seconds,
+            device: self.engine.backend().name(),
             images_per_second: if self.seconds > 0.0 { self.images as f64 / self.seconds } else { 0.0 },
             skipped_steps: self.guard.total(),
             warnings: self.warnings.clone(),
         };
+        self.folder.write_outcome(&outcome)?;
         let last = last_probe.as_ref().map(|(_, result)| result);
-        summary::write(
-            &summary::Inputs {
-                cfg: self.cfg,
-                folder: &self.folder,
-                outcome: &outcome,
-                probe: self.probe.as_ref().zip(last),
-                source: Arc::clone(&self.source),
-                step_config: &self.configs[0],
-            },
-            &mut self.engine,
-        )?;
+        let inputs = summary::Inputs {
+            cfg: self.cfg,
+            title: self.folder.path().display().to_string(),
+            records: metrics::read(&self.folder.metrics())?,
+            outcome: &outcome,
+        };
+        let shown = summary::Shown {
+            probe: self.probe.as_ref().zip(last),
+            source: Arc::clone(&self.source),
+            step_config: &self.configs[0],
+        };
+        let drawn = summary::draw(self.cfg, &shown, &mut self.engine)?;
+        summary::write(&self.folder.report(), &inputs, Some(&drawn))?;
         Ok(outcome)
     }
 
@@ -426,15 +445,30 @@ impl Run<'_> {
         let Some(probe) = &self.probe else { return Err(Error::invariant("the loop", "there is no probe")) };
         let result = probe.run(&mut self.engine)?;
         let m = result.metrics;
+        let mut values = vec![(PROBE_MAP.to_owned(), m.map), (PROBE_RANK1.to_owned(), m.rank1)];
+        if !Reference::ALL.iter().all(|r| self.baselines.iter().any(|b| b.label == r.name())) {
+            for (reference, line) in probe.references()? {
+                values.push((reference_tag(reference, PROBE_MAP), line.map));
+                values.push((reference_tag(reference, PROBE_RANK1), line.rank1));
+                self.baselines.push(Baseline { label: reference.name().to_owned(), value: line.map });
+            }
+        }
+        let known: Vec<String> =
+            self.baselines.iter().map(|b| format!("{} {:.2} %", b.label, 100.0 * b.value)).collect();
         self.progress.println(&format!(
-            "probe at step {}: mAP {:.2} %, rank-1 {:.2} % ({} queries)",
+            "probe at step {}: mAP {:.2} %, rank-1 {:.2} % ({} queries; mAP of {})",
             self.step,
             100.0 * m.map,
             100.0 * m.rank1,
-            m.valid_queries
+            m.valid_queries,
+            known.join(", ")
         ));
-        if self.probed != Some(self.step) {
-            self.record(&[(PROBE_MAP.into(), m.map), ("probe/rank1".into(), m.rank1)])?;
+        if self.step == 0 && self.probed.is_none() {
+            let label = summary::STEP_ZERO.to_owned();
+            self.baselines.insert(0, Baseline { label, value: m.map });
+        }
+        if self.probed != Some(self.step) || values.len() > 2 {
+            self.record(&values)?;
             self.probed = Some(self.step);
         }
         Ok(result)
