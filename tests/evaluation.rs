@@ -101,3 +101,69 @@ fn shells_are_completed() {
     assert_eq!(e.code, Some(2));
     assert!(e.stderr.contains("bash") && e.stderr.contains("fish"), "{}", e.stderr);
 }
+
+#[test]
+fn reports_are_written_again_and_laid_beside_each_other() {
+    let dir = lab();
+    let dir = dir.path();
+    trained(dir);
+    let run_folder = dir.join("run");
+    // The probe's reference lines are those of `eval`, recorded once.
+    let log = support::metrics(&run_folder);
+    let known: Vec<&Value> =
+        log.iter().filter(|l| l.get("reference/color_histogram/map").is_some()).collect();
+    assert_eq!((known.len(), &known[0]["step"]), (1, &0.into()));
+    let all = evaluate(dir, &["--data", "persons"]);
+    for tag in ["color_histogram", "raw_pixels"] {
+        for metric in ["map", "rank1"] {
+            let found = &line(&all, "reference", tag)["retrieval"][metric];
+            assert_eq!(found, &known[0][format!("reference/{tag}/{metric}")], "{tag} {metric}");
+        }
+    }
+    let page = run_folder.join("report.html");
+    let first = fs::read_to_string(&page).unwrap();
+    assert!(first.contains("colour histogram") && first.contains("raw pixels"));
+    fs::remove_file(&page).unwrap();
+    let report = |args: &[&str]| run(engine(dir).arg("report").args(args));
+    report(&["run"]).ok();
+    let again = fs::read_to_string(&page).unwrap();
+    let tiles = |page: &str| {
+        page[page.find("<div class=\"tiles\"").unwrap()..page.find("<section").unwrap()].to_owned()
+    };
+    assert_eq!(tiles(&first), tiles(&again), "numbers and alarms are those of the run");
+    assert_eq!(first.matches("<image").count(), again.matches("<image").count());
+    assert_eq!(first.matches("data:image/").count(), again.matches("data:image/").count());
+
+    run(&mut train(dir, "other", &["optim.steps=3", "optim.base_lr=0.2"])).ok();
+    report(&["run", "other", "--out", "both.html"]).ok();
+    let both = fs::read_to_string(dir.join("both.html")).unwrap();
+    assert!(both.contains("optim.base_lr") && both.contains(">other<") && !both.contains("optim.batch"));
+
+    // Without a checkpoint there are no pictures, and the report says so.
+    fs::remove_dir_all(run_folder.join("checkpoints")).unwrap();
+    assert!(report(&["run"]).ok().stderr.contains("pictures are left out"));
+    let bare = fs::read_to_string(&page).unwrap();
+    assert!(bare.contains("pictures are left out") && !bare.contains("data:image/"));
+    // Nor is what the run did not write itself known then.
+    fs::remove_file(run_folder.join("outcome.json")).unwrap();
+    report(&["run"]).ok();
+    assert!(fs::read_to_string(&page).unwrap().contains("times are estimated"));
+}
+
+#[test]
+fn reports_replace_reports_only() {
+    let dir = lab();
+    let dir = dir.path();
+    run(&mut train(dir, "run", &["optim.steps=1", "optim.warmup_steps=0"])).ok();
+    fs::write(dir.join("thesis.html"), "<p>mine").unwrap();
+    let report = |args: &[&str]| run(engine(dir).arg("report").args(args));
+    report(&["run", "run", "--out", "thesis.html"]).refused(&["thesis.html", "--force"]);
+    assert_eq!(fs::read_to_string(dir.join("thesis.html")).unwrap(), "<p>mine");
+    report(&["run", "run", "--out", "thesis.html", "--force"]).ok();
+    report(&["run", "run", "--out", "thesis.html"]).ok();
+    report(&["run", "run", "--out", "run"]).refused(&["is a folder"]);
+    report(&["nowhere"]).refused(&["nowhere", "config.toml"]);
+    fs::write(dir.join("run/outcome.json"), "{").unwrap();
+    report(&["run", "run"]).refused(&["outcome.json", "damaged"]);
+    assert!(!dir.join("comparison.html").exists());
+}

@@ -13,6 +13,7 @@ pub mod info;
 pub mod kernels;
 pub mod plan;
 pub mod prepare;
+pub mod report;
 pub mod step;
 pub mod synth;
 pub mod train;
@@ -43,6 +44,8 @@ pub enum Command {
     Embed(embed::EmbedArgs),
     /// What an encoder's frozen features are worth on labelled images, beside reference lines
     Eval(eval::EvalArgs),
+    /// Write a run's report again, or one page of several runs
+    Report(report::ReportArgs),
     /// Check one step against recorded numbers of the reference implementation
     Verify(verify::VerifyArgs),
     /// Show how a step's memory is laid out
@@ -69,6 +72,7 @@ pub fn run(cli: Cli) -> Result<i32> {
         Command::Export(args) => export::run(&args).map(|()| 0),
         Command::Embed(args) => embed::run(&args).map(|()| 0),
         Command::Eval(args) => eval::run(&args).map(|()| 0),
+        Command::Report(args) => report::run(&args).map(|()| 0),
         Command::Verify(args) => verify::run(&args),
         Command::Plan(args) => plan::run(&args).map(|()| 0),
         Command::Bench(args) => bench::run(&args).map(|()| 0),

@@ -6,6 +6,7 @@
 
 mod chart;
 mod color;
+mod compare;
 mod memory;
 mod page;
 mod patches;
@@ -22,6 +23,7 @@ use image::RgbImage;
 
 use crate::error::Result;
 
+pub use compare::{Compared, write_comparison};
 pub use memory::memory_svg;
 pub use patches::{assemble_patches, reconstruct};
 
@@ -62,11 +64,11 @@ pub struct Baseline {
     pub value: f64,
 }
 
-/// A curve and the value to compare it with.
+/// A curve and the values to compare it with.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Curve {
     pub series: Series,
-    pub baseline: Option<Baseline>,
+    pub baselines: Vec<Baseline>,
 }
 
 /// Everything that is drawn over steps. Empty series are left out of the report.
@@ -79,8 +81,8 @@ pub struct Curves {
     pub ema_momentum: Series,
     /// L2 norm of the whole gradient before clipping.
     pub gradient_norm: Series,
-    /// Retrieval metrics of the frozen encoder as fractions in 0..1 (mAP first, then rank-1), each with the
-    /// untrained encoder's value as its baseline.
+    /// Retrieval metrics of the frozen encoder as fractions in 0..1 (mAP first, then rank-1), each with
+    /// the values of the untrained encoder (first) and of the reference lines as baselines.
     pub probe: Vec<Curve>,
     /// Indicators of collapse, such as the entropy of the expert's mean prediction.
     pub collapse: Vec<Curve>,
@@ -175,7 +177,17 @@ pub fn write_report(
     pictures: Option<&Pictures>,
     memory: Option<&MemoryPicture>,
 ) -> Result<()> {
-    let html = page::html(summary, curves, pictures, memory)?;
+    write_page(path, &page::html(summary, curves, pictures, memory)?)
+}
+
+/// Whether the file at `path` is a page that this module wrote.
+pub fn is_report(path: &Path) -> bool {
+    let mut head = [0u8; 512];
+    let read = std::fs::File::open(path).and_then(|mut file| std::io::Read::read(&mut file, &mut head));
+    read.is_ok_and(|n| String::from_utf8_lossy(&head[..n]).contains(page::GENERATOR))
+}
+
+fn write_page(path: &Path, html: &str) -> Result<()> {
     crate::atomic::write(path, html.as_bytes())
 }
 /// Text made safe inside HTML and SVG, in element content and in quoted attributes. Control characters, which XML

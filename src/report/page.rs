@@ -7,7 +7,9 @@ use plotters::style::RGBColor;
 use super::chart::{Chart, Line, Unit};
 use super::color::{PALETTE, hex};
 use super::smooth::{first_and_last, last};
-use super::{Curve, Curves, MemoryPicture, Pictures, RunSummary, Series, escape, memory_svg, pictures};
+use super::{
+    Baseline, Curve, Curves, MemoryPicture, Pictures, RunSummary, Series, escape, memory_svg, pictures,
+};
 use crate::error::Result;
 use crate::units::{grouped, human_count, human_duration};
 
@@ -20,15 +22,7 @@ pub(super) fn html(
 ) -> Result<String> {
     let curve_section = curves_section(curves)?;
     let picture_sections = pictures.map(pictures::sections).transpose()?.unwrap_or_default();
-    let title = escape(&summary.title);
-    let mut out = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
-         <title>{title}</title>\n<style>\n{}</style></head>\n<body><main>\n<header><h1>{title}</h1>\
-         <p class=\"sub\">{}</p></header>\n",
-        include_str!("style.css"),
-        escape(&subtitle(summary)),
-    );
+    let mut out = head(&summary.title, &subtitle(summary));
     tiles(&mut out, summary, curves);
     alarms(&mut out, &summary.warnings);
     out.push_str(&curve_section);
@@ -50,6 +44,22 @@ pub(super) fn html(
         escape(summary.config_toml.trim_end())
     );
     Ok(out)
+}
+
+/// Says who wrote a page, so that it may be written again.
+pub(super) const GENERATOR: &str = "<meta name=\"generator\" content=\"saip-engine report\">";
+
+/// Everything down to the heading.
+pub(super) fn head(title: &str, subtitle: &str) -> String {
+    let title = escape(title);
+    format!(
+        "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">{GENERATOR}\
+         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
+         <title>{title}</title>\n<style>\n{}</style></head>\n<body><main>\n<header><h1>{title}</h1>\
+         <p class=\"sub\">{}</p></header>\n",
+        include_str!("style.css"),
+        escape(subtitle),
+    )
 }
 
 fn subtitle(summary: &RunSummary) -> String {
@@ -146,29 +156,36 @@ fn loss_tile(out: &mut String, series: &Series) {
 
 fn probe_tile(out: &mut String, curve: &Curve) {
     let Some(value) = last(&curve.series.points) else { return };
-    let baseline = curve.baseline.as_ref().filter(|b| b.value.is_finite());
-    let (verdict, more) = match baseline {
+    let mut baselines = curve.baselines.iter().filter(|b| b.value.is_finite());
+    let first = baselines.next();
+    let others: Vec<&Baseline> = baselines.collect();
+    let (verdict, mut more) = match first {
         Some(b) if b.value > 0.0 => {
             let ratio = value / b.value;
+            // What nobody trained is not to be taken for learning either.
             let verdict = match ratio {
-                r if r >= 1.1 => Verdict::Good,
-                r if r >= 1.0 => Verdict::Warn,
-                _ => Verdict::Bad,
+                r if r < 1.0 => Verdict::Bad,
+                r if r >= 1.1 && others.iter().all(|b| value > b.value) => Verdict::Good,
+                _ => Verdict::Warn,
             };
             (verdict, format!("{ratio:.2}x {} ({})", b.label, percent(b.value)))
         }
         Some(b) => (Verdict::Neutral, format!("{} {}", b.label, percent(b.value))),
         None => (Verdict::Neutral, String::new()),
     };
+    if !others.is_empty() {
+        let list: Vec<String> = others.iter().map(|b| format!("{} {}", b.label, percent(b.value))).collect();
+        more = format!("{more}; {}", list.join(", "));
+    }
     tile(out, verdict, &format!("probe {}", curve.series.name), &percent(value), &more);
 }
 
-fn percent(fraction: f64) -> String {
+pub(super) fn percent(fraction: f64) -> String {
     format!("{:.1} %", fraction * 100.0)
 }
 
 /// Four significant digits.
-fn short(v: f64) -> String {
+pub(super) fn short(v: f64) -> String {
     match v.abs() {
         0.0 => "0".to_owned(),
         a if !(1e-3..1e5).contains(&a) => format!("{v:.2e}"),
@@ -195,7 +212,9 @@ fn curves_section(curves: &Curves) -> Result<String> {
     for (series, color) in curves.losses.iter().zip(PALETTE.into_iter().cycle()) {
         single(&mut figures, series, None, color, Style::Noisy)?;
     }
-    probe(&mut figures, &curves.probe)?;
+    for curve in &curves.probe {
+        probe(&mut figures, curve)?;
+    }
     for curve in &curves.collapse {
         single(&mut figures, &curve.series, Some(curve), PALETTE[3], Style::Noisy)?;
     }
@@ -226,7 +245,7 @@ fn single(
     color: RGBColor,
     style: Style,
 ) -> Result<()> {
-    let baseline = curve.and_then(|c| c.baseline.as_ref());
+    let baseline = curve.and_then(|c| c.baselines.first());
     let line = Line {
         points: &series.points,
         color,
@@ -260,37 +279,40 @@ fn single(
     )
 }
 
-/// All retrieval metrics share one chart: they share a unit, and their order is part of the message.
-fn probe(out: &mut String, curves: &[Curve]) -> Result<()> {
-    let colored = || curves.iter().zip(PALETTE.into_iter().cycle());
-    let lines = colored().map(|(curve, color)| Line {
-        points: &curve.series.points,
-        color,
+/// A retrieval metric, and dashed in colours of their own the values to compare it with.
+fn probe(out: &mut String, curve: &Curve) -> Result<()> {
+    let name = format!("frozen-feature probe, {}", curve.series.name);
+    let mut colors = PALETTE.into_iter().cycle();
+    let mut line = |points, baseline| Line {
+        points,
+        color: colors.next().unwrap_or(PALETTE[0]),
         smooth: false,
-        baseline: curve.baseline.as_ref().map(|b| b.value),
-    });
-    let chart =
-        Chart { label: "retrieval probe", lines: lines.collect(), unit: Unit::Percent, allow_log: false };
-    let mut caption = "frozen-feature probe".to_owned();
-    for (curve, color) in colored() {
-        let now = last(&curve.series.points).map_or(String::new(), percent);
+        baseline,
+    };
+    let own = line(&curve.series.points[..], None);
+    let lines: Vec<Line> =
+        std::iter::once(own).chain(curve.baselines.iter().map(|b| line(&[], Some(b.value)))).collect();
+    let now = last(&curve.series.points).map_or(String::new(), percent);
+    let mut caption = format!(
+        "{} <span class=\"key\"><i style=\"border-color:{}\"></i><span class=\"now\">{now}</span></span>",
+        escape(&name),
+        hex(lines[0].color)
+    );
+    for (baseline, line) in curve.baselines.iter().zip(&lines[1..]) {
         let _ = write!(
             caption,
-            "<span class=\"key\"><i style=\"border-color:{}\"></i>{} <span class=\"now\">{now}</span></span>",
-            hex(color),
-            escape(&curve.series.name)
+            "<span class=\"key\"><i class=\"dash\" style=\"border-color:{}\"></i>{} {}</span>",
+            hex(line.color),
+            escape(&baseline.label),
+            percent(baseline.value)
         );
     }
-    if let Some(baseline) = curves.iter().find_map(|c| c.baseline.as_ref()) {
-        let _ =
-            write!(caption, "<span class=\"key\"><i class=\"dash\"></i>{}</span>", escape(&baseline.label));
-    }
-    let points: Vec<_> = curves.iter().flat_map(|c| c.series.points.iter().copied()).collect();
-    figure(out, &points, chart, &caption)
+    let chart = Chart { label: &name, lines, unit: Unit::Percent, allow_log: false };
+    figure(out, &curve.series.points, chart, &caption)
 }
 
 /// One chart with its caption (HTML). An empty series leaves no trace; one without a finite value says so.
-fn figure(out: &mut String, points: &[(f64, f64)], chart: Chart, caption: &str) -> Result<()> {
+pub(super) fn figure(out: &mut String, points: &[(f64, f64)], chart: Chart, caption: &str) -> Result<()> {
     if points.is_empty() {
         return Ok(());
     }

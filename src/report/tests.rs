@@ -33,7 +33,9 @@ fn curve(name: &str, baseline: f64, values: &[f64]) -> Curve {
     let points = values.iter().enumerate().map(|(i, v)| (i as f64 * 1000.0, *v)).collect();
     Curve {
         series: Series { name: name.to_owned(), points },
-        baseline: Some(Baseline { label: "untrained encoder".to_owned(), value: baseline }),
+        baselines: [("untrained encoder", baseline), ("colour histogram", 0.224), ("raw pixels", 0.205)]
+            .map(|(label, value)| Baseline { label: label.to_owned(), value })
+            .to_vec(),
     }
 }
 
@@ -70,7 +72,7 @@ fn demo_curves() -> Curves {
         ],
         collapse: vec![Curve {
             series: entropy,
-            baseline: Some(Baseline { label: "uniform, ln 65536".to_owned(), value: 65_536f64.ln() }),
+            baselines: vec![Baseline { label: "uniform, ln 65536".to_owned(), value: 65_536f64.ln() }],
         }],
     }
 }
@@ -316,7 +318,7 @@ fn text_is_escaped_everywhere() {
     assert_eq!(escape(evil), "&lt;b onload=&quot;x&quot;&gt;&#39;&amp;\u{FFFD}\u{FFFD}");
     let text = || evil.to_owned();
     let series = || Series { name: text(), points: vec![(0.0, 1.0), (1.0, 2.0)] };
-    let curve = || Curve { series: series(), baseline: Some(Baseline { label: text(), value: 1.5 }) };
+    let curve = || Curve { series: series(), baselines: vec![Baseline { label: text(), value: 1.5 }] };
     let summary = RunSummary {
         title: text(),
         device: text(),
@@ -366,8 +368,21 @@ fn empty_and_broken_series_leave_a_whole_page() {
 fn tiles_compare_with_the_start_and_the_untrained_encoder() {
     let html = demo();
     assert!(html.contains("2.60x untrained encoder (15.9 %)"));
+    assert!(html.contains("colour histogram 22.4 %, raw pixels 20.5 %"));
     assert!(html.contains("41.3 %") && html.contains("csm loss"));
     assert!(html.contains("12,000") && html.contains("768 k images seen"));
+}
+
+/// Beating the untrained encoder is not yet good where a histogram of colours does better.
+#[test]
+fn a_probe_below_a_reference_line_is_no_success() {
+    let tile = |last: f64| {
+        let curves = Curves { probe: vec![curve("mAP", 0.1, &[0.1, last])], ..Default::default() };
+        let html = page::html(&RunSummary::default(), &curves, None, None).unwrap();
+        let (before, _) = html.split_once("probe mAP").unwrap();
+        before.rsplit("class=\"tile ").next().unwrap().split('"').next().unwrap().to_owned()
+    };
+    assert_eq!([tile(0.3), tile(0.2), tile(0.105), tile(0.05)], ["good", "warn", "warn", "bad"]);
 }
 
 /// For looking at it: `SAIP_REPORT_DEMO=/tmp/report_demo.html cargo test --lib report::tests::demo_for_the_eye`.

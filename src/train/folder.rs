@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::config::TrainConfig;
+use super::run::Outcome;
 use crate::atomic;
 use crate::data::left_out::Teller;
 use crate::error::{Error, Result};
@@ -12,8 +13,10 @@ use crate::error::{Error, Result};
 const LOCK: &str = ".lock";
 /// How the lock's file begins.
 const HOLDER: &str = "process ";
+/// See [`RunFolder::write_outcome`].
+pub(super) const OUTCOME: &str = "outcome.json";
 
-/// `config.toml`, `metrics.jsonl`, `skipped_steps.jsonl`, `checkpoints/` and `report.html` in one folder. The folder is
+/// `config.toml`, `metrics.jsonl`, `skipped_steps.jsonl`, `checkpoints/`, `outcome.json` and `report.html` in one folder. The folder is
 /// locked until this value is dropped or the process ends, however it ends.
 #[derive(Debug)]
 pub struct RunFolder {
@@ -97,6 +100,16 @@ impl RunFolder {
     /// See [`checkpoint`](super::checkpoint).
     pub fn checkpoints(&self) -> PathBuf {
         self.path.join("checkpoints")
+    }
+
+    /// How the run ended, for a report that is written again.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write_outcome(&self, outcome: &Outcome) -> Result<()> {
+        let path = self.path.join(OUTCOME);
+        let text = serde_json::to_vec_pretty(outcome).map_err(|e| Error::file(&path, e.to_string()))?;
+        atomic::write(&path, &text)
     }
 
     pub fn report(&self) -> PathBuf {

@@ -7,6 +7,7 @@ use crate::data::left_out::{self, LeftOut};
 use crate::data::loader::eval_image;
 use crate::error::{Error, Result};
 use crate::eval::Features;
+use crate::eval::reference::{self, Reference};
 use crate::eval::retrieval::{RetrievalMetrics, nearest, retrieval};
 use crate::interrupt::Interrupt;
 use crate::ir::Region;
@@ -111,6 +112,33 @@ impl Probe {
         }
         let metrics = retrieval(&query, &gallery)?;
         Ok(ProbeResult { metrics, query, gallery, query_source, gallery_source, left_out, images })
+    }
+
+    /// The metrics of features that need no encoder, on the same images: what the encoder's are to be compared with.
+    ///
+    /// # Errors
+    /// As [`Probe::run`].
+    pub fn references(&self) -> Result<Vec<(Reference, RetrievalMetrics)>> {
+        let both = [&self.set.query, &self.set.gallery];
+        let computed: [Vec<Option<Vec<Vec<f32>>>>; 2] = both.map(|indices| {
+            let one = |i: &usize| reference::features(&self.set.source.load(*i).ok()?).ok();
+            indices.par_iter().map(one).collect()
+        });
+        let gather = |side: usize, line: usize, dim: usize| {
+            let mut features = Features { dim, ..Features::default() };
+            for (i, lines) in both[side].iter().zip(&computed[side]) {
+                let Some(lines) = lines else { continue };
+                features.values.extend(&lines[line]);
+                features.identities.push(self.set.identities[*i]);
+                features.cameras.push(self.set.cameras[*i]);
+            }
+            features
+        };
+        Reference::ALL
+            .into_iter()
+            .enumerate()
+            .map(|(line, r)| Ok((r, retrieval(&gather(0, line, r.dim()), &gather(1, line, r.dim()))?)))
+            .collect()
     }
 
     /// The `k` nearest gallery images of query `row`, as `(index into the source, distance, same identity)`.

@@ -18,20 +18,29 @@ use crate::data::source::ImageSource;
 use crate::data::views::{ViewPlanner, scale_buckets};
 use crate::error::{Error, Result};
 use crate::interrupt::{Answering, Interrupt};
+use crate::eval::reference::Reference;
+use crate::report::Baseline;
 use crate::saip::StepPoint;
 use crate::saip::config::StepConfig;
 use crate::saip::schedule::Schedule;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// The tag of the probe's mean average precision.
-const PROBE_MAP: &str = "probe/map";
+/// The tags of the probe's mean average precision and of its share of right first places.
+pub(super) const PROBE_MAP: &str = "probe/map";
+pub(super) const PROBE_RANK1: &str = "probe/rank1";
+
+/// The tag of a reference line, recorded once with the first probe; `metric` is the probe's.
+pub(super) fn reference_tag(reference: Reference, metric: &str) -> String {
+    format!("reference/{}/{}", reference.tag(), metric.trim_start_matches("probe/"))
+}
 
 /// How a run ended.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// Completed updates, those of earlier sessions of the run included.
     pub steps: u64,
@@ -40,6 +49,8 @@ pub struct Outcome {
     /// Seconds of training in this process, probes and checkpoints left out.
     pub seconds: f64,
     pub images_per_second: f64,
+    /// The device in words.
+    pub device: String,
     pub skipped_steps: u64,
     pub warnings: Vec<String>,
 }
@@ -108,7 +119,7 @@ pub fn train(
     } else {
         EventWriter::create(folder.path())?
     };
-    let probed = if resume { last_probe(&folder.metrics())? } else { None };
+    let (probed, baselines) = if resume { earlier_probes(&folder.metrics())? } else { Default::default() };
     let skipped = counters.get("skipped_steps").copied().unwrap_or(0);
     let guard = FiniteGuard::new(folder.skipped_steps(), cfg.run.max_bad_steps, skipped);
     let mut run = Run {
@@ -135,6 +146,7 @@ pub fn train(
         warnings,
         source,
         probed,
+        baselines,
         ahead: None,
     };
     run.announce(resume, start, &pretrained.reports);
@@ -146,7 +158,7 @@ pub fn train(
 }
 
 /// Geometry of the views at every scale, and the step's configuration of each.
-fn planner(cfg: &TrainConfig) -> Result<(ViewPlanner, Vec<StepConfig>)> {
+pub(super) fn planner(cfg: &TrainConfig) -> Result<(ViewPlanner, Vec<StepConfig>)> {
     let scales = scale_buckets(cfg.views.scale, cfg.views.scale_buckets);
     let base = cfg.step_config(cfg.views.local_size, cfg.views.global_size);
     let planner = ViewPlanner::new(&base, &scales, cfg.augment.clone())?;
@@ -167,7 +179,7 @@ fn workers(cfg: &TrainConfig) -> usize {
 }
 
 /// Fills the engine from a checkpoint, or with initial values; gives the completed steps and the loop's counters.
-fn restore(
+pub(super) fn restore(
     engine: &mut Engine,
     loaded: Option<Loaded>,
     initial: &Initial,
@@ -184,11 +196,12 @@ fn restore(
     Ok((loaded.state.step, loaded.state.counters.clone()))
 }
 
-/// The last step whose probe is in the log.
-fn last_probe(log: &Path) -> Result<Option<u64>> {
+/// The last step whose probe is in the log, and what probes are compared with.
+fn earlier_probes(log: &Path) -> Result<(Option<u64>, Vec<Baseline>)> {
     let records = metrics::read(log)?;
     let probes = records.iter().filter(|r| r.contains_key(PROBE_MAP));
-    Ok(probes.filter_map(|r| r.get("step")?.as_u64()).max())
+    let last = probes.filter_map(|r| r.get("step")?.as_u64()).max();
+    Ok((last, summary::baselines(&records, PROBE_MAP)))
 }
 
 struct Run<'a> {
@@ -221,6 +234,8 @@ struct Run<'a> {
     skipped: [Teller; 2],
     /// The last step whose probe is in the log; a resumed run finds it there.
     probed: Option<u64>,
+    /// What the probe's mean average precision is compared with, as far as it is known.
+    baselines: Vec<Baseline>,
     /// The next micro step, whose inputs are on their way, or why they are not.
     ahead: Option<Result<Fed>>,
 }
@@ -281,22 +296,28 @@ impl Run<'_> {
             steps: self.step,
             interrupted,
             seconds: self.seconds,
+            device: self.engine.backend().name(),
             images_per_second: if self.seconds > 0.0 { self.images as f64 / self.seconds } else { 0.0 },
             skipped_steps: self.guard.total(),
             warnings: self.warnings.clone(),
         };
+        self.folder.write_outcome(&outcome)?;
         let last = last_probe.as_ref().map(|(_, result)| result);
-        summary::write(
-            &summary::Inputs {
-                cfg: self.cfg,
-                folder: &self.folder,
-                outcome: &outcome,
-                probe: self.probe.as_ref().zip(last),
-                source: Arc::clone(&self.source),
-                step_config: &self.configs[0],
-            },
-            &mut self.engine,
-        )?;
+        let inputs = summary::Inputs {
+            cfg: self.cfg,
+            title: self.folder.path().display().to_string(),
+            records: metrics::read(&self.folder.metrics())?,
+            outcome: &outcome,
+        };
+        let shown = summary::Shown {
+            probe: self.probe.as_ref().zip(last),
+            source: Arc::clone(&self.source),
+            step_config: &self.configs[0],
+        };
+        // Who stops a run does not wait for pictures.
+        let shown = (!interrupted).then_some(&shown);
+        let drawn = summary::draw(self.cfg, shown, &mut self.engine)?;
+        summary::write(&self.folder.report(), &inputs, Some(&drawn))?;
         Ok(outcome)
     }
 
@@ -479,18 +500,33 @@ impl Run<'_> {
     fn probe(&mut self, interrupt: &Interrupt) -> Result<ProbeResult> {
         let Some(probe) = &self.probe else { return Err(Error::invariant("the loop", "there is no probe")) };
         let result = probe.run(&mut self.engine, interrupt)?;
+        let known = Reference::ALL.iter().all(|r| self.baselines.iter().any(|b| b.label == r.name()));
+        let references = if known { Vec::new() } else { probe.references()? };
         let news = self.skipped[1].news(result.images, &result.left_out)?;
         self.tell(news);
         let m = result.metrics;
+        let mut values = vec![(PROBE_MAP.to_owned(), m.map), (PROBE_RANK1.to_owned(), m.rank1)];
+        for (reference, line) in references {
+            values.push((reference_tag(reference, PROBE_MAP), line.map));
+            values.push((reference_tag(reference, PROBE_RANK1), line.rank1));
+            self.baselines.push(Baseline { label: reference.name().to_owned(), value: line.map });
+        }
+        let known: Vec<String> =
+            self.baselines.iter().map(|b| format!("{} {:.2} %", b.label, 100.0 * b.value)).collect();
         self.progress.println(&format!(
-            "probe at step {}: mAP {:.2} %, rank-1 {:.2} % ({} queries)",
+            "probe at step {}: mAP {:.2} %, rank-1 {:.2} % ({} queries; mAP of {})",
             self.step,
             100.0 * m.map,
             100.0 * m.rank1,
-            m.valid_queries
+            m.valid_queries,
+            known.join(", ")
         ));
-        if self.probed != Some(self.step) {
-            self.record(&[(PROBE_MAP.into(), m.map), ("probe/rank1".into(), m.rank1)])?;
+        if self.step == 0 && self.probed.is_none() {
+            let label = summary::STEP_ZERO.to_owned();
+            self.baselines.insert(0, Baseline { label, value: m.map });
+        }
+        if self.probed != Some(self.step) || values.len() > 2 {
+            self.record(&values)?;
             self.probed = Some(self.step);
         }
         Ok(result)

@@ -2,10 +2,9 @@
 
 use super::config::TrainConfig;
 use super::engine::{Engine, compile_plan, hidden_positions, view, write_checked};
-use super::folder::RunFolder;
 use super::metrics;
 use super::probe::{Probe, ProbeResult};
-use super::run::Outcome;
+use super::run::{Outcome, PROBE_MAP, PROBE_RANK1, reference_tag};
 use crate::backend::{HostSlice, HostSliceMut, ProgramId};
 use crate::data::augment::normalize::denormalise;
 use crate::data::batch::Batch;
@@ -13,6 +12,7 @@ use crate::data::loader::{Loader, LoaderConfig};
 use crate::data::source::ImageSource;
 use crate::data::views::ViewPlanner;
 use crate::error::Result;
+use crate::eval::reference::Reference;
 use crate::plan::Plan;
 use crate::report::{
     AttentionMap, Baseline, BufferSpan, Curve, Curves, InstanceResult, MemoryPicture, Neighbours, Pictures,
@@ -20,6 +20,7 @@ use crate::report::{
 };
 use crate::saip::config::{EncoderConfig, PATCH, StepConfig};
 use crate::saip::{InspectGraph, IoSlot, build_inspect};
+use std::path::Path;
 use std::sync::Arc;
 
 /// Images that the report shows of each kind.
@@ -29,39 +30,89 @@ const NEIGHBOURS: usize = 8;
 /// The seed of the pictures' views differs from the run's, so that they are not views that were trained on.
 const PICTURE_SEED: u64 = 0x7069_6374;
 
-/// What the report is made of.
+/// What the probe at step 0 is called: that of the weights with which the run began.
+pub const STEP_ZERO: &str = "untrained encoder";
+
+/// What the report's numbers are made of.
 pub struct Inputs<'a> {
     pub cfg: &'a TrainConfig,
-    pub folder: &'a RunFolder,
+    pub title: String,
+    /// The run's log.
+    pub records: Vec<metrics::Record>,
     pub outcome: &'a Outcome,
+}
+
+/// What the report's pictures are made of.
+pub struct Shown<'a> {
     pub probe: Option<(&'a Probe, &'a ProbeResult)>,
     pub source: Arc<dyn ImageSource>,
     pub step_config: &'a StepConfig,
 }
 
-/// Writes `report.html`.
+/// What takes the model to draw.
+pub struct Drawn {
+    /// `None` when nothing is to be shown.
+    pub pictures: Option<Pictures>,
+    pub memory: Option<MemoryPicture>,
+}
+
+/// Draws what the model does.
 ///
 /// # Errors
-/// When the log cannot be read, no picture can be made, or the file cannot be written.
-pub fn write(inputs: &Inputs<'_>, engine: &mut Engine) -> Result<()> {
-    let records = metrics::read(&inputs.folder.metrics())?;
-    let curves = curves(&records);
-    let images = inputs.cfg.optim.effective_batch as u64 * inputs.outcome.steps;
-    let summary = RunSummary {
-        title: inputs.folder.path().display().to_string(),
-        device: engine.backend().name(),
-        steps: inputs.outcome.steps,
-        images_seen: images,
-        seconds: inputs.outcome.seconds,
-        images_per_second: inputs.outcome.images_per_second,
-        skipped_steps: inputs.outcome.skipped_steps,
-        config_toml: inputs.cfg.to_toml()?,
-        warnings: inputs.outcome.warnings.clone(),
-    };
+/// When no picture can be made, or the backend fails.
+pub fn draw(cfg: &TrainConfig, shown: Option<&Shown<'_>>, engine: &mut Engine) -> Result<Drawn> {
     let memory = engine.largest_plan().map(memory_picture);
-    // Who stops a run does not wait for pictures.
-    let pictures = if inputs.outcome.interrupted { None } else { Some(pictures(inputs, engine)?) };
-    write_report(&inputs.folder.report(), &summary, &curves, pictures.as_ref(), memory.as_ref())
+    Ok(Drawn { pictures: shown.map(|shown| pictures(cfg, shown, engine)).transpose()?, memory })
+}
+
+/// Writes the report to `path`.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write(path: &Path, inputs: &Inputs<'_>, drawn: Option<&Drawn>) -> Result<()> {
+    let (summary, curves) = numbers(inputs)?;
+    let memory = drawn.and_then(|d| d.memory.as_ref());
+    write_report(path, &summary, &curves, drawn.and_then(|d| d.pictures.as_ref()), memory)
+}
+
+/// The numbers and curves of a run.
+///
+/// # Errors
+/// When the configuration cannot be written out.
+pub fn numbers(inputs: &Inputs<'_>) -> Result<(RunSummary, Curves)> {
+    let outcome = inputs.outcome;
+    let summary = RunSummary {
+        title: inputs.title.clone(),
+        device: outcome.device.clone(),
+        steps: outcome.steps,
+        images_seen: inputs.cfg.optim.effective_batch as u64 * outcome.steps,
+        seconds: outcome.seconds,
+        images_per_second: outcome.images_per_second,
+        skipped_steps: outcome.skipped_steps,
+        config_toml: inputs.cfg.to_toml()?,
+        warnings: outcome.warnings.clone(),
+    };
+    let mut curves = curves(&inputs.records);
+    if inputs.cfg.encoder.init.is_some() {
+        // Step 0 is then no untrained encoder.
+        let baselines = curves.probe.iter_mut().flat_map(|c| &mut c.baselines);
+        baselines.filter(|b| b.label == STEP_ZERO).for_each(|b| b.label = "at step 0".to_owned());
+    }
+    Ok((summary, curves))
+}
+
+/// What a probe's `metric` is compared with: the probe at step 0, and the reference lines, as far as they are in the log.
+pub fn baselines(records: &[metrics::Record], metric: &str) -> Vec<Baseline> {
+    let value = |r: &metrics::Record, tag: &str| r.get(tag).and_then(serde_json::Value::as_f64);
+    let at_zero = |r: &&metrics::Record| r.get("step").and_then(serde_json::Value::as_u64) == Some(0);
+    let first = records.iter().filter(at_zero).find_map(|r| value(r, metric));
+    let reference = |r: Reference| {
+        let tag = reference_tag(r, metric);
+        let value = records.iter().find_map(|record| value(record, &tag))?;
+        Some(Baseline { label: r.name().to_owned(), value })
+    };
+    let first = first.map(|value| Baseline { label: STEP_ZERO.to_owned(), value });
+    first.into_iter().chain(Reference::ALL.into_iter().filter_map(reference)).collect()
 }
 
 /// What the report and the `plan` command draw of a plan.
@@ -100,14 +151,9 @@ fn curves(records: &[metrics::Record]) -> Curves {
         };
         Series { name: name.into(), points: records.iter().filter_map(point).collect() }
     };
-    let probe = |name: &str, tag: &str| {
-        let series = series(name, tag);
-        // The first probe is at step 0: the untrained encoder.
-        let first = series.points.first().filter(|p| p.0 == 0.0).map(|p| p.1);
-        let baseline = first.map(|value| Baseline { label: "untrained encoder".into(), value });
-        Curve { series, baseline }
-    };
-    let collapse = |name: &str, tag: &str| Curve { series: series(name, tag), baseline: None };
+    let probe =
+        |name: &str, tag: &str| Curve { series: series(name, tag), baselines: baselines(records, tag) };
+    let collapse = |name: &str, tag: &str| Curve { series: series(name, tag), baselines: Vec::new() };
     Curves {
         losses: vec![
             series("total", "loss/total"),
@@ -118,7 +164,7 @@ fn curves(records: &[metrics::Record]) -> Curves {
         learning_rate: series("learning rate", "schedule/lr"),
         ema_momentum: series("EMA momentum", "schedule/ema_momentum"),
         gradient_norm: series("gradient norm", "health/grad_norm"),
-        probe: vec![probe("mAP", "probe/map"), probe("rank-1", "probe/rank1")],
+        probe: vec![probe("mAP", PROBE_MAP), probe("rank-1", PROBE_RANK1)],
         collapse: vec![
             collapse("entropy of a target, share of ln K", "health/sample_entropy"),
             collapse("entropy of the mean target, share of its maximum", "health/mean_entropy"),
@@ -142,12 +188,12 @@ pub fn compile_pictures(
 }
 
 /// Runs the model in evaluation mode on a few images and draws what it does.
-fn pictures(inputs: &Inputs<'_>, engine: &mut Engine) -> Result<Pictures> {
-    let (program, built, cfg) = compile_pictures(engine, inputs.step_config)?;
-    let planner = ViewPlanner::new(&cfg, &[], inputs.cfg.augment.clone())?;
+fn pictures(run: &TrainConfig, shown: &Shown<'_>, engine: &mut Engine) -> Result<Pictures> {
+    let (program, built, cfg) = compile_pictures(engine, shown.step_config)?;
+    let planner = ViewPlanner::new(&cfg, &[], run.augment.clone())?;
     let loader =
         LoaderConfig { batch: SHOWN, seed: PICTURE_SEED, workers: 0, prefetch: 1, ..LoaderConfig::default() };
-    let batch = Loader::new(Arc::clone(&inputs.source), loader, planner)?.next()?;
+    let batch = Loader::new(Arc::clone(&shown.source), loader, planner)?.next()?;
     for slot in &built.inputs {
         match slot.name.as_str() {
             "hidden" => write_checked(engine.backend(), slot, HostSlice::I32(&hidden_positions(&batch)))?,
@@ -171,7 +217,7 @@ fn pictures(inputs: &Inputs<'_>, engine: &mut Engine) -> Result<Pictures> {
     if let Some((_, qkv)) = read(engine, "qkv")? {
         pictures.attention = attention(&cfg, &batch, &qkv)?;
     }
-    if let Some((probe, result)) = inputs.probe {
+    if let Some((probe, result)) = shown.probe {
         pictures.neighbours = neighbours(probe, result)?;
     }
     Ok(pictures)
