@@ -511,8 +511,13 @@ impl Run<'_> {
             values.push((reference_tag(reference, PROBE_RANK1), line.rank1));
             self.baselines.push(Baseline { label: reference.name().to_owned(), value: line.map });
         }
+        // A run that begins with the weights of a file has no untrained encoder at step 0.
+        let name = |b: &Baseline| match self.cfg.encoder.init {
+            Some(_) if b.label == summary::STEP_ZERO => "step 0".to_owned(),
+            _ => b.label.clone(),
+        };
         let known: Vec<String> =
-            self.baselines.iter().map(|b| format!("{} {:.2} %", b.label, 100.0 * b.value)).collect();
+            self.baselines.iter().map(|b| format!("{} {:.2} %", name(b), 100.0 * b.value)).collect();
         self.progress.println(&format!(
             "probe at step {}: mAP {:.2} %, rank-1 {:.2} % ({} queries; mAP of {})",
             self.step,
