@@ -33,6 +33,7 @@ fn full_size() -> [(&'static str, Architecture); 3] {
         channels: 3,
         positions: 129,
         class_token: true,
+        distillation_token: false,
         registers: 0,
         layer_scale: false,
     };
@@ -337,6 +338,49 @@ fn files_of_a_run_hold_its_weights() {
     let EncoderConfig::Vit { num_heads: usual, tap: middle, .. } = folder.config else { panic!("a ViT") };
     assert_eq!((num_heads, tap, usual, middle), (2, 1, 2, 1), "the file says what shapes do not");
     assert!(embedded(&whole, 1, 1) == embedded(&folder, 1, 1));
+    let config = fs::read_to_string(out.join("export/encoder-timm/config.json")).unwrap();
+    assert!(config.contains("\"crop_mode\": \"squash\""), "pictures are stretched, not cut: {config}");
+    // So is each file, whatever of it no shape tells: 4x2 patches, 2 heads of 12 channels.
+    let files = ["run/export/encoder.pth", "b.pth", "c.pth", "two.safetensors"];
+    for file in files {
+        let read = TrainedEncoder::read(&dir.path().join(file), false, None).unwrap();
+        assert_eq!((&read.config, read.size), (&whole.config, whole.size), "{file}");
+        assert_eq!(read.notes.len(), 1, "only the norm of the patch tokens is not there: {:?}", read.notes);
+    }
+    let own = TrainedEncoder::read(&dir.path().join(files[0]), false, None).unwrap();
+    assert!(embedded(&whole, 1, 1).image == embedded(&own, 1, 1).image);
+    // Where nothing tells them, they are guessed aloud, or given.
+    let mut bare = weights::read(dir.path().join(files[0])).unwrap();
+    bare.metadata.clear();
+    weights::write_pth(dir.path().join("bare.pth"), &bare, &PthLayout::default()).unwrap();
+    let again = |args: &[&str]| {
+        run(engine(dir.path())
+            .args(["export", "bare.pth", "--format", "safetensors", "--force", "--out", "x"])
+            .args(args))
+    };
+    let ended = again(&[]).ok();
+    assert!(ended.stderr.contains("--heads") && ended.stderr.contains("4x2 patches"), "{ended:?}");
+    let ended =
+        again(&["--heads", "3", "--tap", "0", "--grid", "2", "4", "--mean", "0.5", "0.5", "0.5"]).ok();
+    assert!(!ended.stderr.contains("--heads"), "{ended:?}");
+    let read = TrainedEncoder::read(&dir.path().join("x"), false, None).unwrap();
+    let EncoderConfig::Vit { num_heads: 3, tap: 0, img_size: [32, 64], .. } = read.config else {
+        panic!("{:?}", read.config)
+    };
+    assert_eq!(read.mean, [0.5; 3]);
+    again(&["--grid", "3", "3"]).refused(&["bare.pth", "--grid", "8 patches"]);
+    again(&["--heads", "5"]).refused(&["bare.pth", "--heads", "24"]);
+    again(&["--from-entry", "student"]).refused(&["bare.pth", "`student`"]);
+}
+
+#[test]
+fn mean_and_deviation_of_a_file_are_those_of_its_pictures() {
+    let picture = image::RgbImage::from_pixel(2, 2, image::Rgb([255, 0, 51]));
+    let normal = [[0.5, 0.5, 0.0], [0.5, 0.25, 1.0]];
+    let pixels = saip_engine::data::augment::normalize::eval_image_with(&picture, [1, 1], normal).unwrap();
+    for (value, expected) in pixels.iter().zip([1.0, -2.0, 0.2]) {
+        assert!((value - expected).abs() < 1e-6, "{pixels:?}");
+    }
 }
 
 #[test]
@@ -368,6 +412,23 @@ fn what_cannot_be_exported_is_refused_with_its_reason() {
     export(&["run", "--format", "pth", "--step", "3"]).refused(&["step 3", "2, 4"]);
     export(&["run", "--format", "onnx", "--prefix", "x."]).refused(&["--prefix", "pth"]);
     export(&["run", "--format", "onnx", "--img-size", "60", "32"]).refused(&["60", "16"]);
+    // What an option asks for and cannot be.
+    export(&["run", "--format", "pth", "--names", "tiny-vit"]).refused(&[
+        "--names tiny-vit",
+        "TinyViT",
+        "ViT",
+    ]);
+    export(&["run", "--format", "pth", "--prefix", "backbone"]).refused(&["--prefix backbone."]);
+    export(&["run", "--format", "pth", "--entry", ""]).refused(&["--entry"]);
+    export(&["run", "--format", "pth", "--heads", "2"]).refused(&["run", "--heads", "files of weights"]);
+    let star = StarNet { stem: 32, widths: vec![4, 8, 16, 32], depths: vec![1; 4], expansion: 2, kernel: 7 };
+    weights_file(&dir.path().join("star.safetensors"), &Architecture::StarNet(star), [64, 32]);
+    let of_file =
+        |args: &[&str]| export(&[&["star.safetensors", "--format", "pth", "--out", "s.pth"], args].concat());
+    of_file(&["--names", "mmpretrain"]).refused(&["--names mmpretrain", "StarNet"]);
+    of_file(&["--grid", "4", "2"]).refused(&["--grid", "StarNet"]);
+    of_file(&["--expert"]).refused(&["star.safetensors", "--expert", "--from-entry"]);
+    of_file(&["--step", "1"]).refused(&["star.safetensors", "--step"]);
     // NaN in the newest checkpoint, with checksums that fit.
     let cfg = saip_engine::train::config::TrainConfig::load(&dir.path().join("run/config.toml")).unwrap();
     let mut all = tensors(&dir.path().join("run"), 4);
@@ -392,7 +453,12 @@ fn what_cannot_be_exported_is_refused_with_its_reason() {
     // A damaged newest one gives way to the one before.
     let model = checkpoint(&dir.path().join("run"), 5).join("model.safetensors");
     fs::write(&model, b"torn").unwrap();
-    export(&["run", "--format", "pth", "--force"]).ok();
+    fs::remove_dir_all(checkpoint(&dir.path().join("run"), 4)).unwrap();
+    let ended = export(&["run", "--format", "pth", "--force"]).ok();
+    assert!(
+        ended.stderr.contains("step-00000005") && ended.stderr.contains("damaged"),
+        "an older one is told: {ended:?}"
+    );
 }
 
 #[test]

@@ -26,6 +26,7 @@ fn vit() -> Vit {
         channels: 3,
         positions: 1 + SIDE * SIDE,
         class_token: true,
+        distillation_token: false,
         registers: 0,
         layer_scale: false,
     }
@@ -225,24 +226,30 @@ fn what_does_not_fit_is_refused_before_the_run_folder_is_made() {
     file("vit", &Architecture::Vit(vit()));
     file("tiny", &tiny_vit());
     file("patch14", &Architecture::Vit(Vit { patch: [14, 14], ..vit() }));
-    file("registers", &Architecture::Vit(Vit { registers: 4, ..vit() }));
+    file("registers", &Architecture::Vit(Vit { registers: 4, positions: 1 + 4 + 9, ..vit() }));
+    let distilled = Vit { distillation_token: true, positions: 2 + 9, ..vit() };
+    file("distilled", &Architecture::Vit(distilled));
     file("oblong", &Architecture::Vit(Vit { positions: 1 + 15, ..vit() }));
-    let expert_cases: [(&[&str], &[&str]); 6] = [
+    let expert_cases: [(&[&str], &[&str]); 8] = [
         (&["--expert", "none-such"], &["none-such", "No such file"]),
         (
             &["--expert", "patch14"],
             &["patch14", "patch_embed.proj.weight", "[40, 3, 14, 14]", "[40, 3, 16, 16]"],
         ),
-        (&["--expert", "registers"], &["registers", "reg_token"]),
+        // Whatever the number of positions, which have no rows for them.
+        (&["--expert", "registers"], &["registers", "reg_token", "4 registers is not built here"]),
+        (&["--expert", "distilled"], &["a distillation token is not built here", "dist_token"]),
+        (&["--expert", "tiny", "--set", "expert.num_heads=2"], &["expert.num_heads", "TinyViT"]),
         (&["--expert", "oblong"], &["expert.grid", "15 patches"]),
         (&["--expert", "oblong", "--set", "expert.grid=[4, 4]"], &["expert.grid", "4x4", "15 patches"]),
         (&["--expert", "vit", "--set", "expert.num_heads=7"], &["expert.num_heads", "40"]),
     ];
-    let others: [(&[&str], &[&str]); 5] = [
+    let others: [(&[&str], &[&str]); 6] = [
         (&["--expert", "vit", "--set", "expert.tap=3"], &["expert.tap", "depth 3"]),
         (&["--set", "expert.tap=1"], &["expert.tap", "expert.path"]),
         (&["--init", "vit"], &["vit", "width 40", "`cls_token`", "[1, 1, 40]", "[1, 1, 24]"]),
         (&["--init", "tiny"], &["tiny", "TinyViT", "`cls_token`", "missing"]),
+        (&["--init", "registers"], &["registers is not built here"]),
         (&["--set", "encoder.init_grid=[1, 2]"], &["encoder.init_grid", "encoder.init"]),
     ];
     for (args, parts) in expert_cases.into_iter().chain(others) {
@@ -257,4 +264,46 @@ fn what_does_not_fit_is_refused_before_the_run_folder_is_made() {
     run(train(dir.path(), "run", TWO).args(["--expert", "nan"])).refused(&["nan", "NaN"]);
     // An oblong table whose grid is given is taken.
     run(train(dir.path(), "run", TWO).args(["--expert", "oblong", "--set", "expert.grid=[5, 3]"])).ok();
+}
+
+#[test]
+fn runs_are_weights_too_and_an_expert_keeps_its_heads_and_normalisation() {
+    let dir = lab();
+    run(&mut train(dir.path(), "first", STILL)).ok();
+    let first = tensors(&dir.path().join("first"), 2);
+    let values = |prefix: &str| -> BTreeMap<String, Vec<f32>> {
+        let own = |(n, v): (&String, &Vec<f32>)| Some((n.strip_prefix(prefix)?.to_owned(), v.clone()));
+        first.iter().filter_map(own).collect()
+    };
+    // The student of a run, and its expert where it is asked for.
+    run(train(dir.path(), "init", STILL).args(["--init", "first"])).ok();
+    let begun = tensors(&dir.path().join("init"), 1);
+    for (name, values) in values("student.encoder.") {
+        // What began at 0 has moved by the smallest steps.
+        let near =
+            begun[&format!("student.encoder.{name}")].iter().zip(&values).all(|(a, b)| (a - b).abs() < 1e-20);
+        assert!(near, "{name}");
+    }
+    let second = ["--expert", "first", "--set", "expert.entry=expert"];
+    run(train(dir.path(), "second", STILL).args(second)).ok();
+    assert_holds(&dir.path().join("second"), 1, "expert.encoder.vit.", &values("expert.encoder.vit."));
+    let config = std::fs::read_to_string(dir.path().join("second/config.toml")).unwrap();
+    assert!(config.contains("num_heads = 2") && config.contains("[4, 2]"), "the run tells both: {config}");
+    run(train(dir.path(), "x", STILL).args(["--init", "first", "--set", "encoder.init_entry=teacher"]))
+        .refused(&["encoder.init_entry", "student or expert"]);
+    // Other means are taken up by the first layer: the same answer to the same picture.
+    let keys = ["--set", "expert.mean=[0.5, 0.4, 0.3]", "--set", "expert.std=[0.5, 0.25, 1.0]"];
+    run(train(dir.path(), "other", STILL).args(["--expert", "first"]).args(keys)).ok();
+    let other = tensors(&dir.path().join("other"), 1);
+    let answer = |all: &BTreeMap<String, Vec<f32>>, place: &str, mean: [f32; 3], std: [f32; 3]| -> f32 {
+        let of = |name: &str| &all[&format!("{place}.encoder.vit.patch_embed.proj.{name}")];
+        let pixel = |i: usize| (i * 37 % 256) as f32 / 255.0;
+        let normal = |i: usize| (pixel(i) - mean[i / 256]) / std[i / 256];
+        of("weight")[..768].iter().enumerate().map(|(i, w)| w * normal(i)).sum::<f32>() + of("bias")[0]
+    };
+    let wanted = answer(&first, "student", [0.5, 0.4, 0.3], [0.5, 0.25, 1.0]);
+    let got = answer(&other, "expert", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
+    assert!((wanted - got).abs() < 1e-4 * wanted.abs().max(1.0), "{wanted} {got}");
+    let untouched = answer(&first, "student", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
+    assert!((wanted - untouched).abs() > 1e-3, "another normalisation is another answer");
 }

@@ -61,6 +61,7 @@ fn micro() -> Architecture {
         channels: 3,
         positions: 10,
         class_token: true,
+        distillation_token: false,
         registers: 0,
         layer_scale: false,
     })
@@ -107,6 +108,7 @@ fn timm_state_dicts_are_known_exactly() {
             channels: 3,
             positions: 197,
             class_token: true,
+            distillation_token: false,
             registers: 0,
             layer_scale: false,
         }),
@@ -345,7 +347,7 @@ fn encoders_are_recognised_in_other_names_and_under_any_prefix() {
         "expert.encoder.vit."
     );
     let e = weights::encoder(&both("left.", "right.")).unwrap_err().to_string();
-    assert!(e.contains("`left.`") && e.contains("`right.`"), "{e}");
+    assert!(e.contains("`left`, `right`") && e.contains("--from-entry"), "{e}");
     assert_eq!(weights::encoder(&both("left.", "right.").under("left.")).unwrap().prefix, "");
 }
 

@@ -3,10 +3,11 @@
 use super::cuda::CudaArgs;
 use super::device::{Device, DeviceOptions, parse_dtype};
 use crate::data::left_out;
+use super::weights::WeightsArgs;
 use crate::data::source::open_source;
 use crate::embed::{ArrayFormat, EmbedFiles, Embedded, Embedder, embed};
 use crate::error::{Error, Result};
-use crate::export::{TrainedEncoder, metadata};
+use crate::export::metadata;
 use crate::report::table::table;
 use crate::tensor::DType;
 use crate::units::human_bytes;
@@ -53,6 +54,8 @@ pub struct EmbedArgs {
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
     #[command(flatten)]
+    pub weights: WeightsArgs,
+    #[command(flatten)]
     pub cuda: CudaArgs,
 }
 
@@ -74,10 +77,7 @@ pub fn run(args: &EmbedArgs) -> Result<()> {
     if args.batch == 0 {
         return Err(Error::usage("--batch must be at least 1"));
     }
-    let mut encoder = TrainedEncoder::read(&args.source, args.expert, args.step)?;
-    if let Some(&[h, w]) = args.img_size.as_deref() {
-        encoder = encoder.resized([h, w])?;
-    }
+    let encoder = args.weights.read(&args.source, args.expert, args.step, args.img_size.as_deref())?;
     let source = open_source(&args.images)?;
     let options =
         DeviceOptions { threads: args.threads, cuda: args.cuda.clone(), ..DeviceOptions::default() };

@@ -1,5 +1,6 @@
 //! `saip-engine export`.
 
+use super::weights::WeightsArgs;
 use crate::error::{Error, Result};
 use crate::export::{ExportOptions, Format, TrainedEncoder, export};
 use crate::report::table::table;
@@ -39,6 +40,8 @@ pub struct ExportArgs {
     /// Replace the file, or what an earlier export wrote into timm's folder
     #[arg(long)]
     pub force: bool,
+    #[command(flatten)]
+    pub weights: WeightsArgs,
 }
 
 /// Namings of a PyTorch file.
@@ -64,10 +67,9 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     if let Some((option, _)) = own.iter().find(|(_, given)| *given && args.format != Format::Pth) {
         return Err(Error::usage(format!("{option} is an option of --format pth")));
     }
-    let mut encoder = TrainedEncoder::read(&args.source, args.expert, args.step)?;
+    let encoder = args.weights.read(&args.source, args.expert, args.step, args.img_size.as_deref())?;
     let mut stem = if args.expert { "expert" } else { "encoder" }.to_owned();
-    if let Some(&[h, w]) = args.img_size.as_deref() {
-        encoder = encoder.resized([h, w])?;
+    if let Some([h, w]) = args.img_size.as_deref() {
         stem = format!("{stem}-{h}x{w}");
     }
     let out = match (&args.out, &encoder.run) {

@@ -51,7 +51,7 @@ fn cuda_rows(found: &Installed) -> Vec<Vec<String>> {
         rows.push(vec![
             "cuda".into(),
             "absent".into(),
-            "no GPU; --device ptx-vm interprets its kernels".into(),
+            "no GPU; train --device ptx-vm interprets its kernels".into(),
         ]);
     }
     let cache = cache_folder().map_or("none: set SAIP_ENGINE_CACHE".into(), |c| c.display().to_string());

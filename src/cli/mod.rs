@@ -18,6 +18,7 @@ pub mod step;
 pub mod synth;
 pub mod train;
 pub mod verify;
+pub mod weights;
 
 use crate::error::Result;
 use clap::{Parser, Subcommand};

@@ -8,6 +8,7 @@ use crate::tensor::DType;
 use crate::train::config::TrainConfig;
 use crate::train::folder::RunFolder;
 use crate::train::presets::{DEFAULT, PRESETS};
+use crate::train::pretrained::settled;
 use crate::train::run::{Outcome, train};
 use crate::units::human_duration;
 use std::path::{Path, PathBuf};
@@ -25,11 +26,11 @@ pub struct TrainArgs {
     /// Folder or list file of person images; absent: synthetic persons
     #[arg(long)]
     pub data: Option<PathBuf>,
-    /// Frozen pretrained expert: weights of a ViT, TinyViT or StarNet (safetensors, .pth); absent: the student's moving average
-    #[arg(long, value_name = "FILE")]
+    /// Frozen pretrained expert: weights of a ViT, TinyViT or StarNet (safetensors, .pth, a run); absent: the student's moving average
+    #[arg(long, value_name = "FILE|RUN")]
     pub expert: Option<PathBuf>,
-    /// Weights that the encoder starts from (safetensors, .pth)
-    #[arg(long, value_name = "FILE")]
+    /// Weights that the encoder starts from (safetensors, .pth, a run)
+    #[arg(long, value_name = "FILE|RUN")]
     pub init: Option<PathBuf>,
     /// Folder of labelled images (Market-1501 names) on which the frozen features are tried while training
     #[arg(long)]
@@ -117,7 +118,10 @@ pub fn run(args: &TrainArgs) -> Result<i32> {
     if args.resume && !args.print_config {
         RunFolder::require(&out)?;
     }
-    let cfg = args.config(&out)?;
+    let mut cfg = args.config(&out)?;
+    if !args.resume || args.preset.is_some() || args.config.is_some() {
+        cfg = settled(cfg)?;
+    }
     if args.print_config {
         print!("{}", cfg.to_toml()?);
         return Ok(0);

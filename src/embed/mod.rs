@@ -6,7 +6,7 @@ mod writer;
 pub use self::writer::{ArrayFormat, ArrayWriter};
 
 use crate::backend::{Backend, HostSlice, HostSliceMut, ProgramId};
-use crate::data::augment::normalize::eval_image;
+use crate::data::augment::normalize::eval_image_with;
 use crate::data::left_out::{self, Kind, LeftOut};
 use crate::data::source::ImageSource;
 use crate::error::{Error, Result};
@@ -34,6 +34,8 @@ pub struct Embedder {
     buffers: ParamRegistry,
     /// Where the values of a name are read.
     weights: Vec<(String, Binding)>,
+    /// Mean and deviation of the images.
+    normal: [[f32; 3]; 2],
 }
 
 /// Features of some images, row-major.
@@ -93,6 +95,7 @@ impl Embedder {
             params,
             buffers,
             weights,
+            normal: [encoder.mean, encoder.std],
         };
         embedder.load(encoder)?;
         Ok(embedder)
@@ -140,7 +143,7 @@ impl Embedder {
         (each(&self.image), self.patch.as_ref().map(each))
     }
 
-    /// Features of at most a batch of images, `pixels` being theirs, `[n, 3, H, W]`, normalised as in training.
+    /// Features of at most a batch of images, `pixels` being theirs, `[n, 3, H, W]`, normalised with the encoder's mean and deviation.
     ///
     /// # Errors
     /// When `pixels` are no images, or more than a batch; those of the device; [`Error::Usage`] for features that are not finite.
@@ -248,13 +251,13 @@ pub fn embed(
     };
     let mut rows = Vec::new();
     let mut done = Embedded::default();
-    let (batch, size, count) = (embedder.batch, embedder.size, source.len());
+    let (batch, size, normal, count) = (embedder.batch, embedder.size, embedder.normal, source.len());
     std::thread::scope(|scope| {
         let (send, receive) = sync_channel(1);
         scope.spawn(move || {
             for first in (0..count).step_by(batch) {
                 // The other end is gone when computing failed: then nobody wants more.
-                if send.send(load(source, first..count.min(first + batch), size)).is_err() {
+                if send.send(load(source, first..count.min(first + batch), size, normal)).is_err() {
                     return;
                 }
             }
@@ -300,9 +303,14 @@ pub fn embed(
 }
 
 /// Decodes some images in parallel; their order stays.
-fn load(source: &dyn ImageSource, range: std::ops::Range<usize>, size: [usize; 2]) -> Loaded {
+fn load(
+    source: &dyn ImageSource,
+    range: std::ops::Range<usize>,
+    size: [usize; 2],
+    normal: [[f32; 3]; 2],
+) -> Loaded {
     let images: Vec<Result<Vec<f32>>> =
-        range.clone().into_par_iter().map(|i| eval_image(&source.load(i)?, size)).collect();
+        range.clone().into_par_iter().map(|i| eval_image_with(&source.load(i)?, size, normal)).collect();
     let mut loaded = Loaded { pixels: Vec::new(), rows: Vec::new(), skipped: Vec::new() };
     for (i, image) in range.zip(images) {
         match image {

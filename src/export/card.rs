@@ -3,7 +3,6 @@
 use super::Format;
 use super::source::{RunFacts, TrainedEncoder};
 use super::timm::timm_name;
-use crate::data::augment::normalize::{MEAN, STD};
 use crate::nn::Encoder;
 use crate::saip::config::{EncoderConfig, PATCH};
 use crate::train::config::TrainConfig;
@@ -69,8 +68,8 @@ fn facts(text: &mut String, encoder: &TrainedEncoder) {
         "input",
         format!("RGB, {h} x {w} pixels (height x width), values in [0, 1] minus mean, over deviation"),
     );
-    row("mean", list(MEAN));
-    row("deviation", list(STD));
+    row("mean", list(encoder.mean));
+    row("deviation", list(encoder.std));
     if let Ok(dims) = dims {
         row("image token", format!("{} features", dims.image));
         row(

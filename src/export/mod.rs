@@ -9,23 +9,17 @@ pub use self::card::card;
 pub use self::source::{RunFacts, TrainedEncoder};
 pub use self::timm::{timm_config, timm_name};
 use crate::atomic;
-use crate::data::augment::normalize::{MEAN, STD};
 use crate::error::{Error, Result};
 use crate::output_folder::OutputFolder;
 use crate::saip::config::EncoderConfig;
-use crate::weights::{Naming, PthLayout, safetensors_bytes, write_pth, write_safetensors};
+use crate::weights::{
+    Architecture, HEADS_KEY, MEAN_KEY, Naming, PthLayout, SIZE_KEY, STD_KEY, StateDict, TAP_KEY, TAP_NORM,
+    safetensors_bytes, write_pth, write_safetensors,
+};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-
-/// The key of a file's metadata that says for which images it is meant: `HxW` in pixels.
-const SIZE_KEY: &str = "input_size";
-/// What the shapes of a ViT do not tell: its attention heads, and the block of the patch tokens.
-const HEADS_KEY: &str = "num_heads";
-const TAP_KEY: &str = "tap";
-/// The file in timm's folder with the norm of a ViT's tapped block, which timm's model does not have.
-const TAP_NORM: &str = "tap_norm.safetensors";
 
 /// What an encoder is written as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -86,11 +80,7 @@ pub fn export(encoder: &TrainedEncoder, out: &Path, options: &ExportOptions<'_>)
         atomic::refuse_to_replace(out, options.force)?;
         refuse_edited(&beside)?;
     }
-    if format == Format::Mmpose && !matches!(encoder.architecture, crate::weights::Architecture::Vit(_)) {
-        return Err(Error::usage(
-            "mmpose's names are those of its ViT; for another encoder use --format pth --prefix backbone.",
-        ));
-    }
+    fits(encoder, options)?;
     if let Some(parent) = out.parent().filter(|p| !p.as_os_str().is_empty()) {
         fs::create_dir_all(parent).map_err(|e| Error::io(parent, "create the folder", e))?;
     }
@@ -100,15 +90,13 @@ pub fn export(encoder: &TrainedEncoder, out: &Path, options: &ExportOptions<'_>)
     }
     match format {
         Format::Safetensors => {
-            let mut state = encoder.timm_state();
-            state.metadata = metadata(encoder);
-            write_safetensors(out, &state)?;
+            write_safetensors(out, &described(encoder))?;
         }
-        Format::Pth => write_pth(out, &encoder.timm_state(), &options.layout)?,
+        Format::Pth => write_pth(out, &described(encoder), &options.layout)?,
         Format::Mmpose => {
             let layout =
                 PthLayout { entry: Some("state_dict"), prefix: "backbone.", naming: Naming::Mmpretrain };
-            write_pth(out, &encoder.timm_state(), &layout)?;
+            write_pth(out, &described(encoder), &layout)?;
         }
         Format::Onnx => {
             let metadata: Vec<_> = metadata(encoder).into_iter().collect();
@@ -121,6 +109,42 @@ pub fn export(encoder: &TrainedEncoder, out: &Path, options: &ExportOptions<'_>)
     Ok(vec![out.to_owned(), beside])
 }
 
+/// timm's tensors of an encoder, with what they do not tell.
+fn described(encoder: &TrainedEncoder) -> StateDict {
+    let mut state = encoder.timm_state();
+    state.metadata = metadata(encoder);
+    state
+}
+
+/// Refuses names that are another encoder's, and those that nobody could read back.
+fn fits(encoder: &TrainedEncoder, options: &ExportOptions<'_>) -> Result<()> {
+    if options.format == Format::Mmpose && !matches!(encoder.architecture, Architecture::Vit(_)) {
+        return Err(Error::usage(
+            "mmpose's names are those of its ViT; for another encoder use --format pth --prefix backbone.",
+        ));
+    }
+    let whose = match (options.layout.naming, &encoder.architecture) {
+        (Naming::Timm, _)
+        | (Naming::Mmpretrain, Architecture::Vit(_))
+        | (Naming::TinyVitOriginal, Architecture::TinyVit(_)) => None,
+        (Naming::Mmpretrain, _) => Some("--names mmpretrain is for a ViT"),
+        (Naming::TinyVitOriginal, _) => Some("--names tiny-vit is for a TinyViT"),
+    };
+    if let Some(whose) = whose {
+        let message =
+            format!("{whose}, and this is a {}: leave it away for timm's names", encoder.architecture);
+        return Err(Error::usage(message));
+    }
+    let prefix = options.layout.prefix;
+    if !prefix.is_empty() && !prefix.ends_with('.') {
+        return Err(Error::usage(format!("--prefix {prefix}: ends with a dot, as in --prefix {prefix}.")));
+    }
+    if options.layout.entry.is_some_and(str::is_empty) {
+        return Err(Error::usage("--entry is empty: leave it away for a file that is the state dict itself"));
+    }
+    Ok(())
+}
+
 /// timm's folder. What an earlier export wrote there is replaced with `force`; anything else is refused.
 fn timm_folder(encoder: &TrainedEncoder, out: &Path, card: &str, force: bool) -> Result<Vec<PathBuf>> {
     let mut folder = OutputFolder::open(out, "export")?;
@@ -128,8 +152,7 @@ fn timm_folder(encoder: &TrainedEncoder, out: &Path, card: &str, force: bool) ->
     if !force && !folder.is_empty()? {
         return Err(Error::usage(format!("{}: is there already: replace it with --force", out.display())));
     }
-    let mut state = encoder.timm_state();
-    state.metadata = metadata(encoder);
+    let state = described(encoder);
     let mut config = serde_json::to_vec_pretty(&timm_config(encoder))
         .map_err(|e| Error::file(out, format!("config.json cannot be written: {e}")))?;
     config.push(b'\n');
@@ -175,8 +198,8 @@ pub fn metadata(encoder: &TrainedEncoder) -> BTreeMap<String, String> {
         ("architecture".to_owned(), timm_name(&encoder.config).0.to_owned()),
         (SIZE_KEY.to_owned(), format!("{h}x{w}")),
         ("patch_tokens".to_owned(), "stride 16".to_owned()),
-        ("mean".to_owned(), list(MEAN)),
-        ("std".to_owned(), list(STD)),
+        (MEAN_KEY.to_owned(), list(encoder.mean)),
+        (STD_KEY.to_owned(), list(encoder.std)),
         ("engine".to_owned(), format!("saip-engine {}", env!("CARGO_PKG_VERSION"))),
     ]);
     match encoder.config {

@@ -1,16 +1,18 @@
 //! Where an encoder comes from: a run, one of its checkpoints, or a file of weights.
 
+use crate::data::augment::normalize::{MEAN, STD};
 use crate::error::{Error, Result};
 use crate::ir::{Op, Region};
-use crate::nn::timm_name;
 use crate::saip::config::{EncoderConfig, PATCH};
 use crate::saip::{StepOptions, build_step};
-use crate::tensor::{DType, Shape};
-use crate::train::checkpoint::{Checkpoints, Loaded, RunState, step_of};
+use crate::tensor::DType;
+use crate::train::checkpoint::{Loaded, RunState};
 use crate::train::config::TrainConfig;
-use crate::train::pretrained::{Hints, recognise};
+use crate::train::pretrained::{expert_options, recognise, usual_grid};
+use crate::train::source::{WeightsSource, encoder_of};
 use crate::weights::{
-    self, Architecture, StateDict, Tensor, resample_positions, timm_element, timm_parameters,
+    self, Architecture, Hint, ReadOptions, StateDict, Tensor, resample_positions, timm_element,
+    timm_parameters,
 };
 use std::path::{Path, PathBuf};
 
@@ -23,6 +25,11 @@ pub struct TrainedEncoder {
     pub state: StateDict,
     /// `[height, width]` of the images that it is meant for, in pixels.
     pub size: [usize; 2],
+    /// Mean and deviation of the channels with which its images are normalised, for values in `[0, 1]`.
+    pub mean: [f32; 3],
+    pub std: [f32; 3],
+    /// What whoever uses it should know: an older checkpoint was taken, or something was guessed.
+    pub notes: Vec<String>,
     /// The run that it comes from, unless it is a file's.
     pub run: Option<RunFacts>,
 }
@@ -40,113 +47,81 @@ pub struct RunFacts {
 }
 
 impl TrainedEncoder {
-    /// Reads `source`: a run folder (its newest intact checkpoint, or that of `step`), a checkpoint's folder, timm's folder, or a file of
-    /// weights. `expert` chooses the expert's encoder.
+    /// [`TrainedEncoder::read_with`] nothing told.
     ///
     /// # Errors
-    /// When there is no such run, checkpoint or file, or its values are not finite; names it and the remedy.
+    /// Those of [`TrainedEncoder::read_with`].
     pub fn read(source: &Path, expert: bool, step: Option<u64>) -> Result<Self> {
-        let timm = source.join("model.safetensors");
-        if source.is_file() || (timm.is_file() && source.join("config.json").is_file()) {
-            if expert || step.is_some() {
-                return Err(Error::usage(format!(
-                    "{} is a file of weights: expert and step are chosen of a run",
-                    source.display()
-                )));
-            }
-            return if source.is_file() {
-                Self::of_file(source, None)
-            } else {
-                Self::of_file(&timm, Some(source))
-            };
-        }
-        let name = source.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let (folder, loaded) = match step_of(&name) {
-            Some(own) => {
-                let store = source.parent().unwrap_or(Path::new("."));
-                let folder = store.parent().unwrap_or(Path::new("..")).to_owned();
-                if step.is_some_and(|step| step != own) {
-                    return Err(Error::usage(format!(
-                        "{}: name the run folder with --step",
-                        source.display()
-                    )));
-                }
-                (folder, Checkpoints::for_reading(store).at(own)?)
-            }
-            None => {
-                let store = Checkpoints::for_reading(source.join("checkpoints"));
-                if !crate::atomic::exists(&source.join("config.toml"))? {
-                    return Err(Error::usage(format!(
-                        "{}: is no run (no config.toml), no checkpoint, no folder of timm's and no file of weights",
-                        source.display()
-                    )));
-                }
-                let loaded = match step {
-                    Some(step) => Some(store.at(step)?),
-                    None => store.latest()?,
-                };
-                let none = || Error::usage(format!("{}: the run has no checkpoint yet", source.display()));
-                (source.to_owned(), loaded.ok_or_else(none)?)
-            }
-        };
-        Self::of_checkpoint(folder, loaded, expert)
+        Self::read_with(source, expert, step, &ReadOptions::default())
     }
 
-    /// `folder` is timm's, in which the norm of the tapped block may lie, too.
-    fn of_file(path: &Path, folder: Option<&Path>) -> Result<Self> {
-        let whole = weights::read(path)?;
-        let (mut state, grid) = (weights::encoder(&whole)?.state, stored_grid(&whole));
-        let norm = folder.map(|f| f.join(super::TAP_NORM)).filter(|f| f.is_file());
-        for (name, tensor) in norm.map(weights::read).transpose()?.unwrap_or_default().iter() {
-            state.insert(name, tensor.clone())?;
+    /// Reads `source`: a run folder (its newest intact checkpoint, or that of `step`), a checkpoint's folder, a folder with a file of
+    /// weights such as timm's, or such a file. `expert` chooses the expert's encoder of a run; `options` tell what a file does not.
+    ///
+    /// # Errors
+    /// When there is no such run, checkpoint or file, its values are not finite, or something is told that it has no use for; names it
+    /// and the remedy.
+    pub fn read_with(source: &Path, expert: bool, step: Option<u64>, options: &ReadOptions) -> Result<Self> {
+        options.check(source)?;
+        match WeightsSource::find(source, step)? {
+            WeightsSource::File(_) if expert => Err(Error::usage(format!(
+                "{}: is a file of weights; --expert chooses of a run, {} of a file",
+                source.display(),
+                options.asks.name(Hint::Entry)
+            ))),
+            WeightsSource::File(path) => Self::of_file(&path, options),
+            WeightsSource::Run { folder, loaded } => match options.given() {
+                Some(name) => Err(Error::usage(format!(
+                    "{}: is a run, which tells all of its encoder; {name} is for files of weights",
+                    source.display()
+                ))),
+                None => Self::of_checkpoint(folder, *loaded, expert),
+            },
         }
-        let number = |key: &str| whole.metadata.get(key).and_then(|n| n.parse().ok());
-        let (num_heads, tap) = (number(super::HEADS_KEY), number(super::TAP_KEY));
-        let hints = Hints { key: "file", num_heads, tap, grid, usual_grid: None };
-        let config = recognise(&state, &hints)?;
+    }
+
+    fn of_file(path: &Path, options: &ReadOptions) -> Result<Self> {
+        let state = weights::encoder(&weights::read_with(path, options)?)?.state;
+        let config = recognise(&state, options, None)?;
+        let told = options.or_as_told(&state);
         let size = match config {
             EncoderConfig::Vit { img_size, .. } => img_size,
-            _ => grid.map_or([256, 128], |g| g.map(|n| n * PATCH)),
+            _ => told.grid.map_or([256, 128], |g| g.map(|n| n * PATCH)),
         };
         let architecture = Architecture::recognise(&state)?;
         let counter = |name: &str| state.get(name).cloned().unwrap_or_else(|| Tensor::from_i64(0));
         let mut ordered = ordered(&architecture, &state, counter)?;
+        let mut notes = guessed(&architecture, &config, &told);
         if let (EncoderConfig::Vit { embed_dim, .. }, None) = (&config, ordered.get("tap_norm.weight")) {
             // As a norm begins: patch tokens are normalised, whether or not their norm was trained.
             for (name, value) in [("tap_norm.weight", 1.0), ("tap_norm.bias", 0.0)] {
                 let tensor = Tensor::from_f32([*embed_dim].into(), &vec![value; *embed_dim]);
                 ordered.insert(name, tensor.unwrap_or_else(|| Tensor::from_i64(0)))?;
             }
+            notes.push("the file has no norm of its patch tokens: theirs is that of an untrained one".into());
         }
-        TrainedEncoder { config, architecture, state: ordered, size, run: None }.finite()
+        let (mean, std) = (told.mean.unwrap_or(MEAN), told.std.unwrap_or(STD));
+        TrainedEncoder { config, architecture, state: ordered, size, mean, std, notes, run: None }.finite()
     }
 
     fn of_checkpoint(folder: PathBuf, mut loaded: Loaded, expert: bool) -> Result<Self> {
         let config = TrainConfig::load(&folder.join("config.toml"))?;
-        let prefix = if expert { "expert." } else { "student." };
-        let mut state = StateDict::new();
-        state.path = loaded.model().to_owned();
-        let tensors: Vec<_> = loaded.tensors().map(|(n, s)| (n.to_owned(), s.to_vec())).collect();
-        for (name, shape) in tensors {
-            let Some(timm) = name.strip_prefix(prefix).and_then(timm_name) else { continue };
-            let mut values = vec![0.0; shape.iter().product()];
-            loaded.read_into(&name, &mut values)?;
-            let tensor = Tensor::from_f32(Shape::new(shape), &values)
-                .ok_or_else(|| Error::invariant("reading a checkpoint", format!("`{name}` has no shape")))?;
-            state.insert(timm, tensor)?;
-        }
+        let state = encoder_of(&config, &mut loaded, expert)?;
         let frozen = expert && config.expert.path.is_some();
         let encoder = match frozen {
-            true => recognise(&state, &Hints::of_expert(&config))?,
+            true => recognise(&state, &expert_options(&config), usual_grid(&config))?,
             false => config.encoder.architecture.clone(),
         };
         let batches = if frozen { 0 } else { batches_tracked(&config, &loaded.state, expert)? };
         let architecture = Architecture::recognise(&state)?;
-        let state = ordered(&architecture, &state, |_| Tensor::from_i64(batches))?;
+        let mut state = ordered(&architecture, &state, |_| Tensor::from_i64(batches))?;
+        state.metadata.clear();
         let size = config.views.global_size;
-        let (checkpoint, run_state) = (loaded.path.clone(), loaded.state.clone());
+        let (checkpoint, run_state, notes) = (loaded.path.clone(), loaded.state.clone(), loaded.warnings);
         let run = RunFacts { config, state: run_state, folder, checkpoint, expert };
-        TrainedEncoder { config: encoder, architecture, state, size, run: Some(run) }.finite()
+        let (mean, std) = (MEAN, STD);
+        TrainedEncoder { config: encoder, architecture, state, size, mean, std, notes, run: Some(run) }
+            .finite()
     }
 
     /// The encoder for images of `size` pixels: a ViT's positions are resampled, the others take any size.
@@ -245,9 +220,28 @@ fn batches_tracked(config: &TrainConfig, state: &RunState, expert: bool) -> Resu
     Ok(i64::try_from(count.saturating_mul(state.step)).unwrap_or(i64::MAX))
 }
 
-/// The grid that an exported file says it is for.
-fn stored_grid(state: &StateDict) -> Option<[usize; 2]> {
-    let (h, w) = state.metadata.get(super::SIZE_KEY)?.split_once('x')?;
-    let grid = [h.parse::<usize>().ok()? / PATCH, w.parse::<usize>().ok()? / PATCH];
-    (!grid.contains(&0)).then_some(grid)
+/// What was neither given nor told, for the user to see.
+fn guessed(architecture: &Architecture, config: &EncoderConfig, told: &ReadOptions) -> Vec<String> {
+    let (Architecture::Vit(v), EncoderConfig::Vit { img_size, num_heads, tap, .. }) = (architecture, config)
+    else {
+        return Vec::new();
+    };
+    let name = |hint| told.asks.name(hint);
+    let mut notes = Vec::new();
+    if told.heads.is_none() || told.tap.is_none() {
+        notes.push(format!(
+            "{num_heads} attention heads, patch tokens of block {tap}: {} and {} tell others",
+            name(Hint::Heads),
+            name(Hint::Tap)
+        ));
+    }
+    let [h, w] = img_size.map(|s| s / PATCH);
+    let patches = v.positions.saturating_sub(1);
+    if told.grid.is_none_or(|grid| grid != [h, w]) && h != w {
+        notes.push(format!(
+            "its {patches} positions are taken for a grid of {h}x{w} patches (height x width): {} tells another",
+            name(Hint::Grid)
+        ));
+    }
+    notes
 }

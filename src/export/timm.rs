@@ -1,7 +1,6 @@
 //! timm's description of an encoder.
 
 use super::source::TrainedEncoder;
-use crate::data::augment::normalize::{MEAN, STD};
 use crate::nn::Encoder;
 use crate::saip::config::EncoderConfig;
 use serde_json::{Map, Value, json};
@@ -74,8 +73,10 @@ pub fn timm_config(encoder: &TrainedEncoder) -> Value {
             "fixed_input_size": fixed,
             "interpolation": "bicubic",
             "crop_pct": 1.0,
-            "mean": shorter(MEAN),
-            "std": shorter(STD),
+            // Pictures are stretched to the size: timm's default would cut off the margins of another aspect.
+            "crop_mode": "squash",
+            "mean": shorter(encoder.mean),
+            "std": shorter(encoder.std),
             "num_classes": 0,
             "first_conv": first_conv,
             "classifier": classifier,

@@ -37,19 +37,28 @@ pub struct EncoderSection {
     pub architecture: EncoderConfig,
     /// Stochastic depth of the last block; earlier blocks have linearly less. 0 switches it off.
     pub drop_path: f64,
-    /// File of weights that the encoder starts from; absent: drawn ones.
+    /// File of weights, or a run, that the encoder starts from; absent: drawn ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
     /// Grid of its position table; absent: a square, or the encoder's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init_grid: Option<[usize; 2]>,
+    /// Entry of a checkpoint; of a run student or expert.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_entry: Option<String>,
+    /// Mean of its images; absent: as the file says, else ImageNet's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_mean: Option<[f32; 3]>,
+    /// Deviation of its images; absent: as the file says, else ImageNet's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_std: Option<[f32; 3]>,
 }
 
 /// A frozen pretrained expert. Its encoder is that of the file; these are what a file does not tell.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExpertSection {
-    /// File of weights; absent: the expert is the student's moving average.
+    /// File of weights, or a run; absent: the expert is the student's moving average.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
     /// Attention heads of a ViT; absent: one per 64 channels.
@@ -61,6 +70,15 @@ pub struct ExpertSection {
     /// `[height, width]` of a ViT's position table in patches; absent: a square, or that of the global views.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grid: Option<[usize; 2]>,
+    /// Entry of a checkpoint; of a run student or expert.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entry: Option<String>,
+    /// Mean of its images; absent: as the file says, else ImageNet's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mean: Option<[f32; 3]>,
+    /// Deviation of its images; absent: as the file says, else ImageNet's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub std: Option<[f32; 3]>,
 }
 
 /// Image-level decoder and the weight of its loss.

@@ -14,6 +14,7 @@ pub mod programs;
 pub mod progress;
 pub mod rewrite;
 pub mod run;
+pub mod source;
 pub mod sources;
 pub mod summary;
 pub mod tensorboard;

@@ -31,6 +31,8 @@ pub struct Vit {
     /// Rows of the position table: those of the patches and, usually, of the class token.
     pub positions: usize,
     pub class_token: bool,
+    /// A second token beside it, as in DeiT's distilled models.
+    pub distillation_token: bool,
     /// Register tokens.
     pub registers: usize,
     /// LayerScale behind each branch, as in DINOv2.
@@ -50,7 +52,7 @@ impl Vit {
     /// Rows of the position table before those of the patches: as many as leave a square grid (timm's tables cover the class
     /// token, or all prefix tokens, or none), else that of the class token.
     pub fn prefix_rows(&self) -> usize {
-        let class = usize::from(self.class_token);
+        let class = usize::from(self.class_token) + usize::from(self.distillation_token);
         let square = |prefix: &usize| {
             self.positions.checked_sub(*prefix).is_some_and(|n| n > 0 && n.isqrt() * n.isqrt() == n)
         };
@@ -104,8 +106,14 @@ impl fmt::Display for Architecture {
                     "ViT, width {}, {} blocks, patches {h}x{w}, {} positions",
                     v.dim, v.depth, v.positions
                 )?;
+                if v.layer_scale {
+                    f.write_str(", LayerScale")?;
+                }
                 if v.registers > 0 {
                     write!(f, ", {} registers", v.registers)?;
+                }
+                if v.distillation_token {
+                    f.write_str(", a distillation token")?;
                 }
                 if !v.class_token {
                     f.write_str(", no class token")?;
@@ -209,6 +217,7 @@ impl Shapes<'_> {
             channels,
             positions,
             class_token: self.has("cls_token"),
+            distillation_token: self.has("dist_token"),
             registers,
             layer_scale: self.has("blocks.0.ls1.gamma"),
         })

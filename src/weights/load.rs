@@ -153,7 +153,7 @@ fn fit<'t>(
                 Some([h, w]) => h.checked_mul(w).and_then(|n| rows.checked_sub(n)),
                 None => Some(vit.prefix_rows()),
             };
-            let prefix = prefix.filter(|p| *p <= 1 + vit.registers).ok_or_else(differs)?;
+            let prefix = prefix.filter(|p| *p <= 2 + vit.registers).ok_or_else(differs)?;
             let patches = rows.saturating_sub(prefix);
             let side = patches.isqrt();
             let from = grid.from.unwrap_or(match side * side == patches || rows != wanted {

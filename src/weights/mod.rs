@@ -27,8 +27,12 @@
 //! ```
 
 mod arch;
+mod archive;
+mod folder;
 mod load;
 mod names;
+mod objects;
+mod options;
 mod pickle;
 mod pth;
 mod pth_write;
@@ -42,8 +46,10 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 pub use self::arch::{Architecture, StarNet, TinyVit, Vit};
+pub(crate) use self::folder::{TAP_NORM, weights_in};
 pub use self::load::{Grid, LoadOptions, LoadReport, Resampled, load_into};
 pub use self::names::{EncoderWeights, Naming, encoder};
+pub use self::options::{Asks, HEADS_KEY, Hint, MEAN_KEY, ReadOptions, SIZE_KEY, STD_KEY, TAP_KEY};
 pub use self::pth_write::{PthLayout, write_pth};
 pub use self::resample::resample_positions;
 pub use self::safetensors::{safetensors_bytes, write_safetensors};
@@ -51,49 +57,68 @@ pub use self::tensor::{Element, StateDict, Tensor};
 pub use self::timm::{timm_element, timm_parameters};
 use crate::error::{Error, Result};
 
-/// Reads the weights of a file, which is told by its first bytes, not by its name. Of a training checkpoint, the entry is
-/// read that its users load: `teacher` (DINO), an average of the weights, `state_dict`, `model`, `student`.
+/// Reads the weights of a file, which is told by its first bytes, not by its name: safetensors, PyTorch's, or the index of several
+/// such files; or of a folder with one of them, such as timm's. Of a training checkpoint, the entry is read that its users load:
+/// `teacher` (DINO), an average of the weights, `state_dict`, `model`, `student`.
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::File`] that names what is wrong and the tensor concerned.
 pub fn read(path: impl AsRef<Path>) -> Result<StateDict> {
-    open(path.as_ref(), None)
+    read_with(path, &ReadOptions::default())
 }
 
-/// Reads the weights under `entry` of a PyTorch checkpoint, such as `student`.
+/// Reads the weights under `entry`, such as `student`: an entry of a PyTorch checkpoint, or what stands before the names of one of
+/// several encoders.
 ///
 /// # Errors
 /// Those of [`read`]; [`Error::File`] that lists the entries when there is none of that name.
 pub fn read_entry(path: impl AsRef<Path>, entry: &str) -> Result<StateDict> {
-    open(path.as_ref(), Some(entry))
+    read_with(path, &ReadOptions { entry: Some(entry.to_owned()), ..ReadOptions::default() })
 }
 
-fn open(path: &Path, entry: Option<&str>) -> Result<StateDict> {
+/// Reads the weights that `options` ask for; of these, only the entry matters here.
+///
+/// # Errors
+/// Those of [`read_entry`].
+pub fn read_with(path: impl AsRef<Path>, options: &ReadOptions) -> Result<StateDict> {
+    let path = path.as_ref();
+    let mut state = match path.is_dir() {
+        true => folder::read(path, options)?,
+        false => file(path, options)?,
+    };
+    state.asks = options.asks;
+    Ok(state)
+}
+
+/// The weights of a file, or of the files that it lists.
+fn file(path: &Path, options: &ReadOptions) -> Result<StateDict> {
+    match single(path, options)? {
+        Some(state) => Ok(state),
+        None => folder::read_index(path, options),
+    }
+}
+
+/// The weights of a file; `None` of an index of several.
+fn single(path: &Path, options: &ReadOptions) -> Result<Option<StateDict>> {
     let io_error = |e| Error::io(path, "read", e);
     let mut file = File::open(path).map_err(io_error)?;
-    if file.metadata().map_err(io_error)?.is_dir() {
-        return Err(Error::file(path, "is a folder: name the file of weights in it"));
-    }
     let mut start = Vec::new();
     (&mut file).take(16).read_to_end(&mut start).map_err(io_error)?;
     file.seek(SeekFrom::Start(0)).map_err(io_error)?;
+    let entry = options.entry.as_deref();
     match start.as_slice() {
-        [b'P', b'K', 3, 4, ..] => pth::read(path, file, entry),
+        [b'P', b'K', 3, 4, ..] => pth::read(path, file, entry, options.asks).map(Some),
         // A pickle of its own: torch.save before PyTorch 1.6, or with `_use_new_zipfile_serialization=False`.
         [0x80, 0..=5, ..] => Err(Error::file(
             path,
             "is in PyTorch's format from before 1.6, which is not read: convert it where you trust it, with \
              torch.save(torch.load(path), path)",
         )),
+        // The length of a header has bytes that no text has.
+        [b'{', ..] if !start.contains(&0) => Ok(None),
         [_, _, _, _, _, _, _, _, b'{', ..] => {
             let state = safetensors::read(path, &mut file)?;
-            match entry {
-                Some(name) => Err(Error::file(
-                    path,
-                    format!("is a safetensors file, which has no entries such as `{name}`"),
-                )),
-                None => Ok(state),
-            }
+            entry.map_or(Ok(state.clone()), |name| state.entry(name)).map(Some)
         }
         _ => Err(Error::file(
             path,

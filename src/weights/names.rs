@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::options::Hint;
 use super::tensor::StateDict;
 use crate::error::{Error, Result};
 
@@ -36,8 +37,24 @@ const ANCHORS: [(&str, Naming); 5] = [
     ("stem.0.conv.weight", Naming::Timm),
 ];
 
-/// Of several encoders in one file, one whose prefix has such a part is meant; the first that fits.
-const PREFERRED: [&str; 3] = ["teacher.", "ema.", "expert."];
+/// Of several encoders in one file, the one whose prefix has such a word is meant; the first that fits one alone. An average of
+/// the weights comes before the weights; of two networks the one that is evaluated: BYOL's online one, MoCo's base encoder,
+/// I-JEPA's target.
+const PREFERRED: [&str; 6] = ["teacher", "ema", "expert", "online", "base", "q"];
+/// Words of an encoder that is there for the other's sake.
+const SECOND: [&str; 2] = ["momentum", "k"];
+
+/// Whether a tensor of this name begins an encoder, whatever stands before it.
+pub(super) fn has_anchor(name: &str) -> bool {
+    ANCHORS.iter().any(|(anchor, _)| {
+        name.strip_suffix(anchor).is_some_and(|prefix| prefix.is_empty() || prefix.ends_with('.'))
+    })
+}
+
+/// Whether `word` is one of the words of a prefix, such as `momentum` of `module.momentum_encoder.`.
+fn has_word(prefix: &str, word: &str) -> bool {
+    prefix.split(['.', '_']).any(|part| part == word)
+}
 
 /// Pairs that are replaced at the dots around them: mmpretrain's, timm's.
 const MMPRETRAIN: [(&str, &str); 6] = [
@@ -196,13 +213,23 @@ fn find(state: &StateDict) -> Result<(&str, Naming)> {
         [] => Err(unknown(state, "has no encoder that is known here (a ViT, TinyViT or StarNet)")),
         [only] => Ok(*only),
         several => {
-            let preferred = PREFERRED.iter().find_map(|part| {
-                let mut fits = several.iter().filter(|(p, _)| format!(".{p}").contains(&format!(".{part}")));
-                fits.next().filter(|_| fits.next().is_none())
-            });
-            preferred.copied().ok_or_else(|| {
-                let prefixes: Vec<_> = several.iter().map(|(p, _)| format!("`{p}`")).collect();
-                state.error(format!("holds several encoders, under {}: name one", prefixes.join(", ")))
+            let only = |fits: &dyn Fn(&str) -> bool| {
+                let mut all = several.iter().filter(|(p, _)| fits(p));
+                all.next().filter(|_| all.next().is_none())
+            };
+            let preferred = PREFERRED.iter().find_map(|word| only(&|p| has_word(p, word)));
+            // A backbone beside networks around copies of it, as mmpretrain has BYOL.
+            let backbone = || only(&|p| p == "backbone.");
+            let target = || only(&|p| has_word(p, "target"));
+            let first = || only(&|p| !SECOND.iter().any(|word| has_word(p, word)));
+            preferred.or_else(backbone).or_else(target).or_else(first).copied().ok_or_else(|| {
+                let prefixes: Vec<_> =
+                    several.iter().map(|(p, _)| format!("`{}`", p.trim_end_matches('.'))).collect();
+                let name = state.asks.name(Hint::Entry);
+                state.error(format!(
+                    "holds several encoders, under {}: name one with {name}",
+                    prefixes.join(", ")
+                ))
             })
         }
     }

@@ -1,13 +1,14 @@
 //! A pickle as `torch.save` writes it, taken as data: tensors and the dictionaries around them. Nothing is ever imported or
-//! called. A name that tensors need is understood, one of a few that travel with checkpoints is skipped, and any other is an
-//! error.
+//! called. A name that tensors need is understood, objects of other classes are skipped, and a file that would call a function
+//! that is not known to be harmless is refused all the same: it was not made to be read as data.
 //!
 //! Opcodes: Python's `pickletools`. All values live in one list and refer to each other by index, so that neither nesting nor
 //! cycles cost stack.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
+use super::objects::{Global, global, refusal};
 use super::tensor::Element;
 
 /// Opcodes of one pickle; a checkpoint of a thousand tensors with its optimizer has some 200 thousand.
@@ -51,69 +52,31 @@ pub(super) enum Value {
     Tensor(Rc<TensorRef>),
 }
 
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Global {
-    OrderedDict,
-    RebuildTensor,
-    RebuildParameter,
-    Size,
-    Storage(Element),
-    /// Instances are skipped.
-    Inert,
-}
-
 /// A pickle that was read.
 #[derive(Debug, Default)]
 pub(super) struct Pickle {
     pub dicts: Vec<Vec<(Rc<str>, Value)>>,
     tuples: Vec<Vec<Value>>,
+    /// Of dictionaries with attributes (an `OrderedDict` can have some), the dictionary of these.
+    attributes: HashMap<usize, usize>,
 }
 
-/// Classes whose instances accompany weights and say nothing about them.
-const INERT: [&str; 16] = [
-    "argparse.Namespace",
-    "collections.Counter",
-    "collections.defaultdict",
-    "builtins.set",
-    "__builtin__.set",
-    "builtins.dict",
-    "builtins.list",
-    "builtins.int",
-    "pathlib.PosixPath",
-    "pathlib.PurePosixPath",
-    "pathlib.WindowsPath",
-    "pathlib._local.PosixPath",
-    "datetime.datetime",
-    "datetime.timedelta",
-    "torch.device",
-    "torch.Generator",
-];
-
-fn global(module: &str, name: &str) -> Result<Global, String> {
-    let full = format!("{module}.{name}");
-    match full.as_str() {
-        "collections.OrderedDict" => return Ok(Global::OrderedDict),
-        "torch._utils._rebuild_tensor_v2" | "torch._utils._rebuild_tensor" => {
-            return Ok(Global::RebuildTensor);
-        }
-        "torch._utils._rebuild_parameter" => return Ok(Global::RebuildParameter),
-        "torch.Size" => return Ok(Global::Size),
-        _ => {}
+impl Pickle {
+    /// The texts in the dictionary that is the attribute `name` of a dictionary.
+    pub(super) fn attribute(&self, dict: usize, name: &str) -> BTreeMap<String, String> {
+        let of = |dict: usize| self.dicts.get(dict).map(Vec::as_slice).unwrap_or_default();
+        let found = self.attributes.get(&dict).and_then(|all| {
+            of(*all).iter().rev().find_map(|(key, value)| match value {
+                Value::Dict(inner) if **key == *name => Some(*inner),
+                _ => None,
+            })
+        });
+        let texts = found.map(of).unwrap_or_default().iter().filter_map(|(key, value)| match value {
+            Value::Text(text) => Some((key.to_string(), text.to_string())),
+            _ => None,
+        });
+        texts.collect()
     }
-    if matches!(module, "torch" | "torch.cuda")
-        && let Some(element) = Element::ALL.into_iter().find(|e| e.storage() == name)
-    {
-        return Ok(Global::Storage(element));
-    }
-    // `torch.float32` and its kind, among the settings of a run.
-    let is_dtype = module == "torch" && Element::ALL.iter().any(|e| e.name() == name);
-    if is_dtype || INERT.contains(&full.as_str()) {
-        return Ok(Global::Inert);
-    }
-    Err(format!(
-        "it needs the Python object `{full}`, which has no place in a file of weights and is not run; in a \
-         place that trusts the file, save `model.state_dict()` alone with torch.save"
-    ))
 }
 
 /// Reads a pickle; returns it and the value that it stands for.
@@ -126,6 +89,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<(Pickle, Value), String> {
         let at = machine.at;
         match machine.step() {
             Ok(None) => {}
+            Ok(Some(Value::Global(Global::Unknown(name)))) => return Err(refusal(&name)),
             Ok(Some(value)) => return Ok((machine.pickle, value)),
             Err(message) => return Err(format!("byte {at} of its pickle: {message}")),
         }
@@ -411,28 +375,35 @@ impl<'a> Machine<'a> {
         let value = match op {
             b'c' => {
                 let (module, name) = (self.line()?, self.line()?);
-                Value::Global(global(module, name)?)
+                Value::Global(global(module, name))
             }
             0x93 => match (self.pop()?, self.pop()?) {
-                (Value::Text(name), Value::Text(module)) => Value::Global(global(&module, &name)?),
+                (Value::Text(name), Value::Text(module)) => Value::Global(global(&module, &name)),
                 _ => return Err("a Python object without a name".into()),
             },
             b'Q' => {
                 let id = self.pop()?;
                 self.storage(id)?
             }
-            b'R' | 0x81 => {
+            b'R' => {
                 let (args, callable) = (self.pop()?, self.pop()?);
                 self.call(&callable, &args)?
             }
+            0x81 => {
+                let (args, class) = (self.pop()?, self.pop()?);
+                self.instance(&class, &args)?
+            }
             0x92 => {
-                let (_, args, callable) = (self.pop()?, self.pop()?, self.pop()?);
-                self.call(&callable, &args)?
+                let (_, args, class) = (self.pop()?, self.pop()?, self.pop()?);
+                self.instance(&class, &args)?
             }
             b'b' => {
                 // The state of an object, such as the `_metadata` of a state dict.
-                self.pop()?;
-                self.pop()?
+                let (state, object) = (self.pop()?, self.pop()?);
+                if let (Value::Dict(state), Value::Dict(dict)) = (state, &object) {
+                    self.pickle.attributes.insert(*dict, state);
+                }
+                object
             }
             op => return Err(format!("opcode 0x{op:02x} is none that torch.save writes")),
         };
@@ -466,22 +437,36 @@ impl<'a> Machine<'a> {
         }
     }
 
+    /// An object of a class: of one that is not known nothing is wanted, and nothing would be run to make it.
+    fn instance(&mut self, class: &Value, args: &Value) -> Step<Value> {
+        match class {
+            Value::Global(Global::Unknown(name)) if !name.starts_with("torch._") => Ok(Value::Skipped),
+            _ => self.call(class, args),
+        }
+    }
+
     fn call(&mut self, callable: &Value, args: &Value) -> Step<Value> {
         let Value::Global(callable) = callable else {
             return Err("a call of something that cannot be called".into());
         };
         match callable {
-            Global::OrderedDict if self.tuple(args)?.is_empty() => Ok(self.new_dict()),
-            Global::OrderedDict => {
-                Err("an OrderedDict made from a list: save it with a newer PyTorch".into())
-            }
+            // The argument of a `defaultdict` makes its missing values.
+            Global::Dictionary => match self.tuple(args)? {
+                [] | [Value::Global(_) | Value::Constant] => Ok(self.new_dict()),
+                _ => Err("an OrderedDict made from a list: save it with a newer PyTorch".into()),
+            },
             Global::Inert => Ok(Value::Skipped),
+            Global::Unknown(name) => Err(refusal(name)),
             Global::Size => self.tuple(args)?.first().cloned().ok_or_else(|| "an empty size".into()),
             Global::RebuildParameter => match self.tuple(args)?.first() {
                 Some(Value::Tensor(t)) => Ok(Value::Tensor(t.clone())),
                 _ => Err("a parameter without a tensor".into()),
             },
             Global::RebuildTensor => self.tensor(args),
+            Global::RebuildFromType => match self.tuple(args)? {
+                [Value::Global(Global::RebuildTensor), _, args, ..] => self.tensor(args),
+                _ => Err("a tensor of a class that is not read: save it as a plain tensor".into()),
+            },
             Global::Storage(_) => Err("a storage that is not in a file of its own".into()),
         }
     }

@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufReader, Read};
 use std::path::Path;
 
-use zip::result::ZipError;
-use zip::{CompressionMethod, ZipArchive};
-
+use super::archive::Archive;
+use super::names::has_anchor;
+use super::options::{Asks, Hint};
 use super::pickle::{self, Pickle, TensorRef, Value};
 use super::tensor::{StateDict, Tensor, buffer, byte_len};
 use crate::error::{Error, Result};
@@ -16,18 +15,46 @@ use crate::error::{Error, Result};
 const MAX_PICKLE: u64 = 16 << 20;
 /// Tensors may share a storage or repeat its elements; all of them together are at most this many times the file.
 const MAX_EXPANSION: u64 = 4;
-/// Entries under which training codes keep weights, the one to prefer first: an average of the weights before the weights.
-const ENTRIES: [&str; 9] =
-    ["teacher", "state_dict_ema", "model_ema", "ema", "state_dict", "model", "student", "module", "net"];
+/// Entries under which training codes keep weights, the one to prefer first: an average of the weights before the weights,
+/// and what the code's own users evaluate (of I-JEPA the target, of BYOL the online network) before the other.
+const ENTRIES: [&str; 24] = [
+    "teacher",
+    "state_dict_ema",
+    "model_ema",
+    "ema_model",
+    "ema",
+    "params_ema",
+    "online_network_state_dict",
+    "online_network",
+    "online_encoder",
+    "target_encoder",
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "student",
+    "module",
+    "net",
+    "network",
+    "backbone",
+    "encoder",
+    "base_encoder",
+    "weights",
+    "params",
+    "online",
+];
+/// The attribute of a state dict in which a file that was written here says what shapes do not tell.
+pub(super) const ATTRIBUTE: &str = "saip_engine";
 /// Nested entries, such as `model.state_dict`.
 const MAX_DEPTH: usize = 4;
 
-/// Reads the weights under `entry`, or under the best known entry.
-pub(super) fn read(path: &Path, file: File, entry: Option<&str>) -> Result<StateDict> {
+/// Reads the weights under `entry`, or under the best known entry; `asks` says how another can be named.
+pub(super) fn read(path: &Path, file: File, entry: Option<&str>, asks: Asks) -> Result<StateDict> {
     let length = file.metadata().map_err(|e| Error::io(path, "read", e))?.len();
     let mut archive = Archive::open(path, file, length)?;
-    let (pickle, top) = pickle::read(&archive.pickle()?).map_err(|m| Error::file(path, m))?;
-    let chosen = choose(&pickle, &top, entry).map_err(|m| Error::file(path, m))?;
+    let (pickle, top) =
+        pickle::read(&archive.read("data.pkl", MAX_PICKLE)?).map_err(|m| Error::file(path, m))?;
+    let chosen = choose(&pickle, &top, entry, asks).map_err(|m| Error::file(path, m))?;
     let mut plan: BTreeMap<&str, Vec<(usize, &TensorRef)>> = BTreeMap::new();
     let mut budget = length.saturating_mul(MAX_EXPANSION);
     for (i, (name, t)) in chosen.tensors.iter().enumerate() {
@@ -49,7 +76,7 @@ pub(super) fn read(path: &Path, file: File, entry: Option<&str>) -> Result<State
                 "shares the storage `{key}` with `{other}`, which sees it differently"
             )));
         }
-        let raw = archive.storage(key)?;
+        let raw = archive.read(&format!("data/{key}"), u64::MAX)?;
         let expected = storage.len.checked_mul(storage.element.bytes() as u64);
         if expected != Some(raw.len() as u64) {
             let message = format!(
@@ -67,6 +94,7 @@ pub(super) fn read(path: &Path, file: File, entry: Option<&str>) -> Result<State
     let mut state = StateDict::of(path);
     state.entry = chosen.entry;
     state.other_entries = chosen.others;
+    state.metadata = pickle.attribute(chosen.dict, ATTRIBUTE);
     for ((name, _), tensor) in chosen.tensors.iter().zip(tensors) {
         let tensor =
             tensor.ok_or_else(|| Error::invariant("reading weights", format!("`{name}` was not read")))?;
@@ -75,129 +103,108 @@ pub(super) fn read(path: &Path, file: File, entry: Option<&str>) -> Result<State
     Ok(state)
 }
 
-struct Archive<'a> {
-    path: &'a Path,
-    zip: ZipArchive<BufReader<File>>,
-    length: u64,
-    /// The folder in the archive, with its slash.
-    folder: String,
-}
-
-impl<'a> Archive<'a> {
-    fn open(path: &'a Path, file: File, length: u64) -> Result<Self> {
-        let zip = ZipArchive::new(BufReader::new(file)).map_err(|e| broken(path, &e))?;
-        let mut folders = zip.file_names().flatten().filter_map(|n| {
-            let folder = n.strip_suffix("data.pkl")?;
-            (folder.ends_with('/') && folder.matches('/').count() == 1).then(|| folder.to_owned())
-        });
-        let folder = folders.next().ok_or_else(|| {
-            Error::file(path, "is a zip archive without `data.pkl`, not a file of torch.save")
-        })?;
-        drop(folders);
-        let mut archive = Archive { path, zip, length, folder };
-        if archive.position("constants.pkl").is_some() {
-            return Err(Error::file(
-                path,
-                "is a TorchScript program: save its `state_dict()` with torch.save instead",
-            ));
-        }
-        if archive.position("byteorder").is_some() && archive.entry("byteorder", 16)? != b"little" {
-            return Err(Error::file(path, "was written on a big-endian machine: save it again on another"));
-        }
-        Ok(archive)
-    }
-
-    fn position(&self, name: &str) -> Option<usize> {
-        self.zip.index_for_name(&format!("{}{name}", self.folder))
-    }
-
-    /// A whole file of the archive.
-    fn entry(&mut self, name: &str, limit: u64) -> Result<Vec<u8>> {
-        let path = self.path;
-        let bad = |message: String| Error::file(path, format!("its part `{name}` {message}"));
-        let index = self.position(name).ok_or_else(|| bad("is missing".into()))?;
-        // The raw view tells sizes and method even of what is not read.
-        let raw = self.zip.by_index_raw(index).map_err(|e| broken(path, &e))?;
-        if raw.compression() != CompressionMethod::Stored || raw.encrypted() {
-            return Err(bad("is compressed or encrypted, which torch.save never does: save it again".into()));
-        }
-        let size = raw.size();
-        if size > limit || size > self.length || size != raw.compressed_size() {
-            let most = limit.min(self.length);
-            return Err(bad(format!("has {size} bytes, at most {most} are possible")));
-        }
-        drop(raw);
-        let file = self.zip.by_index(index).map_err(|e| broken(path, &e))?;
-        let mut bytes = buffer(path, size as usize)?;
-        file.take(size + 1).read_to_end(&mut bytes).map_err(|e| {
-            bad(format!("cannot be read ({e}): was the copy or download cut off or damaged?"))
-        })?;
-        match bytes.len() as u64 == size {
-            true => Ok(bytes),
-            false => Err(bad(format!("has {} bytes, {size} are listed", bytes.len()))),
-        }
-    }
-
-    fn pickle(&mut self) -> Result<Vec<u8>> {
-        self.entry("data.pkl", MAX_PICKLE)
-    }
-
-    fn storage(&mut self, key: &str) -> Result<Vec<u8>> {
-        self.entry(&format!("data/{key}"), u64::MAX)
-    }
-}
-
-fn broken(path: &Path, e: &ZipError) -> Error {
-    Error::file(path, format!("is no intact zip archive ({e}): was the copy or download cut off?"))
-}
-
 struct Chosen<'a> {
     entry: String,
     others: Vec<String>,
     tensors: Vec<(&'a str, &'a TensorRef)>,
+    /// Their dictionary.
+    dict: usize,
 }
 
 /// The dictionary of tensors that is meant.
-fn choose<'a>(pickle: &'a Pickle, top: &Value, wanted: Option<&str>) -> Result<Chosen<'a>, String> {
+fn choose<'a>(
+    pickle: &'a Pickle,
+    top: &'a Value,
+    wanted: Option<&'a str>,
+    asks: Asks,
+) -> Result<Chosen<'a>, String> {
     let mut value = top;
     let (mut entry, mut others): (Vec<&str>, Vec<String>) = (Vec::new(), Vec::new());
-    let mut wanted = wanted;
+    let mut wanted = wanted.map(|w| w.trim_end_matches('.')).filter(|w| !w.is_empty());
     for _ in 0..MAX_DEPTH {
         let Value::Dict(i) = value else {
             return Err("holds no dictionary of tensors: save `model.state_dict()` with torch.save".into());
         };
         let items = &pickle.dicts[*i];
-        // A later assignment of a key replaces the earlier one, as in Python; a state dict has each once.
-        let find = |key: &str| items.iter().rev().find(|(k, _)| &**k == key);
-        let tensors: Vec<(&str, &TensorRef)> = items
-            .iter()
-            .filter_map(|(k, v)| if let Value::Tensor(t) = v { Some((&**k, &**t)) } else { None })
-            .collect();
-        let next = match wanted.take() {
-            Some(key) => Some(find(key).ok_or_else(|| {
-                format!("has no entry `{key}`; it has {}", listed(items.iter().map(|(k, _)| &**k)))
-            })?),
-            None if tensors.is_empty() => {
-                ENTRIES.iter().find_map(|key| find(key).filter(|(_, v)| matches!(v, Value::Dict(_))))
-            }
+        let tensors = tensors(items);
+        let next = match wanted {
+            Some(name) => match step_into(items, name) {
+                Some((key, inner, rest)) => {
+                    wanted = rest;
+                    Some((key, inner))
+                }
+                None => {
+                    entry.push(name);
+                    let tensors = below(&tensors, name).ok_or_else(|| {
+                        format!("has no entry `{name}`; it has {}", listed(items.iter().map(|(k, _)| &**k)))
+                    })?;
+                    return Ok(Chosen { entry: entry.join("."), others, tensors, dict: *i });
+                }
+            },
+            // Beside an entry with the weights, numbers of the training may be tensors, too.
+            None if !tensors.iter().any(|(name, _)| has_anchor(name)) => best(pickle, items),
             None => None,
         };
         match next {
             Some((key, inner)) => {
-                others.extend(items.iter().filter(|(k, _)| k != key).map(|(k, _)| k.to_string()));
+                others.extend(items.iter().filter(|(k, _)| &**k != key).map(|(k, _)| k.to_string()));
                 entry.push(key);
                 value = inner;
             }
             None if tensors.is_empty() => {
-                let keys = listed(items.iter().map(|(k, _)| &**k));
                 return Err(format!(
-                    "holds no tensors by name; its entries are {keys}: name the one to read"
+                    "holds no tensors by name; its entries are {}: name the one to read with {}",
+                    listed(items.iter().map(|(k, _)| &**k)),
+                    asks.name(Hint::Entry)
                 ));
             }
-            None => return Ok(Chosen { entry: entry.join("."), others, tensors }),
+            None => return Ok(Chosen { entry: entry.join("."), others, tensors, dict: *i }),
         }
     }
     Err(format!("nests its weights more than {MAX_DEPTH} deep: save `model.state_dict()` alone"))
+}
+
+type Items = [(std::rc::Rc<str>, Value)];
+
+/// A later assignment of a key replaces the earlier one, as in Python; a state dict has each once.
+fn find<'a>(items: &'a Items, key: &str) -> Option<(&'a str, &'a Value)> {
+    items.iter().rev().find(|(k, v)| &**k == key && matches!(v, Value::Dict(_))).map(|(k, v)| (&**k, v))
+}
+
+fn tensors(items: &Items) -> Vec<(&str, &TensorRef)> {
+    items
+        .iter()
+        .filter_map(|(k, v)| if let Value::Tensor(t) = v { Some((&**k, &**t)) } else { None })
+        .collect()
+}
+
+/// The entry that `name` begins with, and what of the name is left: keys may have dots themselves.
+fn step_into<'a, 'n>(items: &'a Items, name: &'n str) -> Option<(&'a str, &'a Value, Option<&'n str>)> {
+    let ends = std::iter::once(name.len()).chain(name.rmatch_indices('.').map(|(at, _)| at));
+    ends.filter_map(|end| {
+        let (key, inner) = find(items, &name[..end])?;
+        Some((key, inner, name.get(end + 1..).filter(|rest| !rest.is_empty())))
+    })
+    .next()
+}
+
+/// The tensors whose names begin with `name` and a dot, without it.
+fn below<'a>(tensors: &[(&'a str, &'a TensorRef)], name: &str) -> Option<Vec<(&'a str, &'a TensorRef)>> {
+    let rest = |t: &'a str| t.strip_prefix(name)?.strip_prefix('.');
+    let found: Vec<_> = tensors.iter().filter_map(|(n, t)| Some((rest(n)?, *t))).collect();
+    (!found.is_empty()).then_some(found)
+}
+
+/// The best known entry, or the only one that holds an encoder whatever it is called.
+fn best<'a>(pickle: &'a Pickle, items: &'a Items) -> Option<(&'a str, &'a Value)> {
+    ENTRIES.iter().find_map(|key| find(items, key)).or_else(|| {
+        let encoders = items.iter().filter(|(_, v)| match v {
+            Value::Dict(i) => tensors(&pickle.dicts[*i]).iter().any(|(name, _)| has_anchor(name)),
+            _ => false,
+        });
+        let mut encoders = encoders.map(|(k, v)| (&**k, v));
+        encoders.next().filter(|_| encoders.next().is_none())
+    })
 }
 
 fn listed<'a>(keys: impl ExactSizeIterator<Item = &'a str>) -> String {

@@ -1,5 +1,6 @@
 //! Writing what `torch.load(weights_only=True)` opens.
 
+use std::collections::BTreeMap;
 use std::io::{Cursor, Write};
 use std::path::Path;
 
@@ -8,6 +9,7 @@ use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
 use super::names::Naming;
+use super::pth::ATTRIBUTE;
 use super::tensor::{StateDict, Tensor};
 use crate::atomic;
 use crate::error::{Error, Result};
@@ -26,7 +28,8 @@ pub struct PthLayout<'a> {
 /// Alignment of the tensors in the file, that of `torch.save`.
 const ALIGNMENT: u16 = 64;
 
-/// Writes `state`, which has timm's names, as a whole or not at all. The bytes depend on the arguments only.
+/// Writes `state`, which has timm's names, as a whole or not at all, with its [`metadata`](StateDict::metadata) as an attribute
+/// of the state dict. The bytes depend on the arguments only.
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::File`] for a tensor with NaN or infinite values, or when two would get the same name.
@@ -95,6 +98,21 @@ impl Pickle {
             self.tensor(i, tensor);
         }
         self.0.push(b'u');
+        if !state.metadata.is_empty() {
+            self.metadata(&state.metadata);
+        }
+    }
+
+    /// What shapes do not tell, as an attribute of the `OrderedDict`, where `load_state_dict` does not see it.
+    fn metadata(&mut self, metadata: &BTreeMap<String, String>) {
+        self.0.push(b'}');
+        self.text(ATTRIBUTE);
+        self.0.extend(*b"}(");
+        for (key, value) in metadata {
+            self.text(key);
+            self.text(value);
+        }
+        self.0.extend(*b"usb");
     }
 
     /// `_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, backward_hooks)`.

@@ -1,13 +1,14 @@
 //! Tensors of a weights file and the ordered list of them.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use half::{bf16, f16};
 
+use super::options::Asks;
 use crate::error::{Error, Result};
 use crate::tensor::Shape;
 
@@ -195,8 +196,10 @@ pub struct StateDict {
     pub entry: String,
     /// What else the file holds and was not read.
     pub other_entries: Vec<String>,
-    /// The metadata of a safetensors file.
+    /// What the file says of itself: the metadata of a safetensors file, or what a PyTorch file that was written here says.
     pub metadata: BTreeMap<String, String>,
+    /// How another entry can be asked for.
+    pub asks: Asks,
 }
 
 impl StateDict {
@@ -249,6 +252,24 @@ impl StateDict {
         self.renamed(|name| name.strip_prefix(prefix).map(str::to_owned))
     }
 
+    /// [`StateDict::under`] of what stands before the names of one of several encoders, with or without its dot.
+    ///
+    /// # Errors
+    /// [`Error::File`] when no name begins so; tells how they begin.
+    pub(super) fn entry(&self, name: &str) -> Result<StateDict> {
+        let prefix = format!("{}.", name.trim_end_matches('.'));
+        let mut found = self.under(&prefix);
+        if found.is_empty() {
+            let first = self.names().map(|n| n.split('.').next().unwrap_or(n));
+            let first: Vec<_> = first.collect::<BTreeSet<_>>().into_iter().take(12).collect();
+            return Err(
+                self.error(format!("has no entry `{name}`: its names begin with `{}`", first.join("`, `")))
+            );
+        }
+        found.entry = name.trim_end_matches('.').to_owned();
+        Ok(found)
+    }
+
     /// The tensors that `rename` keeps, under its names; a name that two of them would take keeps the first.
     pub fn renamed(&self, rename: impl Fn(&str) -> Option<String>) -> StateDict {
         let mut out = StateDict {
@@ -256,6 +277,7 @@ impl StateDict {
             entry: self.entry.clone(),
             other_entries: self.other_entries.clone(),
             metadata: self.metadata.clone(),
+            asks: self.asks,
             ..StateDict::default()
         };
         for (name, tensor) in &self.tensors {

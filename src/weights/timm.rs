@@ -68,6 +68,9 @@ impl List {
         if v.class_token {
             self.add("cls_token", &[1, 1, d]);
         }
+        if v.distillation_token {
+            self.add("dist_token", &[1, 1, d]);
+        }
         if v.registers > 0 {
             self.add("reg_token", &[1, v.registers, d]);
         }

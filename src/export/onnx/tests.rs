@@ -39,6 +39,7 @@ fn architecture(config: &EncoderConfig) -> Architecture {
             channels: 3,
             positions: 9,
             class_token: true,
+            distillation_token: false,
             registers: 0,
             layer_scale: false,
         }),

@@ -129,19 +129,34 @@ const STARNET: &[Key] = &[
 const ENCODER: &[Key] = &[
     key("encoder.kind", Kind::Text, "vit, tinyvit or starnet"),
     key("encoder.drop_path", Kind::Float, "stochastic depth rate of the last block; 0: off"),
-    optional("encoder.init", Kind::Text, "weights that it starts from, safetensors or .pth; none: drawn"),
+    optional(
+        "encoder.init",
+        Kind::Text,
+        "weights that it starts from, safetensors, .pth or a run; none: drawn",
+    ),
     optional(
         "encoder.init_grid",
         Kind::Counts(2),
         "[height, width] of their position table in patches; none: square, or as img_size",
     ),
+    optional(
+        "encoder.init_entry",
+        Kind::Text,
+        "which of their entries; of a run student or expert; none: the usual one",
+    ),
+    optional(
+        "encoder.init_mean",
+        Kind::Floats(3),
+        "mean of the images that they are for; none: as they say, or ImageNet's",
+    ),
+    optional("encoder.init_std", Kind::Floats(3), "deviation of these; none: as they say, or ImageNet's"),
 ];
 
 const REST: &[Key] = &[
     optional(
         "expert.path",
         Kind::Text,
-        "weights of a frozen pretrained expert, safetensors or .pth; none: the student's moving average",
+        "weights of a frozen pretrained expert, safetensors, .pth or a run; none: the student's moving average",
     ),
     optional("expert.num_heads", Kind::Count, "its attention heads, if a ViT; none: one per 64 channels"),
     optional(
@@ -154,6 +169,17 @@ const REST: &[Key] = &[
         Kind::Counts(2),
         "[height, width] of its position table in patches; none: square, or that of views.global_size",
     ),
+    optional(
+        "expert.entry",
+        Kind::Text,
+        "which entry of the file; of a run student or expert; none: the usual one",
+    ),
+    optional(
+        "expert.mean",
+        Kind::Floats(3),
+        "mean of the images that it is for; none: as it says, or ImageNet's",
+    ),
+    optional("expert.std", Kind::Floats(3), "deviation of these; none: as it says, or ImageNet's"),
     key("csm.hidden", Kind::Count, "width of the hidden layers"),
     key("csm.bottleneck", Kind::Count, "width before the prototypes"),
     key("csm.prototypes", Kind::Count, "number of prototypes"),

@@ -73,12 +73,24 @@ impl TrainConfig {
             ("expert.num_heads", expert.num_heads.is_some()),
             ("expert.tap", expert.tap.is_some()),
             ("expert.grid", expert.grid.is_some()),
+            ("expert.entry", expert.entry.is_some()),
+            ("expert.mean", expert.mean.is_some()),
+            ("expert.std", expert.std.is_some()),
         ];
         for (key, set) in keys {
             require(!set || expert.path.is_some(), key, || "needs an expert: set `expert.path` too".into())?;
         }
-        let needless = self.encoder.init_grid.is_some() && init.is_none();
-        require(!needless, "encoder.init_grid", || "needs weights: set `encoder.init` too".into())
+        let encoder = &self.encoder;
+        let keys = [
+            ("encoder.init_grid", encoder.init_grid.is_some()),
+            ("encoder.init_entry", encoder.init_entry.is_some()),
+            ("encoder.init_mean", encoder.init_mean.is_some()),
+            ("encoder.init_std", encoder.init_std.is_some()),
+        ];
+        for (key, set) in keys {
+            require(!set || init.is_some(), key, || "needs weights: set `encoder.init` too".into())?;
+        }
+        Ok(())
     }
 
     fn validate_decoders(&self) -> Result<()> {
