@@ -122,7 +122,10 @@ fn a_part_that_fails_shows_its_first_error() {
     assert!(words.iter().all(|w| row.contains(w)) && !row.contains("illegal"), "{row}");
     // A process that dies names the test that it was at, and the other families still run.
     let row = tree.row("kernel_tests.gemm");
-    assert!(row.contains("FAILED (SIGSEGV)") && row.contains("ended in test cu_gemm::linear::in_bf16"), "{row}");
+    assert!(
+        row.contains("FAILED (SIGSEGV)") && row.contains("ended in test cu_gemm::linear::in_bf16"),
+        "{row}"
+    );
     assert!(tree.row("kernel_tests.pointwise").contains("| ok |"));
     assert!(!tree.table().contains("every_variant"));
     let row = tree.row("verify.vit-micro-star.bf16");
