@@ -15,6 +15,7 @@ pub mod step;
 pub mod synth;
 pub mod train;
 pub mod verify;
+mod verify_numeric;
 
 use crate::error::Result;
 use clap::{Parser, Subcommand};
@@ -39,7 +40,7 @@ pub enum Command {
     Export(export::ExportArgs),
     /// Features of a folder of images, as NumPy arrays or safetensors
     Embed(embed::EmbedArgs),
-    /// Check one step against recorded numbers of the reference implementation
+    /// Check one step against recorded numbers of the reference implementation, or gradients against central differences
     Verify(verify::VerifyArgs),
     /// Show how a step's memory is laid out
     Plan(plan::PlanArgs),
