@@ -1,7 +1,7 @@
 //! saip-engine: pretrains lightweight human-centric vision models with SAIP (Scale-Aware Image Pretraining).
 //!
 //! The layers, each using only those above it: [`error`], [`console`], [`interrupt`], [`atomic`], [`output_folder`], [`tensor`], [`ir`], [`plan`], [`backend`], ([`cpu`],
-//! [`cuda`]), [`nn`], [`saip`], [`data`], [`weights`], [`export`], [`eval`], [`train`], [`report`], [`cli`].
+//! [`cuda`]), [`nn`], [`saip`], [`data`], [`weights`], [`export`], [`eval`], [`train`], [`verify`], [`report`], [`cli`].
 
 // First, so that all others print by its macros.
 #[macro_use]
@@ -27,6 +27,7 @@ pub mod saip;
 pub mod tensor;
 pub mod train;
 pub mod units;
+pub mod verify;
 pub mod weights;
 
 pub use error::{Error, Result};

@@ -55,6 +55,17 @@ fn pair(total: u64, base: u64, units: [&str; 2]) -> String {
     format!("{} {} {:02} {}", total / base, units[0], total % base, units[1])
 }
 
+/// The median of `values`, which are sorted: the middle one, or the mean of the two in the middle. NaN without any.
+pub fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => values[middle],
+        _ => values[middle - 1].midpoint(values[middle]),
+    }
+}
+
 /// `count` with thousands separators: `1,234,567`.
 pub fn grouped(count: u64) -> String {
     let digits = count.to_string();
@@ -112,6 +123,15 @@ fn escape(out: &mut String, bytes: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn medians_of_even_counts_lie_between() {
+        assert_eq!(median(&mut [3.0]), 3.0);
+        assert_eq!(median(&mut [9.0, 1.0]), 5.0);
+        assert_eq!(median(&mut [5.0, 1.0, 100.0]), 5.0);
+        assert_eq!(median(&mut [8.0, 2.0, 100.0, 4.0]), 6.0);
+        assert!(median(&mut []).is_nan());
+    }
 
     #[test]
     fn units() {

@@ -403,6 +403,7 @@ fn info_plan_and_bench_print_their_tables() {
         again(&[]).refused(&["arena.svg", "--force"]);
         again(&["--force"]).ok();
     }
+    let tiny: Vec<&str> = TINY.iter().filter(|k| !k.contains("batch=")).flat_map(|k| ["--set", k]).collect();
     let bench = |extra: &[&str]| {
         run(engine(dir.path())
             .args(["bench", "step", "--preset", "demo", "--batch", "2", "--steps", "2", "--warmup", "1"])
@@ -421,6 +422,20 @@ fn info_plan_and_bench_print_their_tables() {
         assert!(words.iter().all(|w| ended.stderr.contains(w)), "{ended:?}");
     }
     bench(&["--device", "cpu", "--dtype", "bf16"]).refused(&["cpu", "bf16", "--dtype f32"]);
+    // What cannot be done as asked is refused, not ignored.
+    bench(&["--set", "optim.batch=16"]).refused(&["--set optim.batch=16", "--batch"]);
+    bench(&["--device", "ptx-vm", "--threads", "2"]).refused(&["--threads 2", "--device cpu"]);
+    bench(&["--device", "cpu", "--kernels", "."]).refused(&["--kernels .", "ptx-vm"]);
+    for scale in ["0", "-1", "NaN", "1e9"] {
+        bench(&[&format!("--scale={scale}")]).refused(&["--scale", "at most 16"]);
+    }
+    run(engine(dir.path()).args(["plan", "--preset", "demo", "--scale", "0.01"]))
+        .refused(&["--scale 0.01", "patches"]);
+    run(engine(dir.path()).args(["plan", "--preset", "demo", "--device", "cuda", "--dtype", "f64"]))
+        .refused(&["cuda", "f64", "--dtype bf16"]);
+    run(engine(dir.path()).args(["train", "--out", "none", "--probe", ".", "--set", "run.probe_every=0"]))
+        .refused(&["--probe", "run.probe_every"]);
+    assert!(!dir.path().join("none").exists());
     run(engine(dir.path()).args(["plan", "--preset", "demo", "--svg", "no/where.svg"]))
         .refused(&["no/where.svg"]);
 }

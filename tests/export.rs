@@ -227,6 +227,8 @@ fn full_run(dir: &Path, preset: &str) -> PathBuf {
         seed: 0,
         config_hash: String::new(),
         engine_version: String::new(),
+        images: None,
+        dtype: None,
         counters: BTreeMap::new(),
         history: serde_json::Value::Null,
     };

@@ -27,9 +27,10 @@ fn every_command_finds_its_kernels_in_a_folder_that_was_built_ahead() {
     // Steps in both precisions, by other batches; training with calibration, probe and report; features.
     let step = ["bench", "step", "--preset", "demo", "--device", "ptx-vm", "--steps", "1", "--warmup", "0"];
     let train = ["train", "--preset", "demo", "--device", "ptx-vm", "--out", "run", "--set", "optim.steps=1"];
+    let shape: Vec<&str> = TINY.iter().filter(|k| !k.contains("batch=")).flat_map(|k| ["--set", k]).collect();
     let commands: [Vec<&str>; 4] = [
-        [&step[..], &["--batch", "1"], &tiny].concat(),
-        [&step[..], &["--batch", "3", "--dtype", "bf16"], &tiny].concat(),
+        [&step[..], &["--batch", "1"], &shape].concat(),
+        [&step[..], &["--batch", "3", "--dtype", "bf16"], &shape].concat(),
         [&train[..], &["--set", "optim.warmup_steps=0"], &tiny].concat(),
         vec![
             "embed", "run", "--images", "imgs", "--out", "features", "--device", "ptx-vm", "--tokens", "both",

@@ -171,3 +171,41 @@ fn what_cannot_be_logged_is_refused() {
     let error = EventWriter::create(&dir.path().join("file")).unwrap_err().to_string();
     assert!(error.contains("file"), "{error}");
 }
+
+/// A file as a machine leaves it whose clock was far ahead, then set right.
+#[test]
+fn a_clock_that_is_set_back_does_not_disorder_the_curves() {
+    let dir = TempDir::new().unwrap();
+    let ahead = 4_000_000_000u64;
+    let mut payload = vec![0x09];
+    payload.extend((ahead as f64 + 0.5).to_le_bytes());
+    payload.extend([0x10, 7]);
+    let length = (payload.len() as u64).to_le_bytes();
+    let mut bytes = length.to_vec();
+    bytes.extend(masked(&length).to_le_bytes());
+    bytes.extend(&payload);
+    bytes.extend(masked(&payload).to_le_bytes());
+    // Torn, as a crash leaves it.
+    bytes.extend(length);
+    let old = dir.path().join(format!("events.out.tfevents.{ahead}.host.1.0"));
+    fs::write(&old, bytes).unwrap();
+    for junk in ["events.out.tfevents.", "events.out.tfevents.x", "events.out.tfevents.99999999999.h"] {
+        fs::write(dir.path().join(junk), [0xff; 40]).unwrap();
+    }
+    let mut writer = EventWriter::resume(dir.path(), 8).unwrap();
+    for step in 8..12 {
+        writer.scalar("loss", step, 1.0).unwrap();
+    }
+    writer.flush().unwrap();
+    let mut last = ahead as f64 + 0.5;
+    for event in events(writer.path()) {
+        let Field::Fixed64(bits) = event[&1] else { panic!("wall_time is no double") };
+        let time = f64::from_le_bytes(bits);
+        assert!(time >= last && time < ahead as f64 + 60.0, "{time} after {last}");
+        last = time;
+    }
+    // TensorBoard reads files in the order of their names.
+    assert!(writer.path() > old.as_path(), "{}", writer.path().display());
+    let third = EventWriter::resume(dir.path(), 12).unwrap();
+    assert!(third.path() > writer.path());
+}

@@ -66,6 +66,11 @@ fn a_run_learns_and_leaves_everything_behind() {
             ["loss/csm", "loss/csr", "loss/css"].iter().map(|k| line[*k].as_f64().unwrap()).sum();
         assert!((line["loss/total"].as_f64().unwrap() - parts).abs() < 1e-5, "{line}");
     }
+    // Eight rows over 32 prototypes; blurred as they are their mean is worth more than ln 8.
+    for share in ["health/sample_entropy", "health/mean_entropy", "health/spread"] {
+        let values = column(&steps, share);
+        assert!(values.iter().all(|v| (0.0..=1.0).contains(v)), "{share}: {values:?}");
+    }
     let probes: Vec<&Value> = lines.iter().filter(|l| l.get("probe/map").is_some()).collect();
     assert_eq!(probes.iter().map(|l| l["step"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 20, 40]);
     assert!(probes.iter().all(|l| (0.0..=1.0).contains(&l["probe/map"].as_f64().unwrap())));
@@ -394,7 +399,7 @@ fn a_finished_run_can_be_lengthened_but_not_turned_into_another() {
     let out = dir.path().join("run");
     let before = support::contents(&out);
     for (key, old, new) in
-        [("encoder.embed_dim", "24", "32"), ("optim.base_lr", "0.1", "0.2"), ("csm.prototypes", "32", "64")]
+        [("encoder.embed_dim", "24", "32"), ("optim.eps", "1e-8", "1e-6"), ("csm.prototypes", "32", "64")]
     {
         let line = run(resume(dir.path(), "run").args(["--set", &format!("{key}={new}")]))
             .refused(&[&format!("`{key}` was {old}, now {new}"), "--out"]);
@@ -446,17 +451,14 @@ fn steps_that_are_not_finite_are_skipped_and_end_the_run() {
             "{line}"
         );
     }
-    // Those before the last bad step were saved; skipped steps changed nothing, however often they came.
-    assert_eq!(checkpoints(&out).len() as u64, first + 2);
-    let good = tensors(&out, first - 1);
-    assert!(good.values().flatten().all(|x| x.is_finite()));
-    assert_eq!(good, tensors(&out, first + 2));
+    // Those before the first bad step were saved: skipped steps change nothing that would be worth it.
+    assert_eq!(checkpoints(&out).len() as u64, first - 1);
+    assert!(tensors(&out, first - 1).values().flatten().all(|x| x.is_finite()));
     // The log says `null` where a number is missing, and each line is read back.
     assert!(metrics(&out).iter().any(|l| l["loss/total"].is_null()));
     let store = saip_engine::train::checkpoint::Checkpoints::open(out.join("checkpoints"), 9).unwrap();
     let newest = store.latest().unwrap().unwrap();
-    assert!(newest.warnings.is_empty() && newest.state.step == first + 2);
-    assert_eq!(newest.state.counters["skipped_steps"], 3);
+    assert!(newest.warnings.is_empty() && newest.state.step == first - 1);
 }
 
 #[test]

@@ -2,19 +2,15 @@
 
 use super::cuda::CudaArgs;
 use super::device::{Device, DeviceOptions, parse_dtype, parse_target};
-use super::step::StepArgs;
-use crate::data::batch::{Batch, ViewGeometry};
-use crate::data::rng::{Purpose, stream};
-use crate::data::views::{random_positions, step_config_at};
+use super::step::{StepArgs, at_scale};
+use crate::data::views::random_batch;
 use crate::error::{Error, Result};
 use crate::report::table::table;
 use crate::saip::StepPoint;
-use crate::saip::config::{PATCH, StepConfig};
 use crate::tensor::DType;
 use crate::train::engine::{Engine, EngineOptions};
 use crate::train::pretrained::base_step;
-use crate::units::human_bytes;
-use rand_distr::{Distribution, StandardNormal};
+use crate::units::{human_bytes, median};
 use serde_json::json;
 use std::time::Instant;
 
@@ -53,9 +49,9 @@ pub struct BenchOpsArgs {
     /// Precision: bf16 or f32
     #[arg(long, default_value = "bf16", value_parser = parse_dtype)]
     pub dtype: DType,
-    /// Architecture that the interpreter claims, and whose compiler figures are told (a GPU is its own)
-    #[arg(long, default_value = "sm_90a", value_parser = parse_target)]
-    pub target: (u32, u32),
+    /// Architecture that the interpreter claims, and whose compiler figures are told; a GPU is its own [default: sm_90a]
+    #[arg(long, value_parser = parse_target)]
+    pub target: Option<(u32, u32)>,
     /// Times that each op runs; the median counts
     #[arg(long, default_value_t = 20)]
     pub repeats: usize,
@@ -125,10 +121,12 @@ fn bench_step(args: &BenchStepArgs) -> Result<()> {
     }
     let cfg = args.step.resolve(Some(args.batch))?;
     let base = base_step(&cfg)?;
-    let step = step_config_at(&base, args.scale);
+    let step = at_scale(&base, args.scale)?;
     let options =
         DeviceOptions { threads: args.threads, cuda: args.cuda.clone(), ..DeviceOptions::default() };
-    let backend = Device::parse(&args.device)?.open(args.dtype, &options)?;
+    let device = Device::parse(&args.device)?;
+    device.check_threads(args.threads)?;
+    let backend = device.open(args.dtype, &options)?;
     let device = backend.name();
     let options = EngineOptions {
         micro_steps: 1,
@@ -153,8 +151,8 @@ fn bench_step(args: &BenchStepArgs) -> Result<()> {
             seconds.push(began.elapsed().as_secs_f64());
         }
     }
-    seconds.sort_by(f64::total_cmp);
-    let (min, median, max) = (seconds[0], seconds[seconds.len() / 2], seconds[seconds.len() - 1]);
+    let median = median(&mut seconds);
+    let (min, max) = (seconds[0], seconds[seconds.len() - 1]);
     let images = args.batch as f64 / median;
     let peak = peak_resident_bytes();
     if args.json {
@@ -176,25 +174,6 @@ fn bench_step(args: &BenchStepArgs) -> Result<()> {
     let headers = ["device", "batch", "s/step (median)", "min - max", "images/s", "peak memory"];
     println!("{}", table(&headers, &[row]));
     Ok(())
-}
-
-/// A batch of normally distributed pixels with random masks and boxes.
-pub(super) fn random_batch(cfg: &StepConfig, seed: u64) -> Batch {
-    let geometry = ViewGeometry::of(cfg);
-    let mut rng = stream(seed, 0, 0, Purpose::Views);
-    let mut pixels = |images: usize, [h, w]: [usize; 2]| -> Vec<f32> {
-        (0..images * 3 * h * w).map(|_| StandardNormal.sample(&mut rng)).collect()
-    };
-    let b = cfg.batch;
-    let (global, local) = (pixels(2 * b, cfg.global_size), pixels(cfg.locals * b, cfg.local_size));
-    let (rescaled, masked) = (pixels(2 * b, cfg.rescaled_size), pixels(b, cfg.masked_size));
-    let scene = pixels(b, [cfg.scene_size; 2]);
-    let mut rng = stream(seed, 0, 0, Purpose::Mask);
-    let keep =
-        (0..b).flat_map(|_| random_positions(geometry.masked_tokens(), geometry.visible, &mut rng)).collect();
-    let side = cfg.scene_size / PATCH;
-    let boxes = (0..2 * b * side * side).map(|i| f32::from(u8::from(i % 3 == 0))).collect();
-    Batch { geometry, global, local, rescaled, masked, keep, scene, boxes, names: vec!["random".into(); b] }
 }
 
 /// The largest resident set of this process so far; None where the system does not tell.

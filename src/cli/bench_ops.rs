@@ -1,10 +1,11 @@
 //! `saip-engine bench ops`.
 
-use super::bench::{BenchOpsArgs, random_batch};
+use super::bench::BenchOpsArgs;
 use super::bench_ops_tables::print;
 use super::device::{Device, DeviceOptions};
+use super::step::at_scale;
 use crate::backend::{Ceilings, OpCounts, OpKernel, OpMeasure};
-use crate::data::views::step_config_at;
+use crate::data::views::random_batch;
 use crate::error::{Error, Result};
 use crate::saip::StepPoint;
 use crate::tensor::DType;
@@ -12,6 +13,9 @@ use crate::train::engine::{Engine, EngineOptions};
 use crate::train::pretrained::base_step;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+
+/// Architecture that the interpreter claims by default.
+pub(super) const TARGET: (u32, u32) = (9, 0);
 
 /// All ops of one kind on operands of one shape.
 #[derive(Default)]
@@ -127,10 +131,16 @@ pub fn run(args: &BenchOpsArgs) -> Result<()> {
     }
     let cfg = args.step.resolve(Some(args.batch))?;
     let base = base_step(&cfg)?;
-    let step = step_config_at(&base, args.scale);
-    let options =
-        DeviceOptions { cuda: args.cuda.clone(), interpreted: args.target, ..DeviceOptions::default() };
-    let mut backend = Device::parse(&args.device)?.open(args.dtype, &options)?;
+    let step = at_scale(&base, args.scale)?;
+    let device = Device::parse(&args.device)?;
+    if let (Some(_), Device::Cuda(_)) = (args.target, device) {
+        return Err(Error::usage(
+            "--target is what the interpreter claims to be; a GPU is its own: leave it out",
+        ));
+    }
+    let target = args.target.unwrap_or(TARGET);
+    let options = DeviceOptions { cuda: args.cuda.clone(), interpreted: target, ..DeviceOptions::default() };
+    let mut backend = device.open(args.dtype, &options)?;
     let device = backend.name();
     // Before the step takes its memory.
     let ceilings = backend.ceilings(args.repeats)?;
@@ -149,7 +159,7 @@ pub fn run(args: &BenchOpsArgs) -> Result<()> {
     let timed = measures.iter().any(|m| m.seconds.is_some());
     if args.json {
         let rows: Vec<Value> = groups.iter().map(|g| g.record(timed)).collect();
-        let target = format!("sm_{}{}", args.target.0, args.target.1);
+        let target = format!("sm_{}{}", target.0, target.1);
         let mut record = json!({
             "device": device, "preset": args.step.preset, "batch": args.batch, "dtype": args.dtype.to_string(),
             "repeats": args.repeats,

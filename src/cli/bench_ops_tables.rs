@@ -1,7 +1,7 @@
 //! The tables of `saip-engine bench ops`: times beside ceilings and cuBLASLt, or the interpreter's counts; kernels.
 
 use super::bench::BenchOpsArgs;
-use super::bench_ops::{Group, count_kernel};
+use super::bench_ops::{Group, TARGET, count_kernel};
 use crate::backend::{Ceilings, OpKernel};
 use crate::report::table::table;
 use crate::units::human_bytes;
@@ -30,7 +30,8 @@ pub(super) fn print(groups: &[Group], args: &BenchOpsArgs, ceilings: Option<&Cei
     } else {
         println!("\n{}", memory(groups, shown));
         println!("\nMatrix instructions against what the op needs.\n{}", arithmetic(groups, shown));
-        println!("\nWhat follows is the compiler's, for sm_{}{}.", args.target.0, args.target.1);
+        let (major, minor) = args.target.unwrap_or(TARGET);
+        println!("\nWhat follows is the compiler's, for sm_{major}{minor}.");
     }
     println!(
         "\nKernels; resident: blocks that a multiprocessor holds at a time.\n{}",

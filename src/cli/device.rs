@@ -72,12 +72,41 @@ impl Device {
         if let Device::Cuda(_) = self { DType::Bf16 } else { DType::F32 }
     }
 
+    /// Whether it computes in `dtype`.
+    pub fn computes_in(self, dtype: DType) -> bool {
+        match self {
+            Device::Cpu => matches!(dtype, DType::F32 | DType::F64),
+            Device::Cuda(_) | Device::PtxVm => matches!(dtype, DType::F32 | DType::Bf16),
+        }
+    }
+
+    /// Refuses a number of CPU threads for a device that has none.
+    ///
+    /// # Errors
+    /// [`Error::Usage`].
+    pub fn check_threads(self, threads: usize) -> Result<()> {
+        match self {
+            Device::Cpu => Ok(()),
+            _ if threads == 0 => Ok(()),
+            _ => Err(Error::usage(format!(
+                "--threads {threads} counts threads of the CPU, on which nothing is computed: leave it out, or pass \
+                 --device cpu"
+            ))),
+        }
+    }
+
     /// Opens it for computing in `dtype`.
     ///
     /// # Errors
     /// [`Error::Device`] when it, or a library that it needs, is not there; the message says what to install.
     pub fn open(self, dtype: DType, options: &DeviceOptions) -> Result<Box<dyn Backend>> {
         let DeviceOptions { threads, ref cuda, interpreted } = *options;
+        if let (Device::Cpu, Some(folder)) = (self, &cuda.kernels) {
+            return Err(Error::usage(format!(
+                "--kernels {}: nothing is computed by CUDA kernels on the CPU: leave it out, or pass --device ptx-vm",
+                folder.display()
+            )));
+        }
         match (self, dtype) {
             (Device::Cpu, DType::F32) => Ok(Box::new(CpuBackend::<f32>::new(threads)?)),
             (Device::Cpu, DType::F64) => Ok(Box::new(CpuBackend::<f64>::new(threads)?)),

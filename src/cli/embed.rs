@@ -2,8 +2,8 @@
 
 use super::cuda::CudaArgs;
 use super::device::{Device, DeviceOptions, parse_dtype};
-use crate::data::left_out;
 use super::weights::WeightsArgs;
+use crate::data::left_out;
 use crate::data::source::open_source;
 use crate::embed::{ArrayFormat, EmbedFiles, Embedded, Embedder, embed};
 use crate::error::{Error, Result};

@@ -18,6 +18,7 @@ pub mod step;
 pub mod synth;
 pub mod train;
 pub mod verify;
+mod verify_numeric;
 pub mod weights;
 
 use crate::error::Result;
@@ -47,7 +48,7 @@ pub enum Command {
     Eval(eval::EvalArgs),
     /// Write a run's report again, or one page of several runs
     Report(report::ReportArgs),
-    /// Check one step against recorded numbers of the reference implementation
+    /// Check one step against recorded numbers of the reference implementation, or gradients against central differences
     Verify(verify::VerifyArgs),
     /// Show how a step's memory is laid out
     Plan(plan::PlanArgs),

@@ -1,11 +1,11 @@
 //! `saip-engine plan`.
 
 use super::device::{Device, DeviceOptions, parse_dtype};
-use super::step::StepArgs;
+use super::step::{StepArgs, at_scale};
 use crate::atomic;
 use crate::backend::Backend;
 use crate::cuda::PlanningBackend;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ir::dump;
 use crate::plan::Plan;
 use crate::report::memory_svg;
@@ -58,7 +58,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let cfg = args.step.resolve(args.batch)?;
     let base = base_step(&cfg)?;
     let scale = args.scale.unwrap_or(cfg.views.scale[1]);
-    let step = crate::data::views::step_config_at(&base, scale);
+    let step = at_scale(&base, scale)?;
     let mut backend = planner(args, cfg.run.threads)?;
     let micro_steps = cfg.optim.accumulation(1)?;
     let opts = StepOptions { dtype: args.dtype, micro_steps, drop_path: cfg.encoder.drop_path };
@@ -86,6 +86,10 @@ fn planner(args: &PlanArgs, threads: usize) -> Result<Box<dyn Backend>> {
         "cuda" if matches!(args.dtype, DType::Bf16 | DType::F32) => {
             Ok(Box::new(PlanningBackend::new(args.dtype)))
         }
+        "cuda" => Err(Error::device(
+            "cuda",
+            format!("computes in bf16 or f32, not in {}: choose --dtype bf16", args.dtype),
+        )),
         device => {
             Device::parse(device)?.open(args.dtype, &DeviceOptions { threads, ..DeviceOptions::default() })
         }

@@ -86,7 +86,8 @@ pub fn run(args: &SynthArgs) -> Result<()> {
         summary.query,
         summary.gallery,
         export.config.identities,
-        export.config.cameras
+        // They take turns: with fewer images some have none.
+        export.config.cameras.min(export.config.images_per_identity)
     );
     Ok(())
 }

@@ -5,10 +5,12 @@ use super::device::{Device, DeviceOptions, parse_dtype};
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
 use crate::tensor::DType;
+use crate::train::checkpoint::Checkpoints;
 use crate::train::config::TrainConfig;
 use crate::train::folder::RunFolder;
 use crate::train::presets::{DEFAULT, PRESETS};
 use crate::train::pretrained::settled;
+use crate::train::resume::Resume;
 use crate::train::run::{Outcome, train};
 use crate::units::human_duration;
 use std::path::{Path, PathBuf};
@@ -50,6 +52,12 @@ pub struct TrainArgs {
     /// Go on from the newest intact checkpoint of the run folder
     #[arg(long)]
     pub resume: bool,
+    /// Go on from the checkpoint of this step instead; later ones are set aside
+    #[arg(long, value_name = "N", requires = "resume")]
+    pub step: Option<u64>,
+    /// Go on although the images are not those that the run was trained on
+    #[arg(long, requires = "resume")]
+    pub other_images: bool,
     /// Compute activations again in the backward pass: less memory, more time
     #[arg(long)]
     pub recompute: bool,
@@ -90,6 +98,13 @@ impl TrainArgs {
         TrainConfig::resolve(self.preset.as_deref(), file, &sets)
     }
 
+    /// The precision of a run that goes on, where the device computes in it; else the one in which the device is fastest.
+    fn usual_dtype(&self, device: Device, out: &Path) -> DType {
+        let before = self.resume.then(|| Checkpoints::for_reading(out.join("checkpoints")).newest_state());
+        let before = before.flatten().and_then(|state| parse_dtype(&state.dtype?).ok());
+        before.filter(|dtype| device.computes_in(*dtype)).unwrap_or(device.training_dtype())
+    }
+
     /// `--out`, or a folder under `runs/` that does not exist yet.
     fn out(&self) -> Result<PathBuf> {
         if let Some(out) = &self.out {
@@ -122,17 +137,24 @@ pub fn run(args: &TrainArgs) -> Result<i32> {
     if !args.resume || args.preset.is_some() || args.config.is_some() {
         cfg = settled(cfg)?;
     }
+    if args.probe.is_some() && cfg.run.probe_every == 0 {
+        return Err(Error::usage(
+            "--probe names images to try the features on, but `run.probe_every` is 0, which means never: add --set \
+             run.probe_every=100",
+        ));
+    }
     if args.print_config {
         print!("{}", cfg.to_toml()?);
         return Ok(0);
     }
     let device = Device::parse(&args.device)?;
-    let dtype = args.dtype.unwrap_or(device.training_dtype());
+    let dtype = args.dtype.unwrap_or_else(|| args.usual_dtype(device, &out));
     let options =
         DeviceOptions { threads: cfg.run.threads, cuda: args.cuda.clone(), ..DeviceOptions::default() };
     let backend = device.open(dtype, &options)?;
     let interrupt = Interrupt::default();
-    let outcome = train(&cfg, &out, args.resume, backend, &interrupt)?;
+    let resume = Resume { step: args.step, other_images: args.other_images };
+    let outcome = train(&cfg, &out, args.resume.then_some(&resume), backend, &interrupt)?;
     print_outcome(&outcome, &out);
     Ok(interrupt.exit_code())
 }

@@ -13,8 +13,17 @@ use std::path::{Path, PathBuf};
 #[derive(clap::Args, Debug)]
 pub struct VerifyArgs {
     /// Fixtures: safetensors files with inputs, state, and what one step must give
-    #[arg(required = true)]
+    #[arg(required_unless_present = "numeric")]
     pub fixtures: Vec<PathBuf>,
+    /// Check gradients against central differences instead: of a whole step and of its ops; no fixture is needed
+    #[arg(long, conflicts_with_all = ["fixtures", "dump"])]
+    pub numeric: bool,
+    /// Built-in configuration whose step is checked, made small [default: demo]
+    #[arg(long, requires = "numeric")]
+    pub preset: Option<String>,
+    /// Check the ops of this name alone, such as layer_norm
+    #[arg(long, requires = "numeric", value_name = "NAME")]
+    pub op: Option<String>,
     /// Device: auto, cpu, cuda, cuda:N, or ptx-vm (the CUDA kernels, interpreted)
     #[arg(long, default_value = "auto")]
     pub device: String,
@@ -22,7 +31,8 @@ pub struct VerifyArgs {
     #[arg(long, value_parser = parse_dtype)]
     pub dtype: Option<DType>,
     /// Largest error that passes [default: 1e-6 in f64; in f32 2e-4 on the CPU, else 5e-4; in bf16 2^-8 times the root of
-    /// the longest chain of roundings in the step, and eight times that with batch normalisation]
+    /// the longest chain of roundings in the step, and eight times that with batch normalisation; with --numeric 1e-6 in
+    /// f64, in f32 by the chain and the terms of its sums]
     #[arg(long)]
     pub tol: Option<f64>,
     /// Print JSON instead of tables
@@ -63,7 +73,11 @@ pub fn run(args: &VerifyArgs) -> Result<i32> {
     if let Some(out) = &args.dump {
         atomic::refuse_to_replace(out, args.force)?;
     }
+    if args.numeric {
+        return super::verify_numeric::run(args);
+    }
     let device = Device::parse(&args.device)?;
+    device.check_threads(args.threads)?;
     let mut opened = false;
     let mut outcomes = Vec::new();
     for path in &args.fixtures {

@@ -11,6 +11,7 @@ use super::gpu_handles::{
 };
 use super::probe;
 use crate::error::{Error, Result};
+use crate::units::median;
 use cudarc::driver::result;
 use cudarc::driver::sys;
 use rayon::prelude::*;
@@ -349,9 +350,8 @@ impl Driver for GpuDriver {
     }
 
     fn measure(&mut self, work: &[Work], repeats: usize) -> Result<Measured> {
-        let mut times = self.time(work, repeats.max(1))?;
-        times.sort_by(f32::total_cmp);
-        Ok(Measured { seconds: Some(f64::from(times[times.len() / 2]) * 1e-3), counts: None })
+        let mut times: Vec<f64> = self.time(work, repeats.max(1))?.into_iter().map(f64::from).collect();
+        Ok(Measured { seconds: Some(median(&mut times) * 1e-3), counts: None })
     }
 
     fn is_timed(&self) -> bool {

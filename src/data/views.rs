@@ -2,9 +2,10 @@
 
 use image::RgbImage;
 use rand::RngExt;
+use rand_distr::{Distribution, StandardNormal};
 
 use crate::data::augment::{AugmentConfig, Augmenter};
-use crate::data::batch::ViewGeometry;
+use crate::data::batch::{Batch, ViewGeometry};
 use crate::data::rng::{Purpose, StreamRng, stream};
 use crate::data::scene::{Scene, compose};
 use crate::error::{Error, Result};
@@ -48,6 +49,25 @@ pub fn step_geometry(cfg: &StepConfig, scales: &[f64], seed: u64, step: u64) -> 
 
 fn draw_scale(count: usize, seed: u64, step: u64) -> Option<usize> {
     (count > 0).then(|| stream(seed, 0, step, Purpose::Scale).random_range(0..count as u64) as usize)
+}
+
+/// A batch of normally distributed pixels with random masks and boxes.
+pub fn random_batch(cfg: &StepConfig, seed: u64) -> Batch {
+    let geometry = ViewGeometry::of(cfg);
+    let mut rng = stream(seed, 0, 0, Purpose::Views);
+    let mut pixels = |images: usize, [h, w]: [usize; 2]| -> Vec<f32> {
+        (0..images * 3 * h * w).map(|_| StandardNormal.sample(&mut rng)).collect()
+    };
+    let b = cfg.batch;
+    let (global, local) = (pixels(2 * b, cfg.global_size), pixels(cfg.locals * b, cfg.local_size));
+    let (rescaled, masked) = (pixels(2 * b, cfg.rescaled_size), pixels(b, cfg.masked_size));
+    let scene = pixels(b, [cfg.scene_size; 2]);
+    let mut rng = stream(seed, 0, 0, Purpose::Mask);
+    let keep =
+        (0..b).flat_map(|_| random_positions(geometry.masked_tokens(), geometry.visible, &mut rng)).collect();
+    let side = cfg.scene_size / PATCH;
+    let boxes = (0..2 * b * side * side).map(|i| f32::from(u8::from(i % 3 == 0))).collect();
+    Batch { geometry, global, local, rescaled, masked, keep, scene, boxes, names: vec!["random".into(); b] }
 }
 
 /// Identifies one picture's random numbers: the run's seed, the epoch, and the picture's number within it.

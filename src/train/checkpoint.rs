@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::read::Loaded;
 use self::write::{Create, Written};
+use super::resume::ImageSet;
 use crate::atomic::{self, Unfinished};
 use crate::error::{Error, Result};
 
@@ -28,6 +29,8 @@ const FORMAT: u32 = 1;
 const WRITING: &str = ".tmp-";
 const REPLACED: &str = ".old-";
 const DELETED: &str = ".trash-";
+/// Before the names of checkpoints that a run has left for an earlier one: kept, but never read.
+const SUPERSEDED: &str = "superseded-";
 
 /// A tensor to be saved. The data stay where they are and are streamed to the disk.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +51,12 @@ pub struct RunState {
     /// [`TrainConfig::fingerprint`](super::config::TrainConfig::fingerprint) of the run.
     pub config_hash: String,
     pub engine_version: String,
+    /// The images that the run is trained on; absent in checkpoints of earlier versions.
+    #[serde(default)]
+    pub images: Option<ImageSet>,
+    /// Type that the run computes in; absent in checkpoints of earlier versions.
+    #[serde(default)]
+    pub dtype: Option<String>,
     /// Counters of the loop, such as images seen, skipped steps, position in the data.
     #[serde(default)]
     pub counters: BTreeMap<String, u64>,
@@ -157,6 +166,26 @@ impl Checkpoints {
                 damaged.join("; ")
             ),
         ))
+    }
+
+    /// Where the newest checkpoint that tells stood; its tensors are not looked at.
+    pub fn newest_state(&self) -> Option<RunState> {
+        let steps = self.steps().ok()?;
+        steps.into_iter().rev().find_map(|step| read::read_json(&self.path_of(step).join(RUN)).ok())
+    }
+
+    /// Makes the checkpoint of `step` the newest: later ones get another name, under which nothing reads them.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when one cannot be renamed.
+    pub fn go_back_to(&self, step: u64) -> Result<()> {
+        for later in self.steps()?.into_iter().filter(|s| *s > step) {
+            let (path, name) = (self.path_of(later), folder_name(later));
+            let aside = self.dir.join(format!("{SUPERSEDED}{name}"));
+            remove_if_there(&aside)?;
+            fs::rename(&path, &aside).map_err(|e| Error::io(&path, "set aside", e))?;
+        }
+        Ok(())
     }
 
     /// The checkpoint of `step`, every file of it read and checked.

@@ -27,6 +27,10 @@ pub enum Verdict {
     Skip {
         in_a_row: u64,
     },
+    /// The same, and so many that the run is lost.
+    Lost {
+        in_a_row: u64,
+    },
 }
 
 impl FiniteGuard {
@@ -44,7 +48,7 @@ impl FiniteGuard {
     /// Notes one step. The images of a skipped one are logged, because a broken image is a likely cause.
     ///
     /// # Errors
-    /// [`Error::Training`] after too many skipped steps in a row, [`Error::Io`] when the log cannot be written.
+    /// [`Error::Io`] when the log cannot be written.
     pub fn observe(&mut self, step: u64, finite: bool, files: &[String]) -> Result<Verdict> {
         if finite {
             self.in_a_row = 0;
@@ -59,16 +63,23 @@ impl FiniteGuard {
             .open(&self.log)
             .and_then(|mut file| file.write_all(line.as_bytes()))
             .map_err(|e| Error::io(&self.log, "append to", e))?;
-        if self.in_a_row < self.max_in_a_row {
-            return Ok(Verdict::Skip { in_a_row: self.in_a_row });
-        }
-        Err(Error::Training(format!(
+        let in_a_row = self.in_a_row;
+        Ok(if in_a_row < self.max_in_a_row { Verdict::Skip { in_a_row } } else { Verdict::Lost { in_a_row } })
+    }
+
+    /// Skipped steps up to the last one.
+    pub fn in_a_row(&self) -> u64 {
+        self.in_a_row
+    }
+
+    /// The error of a run that is lost at `step`, with the `remedy`.
+    pub fn lost(&self, step: u64, remedy: &str) -> Error {
+        Error::Training(format!(
             "{} steps in a row, up to step {step}, had a loss or gradient that is not finite. Their images are listed in \
-             {}. Resume from the last checkpoint in a new run with a lower `optim.base_lr`, a longer warm-up \
-             (`optim.warmup_steps`) or `optim.clip_norm=3`",
+             {}. {remedy}",
             self.in_a_row,
             self.log.display()
-        )))
+        ))
     }
 }
 
@@ -77,8 +88,8 @@ impl FiniteGuard {
 pub struct CollapseStats {
     /// Mean entropy of a sample's target distribution as a share of ln K: 1 when every one is uniform.
     pub sample_entropy: f64,
-    /// Entropy of the batch's mean target distribution as a share of the most it can be, ln min(rows, K) when every
-    /// row is sharp: about 0 when all samples choose the same prototype. May exceed 1 when the rows are blurred.
+    /// Entropy of the batch's mean target distribution as a share of the most it can be beside rows as sharp as these:
+    /// about 0 when all samples choose the same prototype, 1 when no two have a prototype in common.
     pub mean_entropy: f64,
     /// Spread of the image features: 1 when directions are spread evenly, 0 when all rows point the same way.
     pub spread: f64,
@@ -88,10 +99,16 @@ impl CollapseStats {
     /// From what the step computes on `rows` expert views over `prototypes`: mean entropy of the target distributions
     /// and entropy of their mean, both in nats, and the spread.
     pub fn new([sample, mean, spread]: [f64; 3], prototypes: usize, rows: usize) -> Self {
+        let ln_k = (prototypes.max(2) as f64).ln();
+        // The entropy of a mixture is at most the mean entropy of its parts and that of the choice among them.
+        let most = ln_k.min(sample + (rows.max(1) as f64).ln());
+        // Rounding may carry an entropy beyond its limits; NaN stays NaN.
+        let share = |value: f64, most: f64| (value / most).clamp(0.0, 1.0);
         CollapseStats {
-            sample_entropy: sample / (prototypes.max(2) as f64).ln(),
-            mean_entropy: mean / (rows.min(prototypes).max(2) as f64).ln(),
-            spread,
+            sample_entropy: share(sample, ln_k),
+            // A single sharp row is all that there can be.
+            mean_entropy: if most <= 0.0 { 1.0 } else { share(mean, most) },
+            spread: spread.clamp(0.0, 1.0),
         }
     }
 }
@@ -206,11 +223,12 @@ mod tests {
             let in_a_row = if step < 3 { step } else { step - 3 };
             assert_eq!(guard.observe(step, false, &files).unwrap(), Verdict::Skip { in_a_row });
         }
-        let e = guard.observe(6, false, &files).unwrap_err();
+        assert_eq!(guard.observe(6, false, &files).unwrap(), Verdict::Lost { in_a_row: 3 });
+        let e = guard.lost(6, "Take care");
         assert!(matches!(e, Error::Training(_)));
         let e = e.to_string();
         assert!(
-            e.contains("3 steps in a row") && e.contains("skipped_steps.jsonl") && e.contains("base_lr"),
+            e.contains("3 steps in a row") && e.contains("skipped_steps.jsonl") && e.contains("Take care"),
             "{e}"
         );
         assert_eq!(guard.total(), 10);
@@ -231,8 +249,36 @@ mod tests {
         let uniform = CollapseStats::new([ln(4.0), ln(4.0), 1.0], 4, 64);
         assert_relative_eq!(uniform.sample_entropy, 1.0, max_relative = 1e-12);
         assert_relative_eq!(uniform.mean_entropy, 1.0, max_relative = 1e-12);
-        // One row has a mean of its own entropy, which must not be divided by ln 1.
-        assert_eq!(CollapseStats::new([0.0, 0.0, 0.0], 80, 1).mean_entropy, 0.0);
+        // One row is its own mean, as spread as it can be.
+        assert_eq!(CollapseStats::new([0.0, 0.0, 0.0], 80, 1).mean_entropy, 1.0);
+        // All rows sharp and the same.
+        assert_eq!(CollapseStats::new([0.0, 0.0, 0.0], 80, 6).mean_entropy, 0.0);
+        let nan = CollapseStats::new([f64::NAN; 3], 80, 6);
+        assert!(nan.sample_entropy.is_nan() && nan.mean_entropy.is_nan() && nan.spread.is_nan());
+    }
+
+    /// Few rows over many prototypes, blurred or sharp: a share of a maximum is a share.
+    #[test]
+    fn no_share_leaves_its_range() {
+        let entropy = |p: &[f64]| -p.iter().filter(|p| **p > 0.0).map(|p| p * p.ln()).sum::<f64>();
+        for (rows, k) in [(4, 64), (2, 65536), (64, 4), (6, 80)] {
+            for temperature in [0.02, 0.3, 10.0] {
+                let logit = |i: usize, j: usize| ((i * 31 + j * 17) % 23) as f64 / 23.0 / temperature;
+                let row = |i: usize| -> Vec<f64> {
+                    let e: Vec<f64> = (0..k).map(|j| logit(i, j).exp()).collect();
+                    let sum: f64 = e.iter().sum();
+                    e.iter().map(|e| e / sum).collect()
+                };
+                let all: Vec<Vec<f64>> = (0..rows).map(row).collect();
+                let n = rows as f64;
+                let sample = all.iter().map(|r| entropy(r)).sum::<f64>() / n;
+                let mean: Vec<f64> = (0..k).map(|j| all.iter().map(|r| r[j]).sum::<f64>() / n).collect();
+                let stats = CollapseStats::new([sample, entropy(&mean), 0.5], k, rows);
+                for share in [stats.sample_entropy, stats.mean_entropy] {
+                    assert!((0.0..=1.0).contains(&share), "{rows} rows, {k} prototypes: {stats:?}");
+                }
+            }
+        }
     }
 
     #[test]

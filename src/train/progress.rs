@@ -1,6 +1,7 @@
 //! What a user sees while a run goes on: a bar on a terminal, plain lines elsewhere; both on standard error, because
 //! standard output belongs to results.
 
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write, stderr};
 use std::time::{Duration, Instant};
@@ -9,8 +10,11 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Plain lines come no less often, however slow the steps are.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(30);
-/// Weight of the newest step in the running mean of the time per step.
-const SMOOTHING: f64 = 0.1;
+/// Steps whose mean is shown as the present pace.
+const WINDOW: usize = 32;
+/// A single step that takes this many times as long as the others is no part of the pace: the first one, in which memory
+/// is touched for the first time, or one in which the machine was busy otherwise.
+const OUTLIER: f64 = 3.0;
 
 /// What one step has to show.
 #[derive(Clone, Copy, Debug)]
@@ -29,8 +33,37 @@ pub struct Progress {
     view: View,
     total: u64,
     last: Instant,
-    /// Smoothed seconds per step and images per second; absent before the first step of this process.
-    pace: Option<(f64, f64)>,
+    /// Of the last steps of this process.
+    pace: Pace,
+}
+
+/// How fast the last steps went.
+#[derive(Debug, Default)]
+struct Pace {
+    /// Seconds and images of each.
+    steps: VecDeque<(f64, f64)>,
+}
+
+impl Pace {
+    fn note(&mut self, seconds: f64, images: usize) {
+        if self.steps.len() == WINDOW {
+            self.steps.pop_front();
+        }
+        self.steps.push_back((seconds, images as f64));
+    }
+
+    /// Seconds per step and images per second; absent before the first step.
+    fn now(&self) -> Option<(f64, f64)> {
+        let slowest = self.steps.iter().copied().max_by(|a, b| a.0.total_cmp(&b.0))?;
+        let mut n = self.steps.len() as f64;
+        let mut seconds: f64 = self.steps.iter().map(|s| s.0).sum();
+        let mut images: f64 = self.steps.iter().map(|s| s.1).sum();
+        if n > 1.0 && slowest.0 * (n - 1.0) > OUTLIER * (seconds - slowest.0) {
+            (n, seconds, images) = (n - 1.0, seconds - slowest.0, images - slowest.1);
+        }
+        let seconds = seconds.max(1e-9);
+        Some((seconds / n, images / seconds))
+    }
 }
 
 enum View {
@@ -57,12 +90,12 @@ impl Progress {
             bar.set_style(style);
         }
         bar.set_position(done);
-        Progress { view: View::Bar(bar), total, last: now, pace: None }
+        Progress { view: View::Bar(bar), total, last: now, pace: Pace::default() }
     }
 
     fn lines(total: u64, every: u64, out: Box<dyn Write + Send>, now: Instant) -> Self {
         let view = View::Lines { out, every: every.max(1), last: now };
-        Progress { view, total, last: now, pace: None }
+        Progress { view, total, last: now, pace: Pace::default() }
     }
 
     /// Notes a completed step.
@@ -71,15 +104,8 @@ impl Progress {
     }
 
     fn step_at(&mut self, report: &StepReport<'_>, now: Instant) {
-        let seconds = now.saturating_duration_since(self.last).as_secs_f64().max(1e-9);
+        self.pace.note(now.saturating_duration_since(self.last).as_secs_f64(), report.images);
         self.last = now;
-        let speed = report.images as f64 / seconds;
-        let mix = |old: f64, new: f64| old + SMOOTHING * (new - old);
-        self.pace = Some(match self.pace {
-            // Rates are averaged through their times: the mean of rates would overstate them.
-            Some((old, rate)) => (mix(old, seconds), 1.0 / mix(1.0 / rate.max(1e-9), 1.0 / speed.max(1e-9))),
-            None => (seconds, speed),
-        });
         let message = self.message(report);
         let total = self.total;
         match &mut self.view {
@@ -104,7 +130,7 @@ impl Progress {
             let _ = write!(text, "{name} {value:.4} ");
         }
         let _ = write!(text, "lr {:.2e}", report.lr);
-        if let Some((seconds, speed)) = self.pace {
+        if let Some((seconds, speed)) = self.pace.now() {
             let left = self.total.saturating_sub(report.step) as f64 * seconds;
             let _ = write!(text, "  {speed:.1} images/s  {} left", duration(left));
         }
@@ -201,6 +227,32 @@ mod tests {
         let lines = lines_of(100, 1000, 1..=4, Duration::from_secs(16));
         assert_eq!(lines.len(), 2);
         assert!(lines[0].starts_with("step 2/100"));
+    }
+
+    /// The start-up, or a process that was stopped for a while, is forgotten at the next step; a lasting change is not.
+    #[test]
+    fn the_pace_settles_within_a_few_steps() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.now(), None);
+        let mut after = |seconds: f64| {
+            pace.note(seconds, 8);
+            pace.now().unwrap()
+        };
+        assert_eq!(after(40.0), (40.0, 0.2));
+        for _ in 0..20 {
+            assert_eq!(after(0.5), (0.5, 16.0));
+        }
+        assert_eq!(after(3600.0).0, (40.0 + 0.5 * 20.0) / 21.0, "one outlier at most is left out");
+        for _ in 0..11 {
+            after(0.5);
+        }
+        assert_eq!(after(0.5), (0.5, 16.0), "the first step has left the window");
+        // Sizes that take turns are all counted, and twice as slow is twice as slow.
+        for _ in 0..WINDOW / 2 {
+            after(1.0);
+            after(2.0);
+        }
+        assert_eq!(after(1.0).0, 1.5);
     }
 
     #[test]

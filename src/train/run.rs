@@ -1,14 +1,15 @@
 //! The training loop.
 
-use super::checkpoint::{Checkpoints, Loaded, RunState, TensorView};
+use super::checkpoint::{Checkpoints, RunState, TensorView};
 use super::config::TrainConfig;
-use super::engine::{Engine, EngineOptions, Health, Initial, Losses};
+use super::engine::{Engine, EngineOptions, Health, Losses};
 use super::folder::RunFolder;
 use super::guard::{CollapseAlarm, CollapseStats, FiniteGuard, Verdict};
 use super::metrics::{self, MetricsLog};
 use super::pretrained::Pretrained;
 use super::probe::{Probe, ProbeResult};
 use super::progress::{Progress, StepReport};
+use super::resume::{self, ImageSet, Resume};
 use super::tensorboard::EventWriter;
 use super::{sources, summary};
 use crate::backend::Backend;
@@ -17,8 +18,8 @@ use crate::data::loader::{Loader, LoaderConfig};
 use crate::data::source::ImageSource;
 use crate::data::views::{ViewPlanner, scale_buckets};
 use crate::error::{Error, Result};
-use crate::interrupt::{Answering, Interrupt};
 use crate::eval::reference::Reference;
+use crate::interrupt::{Answering, Interrupt};
 use crate::report::Baseline;
 use crate::saip::StepPoint;
 use crate::saip::config::StepConfig;
@@ -55,14 +56,14 @@ pub struct Outcome {
     pub warnings: Vec<String>,
 }
 
-/// Trains as `cfg` says into the folder `out`; with `resume` goes on from its newest intact checkpoint.
+/// Trains as `cfg` says into the folder `out`; with `resume` goes on from one of its checkpoints.
 ///
 /// # Errors
 /// Everything that can go wrong, each named with its remedy. Checkpoints already written stay intact.
 pub fn train(
     cfg: &TrainConfig,
     out: &Path,
-    resume: bool,
+    resume: Option<&Resume>,
     backend: Box<dyn Backend>,
     interrupt: &Interrupt,
 ) -> Result<Outcome> {
@@ -72,10 +73,15 @@ pub fn train(
     let probe_set = sources::probe_set(cfg)?;
     let (planner, mut configs) = planner(cfg)?;
     let micro_steps = cfg.optim.accumulation(1)?;
-    let fresh = if resume { None } else { Some(Pretrained::open(cfg)?) };
-    let folder = if resume { RunFolder::open(out)? } else { RunFolder::create(out, cfg)? };
+    let images = ImageSet::of(&*source);
+    let fresh = if resume.is_some() { None } else { Some(Pretrained::open(cfg)?) };
+    let folder = if resume.is_some() { RunFolder::open(out)? } else { RunFolder::create(out, cfg)? };
     let checkpoints = Checkpoints::open(folder.checkpoints(), cfg.run.keep_checkpoints)?;
-    let loaded = if resume { checkpoints.latest()? } else { None };
+    let loaded = match resume {
+        Some(Resume { step: Some(step), .. }) => Some(checkpoints.at(*step)?),
+        Some(_) => checkpoints.latest()?,
+        None => None,
+    };
     let pretrained = match (fresh, &loaded) {
         (Some(pretrained), _) => pretrained,
         (None, Some(loaded)) => Pretrained::resumed(cfg, loaded.model())?,
@@ -83,8 +89,12 @@ pub fn train(
         (None, None) => Pretrained::open(cfg)?,
     };
     configs.iter_mut().for_each(|c| c.expert_encoder = pretrained.expert.clone());
-    if resume {
-        cfg.check_resumable(&TrainConfig::load(&folder.config())?)?;
+    let mut warnings = folder.warnings.clone();
+    if let Some(resume) = resume {
+        let settings = cfg.check_resumable(&TrainConfig::load(&folder.config())?)?;
+        if let Some(loaded) = &loaded {
+            warnings.extend(resume::compare(resume, &loaded.state, &images, backend.dtype(), &settings)?);
+        }
         folder.write_config(cfg)?;
     }
     let options = EngineOptions {
@@ -94,8 +104,11 @@ pub fn train(
         seed: cfg.data.seed,
     };
     let mut engine = Engine::new(backend, &configs, options)?;
-    let mut warnings = folder.warnings.clone();
-    let (start, counters) = restore(&mut engine, loaded, &pretrained.initial, &mut warnings)?;
+    let (start, counters) = resume::restore(&mut engine, loaded, &pretrained.initial, &mut warnings)?;
+    if resume.is_some_and(|r| r.step.is_some()) {
+        checkpoints.go_back_to(start)?;
+    }
+    let resume = resume.is_some();
     let loader_config = LoaderConfig {
         batch: cfg.optim.batch,
         seed: cfg.data.seed,
@@ -145,6 +158,7 @@ pub fn train(
         images: 0,
         warnings,
         source,
+        trained_on: images,
         probed,
         baselines,
         ahead: None,
@@ -176,24 +190,6 @@ fn workers(cfg: &TrainConfig) -> usize {
         0 => std::thread::available_parallelism().map_or(1, |n| n.get().div_ceil(4)),
         n => n,
     }
-}
-
-/// Fills the engine from a checkpoint, or with initial values; gives the completed steps and the loop's counters.
-pub(super) fn restore(
-    engine: &mut Engine,
-    loaded: Option<Loaded>,
-    initial: &Initial,
-    warnings: &mut Vec<String>,
-) -> Result<(u64, BTreeMap<String, u64>)> {
-    let Some(mut loaded) = loaded else {
-        engine.initialise_from(initial)?;
-        return Ok((0, BTreeMap::new()));
-    };
-    warnings.append(&mut loaded.warnings);
-    let expected = engine.expected_state();
-    loaded.check(expected.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())))?;
-    engine.load(|name, out| loaded.read_into(name, out))?;
-    Ok((loaded.state.step, loaded.state.counters.clone()))
 }
 
 /// The last step whose probe is in the log, and what probes are compared with.
@@ -232,6 +228,7 @@ struct Run<'a> {
     source: Arc<dyn ImageSource>,
     /// What is left out of the training images, and of the probe's.
     skipped: [Teller; 2],
+    trained_on: ImageSet,
     /// The last step whose probe is in the log; a resumed run finds it there.
     probed: Option<u64>,
     /// What the probe's mean average precision is compared with, as far as it is known.
@@ -335,18 +332,22 @@ impl Run<'_> {
         {
             *last_probe = Some((start, self.probe(interrupt)?));
         }
-        self.progress.resume_clock();
         while self.step < self.schedule.steps && !interrupt.requested() {
+            // Images that no earlier step had brought: to wait for them is no part of the step.
+            if self.ahead.is_none() {
+                self.ahead = Some(self.feed(self.step * self.micro_steps));
+            }
+            self.progress.resume_clock();
             self.one_step()?;
             let due = |every: u64| every > 0 && self.step.is_multiple_of(every);
             let (checkpoint, probe) = (due(self.cfg.run.checkpoint_every), due(self.cfg.run.probe_every));
-            if checkpoint && self.step < self.schedule.steps {
+            // Skipped steps changed nothing: what they would save takes the place of a checkpoint that is known to be good.
+            if checkpoint && self.step < self.schedule.steps && self.guard.in_a_row() == 0 {
                 self.save()?;
             }
             if probe && self.probe.is_some() {
                 *last_probe = Some((self.step, self.probe(interrupt)?));
             }
-            self.progress.resume_clock();
         }
         Ok(())
     }
@@ -399,7 +400,13 @@ impl Run<'_> {
         let lr = self.schedule.lr_at(self.step);
         self.step += 1;
         self.in_update = false;
-        if let Verdict::Skip { in_a_row } = self.guard.observe(self.step, health.finite, &names)? {
+        let verdict = self.guard.observe(self.step, health.finite, &names)?;
+        if let Verdict::Lost { in_a_row } = verdict {
+            let (saved, first) = (self.checkpoints.steps()?, self.step + 1 - in_a_row);
+            let remedy = resume::way_back(self.cfg, self.folder.path(), &saved, first);
+            return Err(self.guard.lost(self.step, &remedy));
+        }
+        if let Verdict::Skip { in_a_row } = verdict {
             self.progress.println(&format!(
                 "step {} skipped: loss or gradient is not finite ({in_a_row} in a row); its images are listed in {}",
                 self.step,
@@ -551,6 +558,8 @@ impl Run<'_> {
             seed: self.cfg.data.seed,
             config_hash: self.cfg.fingerprint()?,
             engine_version: env!("CARGO_PKG_VERSION").into(),
+            images: Some(self.trained_on.clone()),
+            dtype: Some(self.engine.backend().dtype().to_string()),
             counters: BTreeMap::from([("skipped_steps".into(), self.guard.total())]),
             history: Value::Null,
         };

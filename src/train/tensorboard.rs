@@ -1,10 +1,10 @@
 //! TensorBoard event files: a sequence of framed protocol buffers.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufWriter, Write};
+use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use prost::Message;
 
@@ -15,6 +15,28 @@ use crate::error::{Error, Result};
 pub struct EventWriter {
     path: PathBuf,
     file: BufWriter<File>,
+    clock: Clock,
+}
+
+/// The time of day as events have it: it never goes back, also when the machine's clock does.
+#[derive(Debug)]
+struct Clock {
+    last: f64,
+    read: Instant,
+}
+
+impl Clock {
+    /// Goes on behind `last`, seconds since 1970.
+    fn after(last: f64) -> Self {
+        Clock { last, read: Instant::now() }
+    }
+
+    fn now(&mut self) -> f64 {
+        let read = Instant::now();
+        self.last = wall_time().max(self.last + read.duration_since(self.read).as_secs_f64());
+        self.read = read;
+        self.last
+    }
 }
 
 /// Tells apart the files that one process opens within a second.
@@ -33,15 +55,21 @@ impl EventWriter {
         // A name with a slash would lead elsewhere.
         let host = host.replace(['/', '\\'], "_");
         let count = OPENED.fetch_add(1, Ordering::Relaxed);
-        let name =
-            format!("events.out.tfevents.{:010}.{host}.{}.{count}", wall_time() as u64, std::process::id());
+        let earlier = earlier(dir)?;
+        let mut clock = Clock::after(earlier.time);
+        // TensorBoard reads the files of a folder by name, and leaves out one whose turn has passed.
+        let seconds = match earlier.stamp {
+            Some(stamp) => (clock.now() as u64).max(stamp.saturating_add(1)),
+            None => clock.now() as u64,
+        };
+        let name = format!("{PREFIX}{seconds:010}.{host}.{}.{count}", std::process::id());
         let path = dir.join(name);
         let file = OpenOptions::new()
             .write(true)
             .create_new(true)
             .open(&path)
             .map_err(|e| Error::io(&path, "create", e))?;
-        let mut writer = EventWriter { path, file: BufWriter::new(file) };
+        let mut writer = EventWriter { path, file: BufWriter::new(file), clock };
         writer.write(0, What::FileVersion("brain.Event:2".to_owned()))?;
         writer.flush()?;
         Ok(writer)
@@ -105,7 +133,7 @@ impl EventWriter {
     /// One record: length, masked checksum of the length, payload, masked checksum of the payload.
     fn write(&mut self, step: u64, what: What) -> Result<()> {
         let step = i64::try_from(step).unwrap_or(i64::MAX);
-        let payload = Event { wall_time: wall_time(), step, what: Some(what) }.encode_to_vec();
+        let payload = Event { wall_time: self.clock.now(), step, what: Some(what) }.encode_to_vec();
         let length = (payload.len() as u64).to_le_bytes();
         let mut record = Vec::with_capacity(payload.len() + 16);
         record.extend_from_slice(&length);
@@ -113,6 +141,57 @@ impl EventWriter {
         record.extend_from_slice(&payload);
         record.extend_from_slice(&masked_crc(&payload).to_le_bytes());
         self.file.write_all(&record).map_err(|e| Error::io(&self.path, "write", e))
+    }
+}
+
+/// What the names of event files begin with; seconds since 1970 follow.
+const PREFIX: &str = "events.out.tfevents.";
+
+/// What the event files of a folder end with.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Earlier {
+    /// The latest time of an event.
+    time: f64,
+    /// The latest time in the name of a file.
+    stamp: Option<u64>,
+}
+
+fn earlier(dir: &Path) -> Result<Earlier> {
+    let list = fs::read_dir(dir).map_err(|e| Error::io(dir, "list the folder", e))?;
+    let mut all = Earlier::default();
+    for entry in list {
+        let entry = entry.map_err(|e| Error::io(dir, "list the folder", e))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some(rest) = name.strip_prefix(PREFIX) else { continue };
+        let stamp = rest.split('.').next().and_then(|s| s.parse().ok());
+        // Ten digits, as all have: the order of longer ones is not that of their numbers.
+        all.stamp = all.stamp.max(stamp.filter(|s| *s < 9_999_999_999));
+        // A file that cannot be read tells nothing; TensorBoard cannot read it either.
+        all.time = all.time.max(File::open(entry.path()).map_or(0.0, latest_event));
+    }
+    Ok(all)
+}
+
+/// The latest time among the events of a file, up to the first that is damaged.
+fn latest_event(file: File) -> f64 {
+    let mut reader = BufReader::new(file);
+    let mut latest = 0f64;
+    loop {
+        let (mut length, mut crc, mut head) = ([0; 8], [0; 4], [0; 9]);
+        let read = reader.read_exact(&mut length).and_then(|()| reader.read_exact(&mut crc));
+        let intact = read.is_ok() && u32::from_le_bytes(crc) == masked_crc(&length);
+        let length = u64::from_le_bytes(length);
+        if !intact || length < head.len() as u64 || reader.read_exact(&mut head).is_err() {
+            return latest;
+        }
+        // The first field of an event: number 1, eight bytes.
+        let [0x09, time @ ..] = head else { return latest };
+        let time = f64::from_le_bytes(time);
+        let rest = i64::try_from(length - head.len() as u64 + 4);
+        if !time.is_finite() || !rest.is_ok_and(|n| reader.seek_relative(n).is_ok()) {
+            return latest;
+        }
+        latest = latest.max(time);
     }
 }
 

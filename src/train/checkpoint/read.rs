@@ -138,7 +138,7 @@ fn read_floats(file: &mut File, out: &mut [f32]) -> io::Result<()> {
     Ok(())
 }
 
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let io_error = |e| Error::io(path, "read the checkpoint", e);
     let file = File::open(path).map_err(io_error)?;
     let length = file.metadata().map_err(io_error)?.len();

@@ -35,6 +35,8 @@ fn state(step: u64) -> RunState {
         seed: u64::MAX,
         config_hash: "0badcafe".into(),
         engine_version: "0.1.0".into(),
+        images: None,
+        dtype: None,
         counters: BTreeMap::from([("images".to_string(), u64::MAX - 1)]),
         history: json!([[1, 2.5], [2, null]]),
     }

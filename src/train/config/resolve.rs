@@ -83,20 +83,21 @@ impl TrainConfig {
             .collect())
     }
 
-    /// Checks that a run with configuration `earlier` can be continued with this one: only logging, speed, the length and the place
-    /// of the data may differ.
+    /// Checks that a run with configuration `earlier` can be continued with this one: only logging, speed, the length, the
+    /// place of the data, and what brings a diverging run back (rate, clipping) may differ. Gives what does differ, as
+    /// "`key` was 1, now 2".
     ///
     /// # Errors
     /// [`Error::Config`] that names each key that would make the continued run another one.
-    pub fn check_resumable(&self, earlier: &Self) -> Result<()> {
+    pub fn check_resumable(&self, earlier: &Self) -> Result<Vec<String>> {
         let differences = self.differences(earlier)?;
         // The checkpoint has the expert's weights: its file may lie elsewhere, or be gone.
         let moved =
             |(key, new, old): &(String, String, String)| key == "expert.path" && new != NONE && old != NONE;
+        let told = |(key, new, old): &(String, String, String)| format!("`{key}` was {old}, now {new}");
         let changed: Vec<_> = differences.iter().filter(|d| !may_change(&d.0) && !moved(d)).collect();
-        let Some((first, ..)) = changed.first() else { return Ok(()) };
-        let list: Vec<_> =
-            changed.iter().map(|(key, new, old)| format!("`{key}` was {old}, now {new}")).collect();
+        let Some((first, ..)) = changed.first() else { return Ok(differences.iter().map(told).collect()) };
+        let list: Vec<_> = changed.into_iter().map(told).collect();
         Err(Error::config(
             first.as_str(),
             format!(
@@ -126,10 +127,13 @@ impl TrainConfig {
     }
 }
 
-/// Keys that decide how a run is watched, where its images lie and how fast it goes, not what it computes.
+/// Keys that decide how a run is watched, where its images lie and how fast it goes, not what it computes; and those with
+/// which a run is lengthened, or goes on after it diverged.
 fn may_change(key: &str) -> bool {
-    let lengthens = ["optim.steps", "optim.epochs"].contains(&key);
-    lengthens || key.starts_with("run.") || ["data.path", "data.workers", "data.prefetch"].contains(&key)
+    let steers = ["optim.steps", "optim.epochs", "optim.base_lr", "optim.min_lr", "optim.clip_norm"];
+    steers.contains(&key)
+        || key.starts_with("run.")
+        || ["data.path", "data.workers", "data.prefetch"].contains(&key)
 }
 
 fn read_toml(path: &Path) -> Result<Table> {

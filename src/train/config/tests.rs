@@ -438,12 +438,18 @@ fn a_schedule_needs_steps_after_the_warm_up() {
 fn only_harmless_keys_may_change_on_resume() {
     let old = demo(&[]).unwrap();
     let same = demo(&["run.log_every=7", "data.workers=3", "data.path=elsewhere", "run.threads=1"]).unwrap();
-    same.check_resumable(&old).unwrap();
+    assert_eq!(same.check_resumable(&old).unwrap().len(), 4);
+    assert!(old.check_resumable(&old).unwrap().is_empty());
     assert_eq!(same.fingerprint().unwrap(), old.fingerprint().unwrap());
-    let other = demo(&["optim.base_lr=1e-3", "optim.weight_decay_end=0.2", "augment.hue=0.05"]).unwrap();
+    // What brings a run back that diverged is named, and allowed.
+    let calmer = demo(&["optim.base_lr=1e-3", "optim.min_lr=1e-6", "optim.clip_norm=3"]).unwrap();
+    let named = calmer.check_resumable(&old).unwrap();
+    assert!(named.contains(&"`optim.base_lr` was 0.012, now 0.001".to_owned()), "{named:?}");
+    assert_eq!(calmer.fingerprint().unwrap(), old.fingerprint().unwrap());
+    let other = demo(&["optim.weight_decay=0.3", "optim.weight_decay_end=0.2", "augment.hue=0.05"]).unwrap();
     let e = other.check_resumable(&old).unwrap_err().to_string();
     for part in [
-        "`optim.base_lr` was 0.012, now 0.001",
+        "`optim.weight_decay` was 0.05, now 0.3",
         "`optim.weight_decay_end` was none, now 0.2",
         "`augment.hue` was 0.1, now 0.05",
     ] {

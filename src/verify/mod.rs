@@ -1,0 +1,3 @@
+//! Checks of the engine against what does not depend on it.
+
+pub mod numeric;
