@@ -92,10 +92,16 @@ fn the_schema_and_the_structs_have_the_same_keys() {
             "run.probe=y",
             "encoder.init=z",
             "encoder.init_grid=[4, 2]",
+            "encoder.init_entry=a",
+            "encoder.init_mean=[0.5, 0.5, 0.5]",
+            "encoder.init_std=[0.5, 0.5, 0.5]",
             "expert.path=e",
             "expert.num_heads=2",
             "expert.tap=1",
             "expert.grid=[3, 3]",
+            "expert.entry=a",
+            "expert.mean=[0.5, 0.5, 0.5]",
+            "expert.std=[0.5, 0.5, 0.5]",
         ];
         sets.extend(extra);
         let tree = Table::try_from(demo(&sets).unwrap()).unwrap();
