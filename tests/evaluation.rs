@@ -57,7 +57,8 @@ fn eval_scores_an_encoder_beside_reference_lines() {
     }
     assert_eq!(all["skipped"].as_array().unwrap().len(), 1);
     let table = run(engine(dir).args(["eval", "run", "--data", "persons"])).ok().stdout;
-    for part in ["encoder, image token", "untrained, image token", "colour histogram", "by chance", "skipped"]
+    for part in
+        ["encoder, image token", "untrained, image token", "colour histogram", "by chance", "is left out"]
     {
         assert!(table.contains(part), "{part}: {table}");
     }

@@ -174,15 +174,8 @@ fn features_of_an_image_do_not_depend_on_the_others() {
     for (name, architecture) in full_size() {
         let file = dir.path().join(name);
         weights_file(&file, &architecture, [64, 32]);
-        let encoder = TrainedEncoder::read(&file, false, None);
-        let encoder = match encoder {
-            Ok(encoder) => encoder,
-            // The ViT's file has a table for 256x128 pixels.
-            Err(_) => {
-                weights_file(&file, &architecture, [256, 128]);
-                TrainedEncoder::read(&file, false, None).unwrap().resized([64, 32]).unwrap()
-            }
-        };
+        // The ViT's file has a table for 256x128 pixels.
+        let encoder = TrainedEncoder::read(&file, false, None).unwrap().resized([64, 32]).unwrap();
         let all = embedded(&encoder, 3, 3);
         let backend = Box::new(CpuBackend::<f32>::new(1).unwrap());
         let mut alone = Embedder::new(backend, &encoder, 1, true).unwrap();

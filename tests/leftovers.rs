@@ -182,11 +182,11 @@ fn a_half_made_folder_of_crops_is_removed() {
     let dir = lab();
     let at = |name: &str| dir.path().join(name);
     pictures(&at("images"), 1);
-    let boxes: Vec<String> = (0..4000)
+    let boxes: Vec<String> = (0..20_000)
         .map(|i| format!(r#"{{"id":{i},"image_id":{i},"category_id":1,"bbox":[0,0,32,64],"iscrowd":0}}"#))
         .collect();
     let images: Vec<String> =
-        (0..4000).map(|i| format!(r#"{{"id":{i},"file_name":"0.png","width":32,"height":64}}"#)).collect();
+        (0..20_000).map(|i| format!(r#"{{"id":{i},"file_name":"0.png","width":32,"height":64}}"#)).collect();
     let text = format!(
         r#"{{"images":[{}],"annotations":[{}],"categories":[{{"id":1,"name":"person"}}]}}"#,
         images.join(","),

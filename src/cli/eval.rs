@@ -2,6 +2,7 @@
 
 use super::cuda::CudaArgs;
 use super::device::{Device, DeviceOptions, parse_dtype};
+use super::weights::WeightsArgs;
 use crate::data::labelled::LabelledSet;
 use crate::data::left_out;
 use crate::embed::Embedder;
@@ -51,6 +52,8 @@ pub struct EvalArgs {
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
     #[command(flatten)]
+    pub weights: WeightsArgs,
+    #[command(flatten)]
     pub cuda: CudaArgs,
 }
 
@@ -62,10 +65,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     if args.batch == 0 {
         return Err(Error::usage("--batch must be at least 1"));
     }
-    let mut encoder = TrainedEncoder::read(&args.source, args.expert, args.step)?;
-    if let Some(&[h, w]) = args.img_size.as_deref() {
-        encoder = encoder.resized([h, w])?;
-    }
+    let encoder = args.weights.read(&args.source, args.expert, args.step, args.img_size.as_deref())?;
     let (set, notes) = LabelledSet::open(&args.data)?;
     let options =
         DeviceOptions { threads: args.threads, cuda: args.cuda.clone(), ..DeviceOptions::default() };

@@ -1,7 +1,7 @@
 //! What an encoder's frozen features are worth on labelled images, beside reference lines on the same images.
 
 use super::{Embedder, Tokens};
-use crate::data::augment::normalize::eval_image;
+use crate::data::augment::normalize::eval_image_with;
 use crate::data::labelled::{ClassSet, LabelledSet, PersonSet};
 use crate::data::left_out::{self, LeftOut};
 use crate::data::source::ImageSource;
@@ -160,14 +160,17 @@ fn fill(
     progress: &mut dyn FnMut(usize),
 ) -> Result<Used> {
     let (mut rows, mut skipped) = (Vec::new(), Vec::new());
-    let (batch, size, count) = (embedder.batch, embedder.size, source.len());
+    let (batch, size, normal, count) = (embedder.batch, embedder.size, embedder.normal, source.len());
     let references = columns.iter().any(|c| c.origin == Origin::Reference);
     std::thread::scope(|scope| {
         let (send, receive) = sync_channel(1);
         scope.spawn(move || {
             for first in (0..count).step_by(batch) {
                 // The other end is gone when computing failed: then nobody wants more.
-                if send.send(decode(source, first..count.min(first + batch), size, references)).is_err() {
+                if send
+                    .send(decode(source, first..count.min(first + batch), (size, normal), references))
+                    .is_err()
+                {
                     return;
                 }
             }
@@ -198,11 +201,16 @@ fn fill(
 }
 
 /// Decodes some images in parallel; their order stays.
-fn decode(source: &dyn ImageSource, range: Range<usize>, size: [usize; 2], references: bool) -> Decoded {
+fn decode(
+    source: &dyn ImageSource,
+    range: Range<usize>,
+    (size, normal): ([usize; 2], [[f32; 3]; 2]),
+    references: bool,
+) -> Decoded {
     let one = |i: usize| {
         let image = source.load(i)?;
         let references = if references { reference::features(&image)? } else { Vec::new() };
-        Ok(Picture { pixels: eval_image(&image, size)?, references })
+        Ok(Picture { pixels: eval_image_with(&image, size, normal)?, references })
     };
     range.into_par_iter().map(|i| (i, one(i))).collect()
 }
