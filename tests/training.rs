@@ -398,9 +398,11 @@ fn a_finished_run_can_be_lengthened_but_not_turned_into_another() {
     run(&mut train(dir.path(), "run", &[])).ok();
     let out = dir.path().join("run");
     let before = support::contents(&out);
-    for (key, old, new) in
-        [("encoder.embed_dim", "24", "32"), ("optim.weight_decay", "0.05", "0.1"), ("csm.prototypes", "32", "64")]
-    {
+    for (key, old, new) in [
+        ("encoder.embed_dim", "24", "32"),
+        ("optim.weight_decay", "0.05", "0.1"),
+        ("csm.prototypes", "32", "64"),
+    ] {
         let line = run(resume(dir.path(), "run").args(["--set", &format!("{key}={new}")]))
             .refused(&[&format!("`{key}` was {old}, now {new}"), "--out"]);
         assert!(line.starts_with(&format!("error: config key `{key}`")), "{line}");
