@@ -110,8 +110,9 @@ stand_in() {
     cargo build $(flags "$output") --package cuda-stand-in >&2
     [ "$output" != dev ] || output=debug
     mkdir -p "$found"
-    # Whichever name is looked for first.
-    for name in libcuda.so libcuda.so.1; do cp "target/$output/libcuda_stand_in.so" "$found/$name"; done
+    # The name that the engine looks for first, and no other: a libcuda.so.1 NVRTC asks for tables that only NVIDIA's has.
+    rm -f "$found/libcuda.so.1"
+    cp "target/$output/libcuda_stand_in.so" "$found/libcuda.so"
     echo "$PWD/$found"
 }
 
