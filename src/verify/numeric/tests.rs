@@ -65,6 +65,18 @@ fn every_op_and_the_whole_step_pass() {
     assert!(checks.iter().any(|c| c.of.starts_with("linear ")));
 }
 
+/// A step along a direction that crosses a kink: only a shorter one tells the derivative. No length hides a wrong gradient.
+#[test]
+fn a_kink_beside_the_point_is_no_error_of_the_gradient() {
+    let subject = Subject { of: "test", with_respect_to: "x", all: 1.0, bound: F64_BOUND };
+    // Zero up to 4e-7 beyond the point, then steep.
+    let loss = |x: &[f64]| Ok(x[0] + 100.0 * (x[0] - 1.0 - 4e-7).max(0.0));
+    let right = compare(&subject, &[1.0], &[1.0], loss).unwrap();
+    assert!(right.iter().all(Check::passed), "{right:?}");
+    let wrong = compare(&subject, &[1.0], &[1.0001], loss).unwrap();
+    assert!(wrong.iter().all(|c| !c.passed()), "{wrong:?}");
+}
+
 #[test]
 fn a_device_is_held_against_another() {
     for op in ["linear", "prototype_cross_entropy"] {
