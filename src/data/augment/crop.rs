@@ -1,6 +1,8 @@
 //! Where to crop, and resampling.
 
 use fast_image_resize as fir;
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
 use image::RgbImage;
 use rand::RngExt;
 
@@ -79,15 +81,15 @@ impl Resampler {
             return Err(fail("zero side".to_owned()));
         }
         let mut out = RgbImage::new(w, h);
-        let from = fir::images::ImageRef::new(src.width(), src.height(), src.as_raw(), fir::PixelType::U8x3)
+        // Typed views: `Resizer::resize` would compile the loops of every pixel type into this crate.
+        let from = TypedImageRef::<U8x3>::from_buffer(src.width(), src.height(), src.as_raw())
             .map_err(|e| fail(e.to_string()))?;
-        let mut to =
-            fir::images::Image::from_slice_u8(w, h, out.as_flat_samples_mut().samples, fir::PixelType::U8x3)
-                .map_err(|e| fail(e.to_string()))?;
+        let mut to = TypedImage::<U8x3>::from_buffer(w, h, out.as_flat_samples_mut().samples)
+            .map_err(|e| fail(e.to_string()))?;
         let options = fir::ResizeOptions::new()
             .resize_alg(fir::ResizeAlg::Convolution(fir::FilterType::CatmullRom))
             .crop(crop.left.into(), crop.top.into(), crop.width.into(), crop.height.into());
-        self.inner.resize(&from, &mut to, &options).map_err(|e| fail(e.to_string()))?;
+        self.inner.resize_typed(&from, &mut to, &options).map_err(|e| fail(e.to_string()))?;
         Ok(out)
     }
 
