@@ -79,7 +79,7 @@ fn step_runs(stand_in: &StandIn, preset: &str, dtype: DType, tuned: bool, sets: 
 }
 
 macro_rules! steps {
-    ($($test:ident: $preset:literal,)*) => {
+    ($($test:ident: $preset:literal $(, tuned $slow:meta)?;)*) => {
         $(mod $test {
             use super::*;
 
@@ -96,6 +96,7 @@ macro_rules! steps {
 
             /// Every candidate is launched.
             #[test]
+            $(#[$slow])?
             fn in_bf16_tuned() {
                 step_runs(&StandIn::new(), $preset, DType::Bf16, true, &["optim.batch=256"]);
             }
@@ -104,9 +105,9 @@ macro_rules! steps {
 }
 
 steps! {
-    saip_vit_tiny: "saip-vit-tiny",
-    saip_tinyvit_5m: "saip-tinyvit-5m",
-    saip_starnet_s3: "saip-starnet-s3",
+    saip_vit_tiny: "saip-vit-tiny";
+    saip_tinyvit_5m: "saip-tinyvit-5m", tuned ignore = "compiles for minutes: run with --ignored";
+    saip_starnet_s3: "saip-starnet-s3", tuned ignore = "compiles for minutes: run with --ignored";
 }
 
 /// A backend that is opened, run and dropped leaves nothing, nor does the next one.
