@@ -1,10 +1,12 @@
 //! The whole step by the CUDA kernels, executed by the interpreter of PTX: against the reference's numbers, and training
 //! against the CPU.
 
+mod kernels;
 mod support;
 
+use kernels::{cache, compiler};
 use saip_engine::backend::Backend;
-use saip_engine::cuda::{Choices, Compiler, CudaBackend, Driver, VmDriver};
+use saip_engine::cuda::{Choices, CudaBackend, Driver, VmDriver};
 use saip_engine::error::Error;
 use saip_engine::saip::config::StepConfig;
 use saip_engine::saip::{StepOptions, build_step};
@@ -14,30 +16,22 @@ use saip_engine::train::engine::{Engine, EngineOptions, compile_plan};
 use saip_engine::train::fixture::{Fixture, Verdict};
 use saip_engine::train::pretrained::base_step;
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use support::{TINY, column, engine, lab, metrics, run, tensors, train, train_encoder};
 
 const CAPABILITY: (u32, u32) = (8, 0);
 const MEMORY: u64 = 1 << 30;
 
-/// Compiled kernels are kept among the build's files.
-fn cache() -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels")
-}
-
 fn backend(dtype: DType) -> Box<dyn Backend> {
-    let compiler = Compiler::new(CAPABILITY, Some(cache()))
-        .expect("run the tests with `bash tools/test.sh`, which fetches NVRTC");
-    Box::new(CudaBackend::new(VmDriver::new(CAPABILITY, MEMORY), compiler, dtype).unwrap())
+    Box::new(CudaBackend::new(VmDriver::new(CAPABILITY, MEMORY), compiler(CAPABILITY), dtype).unwrap())
 }
 
 /// The interpreter as a Hopper GPU whose products use the newest tier wherever they can.
 fn hopper(dtype: DType) -> Box<dyn Backend> {
     let driver = VmDriver::new((9, 0), MEMORY);
-    let compiler = Compiler::new((9, 0), Some(cache())).unwrap();
     let choices = Choices::new(driver.info()).newest_tier();
-    Box::new(CudaBackend::new(driver, compiler, dtype).unwrap().with_choices(choices))
+    Box::new(CudaBackend::new(driver, compiler((9, 0)), dtype).unwrap().with_choices(choices))
 }
 
 fn fixture(name: &str) -> Fixture {
@@ -159,7 +153,7 @@ fn a_lack_of_memory_names_the_batch_that_fits() {
     let step = StepConfig { batch: ASKED, ..base_step(&cfg).unwrap() };
     let open = |memory, recompute| {
         let driver = VmDriver::new(CAPABILITY, memory);
-        let compiler = Compiler::new(CAPABILITY, Some(cache())).unwrap();
+        let compiler = compiler(CAPABILITY);
         let backend = CudaBackend::new(driver, compiler, DType::F32).unwrap();
         let options = EngineOptions { micro_steps: 1, drop_path: cfg.encoder.drop_path, recompute, seed: 0 };
         Engine::new(Box::new(backend), std::slice::from_ref(&step), options).err().expect("no lack of memory")

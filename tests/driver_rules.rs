@@ -1,12 +1,13 @@
 //! The code that calls NVIDIA's driver against a stand-in for it, which refuses what the driver refuses; and the stand-in
 //! itself: each rule is broken once, beside a call that keeps it.
 
+mod kernels;
 mod stand_in;
 
-use saip_engine::cuda::{Compiler, Driver, GpuDriver, ImageKind, KernelId, Launch, TensorMap, Work};
+use kernels::compiler;
+use saip_engine::cuda::{Driver, GpuDriver, ImageKind, KernelId, Launch, TensorMap, Work};
 use saip_engine::error::Error;
 use stand_in::{Live, StandIn, code};
-use std::path::Path;
 
 /// Static shared memory 384 bytes, dynamic as launched, at most 256 threads.
 const FIXED: &str = r#"
@@ -22,12 +23,6 @@ extern "C" __global__ void plain(float* y) { y[threadIdx.x] = 1; }
 struct alignas(64) Aligned { float* y; char rest[120]; };
 extern "C" __global__ void aligned(const Aligned a) { a.y[threadIdx.x] = a.rest[threadIdx.x]; }
 "#;
-
-fn compiler(capability: (u32, u32)) -> Compiler {
-    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
-    Compiler::new(capability, Some(cache))
-        .expect("run the tests with `bash tools/test.sh`, which fetches NVRTC")
-}
 
 fn cubin() -> Vec<u8> {
     compiler((9, 0)).image("fixed.cu", FIXED, ImageKind::Cubin).unwrap().to_vec()

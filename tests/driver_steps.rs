@@ -1,10 +1,15 @@
 //! Whole steps at their real size through the code that calls NVIDIA's driver: the stand-in for it computes nothing, but
 //! refuses what the driver would. Nothing else runs the launches of a large batch without a GPU.
 
+mod kernels;
 mod stand_in;
 
+use kernels::{cache, compiler};
+use rayon::prelude::*;
 use saip_engine::backend::ProgramId;
-use saip_engine::cuda::{Compiler, CudaBackend, Driver, GpuDriver, Sources, Tuner};
+use saip_engine::cuda::{
+    Collected, CudaBackend, Driver, GpuDriver, ImageKind, PlanningBackend, Sources, Tuner,
+};
 use saip_engine::data::batch::ViewGeometry;
 use saip_engine::data::views::{ViewPlanner, scale_buckets};
 use saip_engine::error::{Error, Result};
@@ -13,19 +18,42 @@ use saip_engine::tensor::DType;
 use saip_engine::train::config::TrainConfig;
 use saip_engine::train::engine::{Engine, EngineOptions};
 use stand_in::{Live, StandIn, folder};
-use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Once;
 use std::time::Instant;
 
-/// Compiled kernels are kept among the build's files.
-fn cache() -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels")
-}
+/// What the stand-in is.
+const CAPABILITY: (u32, u32) = (9, 0);
+const PRESETS: [&str; 3] = ["saip-vit-tiny", "saip-tinyvit-5m", "saip-starnet-s3"];
+/// The batch of the presets' steps.
+const BATCH: &[&str] = &["optim.batch=256"];
 
 fn backend(driver: GpuDriver, dtype: DType) -> CudaBackend<GpuDriver> {
-    let compiler = Compiler::new(driver.info().capability, Some(cache()))
-        .expect("run the tests with `bash tools/test.sh`, which fetches NVRTC");
-    CudaBackend::new(driver, compiler, dtype).unwrap()
+    CudaBackend::new(driver, compiler(CAPABILITY), dtype).unwrap()
+}
+
+/// Compiles the kernels of all presets' steps at once, before any test that wants them takes the stand-in for itself: step
+/// after step, most cores would wait for the slowest of a few kernels.
+fn compile_ahead() {
+    static DONE: Once = Once::new();
+    DONE.call_once(|| {
+        let of = |dtype| Collected::new(Sources::built_in(), dtype == DType::Bf16);
+        let collected = [DType::F32, DType::Bf16].map(|dtype| (dtype, of(dtype)));
+        let all: Vec<_> =
+            PRESETS.iter().flat_map(|preset| collected.iter().map(move |c| (preset, c))).collect();
+        all.par_iter().for_each(|(preset, (dtype, collected))| {
+            let (cfg, steps) = buckets(preset, BATCH);
+            let planner = PlanningBackend::collecting(*dtype, CAPABILITY, collected.clone());
+            Engine::new(Box::new(planner), &steps, options(&cfg)).unwrap();
+        });
+        let wanted = collected.iter().flat_map(|(_, collected)| collected.take()).collect();
+        compiler(CAPABILITY).prepare(&wanted, ImageKind::Cubin).unwrap();
+    });
+}
+
+fn options(cfg: &TrainConfig) -> EngineOptions {
+    let micro_steps = cfg.optim.accumulation(1).unwrap();
+    EngineOptions { micro_steps, drop_path: cfg.encoder.drop_path, recompute: false, seed: 0 }
 }
 
 /// The steps of a preset at every scale, as `train` compiles them.
@@ -45,17 +73,18 @@ fn buckets(preset: &str, sets: &[&str]) -> (TrainConfig, Vec<StepConfig>) {
 }
 
 /// Compiles and starts every bucket's step; then nothing may be left.
-fn step_runs(stand_in: &StandIn, preset: &str, dtype: DType, tuned: bool, sets: &[&str]) {
+fn step_runs(memory: u64, preset: &str, dtype: DType, tuned: bool) {
+    compile_ahead();
+    let stand_in = StandIn::of(CAPABILITY, memory);
     let began = Instant::now();
-    let (cfg, steps) = buckets(preset, sets);
+    let (cfg, steps) = buckets(preset, BATCH);
     let driver = stand_in.driver();
     let tuner = Tuner::new(None, driver.info(), &Sources::built_in(), false);
     let mut backend = backend(driver, dtype);
     if tuned {
         backend = backend.with_tuner(tuner);
     }
-    let micro_steps = cfg.optim.accumulation(1).unwrap();
-    let options = EngineOptions { micro_steps, drop_path: cfg.encoder.drop_path, recompute: false, seed: 0 };
+    let options = options(&cfg);
     let refused = |what: &str, e: Error| panic!("{preset} in {dtype}, {what}: {e}\n{}", stand_in.refusal());
     let mut engine = Engine::new(Box::new(backend), &steps, options)
         .unwrap_or_else(|e| panic!("{}", refused("compiling", e)));
@@ -72,42 +101,41 @@ fn step_runs(stand_in: &StandIn, preset: &str, dtype: DType, tuned: bool, sets: 
     );
     assert!(launches > 100 * steps.len() as u64, "{launches} launches");
     // With accumulation, as the presets have it, the optimizer's part is a program of its own.
-    assert!(micro_steps > 1);
+    assert!(options.micro_steps > 1);
     assert_eq!(stand_in.calls("cuGraphLaunch"), steps.len() as u64 + 1);
     drop(engine);
     assert_eq!(stand_in.live(), Live::default(), "something is not given back");
 }
 
 macro_rules! steps {
-    ($($test:ident: $preset:literal $(, tuned $slow:meta)?;)*) => {
+    ($($test:ident: $preset:expr,)*) => {
         $(mod $test {
             use super::*;
 
             #[test]
             fn in_f32() {
                 // TinyViT takes 83 GiB: an H200.
-                step_runs(&StandIn::of((9, 0), 139 << 30), $preset, DType::F32, false, &["optim.batch=256"]);
+                step_runs(139 << 30, $preset, DType::F32, false);
             }
 
             #[test]
             fn in_bf16() {
-                step_runs(&StandIn::new(), $preset, DType::Bf16, false, &["optim.batch=256"]);
+                step_runs(stand_in::MEMORY, $preset, DType::Bf16, false);
             }
 
             /// Every candidate is launched.
             #[test]
-            $(#[$slow])?
             fn in_bf16_tuned() {
-                step_runs(&StandIn::new(), $preset, DType::Bf16, true, &["optim.batch=256"]);
+                step_runs(stand_in::MEMORY, $preset, DType::Bf16, true);
             }
         })*
     };
 }
 
 steps! {
-    saip_vit_tiny: "saip-vit-tiny";
-    saip_tinyvit_5m: "saip-tinyvit-5m", tuned ignore = "compiles for minutes: run with --ignored";
-    saip_starnet_s3: "saip-starnet-s3", tuned ignore = "compiles for minutes: run with --ignored";
+    saip_vit_tiny: PRESETS[0],
+    saip_tinyvit_5m: PRESETS[1],
+    saip_starnet_s3: PRESETS[2],
 }
 
 /// A backend that is opened, run and dropped leaves nothing, nor does the next one.

@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::device::compiler;
 use common::runner::Bench;
 use common::tensor::{Input, Tensor};
 use saip_engine::backend::Backend;
@@ -13,7 +14,6 @@ use saip_engine::cuda::{
 use saip_engine::error::{Error, Result};
 use saip_engine::ir::{Epilogue, Op, Region, Role};
 use saip_engine::tensor::DType;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 const KERNEL_SECONDS: f64 = 2e-3;
@@ -165,13 +165,10 @@ impl Driver for Timed {
 
 fn backend(dtype: DType, hollow: bool, most: usize) -> (CudaBackend<Timed>, Arc<Mutex<Seen>>) {
     let capability = (8, 0);
-    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
-    let compiler = Compiler::new(capability, Some(cache))
-        .expect("run the tests with `bash tools/test.sh`, which fetches NVRTC");
     let seen = Arc::new(Mutex::new(Seen::default()));
     let vm = VmDriver::new(capability, 64 << 20);
     let driver = Timed { vm, seen: seen.clone(), hollow, graphs: Vec::new(), most };
-    (CudaBackend::new(driver, compiler, dtype).unwrap(), seen)
+    (CudaBackend::new(driver, compiler(capability), dtype).unwrap(), seen)
 }
 
 /// Small integers: sums of them are exact.

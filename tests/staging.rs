@@ -1,8 +1,11 @@
 //! Inputs of the next step travel while a step runs: in the right order, and without a trace in the results.
 
+mod kernels;
+
+use kernels::compiler;
 use saip_engine::cuda::{
-    Compiler, CudaBackend, DeviceInfo, Driver, GraphId, ImageKind, KernelId, Launch, Measured, TensorMap,
-    VmDriver, Work,
+    CudaBackend, DeviceInfo, Driver, GraphId, ImageKind, KernelId, Launch, Measured, TensorMap, VmDriver,
+    Work,
 };
 use saip_engine::data::batch::Batch;
 use saip_engine::data::loader::{Loader, LoaderConfig};
@@ -15,7 +18,6 @@ use saip_engine::tensor::DType;
 use saip_engine::train::config::TrainConfig;
 use saip_engine::train::engine::{Engine, EngineOptions, Losses};
 use saip_engine::train::sources::SynthSource;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 const TINY: &[&str] = &[
@@ -124,12 +126,9 @@ fn tiny(careless: bool) -> (Engine, Vec<Batch>, StepConfig, Log) {
     let sets: Vec<String> = TINY.iter().map(|s| (*s).to_owned()).collect();
     let cfg = TrainConfig::resolve(Some("demo"), None, &sets).unwrap();
     let step = cfg.step_config(cfg.views.local_size, cfg.views.global_size);
-    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
-    let compiler = Compiler::new((8, 0), Some(cache))
-        .expect("run the tests with `bash tools/test.sh`, which fetches NVRTC");
     let log = Log::default();
     let driver = Recorder { vm: VmDriver::new((8, 0), 1 << 30), log: log.clone(), careless };
-    let backend = Box::new(CudaBackend::new(driver, compiler, DType::F32).unwrap());
+    let backend = Box::new(CudaBackend::new(driver, compiler((8, 0)), DType::F32).unwrap());
     let options = EngineOptions { micro_steps: 1, drop_path: 0.0, recompute: false, seed: 0 };
     let mut engine = Engine::new(backend, std::slice::from_ref(&step), options).unwrap();
     engine.initialise().unwrap();

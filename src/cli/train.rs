@@ -7,11 +7,12 @@ use crate::interrupt::Interrupt;
 use crate::tensor::DType;
 use crate::train::checkpoint::Checkpoints;
 use crate::train::config::TrainConfig;
+use crate::train::folder::Outcome;
 use crate::train::folder::RunFolder;
 use crate::train::presets::{DEFAULT, PRESETS};
 use crate::train::pretrained::settled;
 use crate::train::resume::Resume;
-use crate::train::run::{Outcome, train};
+use crate::train::run::train;
 use crate::units::human_duration;
 use std::path::{Path, PathBuf};
 

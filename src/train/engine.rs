@@ -38,6 +38,25 @@ pub struct Losses {
     pub statistics: Option<[f64; 3]>,
 }
 
+impl Losses {
+    /// With `self` the mean of `n` micro steps, that of these and one more.
+    pub fn with(&self, next: &Losses, n: u64) -> Losses {
+        if n == 0 {
+            return next.clone();
+        }
+        let w = 1.0 / (n as f64 + 1.0);
+        let blend = |a: f64, b: f64| a + (b - a) * w;
+        Losses {
+            total: blend(self.total, next.total),
+            parts: self.parts.iter().zip(&next.parts).map(|(a, b)| (a.0, blend(a.1, b.1))).collect(),
+            statistics: self
+                .statistics
+                .zip(next.statistics)
+                .map(|(a, b)| [0, 1, 2].map(|i| blend(a[i], b[i]))),
+        }
+    }
+}
+
 /// Name, shape, values.
 pub type NamedTensor = (String, Vec<usize>, Vec<f64>);
 
@@ -544,68 +563,4 @@ impl EngineState {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cpu::CpuBackend;
-    use crate::data::loader::{Loader, LoaderConfig};
-    use crate::data::synth::SynthConfig;
-    use crate::data::views::ViewPlanner;
-    use crate::train::config::TrainConfig;
-    use crate::train::sources::SynthSource;
-    use std::sync::Arc;
-
-    const SMALL: &[&str] = &[
-        "encoder.embed_dim=24",
-        "encoder.num_heads=2",
-        "csm.hidden=16",
-        "csm.bottleneck=8",
-        "csm.prototypes=32",
-        "csr.dim=16",
-        "css.dim=16",
-        "views.global_size=[64,32]",
-        "views.local_size=[32,32]",
-        "views.scene_size=64",
-        "optim.batch=4",
-        "optim.effective_batch=4",
-    ];
-
-    fn small(micro_steps: usize) -> (Engine, Batch, StepConfig) {
-        let sets: Vec<String> = SMALL.iter().map(|s| (*s).to_owned()).collect();
-        let cfg = TrainConfig::resolve(Some("demo"), None, &sets).unwrap();
-        let step = cfg.step_config(cfg.views.local_size, cfg.views.global_size);
-        let options = EngineOptions { micro_steps, drop_path: 0.0, recompute: false, seed: 0 };
-        let backend = Box::new(CpuBackend::<f32>::new(1).unwrap());
-        let engine = Engine::new(backend, std::slice::from_ref(&step), options).unwrap();
-        let persons = SynthConfig { identities: 4, images_per_identity: 4, ..SynthConfig::default() };
-        let source = Arc::new(SynthSource::new(persons).unwrap());
-        let planner = ViewPlanner::new(&step, &[], cfg.augment.clone()).unwrap();
-        let loader = LoaderConfig { batch: step.batch, ..LoaderConfig::default() };
-        let batch = Loader::new(source, loader, planner).unwrap().next().unwrap();
-        (engine, batch, step)
-    }
-
-    fn center(state: &EngineState) -> Vec<f32> {
-        state.iter().find(|t| t.0 == "state.center").unwrap().2.to_vec()
-    }
-
-    #[test]
-    fn calibration_leaves_initial_weights_and_the_batchs_own_center() {
-        for micro_steps in [1, 2] {
-            let (mut engine, batch, step) = small(micro_steps);
-            engine.initialise().unwrap();
-            let fresh = engine.state().unwrap();
-            let first = StepPoint { micro_steps, ..StepPoint::constant(&step, 1) };
-            engine.calibrate_center(0, &batch, &first).unwrap();
-            let calibrated = engine.state().unwrap();
-            for (before, after) in fresh.iter().zip(calibrated.iter()) {
-                let center = before.0 == "state.center";
-                assert_eq!(center, before != after, "{}", before.0);
-            }
-            // The expert is the initial one, so the mean of its logits is the center already.
-            let mean = StepPoint { center_momentum: 0.0, ..StepPoint::constant(&step, 1) };
-            engine.micro_step(0, &batch, &mean).unwrap();
-            engine.update(0).unwrap();
-            assert_eq!(center(&engine.state().unwrap()), center(&calibrated));
-        }
-    }
-}
+mod tests;

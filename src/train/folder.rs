@@ -5,16 +5,32 @@ use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::config::TrainConfig;
-use super::run::Outcome;
 use crate::atomic;
 use crate::data::left_out::Teller;
 use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
 
 const LOCK: &str = ".lock";
 /// How the lock's file begins.
 const HOLDER: &str = "process ";
 /// See [`RunFolder::write_outcome`].
 pub(super) const OUTCOME: &str = "outcome.json";
+
+/// How a run ended.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Completed updates, those of earlier sessions of the run included.
+    pub steps: u64,
+    /// True when a signal ended it before all was done.
+    pub interrupted: bool,
+    /// Seconds of training in this process, probes and checkpoints left out.
+    pub seconds: f64,
+    pub images_per_second: f64,
+    /// The device in words.
+    pub device: String,
+    pub skipped_steps: u64,
+    pub warnings: Vec<String>,
+}
 
 /// `config.toml`, `metrics.jsonl`, `skipped_steps.jsonl`, `checkpoints/`, `outcome.json` and `report.html` in one folder. The folder is
 /// locked until this value is dropped or the process ends, however it ends.

@@ -12,6 +12,7 @@ pub mod pretrained;
 pub mod probe;
 pub mod programs;
 pub mod progress;
+mod record;
 pub mod resume;
 pub mod rewrite;
 pub mod run;

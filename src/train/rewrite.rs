@@ -3,12 +3,11 @@
 use super::checkpoint::Checkpoints;
 use super::config::TrainConfig;
 use super::engine::{Engine, EngineOptions};
-use super::folder::OUTCOME;
+use super::folder::{OUTCOME, Outcome};
 use super::metrics::{self, Record};
 use super::pretrained::Pretrained;
 use super::probe::Probe;
 use super::resume::restore;
-use super::run::{Outcome, planner};
 use super::sources;
 use super::summary::{self, Drawn, Inputs, Shown};
 use crate::backend::Backend;
@@ -116,7 +115,7 @@ fn draw(cfg: &TrainConfig, run: &Path, backend: Box<dyn Backend>) -> Result<Draw
     let source = sources::training_source(cfg)?;
     let probe_set = sources::probe_set(cfg)?;
     let pretrained = Pretrained::resumed(cfg, loaded.model())?;
-    let (_, mut configs) = planner(cfg)?;
+    let (_, mut configs) = sources::planner(cfg)?;
     // Pictures are drawn at the first scale.
     configs.truncate(1);
     configs.iter_mut().for_each(|c| c.expert_encoder = pretrained.expert.clone());

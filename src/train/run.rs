@@ -3,20 +3,19 @@
 use super::checkpoint::{Checkpoints, RunState, TensorView};
 use super::config::TrainConfig;
 use super::engine::{Engine, EngineOptions, Health, Losses};
-use super::folder::RunFolder;
+use super::folder::{Outcome, RunFolder};
 use super::guard::{CollapseAlarm, CollapseStats, FiniteGuard, Verdict};
-use super::metrics::{self, MetricsLog};
+use super::metrics;
 use super::pretrained::Pretrained;
 use super::probe::{Probe, ProbeResult};
 use super::progress::{Progress, StepReport};
+use super::record::{PROBE_MAP, PROBE_RANK1, Recorder, reference_tag};
 use super::resume::{self, ImageSet, Resume};
-use super::tensorboard::EventWriter;
 use super::{sources, summary};
 use crate::backend::Backend;
 use crate::data::left_out::{LeftOut, Teller};
-use crate::data::loader::{Loader, LoaderConfig};
+use crate::data::loader::Loader;
 use crate::data::source::ImageSource;
-use crate::data::views::{ViewPlanner, scale_buckets};
 use crate::error::{Error, Result};
 use crate::eval::reference::Reference;
 use crate::interrupt::{Answering, Interrupt};
@@ -24,37 +23,11 @@ use crate::report::Baseline;
 use crate::saip::StepPoint;
 use crate::saip::config::StepConfig;
 use crate::saip::schedule::Schedule;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
-
-/// The tags of the probe's mean average precision and of its share of right first places.
-pub(super) const PROBE_MAP: &str = "probe/map";
-pub(super) const PROBE_RANK1: &str = "probe/rank1";
-
-/// The tag of a reference line, recorded once with the first probe; `metric` is the probe's.
-pub(super) fn reference_tag(reference: Reference, metric: &str) -> String {
-    format!("reference/{}/{}", reference.tag(), metric.trim_start_matches("probe/"))
-}
-
-/// How a run ended.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Outcome {
-    /// Completed updates, those of earlier sessions of the run included.
-    pub steps: u64,
-    /// True when a signal ended it before all was done.
-    pub interrupted: bool,
-    /// Seconds of training in this process, probes and checkpoints left out.
-    pub seconds: f64,
-    pub images_per_second: f64,
-    /// The device in words.
-    pub device: String,
-    pub skipped_steps: u64,
-    pub warnings: Vec<String>,
-}
 
 /// Trains as `cfg` says into the folder `out`; with `resume` goes on from one of its checkpoints.
 ///
@@ -71,7 +44,7 @@ pub fn train(
     let source = sources::training_source(cfg)?;
     let schedule = cfg.schedule(source.len())?;
     let probe_set = sources::probe_set(cfg)?;
-    let (planner, mut configs) = planner(cfg)?;
+    let (planner, mut configs) = sources::planner(cfg)?;
     let micro_steps = cfg.optim.accumulation(1)?;
     let images = ImageSet::of(&*source);
     let fresh = if resume.is_some() { None } else { Some(Pretrained::open(cfg)?) };
@@ -109,29 +82,13 @@ pub fn train(
         checkpoints.go_back_to(start)?;
     }
     let resume = resume.is_some();
-    let loader_config = LoaderConfig {
-        batch: cfg.optim.batch,
-        seed: cfg.data.seed,
-        workers: workers(cfg),
-        prefetch: cfg.data.prefetch.max(1),
-        start_step: start * micro_steps as u64,
-        ..LoaderConfig::default()
-    };
-    let loader = Loader::new(Arc::clone(&source), loader_config, planner)?.stopped_by(interrupt);
+    let start_micro = start * micro_steps as u64;
+    let loader = sources::loader(cfg, &source, planner, start_micro)?.stopped_by(interrupt);
     let probe = match probe_set {
         Some(set) => Some(Probe::new(&mut engine, &cfg.encoder.architecture, cfg.views.global_size, set)?),
         None => None,
     };
-    let metrics = if resume {
-        MetricsLog::resume(folder.metrics(), start)?
-    } else {
-        MetricsLog::append_to(folder.metrics())?
-    };
-    let events = if resume {
-        EventWriter::resume(folder.path(), start + 1)?
-    } else {
-        EventWriter::create(folder.path())?
-    };
+    let recorder = Recorder::open(&folder, resume.then_some(start))?;
     let (probed, baselines) = if resume { earlier_probes(&folder.metrics())? } else { Default::default() };
     let skipped = counters.get("skipped_steps").copied().unwrap_or(0);
     let guard = FiniteGuard::new(folder.skipped_steps(), cfg.run.max_bad_steps, skipped);
@@ -145,8 +102,7 @@ pub fn train(
         engine,
         loader,
         probe,
-        metrics,
-        events,
+        recorder,
         guard,
         schedule,
         configs,
@@ -171,27 +127,6 @@ pub fn train(
     outcome
 }
 
-/// Geometry of the views at every scale, and the step's configuration of each.
-pub(super) fn planner(cfg: &TrainConfig) -> Result<(ViewPlanner, Vec<StepConfig>)> {
-    let scales = scale_buckets(cfg.views.scale, cfg.views.scale_buckets);
-    let base = cfg.step_config(cfg.views.local_size, cfg.views.global_size);
-    let planner = ViewPlanner::new(&base, &scales, cfg.augment.clone())?;
-    let configs = planner
-        .geometries()
-        .iter()
-        .map(|g| StepConfig { rescaled_size: g.rescaled_size, masked_size: g.masked_size, ..base.clone() })
-        .collect();
-    Ok((planner, configs))
-}
-
-/// Loader threads: as configured, or one per four cores and at least one.
-fn workers(cfg: &TrainConfig) -> usize {
-    match cfg.data.workers {
-        0 => std::thread::available_parallelism().map_or(1, |n| n.get().div_ceil(4)),
-        n => n,
-    }
-}
-
 /// The last step whose probe is in the log, and what probes are compared with.
 fn earlier_probes(log: &Path) -> Result<(Option<u64>, Vec<Baseline>)> {
     let records = metrics::read(log)?;
@@ -207,8 +142,7 @@ struct Run<'a> {
     engine: Engine,
     loader: Loader,
     probe: Option<Probe>,
-    metrics: MetricsLog,
-    events: EventWriter,
+    recorder: Recorder,
     guard: FiniteGuard,
     alarm: CollapseAlarm,
     progress: Progress,
@@ -389,7 +323,7 @@ impl Run<'_> {
             if self.looks_beyond(index) {
                 self.ahead = Some(self.feed(index + 1));
             }
-            mean = mix(mean, self.engine.losses(bucket)?, micro);
+            mean = mean.with(&self.engine.losses(bucket)?, micro);
             names.extend(fed.names);
         }
         let health = self.engine.health(bucket)?;
@@ -488,20 +422,7 @@ impl Run<'_> {
             values.push(("health/spread".into(), s.spread));
         }
         values.push(("speed/images_per_second".into(), images_per_second));
-        self.record(&values)
-    }
-
-    /// One line of `metrics.jsonl` and one point of every TensorBoard chart.
-    fn record(&mut self, values: &[(String, f64)]) -> Result<()> {
-        let mut line = Map::new();
-        line.insert("step".into(), json!(self.step));
-        for (tag, value) in values {
-            // JSON has no NaN; null says that the value was not finite.
-            line.insert(tag.clone(), if value.is_finite() { json!(value) } else { Value::Null });
-            self.events.scalar(tag, self.step, *value as f32)?;
-        }
-        self.metrics.write(&line)?;
-        self.events.flush()
+        self.recorder.record(self.step, &values)
     }
 
     fn probe(&mut self, interrupt: &Interrupt) -> Result<ProbeResult> {
@@ -538,7 +459,7 @@ impl Run<'_> {
             self.baselines.insert(0, Baseline { label, value: m.map });
         }
         if self.probed != Some(self.step) || values.len() > 2 {
-            self.record(&values)?;
+            self.recorder.record(self.step, &values)?;
             self.probed = Some(self.step);
         }
         Ok(result)
@@ -546,7 +467,7 @@ impl Run<'_> {
 
     fn save(&mut self) -> Result<()> {
         self.list_skipped_images()?;
-        self.metrics.sync()?;
+        self.recorder.sync()?;
         self.save_state()
     }
 
@@ -590,19 +511,5 @@ impl Run<'_> {
             self.progress.println(&message);
             self.warnings.push(message);
         }
-    }
-}
-
-/// The running mean of losses over `n` earlier micro steps and one more.
-fn mix(mean: Losses, next: Losses, n: u64) -> Losses {
-    if n == 0 {
-        return next;
-    }
-    let w = 1.0 / (n as f64 + 1.0);
-    let blend = |a: f64, b: f64| a + (b - a) * w;
-    Losses {
-        total: blend(mean.total, next.total),
-        parts: mean.parts.iter().zip(&next.parts).map(|(a, b)| (a.0, blend(a.1, b.1))).collect(),
-        statistics: mean.statistics.zip(next.statistics).map(|(a, b)| [0, 1, 2].map(|i| blend(a[i], b[i]))),
     }
 }

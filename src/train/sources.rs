@@ -1,11 +1,14 @@
-//! Where a run's images come from: a folder or list of the user's, or synthetic persons.
+//! Where a run's images come from: a folder or list of the user's, or synthetic persons; and how they come as batches.
 
 use super::config::TrainConfig;
 use crate::data::labelled::PersonSet;
+use crate::data::loader::{Loader, LoaderConfig};
 use crate::data::market::RetrievalSet;
 use crate::data::source::{ImageSource, Quarantine, open_source};
 use crate::data::synth::{SynthConfig, SynthPersons};
+use crate::data::views::{ViewPlanner, scale_buckets};
 use crate::error::{Error, Result};
+use crate::saip::config::StepConfig;
 use image::RgbImage;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
@@ -116,4 +119,46 @@ fn held_out(cfg: &TrainConfig) -> Result<PersonSet> {
         by.len() < most && by.insert(cameras[i])
     });
     Ok(PersonSet { source: Arc::new(source), identities, cameras, query, gallery, left_out: Vec::new() })
+}
+
+/// Geometry of the views at every scale, and the step's configuration of each.
+pub(super) fn planner(cfg: &TrainConfig) -> Result<(ViewPlanner, Vec<StepConfig>)> {
+    let scales = scale_buckets(cfg.views.scale, cfg.views.scale_buckets);
+    let base = cfg.step_config(cfg.views.local_size, cfg.views.global_size);
+    let planner = ViewPlanner::new(&base, &scales, cfg.augment.clone())?;
+    let configs = planner
+        .geometries()
+        .iter()
+        .map(|g| StepConfig { rescaled_size: g.rescaled_size, masked_size: g.masked_size, ..base.clone() })
+        .collect();
+    Ok((planner, configs))
+}
+
+/// The loader of a run's batches, from micro step `start` on.
+///
+/// # Errors
+/// Those of [`Loader::new`].
+pub(super) fn loader(
+    cfg: &TrainConfig,
+    source: &Arc<dyn ImageSource>,
+    planner: ViewPlanner,
+    start: u64,
+) -> Result<Loader> {
+    let config = LoaderConfig {
+        batch: cfg.optim.batch,
+        seed: cfg.data.seed,
+        workers: workers(cfg),
+        prefetch: cfg.data.prefetch.max(1),
+        start_step: start,
+        ..LoaderConfig::default()
+    };
+    Loader::new(Arc::clone(source), config, planner)
+}
+
+/// Loader threads: as configured, or one per four cores and at least one.
+fn workers(cfg: &TrainConfig) -> usize {
+    match cfg.data.workers {
+        0 => std::thread::available_parallelism().map_or(1, |n| n.get().div_ceil(4)),
+        n => n,
+    }
 }

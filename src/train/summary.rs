@@ -2,9 +2,10 @@
 
 use super::config::TrainConfig;
 use super::engine::{Engine, compile_plan, hidden_positions, view, write_checked};
+use super::folder::Outcome;
 use super::metrics;
 use super::probe::{Probe, ProbeResult};
-use super::run::{Outcome, PROBE_MAP, PROBE_RANK1, reference_tag};
+use super::record::{PROBE_MAP, PROBE_RANK1, reference_tag};
 use crate::backend::{HostSlice, HostSliceMut, ProgramId};
 use crate::data::augment::normalize::denormalise;
 use crate::data::batch::Batch;

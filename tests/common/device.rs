@@ -1,8 +1,11 @@
 //! The device that kernels are tested on: an interpreter of their PTX, or with SAIP_ENGINE_TEST_DEVICE=cuda the first GPU.
 
-use saip_engine::cuda::{Choices, Compiler, CudaBackend, Driver, GpuDriver, VmDriver};
+#[path = "../kernels/mod.rs"]
+mod kernels;
+
+pub use kernels::compiler;
+use saip_engine::cuda::{Choices, CudaBackend, Driver, GpuDriver, VmDriver};
 use saip_engine::tensor::DType;
-use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 
 /// Memory of the interpreter, bytes.
@@ -58,19 +61,6 @@ pub fn has_hopper(what: &str) -> bool {
         println!("{what}: skipped, it is for compute capability 9.0 and this GPU has {x}.{y}");
     }
     (x, y) == HOPPER
-}
-
-/// Where compiled kernels are kept: where the program keeps them if SAIP_ENGINE_CACHE says where, else among the build's
-/// files, whose place is that of the machine that built the tests.
-pub fn cache() -> PathBuf {
-    let root = std::env::var_os("SAIP_ENGINE_CACHE").filter(|v| !v.is_empty()).map(PathBuf::from);
-    root.unwrap_or_else(|| Path::new(env!("CARGO_TARGET_TMPDIR")).to_owned()).join("kernels")
-}
-
-/// NVRTC with its cache. `tools/test.sh` provides NVRTC where there is none.
-pub fn compiler(capability: (u32, u32)) -> Compiler {
-    Compiler::new(capability, Some(cache()))
-        .expect("run the tests with `bash tools/test.sh`, which fetches NVRTC")
 }
 
 /// A backend on the device that is tested.
