@@ -74,6 +74,11 @@ fn segment_rows(segments: &Segments) -> Vec<[usize; 4]> {
         .collect()
 }
 
+/// What one head has of a row.
+fn head_part(t: &Tensor, row: usize, first: usize, width: usize) -> &[f64] {
+    &t.row(row)[first..first + width]
+}
+
 /// `softmax(q k^T / sqrt(D / heads)) v` inside each segment, and the log-sum-exp of the scaled scores.
 pub fn attention(x: &[Input], heads: usize, layout: AttentionLayout, segments: &Segments) -> Vec<Tensor> {
     // (tensor, first column) of queries, keys and values, and the width.
@@ -87,27 +92,30 @@ pub fn attention(x: &[Input], heads: usize, layout: AttentionLayout, segments: &
             ((x[0].float(), 0), (t, 0), (t, d), d)
         }
     };
-    let at = |(t, first): (&Tensor, usize), row: usize, col: usize| t.data[row * t.cols() + first + col];
     let (width, rows) = (d / heads, segment_rows(segments));
     let out_rows: usize = rows.iter().map(|s| s[1]).sum();
     let (mut o, mut lse) = (Tensor::zeros([out_rows, d]), Tensor::zeros([out_rows, heads]));
     for [query, queries, key, keys] in rows {
         for h in 0..heads {
+            // A head's part of a row.
+            let part = |row: usize, (t, first)| head_part(t, row, first + h * width, width);
+            let [all_k, all_v] = [k, v].map(|of| (0..keys).map(|j| part(key + j, of)).collect::<Vec<_>>());
             for i in 0..queries {
                 // Packed queries are the first rows of their segment's keys.
                 let source = if layout == AttentionLayout::Packed { key + i } else { query + i };
-                let scores: Vec<f64> = (0..keys)
-                    .map(|j| {
-                        let dot: f64 =
-                            (h * width..(h + 1) * width).map(|c| at(q, source, c) * at(k, key + j, c)).sum();
+                let scores: Vec<f64> = all_k
+                    .iter()
+                    .map(|k| {
+                        let dot: f64 = part(source, q).iter().zip(*k).map(|(a, b)| a * b).sum();
                         dot / (width as f64).sqrt()
                     })
                     .collect();
                 let total = log_sum_exp(&scores);
                 lse.data[(query + i) * heads + h] = total;
-                for c in h * width..(h + 1) * width {
-                    o.data[(query + i) * d + c] =
-                        (0..keys).map(|j| (scores[j] - total).exp() * at(v, key + j, c)).sum();
+                let shares: Vec<f64> = scores.iter().map(|s| (s - total).exp()).collect();
+                for c in 0..width {
+                    o.data[(query + i) * d + h * width + c] =
+                        all_v.iter().zip(&shares).map(|(v, share)| share * v[c]).sum();
                 }
             }
         }

@@ -159,17 +159,17 @@ pub fn window_attention(x: &[Input], heads: usize, window: usize, maps: &[Featur
             let places: Vec<(usize, usize)> =
                 (0..window * window).map(|i| (top + i / window, left + i % window)).collect();
             let row = |(y, px): (usize, usize)| (y < h && px < w).then(|| start + y * w + px);
-            let value = |place, head: usize, part: usize, i: usize| {
-                let at = (head * 3 + part) * width + i;
-                row(place).map_or(pad.data[at], |r| qkv.data[r * 3 * d + at])
-            };
+            let operands = |place| row(place).map_or(&pad.data[..], |r| qkv.row(r));
             for head in 0..heads {
+                let part = |place, part: usize| &operands(place)[(head * 3 + part) * width..][..width];
+                let keys: Vec<&[f64]> = places.iter().map(|p| part(*p, 1)).collect();
+                let values: Vec<&[f64]> = places.iter().map(|p| part(*p, 2)).collect();
                 for &query in places.iter().filter(|p| row(**p).is_some()) {
                     let scores: Vec<f64> = places
                         .iter()
-                        .map(|&key| {
-                            let dot: f64 =
-                                (0..width).map(|i| value(query, head, 0, i) * value(key, head, 1, i)).sum();
+                        .zip(&keys)
+                        .map(|(&key, k)| {
+                            let dot: f64 = part(query, 0).iter().zip(*k).map(|(a, b)| a * b).sum();
                             let offset = query.0.abs_diff(key.0) * window + query.1.abs_diff(key.1);
                             dot / (width as f64).sqrt() + biases.data[head * window * window + offset]
                         })
@@ -177,12 +177,10 @@ pub fn window_attention(x: &[Input], heads: usize, window: usize, maps: &[Featur
                     let sum = log_sum_exp(&scores);
                     let r = row(query).expect("a query lies in the map");
                     lse.data[r * heads + head] = sum;
+                    let shares: Vec<f64> = scores.iter().map(|s| (s - sum).exp()).collect();
                     for i in 0..width {
-                        o.data[r * d + head * width + i] = places
-                            .iter()
-                            .zip(&scores)
-                            .map(|(&key, s)| (s - sum).exp() * value(key, head, 2, i))
-                            .sum();
+                        o.data[r * d + head * width + i] =
+                            values.iter().zip(&shares).map(|(v, share)| share * v[i]).sum();
                     }
                 }
             }
