@@ -233,12 +233,9 @@ fn defects(compiler: &Compiler, family: Family, given: &[(&'static str, usize)],
         Ok(kernels) => kernels,
         Err(e) => return vec![e.to_string()],
     };
-    // Threads are the same on all targets: one text tells them, the oldest that the kernels exist for.
-    let target = if family == Family::GemmSm90 { device::HOPPER } else { CAPABILITY };
-    let ptx = device::compiler(target).ptx(file, &source).unwrap();
     let mut defects = Vec::new();
     for k in kernels {
-        let threads = threads(&ptx, &k.name);
+        let threads = k.threads.unwrap_or(MOST_THREADS);
         if std::env::var_os("SAIP_ENGINE_PRINT").is_some() {
             println!("{family:?} bf16 {bf16} {given:?} {threads} threads {k:?}");
         }
@@ -255,15 +252,6 @@ fn defects(compiler: &Compiler, family: Family, given: &[(&'static str, usize)],
         defect(registers > REGISTERS, format!("{threads} threads of {} registers", k.registers));
     }
     defects
-}
-
-/// Threads of a block that a kernel is compiled for.
-fn threads(ptx: &str, kernel: &str) -> u32 {
-    let (_, from) = ptx.split_once(&format!(".entry {kernel}(")).expect("the kernel is in its text");
-    let head = from.split('{').next().unwrap_or_default();
-    let Some((_, bound)) = head.split_once(".maxntid") else { return MOST_THREADS };
-    let axes = bound.lines().next().unwrap_or_default().split(',');
-    axes.map(|n| n.trim().parse::<u32>().expect("PTX counts threads by numbers")).product()
 }
 
 /// Every kernel with the constants of the recipes, as machine code: nothing is spilt, and a multiprocessor holds a block.

@@ -118,7 +118,7 @@ impl Compiler {
             (Some(image), _) => image.into(),
             (None, Err(why)) => return Err(self.missing(name, source, kind, why)),
             (None, Ok(_)) => {
-                let (image, _) = nvrtc::compile(name, source, &self.options(kind), kind)?;
+                let image = nvrtc::compile(name, source, &self.options(kind), kind)?;
                 if let Some(cache) = &self.cache {
                     let _ = cache.keep(&keys[0], &image);
                 }
@@ -185,16 +185,16 @@ impl Compiler {
     /// [`Error::Device`] with NVRTC's log when the source does not compile.
     pub fn facts(&self, name: &str, source: &str) -> Result<Vec<CompiledKernel>> {
         let nvrtc = self.nvrtc.clone().map_err(|why| Error::device("cuda", why))?;
-        let mut options = self.options(ImageKind::Cubin);
-        options.push("--ptxas-options=-v".to_owned());
-        let key = key(nvrtc, source, &options);
+        let options = self.options(ImageKind::Cubin);
+        let image_key = key(nvrtc, source, &options);
+        let key = format!("{image_key}.facts");
         let kept = self.cache.as_ref().and_then(|cache| cache.kept(&key));
         if let Some(log) = kept.and_then(|log| String::from_utf8(log).ok()) {
             return Ok(parse_facts(&log));
         }
-        let (_, log) = nvrtc::compile(name, source, &options, ImageKind::Cubin)?;
+        let (image, log) = nvrtc::told(name, source, &options)?;
         if let Some(cache) = &self.cache {
-            let _ = cache.keep(&key, log.as_bytes());
+            let _ = cache.keep(&image_key, &image).and_then(|()| cache.keep(&key, log.as_bytes()));
         }
         Ok(parse_facts(&log))
     }

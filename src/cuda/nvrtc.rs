@@ -5,12 +5,41 @@ use crate::error::{Error, Result};
 use cudarc::nvrtc::{result, sys};
 use std::ffi::CString;
 
-/// The image that `source` becomes, and the compiler's log; `name` stands for the source in messages. May be called from
-/// several threads at once.
+/// The image that `source` becomes; `name` stands for the source in messages. May be called from several threads at once.
 ///
 /// # Errors
 /// [`Error::Device`] with NVRTC's log when the source does not compile. NVRTC must be installed.
-pub fn compile(name: &str, source: &str, options: &[String], kind: ImageKind) -> Result<(Vec<u8>, String)> {
+pub fn compile(name: &str, source: &str, options: &[String], kind: ImageKind) -> Result<Vec<u8>> {
+    let (image, _) = compiled(name, source, options, |program| {
+        // SAFETY: `compiled` hands out a live program.
+        unsafe { if kind == ImageKind::Ptx { ptx(program).map(String::into_bytes) } else { cubin(program) } }
+    })?;
+    Ok(image)
+}
+
+/// The machine code that `source` becomes, and what the compiler tells of it: ptxas' verbose log, and how each kernel begins
+/// in the PTX in between.
+///
+/// # Errors
+/// Those of [`compile`].
+pub fn told(name: &str, source: &str, options: &[String]) -> Result<(Vec<u8>, String)> {
+    let options = [options, &["--ptxas-options=-v".to_owned()]].concat();
+    let read = |program| {
+        // SAFETY: `compiled` hands out a live program.
+        unsafe { Ok((cubin(program)?, ptx(program)?)) }
+    };
+    let ((image, ptx), log) = compiled(name, source, &options, read)?;
+    let heads = ptx.split(".entry ").skip(1).filter_map(|kernel| kernel.split('{').next());
+    Ok((image, heads.fold(log + "\n", |text, head| text + ".entry " + head + "{\n")))
+}
+
+/// What `read` takes from the compiled program, and the log.
+fn compiled<R>(
+    name: &str,
+    source: &str,
+    options: &[String],
+    read: impl FnOnce(sys::nvrtcProgram) -> std::result::Result<R, result::NvrtcError>,
+) -> Result<(R, String)> {
     let refused = |what: &str, e: result::NvrtcError| Error::device("cuda", format!("{name}: {what}: {e}"));
     let zero = |_| Error::device("cuda", format!("{name}: the source holds a zero byte"));
     let text = CString::new(source).map_err(zero)?;
@@ -20,16 +49,22 @@ pub fn compile(name: &str, source: &str, options: &[String], kind: ImageKind) ->
     unsafe {
         let compiled = result::compile_program(program, options);
         let log = result::get_program_log(program).map(|l| text_of(&l)).unwrap_or_default();
-        let made = compiled.and_then(|()| match kind {
-            ImageKind::Ptx => result::get_ptx(program).map(|ptx| text_of(&ptx).into_bytes()),
-            ImageKind::Cubin => cubin(program),
-        });
+        let made = compiled.and_then(|()| read(program));
         let _ = result::destroy_program(program);
         match made {
-            Ok(image) => Ok((image, log)),
+            Ok(made) => Ok((made, log)),
             Err(e) => Err(refused(&format!("does not compile:\n{}\n", log.trim_end()), e)),
         }
     }
+}
+
+/// PTX of a compiled program, whatever it was compiled to.
+///
+/// # Safety
+/// `program` must be live.
+unsafe fn ptx(program: sys::nvrtcProgram) -> std::result::Result<String, result::NvrtcError> {
+    // SAFETY: the caller's promise.
+    unsafe { result::get_ptx(program) }.map(|ptx| text_of(&ptx))
 }
 
 /// Machine code of a compiled program.
@@ -56,6 +91,8 @@ fn text_of(bytes: &[std::ffi::c_char]) -> String {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CompiledKernel {
     pub name: String,
+    /// Threads of a block that it is compiled for, at most; none where the source does not say.
+    pub threads: Option<u32>,
     pub registers: u32,
     /// Bytes of registers that did not fit, stored and loaded.
     pub spills: u32,
@@ -63,7 +100,7 @@ pub struct CompiledKernel {
     pub shared: u32,
 }
 
-/// Reads ptxas' verbose log.
+/// Reads what [`told`] gives.
 pub fn parse_facts(log: &str) -> Vec<CompiledKernel> {
     let before = |line: &str, unit: &str| -> u32 {
         let words = line.split(unit).next().unwrap_or("").split_whitespace();
@@ -73,7 +110,8 @@ pub fn parse_facts(log: &str) -> Vec<CompiledKernel> {
     for line in log.lines() {
         if let Some((_, rest)) = line.split_once("Compiling entry function '") {
             let name = rest.split('\'').next().unwrap_or("").to_owned();
-            kernels.push(CompiledKernel { name, ..CompiledKernel::default() });
+            let threads = most_threads(log, &name);
+            kernels.push(CompiledKernel { name, threads, ..CompiledKernel::default() });
             continue;
         }
         let Some(kernel) = kernels.last_mut() else { continue };
@@ -88,6 +126,13 @@ pub fn parse_facts(log: &str) -> Vec<CompiledKernel> {
     kernels
 }
 
+/// What PTX says of the threads of a kernel's block.
+fn most_threads(ptx: &str, kernel: &str) -> Option<u32> {
+    let (_, from) = ptx.split_once(&format!(".entry {kernel}("))?;
+    let (_, bound) = from.split('{').next()?.split_once(".maxntid")?;
+    bound.lines().next()?.split(',').map(|n| n.trim().parse::<u32>().ok()).product()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,13 +145,19 @@ mod tests {
                    \x20   8 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads\n\
                    ptxas info    : Used 128 registers, used 1 barriers, 17408 bytes smem\n\
                    ptxas info    : Compiling entry function 'add' for 'sm_90a'\n\
-                   ptxas info    : Used 7 registers, used 0 barriers\n";
-        let kernel = |name: &str, registers, spills, shared| CompiledKernel {
+                   ptxas info    : Used 7 registers, used 0 barriers\n\
+                   .visible .entry add(\n.param .u64 add_param_0\n)\n{\n.reg .b32 %r1;\n}\n\
+                   .visible .entry gemm(\n.param .u64 gemm_param_0\n)\n.maxntid 64, 2, 1\n{\n}\n";
+        let kernel = |name: &str, threads, registers, spills, shared| CompiledKernel {
             name: name.into(),
+            threads,
             registers,
             spills,
             shared,
         };
-        assert_eq!(parse_facts(log), [kernel("gemm", 128, 28, 17408), kernel("add", 7, 0, 0)]);
+        assert_eq!(
+            parse_facts(log),
+            [kernel("gemm", Some(128), 128, 28, 17408), kernel("add", None, 7, 0, 0)]
+        );
     }
 }
