@@ -2,7 +2,7 @@
 
 use super::cache::{Build, KernelCache};
 use super::driver::ImageKind;
-use super::kernel::Call;
+use super::kernel::{Call, Variant};
 use super::nvrtc::{self, CompiledKernel, parse_facts};
 use super::probe::nvrtc_version;
 use super::sources::Sources;
@@ -19,6 +19,8 @@ pub type CompileProgress = Arc<dyn Fn(usize, usize) + Send + Sync>;
 /// Texts to compile, each with the file that it stands for in messages.
 pub type Wanted = BTreeMap<String, &'static str>;
 
+type Modules = HashMap<(Variant, ImageKind), Arc<[u8]>>;
+
 /// Compiles CUDA C++ for one architecture.
 #[derive(Clone)]
 pub struct Compiler {
@@ -29,6 +31,8 @@ pub struct Compiler {
     sources: Arc<Sources>,
     /// Images by name: a step asks for the same kernel many times.
     made: Arc<Mutex<HashMap<String, Arc<[u8]>>>>,
+    /// The same by what a call says.
+    modules: Arc<Mutex<Modules>>,
     progress: Option<CompileProgress>,
 }
 
@@ -55,6 +59,7 @@ impl Compiler {
             cache: cache.map(KernelCache::open),
             sources: Sources::built_in(),
             made: Arc::default(),
+            modules: Arc::default(),
             progress: None,
         };
         match &compiler.nvrtc {
@@ -66,6 +71,7 @@ impl Compiler {
     /// Compiles these texts instead of those in the program.
     pub fn with_sources(mut self, sources: Arc<Sources>) -> Self {
         self.sources = sources;
+        self.modules = Arc::default();
         self
     }
 
@@ -100,7 +106,18 @@ impl Compiler {
     /// # Errors
     /// Those of [`Compiler::image`].
     pub fn module(&self, call: &Call, kind: ImageKind) -> Result<Arc<[u8]>> {
-        self.image(call.family.file(), &call.source(&self.sources), kind)
+        // A step asks for the same kernel many times: its text is put together once.
+        let asked = (call.variant(), kind);
+        let known = |modules: &Mutex<Modules>| {
+            modules.lock().unwrap_or_else(PoisonError::into_inner).get(&asked).cloned()
+        };
+        if let Some(image) = known(&self.modules) {
+            return Ok(image);
+        }
+        let image = self.image(call.family.file(), &call.source(&self.sources), kind)?;
+        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        modules.insert(asked, Arc::clone(&image));
+        Ok(image)
     }
 
     /// What `source` becomes; `name` stands for it in messages.

@@ -24,7 +24,7 @@ pub struct KernelId(pub usize);
 pub struct GraphId(pub usize);
 
 /// What a driver loads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ImageKind {
     /// Text for any device of a capability or later.
     Ptx,

@@ -16,7 +16,6 @@ use cudarc::driver::result;
 use cudarc::driver::sys;
 use rayon::prelude::*;
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 
 /// Version of CUDA that a driver must support to have every function that is called here.
@@ -280,9 +279,10 @@ impl Driver for GpuDriver {
 
     fn load(&mut self, image: &[u8], name: &str, shared: u32) -> Result<KernelId> {
         self.enter()?;
-        let module = match self.modules.entry(image.to_vec()) {
-            Entry::Occupied(known) => &*known.into_mut(),
-            Entry::Vacant(new) => &*new.insert(Module::load(image, name)?),
+        // Every launch of a step asks; only the first one of a module copies the image.
+        let module = match self.modules.get(image) {
+            Some(known) => known,
+            None => self.modules.entry(image.to_vec()).or_insert(Module::load(image, name)?),
         };
         // What is set of a kernel holds for all who loaded it: one entry knows.
         let known = self.functions.iter().position(|f| f.module == module.0 && f.name == name);

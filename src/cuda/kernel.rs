@@ -184,6 +184,9 @@ pub struct Call {
     pub library: Option<LibraryProduct>,
 }
 
+/// What the text of a call's kernel depends on, beside the sources.
+pub type Variant = (Family, Given, bool, &'static str);
+
 impl Call {
     /// A call over a one-dimensional grid of one-dimensional blocks, in f32.
     pub fn new<P: KernelParams>(
@@ -220,9 +223,15 @@ impl Call {
         self
     }
 
+    /// Tells calls apart whose kernels have different texts.
+    pub fn variant(&self) -> Variant {
+        (self.family, self.given.clone(), self.bf16, self.layout.name)
+    }
+
     /// The text that is compiled: the family's with the given constants, and assertions that the device lays the
     /// parameter struct out as the host does.
     pub fn source(&self, sources: &Sources) -> String {
+        // All that the text depends on is part of `Call::variant`.
         let mut text = self.family.source(sources, &self.given, self.bf16);
         let Layout { name, bytes, fields } = self.layout;
         let _ = writeln!(text, "static_assert(sizeof({name}) == {bytes}, \"host and device disagree\");");

@@ -86,17 +86,15 @@ impl Backend for PlanningBackend {
 
     /// Every op must have kernels that take its sizes.
     fn compile(&mut self, plan: Plan) -> Result<ProgramId> {
+        let mut calls = Vec::new();
         for step in &plan.steps {
-            let calls = launchable(step, &self.choices)?;
-            if let Some(collected) = &self.collected {
-                collected.add(calls);
-            }
+            calls.extend(launchable(step, &self.choices)?);
         }
         let products = self.choices.take_unmeasured();
-        if let Some(collected) = self.collected.as_ref().filter(|c| c.tuned) {
-            for (product, element) in products.values() {
-                collected.add(self.choices.calls(product, *element));
-            }
+        if let Some(collected) = &self.collected {
+            let all = products.values().filter(|_| collected.tuned);
+            calls.extend(all.flat_map(|(product, element)| self.choices.calls(product, *element)));
+            collected.add(calls);
         }
         self.null.compile(plan)
     }

@@ -16,7 +16,7 @@ use crate::ir::{Op, Region};
 use crate::plan::{Plan, Slot, Space, Step};
 use crate::tensor::DType;
 use half::bf16;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 /// Executes plans on a device in f32 or bf16. Gives the device's memory back when it is dropped: a driver's context may
 /// outlive it.
@@ -233,13 +233,15 @@ impl<D: Driver> CudaBackend<D> {
     /// Compiles what `plan` needs, and measures its products whose fastest way is not known.
     fn tune(&mut self, plan: &Plan) -> Result<()> {
         // This asks for every product; what is found changes the next answers.
-        let mut wanted = Wanted::new();
+        let mut calls = Vec::new();
         for step in &plan.steps {
-            want(&mut wanted, self.compiler.sources(), self.calls(step)?);
+            calls.extend(self.calls(step)?);
         }
         if let Some(tuner) = &self.tuner {
-            want(&mut wanted, self.compiler.sources(), tuner.candidates(&self.choices));
+            calls.extend(tuner.candidates(&self.choices));
         }
+        let mut wanted = Wanted::new();
+        want(&mut wanted, self.compiler.sources(), calls);
         self.compiler.prepare(&wanted, self.driver.image_kind())?;
         self.tune_asked()
     }
@@ -281,7 +283,9 @@ impl<D: Driver> CudaBackend<D> {
 
 /// Adds the texts of `calls`.
 pub(super) fn want(wanted: &mut Wanted, sources: &Sources, calls: impl IntoIterator<Item = Call>) {
-    wanted.extend(calls.into_iter().map(|call| (call.source(sources), call.family.file())));
+    let mut seen = HashSet::new();
+    let new = calls.into_iter().filter(|call| seen.insert(call.variant()));
+    wanted.extend(new.map(|call| (call.source(sources), call.family.file())));
 }
 
 impl<D: Driver> Drop for CudaBackend<D> {
