@@ -202,9 +202,10 @@ impl Compiler {
     /// [`Error::Device`] with NVRTC's log when the source does not compile.
     pub fn facts(&self, name: &str, source: &str) -> Result<Vec<CompiledKernel>> {
         let nvrtc = self.nvrtc.clone().map_err(|why| Error::device("cuda", why))?;
-        let options = self.options(ImageKind::Cubin);
+        let mut options = self.options(ImageKind::Cubin);
         let image_key = key(nvrtc, source, &options);
         let key = format!("{image_key}.facts");
+        options.push("--ptxas-options=-v".to_owned());
         let kept = self.cache.as_ref().and_then(|cache| cache.kept(&key));
         if let Some(log) = kept.and_then(|log| String::from_utf8(log).ok()) {
             return Ok(parse_facts(&log));

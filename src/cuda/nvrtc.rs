@@ -17,18 +17,17 @@ pub fn compile(name: &str, source: &str, options: &[String], kind: ImageKind) ->
     Ok(image)
 }
 
-/// The machine code that `source` becomes, and what the compiler tells of it: ptxas' verbose log, and how each kernel begins
-/// in the PTX in between.
+/// The machine code that `source` becomes, and what the compiler tells of it: ptxas' log, verbose if `options` ask for it, and
+/// how each kernel begins in the PTX in between.
 ///
 /// # Errors
 /// Those of [`compile`].
 pub fn told(name: &str, source: &str, options: &[String]) -> Result<(Vec<u8>, String)> {
-    let options = [options, &["--ptxas-options=-v".to_owned()]].concat();
     let read = |program| {
         // SAFETY: `compiled` hands out a live program.
         unsafe { Ok((cubin(program)?, ptx(program)?)) }
     };
-    let ((image, ptx), log) = compiled(name, source, &options, read)?;
+    let ((image, ptx), log) = compiled(name, source, options, read)?;
     let heads = ptx.split(".entry ").skip(1).filter_map(|kernel| kernel.split('{').next());
     Ok((image, heads.fold(log + "\n", |text, head| text + ".entry " + head + "{\n")))
 }

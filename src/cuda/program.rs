@@ -18,6 +18,9 @@ use crate::tensor::DType;
 use half::bf16;
 use std::collections::{BTreeMap, HashSet};
 
+/// What moves between host and device at a time, bytes.
+const PART: usize = 4 << 20;
+
 /// Executes plans on a device in f32 or bf16. Gives the device's memory back when it is dropped: a driver's context may
 /// outlive it.
 pub struct CudaBackend<D: Driver> {
@@ -115,15 +118,21 @@ impl<D: Driver> CudaBackend<D> {
         self.driver.upload(self.arena.at, &vec![0xff; self.arena.bytes])
     }
 
-    /// Memory of `bytes` that begins with the contents of `old`.
+    /// Memory of `bytes` that begins with the contents of `old`; zeros follow.
     fn grown(&mut self, old: Memory, bytes: usize) -> Result<Memory> {
         let at = self.driver.allocate(bytes)?;
-        let mut contents = vec![0; bytes];
-        let moved = match old.bytes {
-            0 => Ok(()),
-            n => self.driver.download(old.at, &mut contents[..n]),
-        };
-        if let Err(e) = moved.and_then(|()| self.driver.upload(at, &contents)) {
+        // In parts: a batch of inputs is most of a gigabyte.
+        let mut part = vec![0; PART.min(bytes)];
+        let moved = (0..bytes).step_by(PART).try_for_each(|from| {
+            let part = &mut part[..PART.min(bytes - from)];
+            let kept = old.bytes.saturating_sub(from).min(part.len());
+            if kept > 0 {
+                self.driver.download(old.at + from as u64, &mut part[..kept])?;
+            }
+            part[kept..].fill(0);
+            self.driver.upload(at + from as u64, part)
+        });
+        if let Err(e) = moved {
             // The region stays where it was.
             let _ = self.driver.free(at);
             return Err(e);
