@@ -23,7 +23,6 @@ struct Place {
     bool valid;
 };
 
-#if GATHER
 // Division of numbers below 2^31 by a number that is known beforehand: (high half of n * magic, + n) >> shift.
 struct Divisor {
     u32 by, magic, shift;
@@ -42,15 +41,16 @@ struct PixelMap {
     u32 unused;
 };
 
-#if MAPS == 1
-constexpr PixelMap ONLY_MAP = {0, {MAP_WINDOWS, 0, 0}, {MAP_ACROSS, 0, 0}, MAP_START, MAP_HEIGHT, MAP_WIDTH, (u32)MAP_TOP,
-                               (u32)MAP_LEFT, MAP_TO, MAP_TO_MAP, MAP_TO_LINE, 0};
-#else
 struct PixelGemmParams {
     GemmParams gemm;
     const PixelMap* maps;  // [MAPS]
 };
 
+#if GATHER
+#if MAPS == 1
+constexpr PixelMap ONLY_MAP = {0, {MAP_WINDOWS, 0, 0}, {MAP_ACROSS, 0, 0}, MAP_START, MAP_HEIGHT, MAP_WIDTH, (u32)MAP_TOP,
+                               (u32)MAP_LEFT, MAP_TO, MAP_TO_MAP, MAP_TO_LINE, 0};
+#else
 __shared__ PixelMap shared_maps[MAPS];
 #endif
 

@@ -8,6 +8,7 @@ use crate::tensor::DType;
 use std::mem::offset_of;
 
 kernel_params! {
+    pub const LAYOUTS;
     Item { query_row: u32, queries: u32, q_row: u32, key_row: u32, keys: u32, first: u32 }
     AttentionParams {
         o: u64, lse: u64, q: u64, k: u64, v: u64, items: u64, q_stride: u32, kv_stride: u32, heads: u32, scale: f32,

@@ -8,6 +8,7 @@ use crate::ir::Op;
 use std::mem::offset_of;
 
 kernel_params! {
+    pub const LAYOUTS;
     Chunk { first: u32, rows: u32, group: u32, unused: u32 }
     Group { first: u32, chunks: u32, rows: u32, unused: u32 }
     BatchNormParams {

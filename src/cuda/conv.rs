@@ -10,6 +10,7 @@ use crate::ir::{ConvGeometry, Epilogue, FeatureMap, Op};
 use std::sync::Arc;
 
 kernel_params! {
+    pub const LAYOUTS;
     WeightParams {
         y: u64, w: u64, outputs: u32, channels: u32, taps: u32, backward: u32, taps_y: u32, taps_x: u32, first_y: u32,
         first_x: u32, step: u32, edge: u32,

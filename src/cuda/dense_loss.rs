@@ -7,6 +7,7 @@ use crate::backend::OperandType;
 use crate::ir::Op;
 
 kernel_params! {
+    pub const LAYOUTS;
     MseParams {
         partial: u64, dpred: u64, dloss: u64, pred: u64, image: u64, hidden: u64, each: u32, height: u32, width: u32,
         factor: f32,

@@ -11,6 +11,7 @@ use crate::tensor::DType;
 const MOST_MAPS: usize = 8;
 
 kernel_params! {
+    pub const LAYOUTS;
     DepthwiseMap {
         height: u32, width: u32, out_height: u32, out_width: u32, row: u32, out_row: u32, strip: u32, line: u32,
     }

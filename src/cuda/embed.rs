@@ -10,6 +10,7 @@ use crate::tensor::DType;
 use std::mem::offset_of;
 
 kernel_params! {
+    pub const LAYOUTS;
     PatchParams { rows: u64, image: u64, keep: u64, count: u64, kept: u32, height: u32, width: u32, unused: u32 }
     PixelParams { rows: u64, image: u64, inverse: u64, count: u64, height: u32, width: u32 }
     EmbedParams {

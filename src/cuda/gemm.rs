@@ -12,14 +12,23 @@ use std::mem::offset_of;
 use std::sync::Arc;
 
 kernel_params! {
+    pub const LAYOUTS;
     GemmParams {
         y: u64, pre: u64, partial: u64, a: u64, b: u64, bias: u64, other: u64, m: u32, n: u32, k: u32, each: u32,
     }
-    /// The maps are the driver's to make.
-    GemmSm90Params { a: [u64; 16], b: [u64; 16], gemm: GemmParams, splits: u32, unused: [u32; 13] }
+    SplitSumParams { sum: u64, rows: u64, partial: u64, m: u32, n: u32, splits: u32, channels: u32 }
+}
+
+kernel_params! {
+    pub const PIXEL_LAYOUTS;
     /// Of a product that sees several sizes of maps; see [`Pixels`].
     PixelGemmParams { gemm: GemmParams, maps: u64 }
-    SplitSumParams { sum: u64, rows: u64, partial: u64, m: u32, n: u32, splits: u32, channels: u32 }
+}
+
+kernel_params! {
+    pub const SM90_LAYOUTS;
+    /// The maps are the driver's to make.
+    GemmSm90Params { a: [u64; 16], b: [u64; 16], gemm: GemmParams, splits: u32, unused: [u32; 13] }
 }
 
 /// What is stored of a sum: EPILOGUE of the kernel.

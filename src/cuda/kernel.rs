@@ -114,7 +114,29 @@ impl Family {
         self != Family::GemmSm90 || (bf16 && capability == (9, 0))
     }
 
-    /// The file behind the prelude, with constants for what it lists as given.
+    /// Structs that the host shares with the file.
+    const fn layouts(self) -> &'static [&'static [Layout]] {
+        match self {
+            Family::Attention => &[super::attention::LAYOUTS],
+            Family::BatchNorm => &[super::batch_norm::LAYOUTS],
+            Family::Conv => &[super::conv::LAYOUTS],
+            Family::DenseLoss => &[super::dense_loss::LAYOUTS],
+            Family::DepthwiseConv => &[super::depthwise_conv::LAYOUTS],
+            Family::Embed => &[super::embed::LAYOUTS],
+            Family::Gemm => &[super::gemm::LAYOUTS, super::gemm::PIXEL_LAYOUTS, super::pixels::LAYOUTS],
+            Family::GemmSm90 => &[super::gemm::LAYOUTS, super::gemm::SM90_LAYOUTS],
+            Family::LayerNorm => &[super::layer_norm::LAYOUTS],
+            Family::Layout => &[super::layout::LAYOUTS],
+            Family::Optim => &[super::optim::LAYOUTS],
+            Family::Pointwise => &[super::pointwise::LAYOUTS],
+            Family::Pool => &[super::pool::LAYOUTS],
+            Family::PrototypeCe => &[super::prototype_ce::LAYOUTS],
+            Family::WindowAttention => &[super::window_attention::LAYOUTS],
+        }
+    }
+
+    /// The file behind the prelude, with constants for what it lists as given, and assertions that the device lays out
+    /// what it shares with the host as the host does. One text for all kernels of the file, so that they are compiled once.
     pub fn source(self, sources: &Sources, given: &[(&'static str, usize)], bf16: bool) -> String {
         let mut text = String::with_capacity(1 << 16);
         for (name, value) in given {
@@ -127,11 +149,20 @@ impl Family {
         for file in std::iter::once("prelude.cuh").chain(headers).chain([self.file()]) {
             text.push_str(sources.text(file));
         }
+        for Layout { name, bytes, fields } in self.layouts().iter().copied().flatten() {
+            let _ = writeln!(text, "static_assert(sizeof({name}) == {bytes}, \"host and device disagree\");");
+            for (field, offset) in *fields {
+                let _ = writeln!(
+                    text,
+                    "static_assert(OFFSET_OF({name}, {field}) == {offset}, \"host and device disagree\");"
+                );
+            }
+        }
         text
     }
 }
 
-/// Size and field offsets of a kernel's parameter struct as Rust lays it out.
+/// Size and field offsets of a struct that kernels take, as Rust lays it out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     pub name: &'static str,
@@ -139,27 +170,29 @@ pub struct Layout {
     pub fields: &'static [(&'static str, usize)],
 }
 
-/// A kernel's parameter struct: plain data whose bytes are passed by value.
-pub trait KernelParams: bytemuck::Pod {
-    const LAYOUT: Layout;
-}
+/// A struct of `kernel_params!`: plain data whose bytes kernels take by value or in tables.
+pub trait KernelParams: bytemuck::Pod {}
 
-/// Declares `#[repr(C)]` structs that mirror those of the same name in `kernels/`. Device pointers are `u64`.
+/// Declares `#[repr(C)]` structs that mirror those of the same name in `kernels/`, and a list of their layouts. Device
+/// pointers are `u64`.
 macro_rules! kernel_params {
-    ($($(#[$doc:meta])* $name:ident { $($field:ident: $ty:ty),* $(,)? })*) => {$(
-        $(#[$doc])*
-        #[repr(C)]
-        #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
-        pub struct $name { $(pub $field: $ty),* }
+    ($vis:vis const $layouts:ident; $($(#[$doc:meta])* $name:ident { $($field:ident: $ty:ty),* $(,)? })*) => {
+        $(
+            $(#[$doc])*
+            #[repr(C)]
+            #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+            pub struct $name { $(pub $field: $ty),* }
 
-        impl $crate::cuda::kernel::KernelParams for $name {
-            const LAYOUT: $crate::cuda::kernel::Layout = $crate::cuda::kernel::Layout {
-                name: stringify!($name),
-                bytes: size_of::<$name>(),
-                fields: &[$((stringify!($field), std::mem::offset_of!($name, $field))),*],
-            };
-        }
-    )*};
+            impl $crate::cuda::kernel::KernelParams for $name {}
+        )*
+
+        /// How the host lays out what kernels of this file take.
+        $vis const $layouts: &[$crate::cuda::kernel::Layout] = &[$($crate::cuda::kernel::Layout {
+            name: stringify!($name),
+            bytes: size_of::<$name>(),
+            fields: &[$((stringify!($field), std::mem::offset_of!($name, $field))),*],
+        }),*];
+    };
 }
 pub(super) use kernel_params;
 
@@ -175,7 +208,6 @@ pub struct Call {
     pub block: [u32; 3],
     pub shared: u32,
     pub params: Vec<u8>,
-    pub layout: Layout,
     /// Constant tables: bytes to keep on the device, and where in `params` their address belongs.
     pub tables: Vec<(usize, Vec<u8>)>,
     /// Tensor maps for the driver to make, and where in `params` they belong.
@@ -185,7 +217,7 @@ pub struct Call {
 }
 
 /// What the text of a call's kernel depends on, beside the sources.
-pub type Variant = (Family, Given, bool, &'static str);
+pub type Variant = (Family, Given, bool);
 
 impl Call {
     /// A call over a one-dimensional grid of one-dimensional blocks, in f32.
@@ -205,7 +237,6 @@ impl Call {
             block: [threads, 1, 1],
             shared: 0,
             params: bytemuck::bytes_of(params).to_vec(),
-            layout: P::LAYOUT,
             tables: Vec::new(),
             maps: Vec::new(),
             library: None,
@@ -225,22 +256,11 @@ impl Call {
 
     /// Tells calls apart whose kernels have different texts.
     pub fn variant(&self) -> Variant {
-        (self.family, self.given.clone(), self.bf16, self.layout.name)
+        (self.family, self.given.clone(), self.bf16)
     }
 
-    /// The text that is compiled: the family's with the given constants, and assertions that the device lays the
-    /// parameter struct out as the host does.
+    /// The text that is compiled: all kernels of the family with the given constants.
     pub fn source(&self, sources: &Sources) -> String {
-        // All that the text depends on is part of `Call::variant`.
-        let mut text = self.family.source(sources, &self.given, self.bf16);
-        let Layout { name, bytes, fields } = self.layout;
-        let _ = writeln!(text, "static_assert(sizeof({name}) == {bytes}, \"host and device disagree\");");
-        for (field, offset) in fields {
-            let _ = writeln!(
-                text,
-                "static_assert(OFFSET_OF({name}, {field}) == {offset}, \"host and device disagree\");"
-            );
-        }
-        text
+        self.family.source(sources, &self.given, self.bf16)
     }
 }

@@ -3,6 +3,7 @@
 use super::kernel::{Call, Family, Given, kernel_params};
 
 kernel_params! {
+    pub const LAYOUTS;
     LayerNormParams {
         y: u64, mean: u64, rstd: u64, x: u64, gamma: u64, beta: u64, rows: u32, eps: f32,
     }

@@ -6,6 +6,7 @@ use crate::ir::RowRun;
 use crate::tensor::DType;
 
 kernel_params! {
+    pub const LAYOUTS;
     RunParams {
         y: u64, x: u64, first: u64, start: u64, stride: u64, len: u32, count: u32, width: u32, unused: u32,
     }

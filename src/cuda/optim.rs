@@ -5,6 +5,7 @@ use super::pointwise::{THREADS, blocks};
 use crate::ir::{ParamSegment, Scalar};
 
 kernel_params! {
+    pub const LAYOUTS;
     AccumulateParams { total: u64, grads: u64, scalars: u64, n: u64 }
     SquareParams { partial: u64, grads: u64, n: u64 }
     HealthParams { health: u64, partial: u64, loss: u64, scalars: u64, chunks: u64 }

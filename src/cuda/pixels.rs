@@ -4,6 +4,7 @@ use super::kernel::{Given, kernel_params};
 use crate::ir::ConvGeometry;
 
 kernel_params! {
+    pub const LAYOUTS;
     /// `windows` and `across` are divisors: the number, magic and shift of [`divisor`].
     PixelMap {
         first: u32, windows: [u32; 3], across: [u32; 3], start: u32, height: u32, width: u32, top: u32, left: u32,

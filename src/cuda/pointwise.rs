@@ -4,6 +4,7 @@ use super::kernel::{Call, Family, kernel_params};
 use crate::tensor::DType;
 
 kernel_params! {
+    pub const LAYOUTS;
     UnaryParams { y: u64, x: u64, n: u64, factor: f32, unused: u32 }
     BinaryParams { y: u64, a: u64, b: u64, n: u64 }
     GateParams { da: u64, db: u64, dy: u64, a: u64, b: u64, n: u64 }

@@ -5,6 +5,7 @@ use super::lower::{Lowered, Operands};
 use super::pointwise::{THREADS, blocks, vector};
 
 kernel_params! {
+    pub const LAYOUTS;
     PoolParams { y: u64, x: u64, images: u64, rows: u32, width: u32 }
 }
 

@@ -11,6 +11,7 @@ use crate::ir::{Op, Scalar};
 use crate::tensor::{DType, Shape};
 
 kernel_params! {
+    pub const LAYOUTS;
     ChunkParams {
         student: u64, expert: u64, center: u64, scalars: u64, tops: u64, sums: u64, cross: u64, images: u32, views: u32,
         count: u32, unused: u32,

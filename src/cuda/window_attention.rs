@@ -7,6 +7,7 @@ use crate::ir::FeatureMap;
 use crate::tensor::DType;
 
 kernel_params! {
+    pub const LAYOUTS;
     Maps {
         height: u32, width: u32, down: u32, across: u32, windows: u32, keys: u32, heads: u32, scale: f32,
     }
