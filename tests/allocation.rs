@@ -10,7 +10,7 @@ use saip_engine::data::batch::Batch;
 use saip_engine::data::loader::{Loader, LoaderConfig};
 use saip_engine::data::synth::SynthConfig;
 use saip_engine::data::views::ViewPlanner;
-use saip_engine::ir::{FeatureMap, Op};
+use saip_engine::ir::{FeatureMap, Op, ops};
 use saip_engine::saip::StepPoint;
 use saip_engine::saip::config::StepConfig;
 use saip_engine::train::config::TrainConfig;
@@ -182,10 +182,16 @@ fn windows(maps: &[FeatureMap], size: usize) -> usize {
 /// Calls of the GEMM crate that an op can need.
 fn products(op: &Op) -> i64 {
     match op {
-        Op::Attention { heads, segments, .. } => 2 * (heads * segments.count()) as i64,
-        Op::AttentionBackward { heads, segments, .. } => 5 * (heads * segments.count()) as i64,
-        Op::WindowAttention { heads, window, maps } => 2 * (heads * windows(maps, *window)) as i64,
-        Op::WindowAttentionBackward { heads, window, maps } => 5 * (heads * windows(maps, *window)) as i64,
+        Op::Attention(ops::Attention { heads, segments, .. }) => 2 * (heads * segments.count()) as i64,
+        Op::AttentionBackward(ops::AttentionBackward { heads, segments, .. }) => {
+            5 * (heads * segments.count()) as i64
+        }
+        Op::WindowAttention(ops::WindowAttention { heads, window, maps }) => {
+            2 * (heads * windows(maps, *window)) as i64
+        }
+        Op::WindowAttentionBackward(ops::WindowAttentionBackward { heads, window, maps }) => {
+            5 * (heads * windows(maps, *window)) as i64
+        }
         _ => PIECES,
     }
 }

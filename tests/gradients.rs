@@ -10,90 +10,92 @@ use common::tensor::{Gen, Input};
 use saip_engine::Result;
 use saip_engine::backend::Backend;
 use saip_engine::cpu::CpuBackend;
-use saip_engine::ir::{self, Epilogue, Op, OpKind, ValueId};
+use saip_engine::ir::{self, Epilogue, Op, OpKind, ValueId, ops};
 use saip_engine::tensor::DType;
 
 /// Operands in which the op can be differentiated. Exhaustive: a new op has to take a stand.
 fn differentiable(op: &Op, operands: usize) -> Vec<usize> {
     match op {
-        Op::EmbedTokens { layout } => (0..operands - usize::from(layout.kept.is_some())).collect(),
-        Op::ResizePositions { .. }
-        | Op::Gelu
-        | Op::Add
-        | Op::Scale { .. }
-        | Op::LayerNorm { .. }
-        | Op::Attention { .. }
-        | Op::SelectRows { .. }
-        | Op::ScatterRows { .. }
-        | Op::AddPositions
-        | Op::SumImages { .. }
-        | Op::DynamicConv { .. }
-        | Op::Cast { .. }
-        | Op::L2Normalize { .. }
-        | Op::DepthwiseConv2d { .. }
-        | Op::BatchNorm { .. }
-        | Op::Relu6
-        | Op::Relu6Gate
-        | Op::GlobalAveragePool { .. }
-        | Op::WindowAttention { .. }
-        | Op::WeightedSum { .. } => (0..operands).collect(),
+        Op::EmbedTokens(ops::EmbedTokens { layout }) => {
+            (0..operands - usize::from(layout.kept.is_some())).collect()
+        }
+        Op::ResizePositions(_)
+        | Op::Gelu(ops::Gelu)
+        | Op::Add(ops::Add)
+        | Op::Scale(_)
+        | Op::LayerNorm(_)
+        | Op::Attention(_)
+        | Op::SelectRows(_)
+        | Op::ScatterRows(_)
+        | Op::AddPositions(ops::AddPositions)
+        | Op::SumImages(_)
+        | Op::DynamicConv(_)
+        | Op::Cast(_)
+        | Op::L2Normalize(_)
+        | Op::DepthwiseConv2d(_)
+        | Op::BatchNorm(_)
+        | Op::Relu6(ops::Relu6)
+        | Op::Relu6Gate(ops::Relu6Gate)
+        | Op::GlobalAveragePool(_)
+        | Op::WindowAttention(_)
+        | Op::WeightedSum(_) => (0..operands).collect(),
         // Epilogues come from fusion, which follows differentiation.
-        Op::Linear { epilogue } | Op::Conv2d { epilogue, .. } => match epilogue {
+        Op::Linear(ops::Linear { epilogue }) | Op::Conv2d(ops::Conv2d { epilogue, .. }) => match epilogue {
             Epilogue::None => (0..operands).collect(),
             Epilogue::Gelu | Epilogue::Residual => vec![],
         },
-        Op::ScaleSegments { .. }
-        | Op::GatherTokens { .. }
-        | Op::ScatterTokens { .. }
-        | Op::MaskedMse
-        | Op::BceWithLogits { .. } => vec![0],
-        Op::RestoreTokens => vec![0, 2, 3],
-        Op::PrototypeCrossEntropy { .. } => vec![0, 1],
+        Op::ScaleSegments(_)
+        | Op::GatherTokens(_)
+        | Op::ScatterTokens(_)
+        | Op::MaskedMse(ops::MaskedMse)
+        | Op::BceWithLogits(_) => vec![0],
+        Op::RestoreTokens(ops::RestoreTokens) => vec![0, 2, 3],
+        Op::PrototypeCrossEntropy(_) => vec![0, 1],
         // Pixels, constants, derivatives and what follows them.
-        Op::PatchRows { .. }
-        | Op::Fill { .. }
-        | Op::EmbedTokensBackward { .. }
-        | Op::ResizePositionsBackward { .. }
-        | Op::LinearBackwardInput { .. }
-        | Op::LinearBackwardWeight { .. }
-        | Op::GeluBackward
-        | Op::LayerNormBackward { .. }
-        | Op::AttentionBackward { .. }
-        | Op::RestoreTokensBackward
-        | Op::Conv2dBackwardInput { .. }
-        | Op::Conv2dBackwardWeight { .. }
-        | Op::DepthwiseConv2dBackwardInput { .. }
-        | Op::DepthwiseConv2dBackwardWeight { .. }
-        | Op::BatchNormBackward { .. }
-        | Op::Relu6Backward
-        | Op::Relu6GateBackward
-        | Op::GlobalAveragePoolBackward { .. }
-        | Op::WindowAttentionBackward { .. }
-        | Op::PixelRows { .. }
-        | Op::BatchNormInference { .. }
-        | Op::RunningStatistics { .. }
-        | Op::DynamicConvBackward { .. }
-        | Op::L2NormalizeBackward { .. }
-        | Op::PrototypeCrossEntropyBackward { .. }
-        | Op::ExpertStatistics
-        | Op::CenterUpdate
-        | Op::MaskedMseBackward
-        | Op::BceWithLogitsBackward { .. }
-        | Op::AccumulateGrads
-        | Op::GradHealth
-        | Op::AdamW { .. } => vec![],
+        Op::PatchRows(_)
+        | Op::Fill(_)
+        | Op::EmbedTokensBackward(_)
+        | Op::ResizePositionsBackward(_)
+        | Op::LinearBackwardInput(_)
+        | Op::LinearBackwardWeight(_)
+        | Op::GeluBackward(ops::GeluBackward)
+        | Op::LayerNormBackward(_)
+        | Op::AttentionBackward(_)
+        | Op::RestoreTokensBackward(ops::RestoreTokensBackward)
+        | Op::Conv2dBackwardInput(_)
+        | Op::Conv2dBackwardWeight(_)
+        | Op::DepthwiseConv2dBackwardInput(_)
+        | Op::DepthwiseConv2dBackwardWeight(_)
+        | Op::BatchNormBackward(_)
+        | Op::Relu6Backward(ops::Relu6Backward)
+        | Op::Relu6GateBackward(ops::Relu6GateBackward)
+        | Op::GlobalAveragePoolBackward(_)
+        | Op::WindowAttentionBackward(_)
+        | Op::PixelRows(_)
+        | Op::BatchNormInference(_)
+        | Op::RunningStatistics(_)
+        | Op::DynamicConvBackward(_)
+        | Op::L2NormalizeBackward(_)
+        | Op::PrototypeCrossEntropyBackward(_)
+        | Op::ExpertStatistics(ops::ExpertStatistics)
+        | Op::CenterUpdate(ops::CenterUpdate)
+        | Op::MaskedMseBackward(ops::MaskedMseBackward)
+        | Op::BceWithLogitsBackward(_)
+        | Op::AccumulateGrads(ops::AccumulateGrads)
+        | Op::GradHealth(ops::GradHealth)
+        | Op::AdamW(_) => vec![],
     }
 }
 
 /// A random linear functional of `y`: every row against a row of its own (a dynamic convolution over one token), summed.
 fn functional(bench: &mut Bench, rng: &mut Gen, y: ValueId) -> Result<ValueId> {
     if bench.graph.shape(y).dims() == [1] {
-        return Ok(bench.push(&Op::WeightedSum { weights: vec![0.75] }, &[y])?[0]);
+        return Ok(bench.push(&Op::WeightedSum(ops::WeightedSum { weights: vec![0.75] }), &[y])?[0]);
     }
     let (rows, cols) = bench.graph.shape(y).as_matrix();
     let kernel = bench.source(&rng.normal(&[rows, cols]));
-    let products = bench.push(&Op::DynamicConv { tokens: 1 }, &[kernel, y])?[0];
-    Ok(bench.push(&Op::SumImages { tokens: 1 }, &[products])?[0])
+    let products = bench.push(&Op::DynamicConv(ops::DynamicConv { tokens: 1 }), &[kernel, y])?[0];
+    Ok(bench.push(&Op::SumImages(ops::SumImages { tokens: 1 }), &[products])?[0])
 }
 
 type Cpu = Runner<CpuBackend<f64>>;
@@ -257,12 +259,12 @@ fn contributions_add_up() {
     let mut rng = Gen::new("contributions");
     let mut bench = Bench::new(DType::F64);
     let (x, other) = (bench.source(&rng.normal(&[4, 3])), bench.source(&rng.normal(&[4, 3])));
-    let twice = bench.push(&Op::Add, &[x, x]).expect("fits")[0];
-    let thrice = bench.push(&Op::Add, &[twice, x]).expect("fits")[0];
+    let twice = bench.push(&Op::Add(ops::Add), &[x, x]).expect("fits")[0];
+    let thrice = bench.push(&Op::Add(ops::Add), &[twice, x]).expect("fits")[0];
     let kernel = rng.normal(&[4, 3]);
     let k = bench.source(&kernel);
-    let rows = bench.push(&Op::DynamicConv { tokens: 1 }, &[k, thrice]).expect("fits")[0];
-    let loss = bench.push(&Op::SumImages { tokens: 1 }, &[rows]).expect("fits")[0];
+    let rows = bench.push(&Op::DynamicConv(ops::DynamicConv { tokens: 1 }), &[k, thrice]).expect("fits")[0];
+    let loss = bench.push(&Op::SumImages(ops::SumImages { tokens: 1 }), &[rows]).expect("fits")[0];
     let grads = ir::differentiate(&mut bench.graph, loss, &[x, other]).expect("differentiable");
     assert_eq!(grads[1], None);
     let grad = grads[0].expect("depends on x");

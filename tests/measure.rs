@@ -12,7 +12,7 @@ use saip_engine::cuda::{
     Measured, ProductId, Sources, TensorMap, Tuner, VmDriver, Work,
 };
 use saip_engine::error::{Error, Result};
-use saip_engine::ir::{Epilogue, Op, Region, Role};
+use saip_engine::ir::{Epilogue, Op, Region, Role, ops};
 use saip_engine::tensor::DType;
 use std::sync::{Arc, Mutex};
 
@@ -207,11 +207,19 @@ fn the_library_is_asked_for_the_product_that_the_op_is() {
     let (rows, wide, narrow) = (19, 13, 6);
     let zero: Input = Tensor::zeros([narrow]).into();
     let (x, w, dy) = (integers(rows, wide, 1), integers(narrow, wide, 3), integers(rows, narrow, 2));
-    let forward = Op::Linear { epilogue: Epilogue::None };
+    let forward = Op::Linear(ops::Linear { epilogue: Epilogue::None });
     let cases = [
         (forward, vec![x.clone(), w.clone(), zero], [rows, narrow, wide]),
-        (Op::LinearBackwardInput { gelu: false }, vec![dy.clone(), w], [rows, wide, narrow]),
-        (Op::LinearBackwardWeight { weight: vec![narrow, wide] }, vec![dy, x], [narrow, wide, rows]),
+        (
+            Op::LinearBackwardInput(ops::LinearBackwardInput { gelu: false }),
+            vec![dy.clone(), w],
+            [rows, wide, narrow],
+        ),
+        (
+            Op::LinearBackwardWeight(ops::LinearBackwardWeight { weight: vec![narrow, wide] }),
+            vec![dy, x],
+            [narrow, wide, rows],
+        ),
     ];
     for dtype in [DType::F32, DType::Bf16] {
         for (op, inputs, shape) in &cases {
@@ -226,7 +234,7 @@ fn the_library_is_asked_for_the_product_that_the_op_is() {
 #[test]
 fn a_product_that_the_library_does_faster_is_the_librarys() {
     let inputs = [integers(19, 6, 2), integers(6, 13, 3)];
-    let op = Op::LinearBackwardInput { gelu: false };
+    let op = Op::LinearBackwardInput(ops::LinearBackwardInput { gelu: false });
     let run = |library: bool| {
         let (backend, seen) = backend(DType::F32, false, usize::MAX);
         let tuner = Tuner::new(

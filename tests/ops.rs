@@ -12,7 +12,7 @@ use common::judge::Judge;
 use common::runner::{Placement, constant, run_on_cpu};
 use common::tensor::{Tensor, scalars};
 use saip_engine::cpu::Real;
-use saip_engine::ir::{Op, OpKind};
+use saip_engine::ir::{Op, OpKind, ops};
 
 /// Runs all cases of an op and lists those that fail.
 fn check<T: Real>(kind: OpKind, precision: Precision) {
@@ -146,8 +146,9 @@ op_tests! {
 /// Whether `grad_health` calls a step sound.
 fn sound<T: Real>(grads: Vec<f64>, loss: f64) -> bool {
     let x = [Tensor::new([grads.len()], grads).into(), constant(loss), scalars(&[])];
-    let health =
-        run_on_cpu::<T>(&Op::GradHealth, &x, &[], Placement::Regions, 1).expect("runs").swap_remove(0);
+    let health = run_on_cpu::<T>(&Op::GradHealth(ops::GradHealth), &x, &[], Placement::Regions, 1)
+        .expect("runs")
+        .swap_remove(0);
     assert!(health[2] == 0.0 || health[2] == 1.0, "{health:?}");
     health[2] == 1.0
 }

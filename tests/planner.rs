@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use saip_engine::Result;
 use saip_engine::backend::{Backend, HostSlice, HostSliceMut, NullBackend, OperandType, ProgramId};
-use saip_engine::ir::{Binding, Graph, Op, Region, ValueId, differentiate, verify};
+use saip_engine::ir::{Binding, Graph, Op, Region, ValueId, differentiate, ops, verify};
 use saip_engine::plan::{Interval, Plan, Space, fuse, lower_bound, place, plan, recompute};
 use saip_engine::tensor::DType;
 use std::collections::BTreeMap;
@@ -19,12 +19,12 @@ impl Backend for Greedy {
         self.0.dtype()
     }
     fn workspace(&self, op: &Op, inputs: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
-        if matches!(op, Op::Linear { .. }) { inputs[0].shape.count() * 2 } else { 0 }
+        if matches!(op, Op::Linear(_)) { inputs[0].shape.count() * 2 } else { 0 }
     }
     fn in_place(&self, op: &Op) -> &'static [usize] {
         match op {
-            Op::Add => &[0, 1],
-            Op::Gelu | Op::GeluBackward => &[0],
+            Op::Add(ops::Add) => &[0, 1],
+            Op::Gelu(ops::Gelu) | Op::GeluBackward(ops::GeluBackward) => &[0],
             _ => &[],
         }
     }
@@ -65,17 +65,21 @@ fn network(choices: &[(u8, usize, usize, bool)], rows: usize, width: usize) -> G
         let w = source(&mut g, &format!("{path}.w"), vec![width, width]);
         let c = source(&mut g, &format!("{path}.b"), vec![width]);
         let push = |g: &mut Graph| match op % 4 {
-            0 => g.push1(&path, Op::Gelu, &[a]),
-            1 => g.push1(&path, Op::Add, &[a, b]),
+            0 => g.push1(&path, Op::Gelu(ops::Gelu), &[a]),
+            1 => g.push1(&path, Op::Add(ops::Add), &[a, b]),
             2 => {
                 let y = g.push1(
                     format!("{path}.fc"),
-                    Op::Linear { epilogue: saip_engine::ir::Epilogue::None },
+                    Op::Linear(ops::Linear { epilogue: saip_engine::ir::Epilogue::None }),
                     &[a, w, c],
                 )?;
-                if i % 2 == 0 { g.push1(&path, Op::Gelu, &[y]) } else { g.push1(&path, Op::Add, &[b, y]) }
+                if i % 2 == 0 {
+                    g.push1(&path, Op::Gelu(ops::Gelu), &[y])
+                } else {
+                    g.push1(&path, Op::Add(ops::Add), &[b, y])
+                }
             }
-            _ => g.push1(&path, Op::LayerNorm { eps: 1e-6 }, &[a, c, c]),
+            _ => g.push1(&path, Op::LayerNorm(ops::LayerNorm { eps: 1e-6 }), &[a, c, c]),
         };
         let y = if block { g.in_block(push) } else { push(&mut g) }.unwrap();
         if op % 4 == 2 {
@@ -85,7 +89,7 @@ fn network(choices: &[(u8, usize, usize, bool)], rows: usize, width: usize) -> G
     }
     let target = g.source("target", [rows, width], DType::F32, Binding { region: Region::Inputs, offset: 0 });
     let last = *values.last().unwrap();
-    let loss = g.push1("loss", Op::BceWithLogits { groups: 1 }, &[last, target]).unwrap();
+    let loss = g.push1("loss", Op::BceWithLogits(ops::BceWithLogits { groups: 1 }), &[last, target]).unwrap();
     g.bind(loss, Binding { region: Region::Outputs, offset: 0 });
     let grads = differentiate(&mut g, loss, &params).unwrap();
     let mut offset = 0;
@@ -212,7 +216,7 @@ fn recomputation_keeps_less() {
     let source = |g: &mut Graph, shape: [usize; 2], offset| {
         g.source("p", shape, DType::F32, Binding { region: Region::Params, offset })
     };
-    let linear = Op::Linear { epilogue: saip_engine::ir::Epilogue::None };
+    let linear = Op::Linear(ops::Linear { epilogue: saip_engine::ir::Epilogue::None });
     let x = source(&mut g, [64, 16], 0);
     let mut v = x;
     let mut weights = Vec::new();
@@ -227,14 +231,14 @@ fn recomputation_keeps_less() {
         v = g
             .in_block(|g| {
                 let h = g.push1(format!("{i}.fc1"), linear.clone(), &[v, up, b])?;
-                let h = g.push1(format!("{i}.act"), Op::Gelu, &[h])?;
+                let h = g.push1(format!("{i}.act"), Op::Gelu(ops::Gelu), &[h])?;
                 let y = g.push1(format!("{i}.fc2"), linear.clone(), &[h, down, c])?;
-                g.push1(format!("{i}.add"), Op::Add, &[v, y])
+                g.push1(format!("{i}.add"), Op::Add(ops::Add), &[v, y])
             })
             .unwrap();
     }
     let target = g.source("t", [64, 16], DType::F32, Binding { region: Region::Inputs, offset: 0 });
-    let loss = g.push1("loss", Op::BceWithLogits { groups: 1 }, &[v, target]).unwrap();
+    let loss = g.push1("loss", Op::BceWithLogits(ops::BceWithLogits { groups: 1 }), &[v, target]).unwrap();
     g.bind(loss, Binding { region: Region::Outputs, offset: 0 });
     let grads = differentiate(&mut g, loss, &weights).unwrap();
     for (i, d) in grads.into_iter().enumerate() {

@@ -7,7 +7,7 @@ use saip_engine::backend::Backend;
 use saip_engine::backend::NullBackend;
 use saip_engine::cuda::PlanningBackend;
 use saip_engine::data::views::step_config_at;
-use saip_engine::ir::{Graph, Node, Op, Region, ValueId, matrix_flops, verify};
+use saip_engine::ir::{Graph, Node, Op, Region, ValueId, ops, verify};
 use saip_engine::nn::{ParamRegistry, initialise};
 use saip_engine::plan::{fuse, plan};
 use saip_engine::saip::config::StepConfig;
@@ -124,7 +124,7 @@ fn the_encoder_has_as_many_parameters_as_timms() {
 fn the_moving_average_is_one_range() {
     let step = build(&vit_tiny());
     let segments = step.graph.nodes.iter().find_map(|n| match &n.op {
-        Op::AdamW { segments, .. } => Some(segments),
+        Op::AdamW(ops::AdamW { segments, .. }) => Some(segments),
         _ => None,
     });
     let segments = segments.expect("the step ends with AdamW");
@@ -168,7 +168,7 @@ fn every_gradient_has_its_place() {
     let wanted: HashSet<_> = step.student.iter().map(|p| (p.offset, p.len)).collect();
     assert_eq!(bound, wanted);
     // All parameters of the reference step receive a gradient: none is filled with zeros.
-    let fills = step.graph.nodes.iter().filter(|n| matches!(n.op, Op::Fill { .. }));
+    let fills = step.graph.nodes.iter().filter(|n| matches!(n.op, Op::Fill(_)));
     assert_eq!(fills.map(|n| n.path.as_str()).collect::<Vec<_>>(), ["seed"]);
 }
 
@@ -206,7 +206,7 @@ fn only_what_is_read_is_computed() {
 fn flops(g: &Graph, n: &Node) -> u64 {
     let shapes = |ids: &[ValueId]| -> Vec<Shape> { ids.iter().map(|i| g.shape(*i).clone()).collect() };
     let (inputs, outputs) = (shapes(&n.inputs), shapes(&n.outputs));
-    matrix_flops(&n.op, &inputs.iter().collect::<Vec<_>>(), &outputs.iter().collect::<Vec<_>>())
+    n.op.matrix_flops(&inputs.iter().collect::<Vec<_>>(), &outputs.iter().collect::<Vec<_>>())
 }
 
 #[test]
@@ -288,8 +288,7 @@ fn stochastic_depth_scales_every_branch_but_the_first_blocks() {
     // 4 global, 6 local, 4 rescaled images; 3 blocks.
     assert_eq!(step.input("drop_path").unwrap().shape.dims(), [6, 14]);
     let scaled = |backward: bool| {
-        let of =
-            |n: &&Node| matches!(n.op, Op::ScaleSegments { .. }) && n.path.ends_with("/grad") == backward;
+        let of = |n: &&Node| matches!(n.op, Op::ScaleSegments(_)) && n.path.ends_with("/grad") == backward;
         step.graph.nodes.iter().filter(of).count()
     };
     assert_eq!((scaled(false), scaled(true)), (4, 4));
@@ -551,7 +550,7 @@ fn steps_of_convolutional_encoders_can_be_fused_and_planned() {
                     let opts = StepOptions { dtype, micro_steps, drop_path: 0.1 };
                     let step = build_step(&cfg, &opts).unwrap();
                     assert_eq!(dead(&step.graph), [""; 0]);
-                    let updates = |n: &Node| matches!(n.op, Op::RunningStatistics { .. });
+                    let updates = |n: &Node| matches!(n.op, Op::RunningStatistics(_));
                     let expert_updates =
                         step.graph.nodes.iter().filter(|n| updates(n) && n.path.starts_with("expert."));
                     assert!(cfg.expert_encoder.is_none() || expert_updates.count() == 0);
@@ -580,7 +579,7 @@ fn features_of_convolutional_encoders_come_from_running_statistics() {
         let embed = build_embed(&cfg.encoder, &step.expert, &opts).unwrap();
         verify(&embed.graph, "build").unwrap();
         assert_eq!(dead(&embed.graph), [""; 0]);
-        assert!(!embed.graph.nodes.iter().any(|n| matches!(n.op, Op::BatchNorm { .. })));
+        assert!(!embed.graph.nodes.iter().any(|n| matches!(n.op, Op::BatchNorm(_))));
         let reads =
             |v: &&saip_engine::ir::Value| v.binding.is_some_and(|b| b.region == Region::ExpertBuffers);
         assert_eq!(embed.graph.values.iter().filter(reads).count(), step.expert_buffers.iter().count());

@@ -1,10 +1,8 @@
 //! What the engine asks of a device: hold the regions, compile plans, run them, move data in and out.
 
-mod in_place;
 mod null;
 mod resample;
 
-pub use in_place::in_place;
 pub use null::NullBackend;
 pub use resample::resample_weights;
 

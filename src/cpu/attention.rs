@@ -4,7 +4,10 @@
 //! recomputes the probabilities from the log-sum-exp. Key segments that several groups of queries read are one task's,
 //! which adds the groups in order. Outputs are overwritten and share no memory with operands.
 
-use crate::ir::{AttentionLayout, Segments};
+use super::buffers::Io;
+use super::kernel::Kernel;
+use crate::ir::{AttentionLayout, Segments, ops};
+use crate::tensor::Shape;
 
 use super::gemm::{Mat, Start, gemm_serial};
 use super::par::{SegmentMatrix, Slots, Tile, for_segments_heads};
@@ -287,5 +290,50 @@ impl<'a, T: Real> Task<'a, T> {
     }
     fn value_gradient(&self, dv: Tile<'_, T>, start: Start) {
         gemm_serial(dv, Mat::transposed(self.p, self.at.keys), self.grad, self.at.queries, start);
+    }
+}
+
+fn geometry<'a>(heads: usize, layout: AttentionLayout, segments: &'a Segments, o: &Shape) -> Geometry<'a> {
+    Geometry { heads, width: o.as_matrix().1, layout, segments }
+}
+
+fn operands<'a, T: Real>(io: &Io<'a, T>, first: usize, layout: AttentionLayout) -> Inputs<'a, T> {
+    let last = match layout {
+        AttentionLayout::Packed => first,
+        AttentionLayout::Separate => first + 1,
+    };
+    Inputs { q: io.input(first), kv: io.input(last) }
+}
+
+impl<T: Real> Kernel<T> for ops::Attention {
+    fn workspace(&self, _: &[&Shape], outputs: &[&Shape], threads: usize) -> usize {
+        let ops::Attention { heads, layout, segments } = self;
+        geometry(*heads, *layout, segments, outputs[0]).workspace(threads)
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let ops::Attention { heads, layout, segments } = self;
+        let g = geometry(*heads, *layout, segments, io.output_shape(0));
+        let (o, lse, workspace) = (io.output(0), io.output(1), io.workspace());
+        attention(o, lse, operands(io, 0, *layout), &g, workspace);
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::AttentionBackward {
+    fn workspace(&self, inputs: &[&Shape], _: &[&Shape], threads: usize) -> usize {
+        let ops::AttentionBackward { heads, layout, segments } = self;
+        geometry(*heads, *layout, segments, inputs[0]).backward_workspace(threads)
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let ops::AttentionBackward { heads, layout, segments } = self;
+        let g = geometry(*heads, *layout, segments, io.input_shape(0));
+        let (first, workspace) = (io.output(0), io.workspace());
+        let (dq, dkv) = match layout {
+            AttentionLayout::Packed => (None, first),
+            AttentionLayout::Separate => (Some(first), io.output(1)),
+        };
+        let saved = Saved { grad: io.input(0), o: io.input(1), lse: io.input(2) };
+        attention_backward(dq, dkv, saved, operands(io, 3, *layout), &g, workspace);
     }
 }

@@ -3,6 +3,10 @@
 //! `M` rows of `C` channels. Outputs are overwritten and share no memory with operands, except the running statistics,
 //! which are updated in place. Deterministic: rows are cut into tasks by their shape, and tasks are added in order.
 
+use super::buffers::Io;
+use super::kernel::{Kernel, cols};
+use crate::ir::ops;
+use crate::tensor::Shape;
 use rayon::prelude::*;
 
 use super::par::{for_rows, row_tasks, rows_per_task};
@@ -238,5 +242,56 @@ pub fn running_statistics<T: Real>(
                 running_var[i] = keep * running_var[i] + take * (var[i] * unbiased);
             }
         }
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::BatchNorm {
+    fn workspace(&self, inputs: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        let ops::BatchNorm { groups, .. } = self;
+        workspace(groups, cols(inputs[0]))
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let ops::BatchNorm { eps, groups } = self;
+        let (outputs, workspace) = ([0, 1, 2].map(|o| io.output(o)), io.workspace());
+        batch_norm(outputs, [0, 1, 2].map(|i| io.input(i)), groups, *eps, workspace);
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::BatchNormBackward {
+    fn workspace(&self, inputs: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        let ops::BatchNormBackward { groups, .. } = self;
+        backward_workspace(groups, cols(inputs[0]))
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let ops::BatchNormBackward { eps, groups } = self;
+        let (outputs, workspace) = ([0, 1, 2].map(|o| io.output(o)), io.workspace());
+        let inputs = [0, 1, 2, 3, 4].map(|i| io.input(i));
+        batch_norm_backward(outputs, inputs, groups, *eps, workspace);
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::BatchNormInference {
+    fn workspace(&self, inputs: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        cols(inputs[0])
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let ops::BatchNormInference { eps } = self;
+        let (y, workspace) = (io.output(0), io.workspace());
+        batch_norm_inference(y, [0, 1, 2, 3, 4].map(|i| io.input(i)), *eps, workspace);
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::RunningStatistics {
+    fn workspace(&self, _: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        0
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let ops::RunningStatistics { momentum, groups } = self;
+        let [mean, var] = [0, 1].map(|o| io.output(o));
+        running_statistics(mean, var, io.input(2), io.input(3), groups, *momentum);
     }
 }

@@ -5,16 +5,17 @@
 //! order. Ranges bound
 //! the workspace; their length depends on the shape only. Outputs are overwritten; `y` may share the residual's memory.
 
-use rayon::prelude::*;
+use super::kernel::{Kernel, cols};
+use super::linear::finish;
+use crate::ir::{ConvGeometry, FeatureMap, ops};
+use crate::tensor::Shape;
 
-use crate::ir::{ConvGeometry, FeatureMap};
-
-use super::buffers::Operand;
+use super::buffers::{Io, Operand};
 use super::gemm::{self, Mat, Start};
 use super::linear::{Finish, column_sums, product, product_gelu_grad};
 use super::par::{Tile, for_rows};
 use super::real::Real;
-use super::simd::{axpy, dot, vectorize};
+use super::simd::{axpy, vectorize};
 
 /// Elements of gathered neighbourhoods at a time.
 const GATHERED: usize = 1 << 21;
@@ -287,67 +288,42 @@ pub fn conv2d_backward_weight<T: Real>(
     column_sums(db, dy, rows);
 }
 
-/// Shape of a dynamic convolution: `rows` = G * B kernels of width `width`, `tokens` features for each of B images.
-#[derive(Clone, Copy, Debug)]
-pub struct DynamicConv {
-    pub rows: usize,
-    pub images: usize,
-    pub tokens: usize,
-    pub width: usize,
+impl<T: Real> Kernel<T> for ops::Conv2d {
+    fn workspace(&self, inputs: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        let ops::Conv2d { geometry, .. } = self;
+        workspace(geometry, cols(inputs[0]), inputs[1].dims()[0])
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let ops::Conv2d { geometry, epilogue } = self;
+        let (y, finish, workspace) = (io.output(0), finish(io, *epilogue), io.workspace());
+        conv2d(y, finish, io.input(0), io.input(1), io.input(2), geometry, workspace);
+    }
 }
 
-/// `logits: [G * B, m]`, `kernel: [G * B, D]`, `features: [B * m, D]`.
-pub fn dynamic_conv<T: Real>(logits: &mut [T], kernel: &[T], features: &[T], s: DynamicConv) {
-    let DynamicConv { images, tokens, width, .. } = s;
-    logits.par_chunks_mut(tokens).zip(kernel.par_chunks(width)).enumerate().for_each(
-        |(r, (logits, kernel))| {
-            let features = &features[r % images * tokens * width..];
-            vectorize(
-                #[inline(always)]
-                || {
-                    for (l, f) in logits.iter_mut().zip(features.chunks_exact(width)) {
-                        *l = dot(kernel, f);
-                    }
-                },
-            );
-        },
-    );
+impl<T: Real> Kernel<T> for ops::Conv2dBackwardInput {
+    fn workspace(&self, inputs: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        let ops::Conv2dBackwardInput { geometry, .. } = self;
+        backward_input_workspace(geometry, cols(inputs[0]), inputs[1].dims()[1])
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let ops::Conv2dBackwardInput { geometry, gelu } = self;
+        let (dx, workspace, pre) = (io.output(0), io.workspace(), gelu.then(|| io.input(2)));
+        let size = [cols(io.input_shape(0)), cols(io.output_shape(0))];
+        conv2d_backward_input(dx, io.input(0), io.input(1), pre, geometry, size, workspace);
+    }
 }
 
-/// `dkernel: [G * B, D]`, `dfeatures: [B * m, D]` from `dlogits: [G * B, m]`.
-pub fn dynamic_conv_backward<T: Real>(
-    dkernel: &mut [T],
-    dfeatures: &mut [T],
-    dlogits: &[T],
-    kernel: &[T],
-    features: &[T],
-    s: DynamicConv,
-) {
-    let DynamicConv { rows, images, tokens, width } = s;
-    dkernel.par_chunks_mut(width).zip(dlogits.par_chunks(tokens)).enumerate().for_each(|(r, (dk, dl))| {
-        let features = &features[r % images * tokens * width..];
-        vectorize(
-            #[inline(always)]
-            || {
-                dk.fill(T::ZERO);
-                for (&dl, f) in dl.iter().zip(features.chunks_exact(width)) {
-                    axpy(dk, dl, f);
-                }
-            },
-        );
-    });
-    for_rows(dfeatures, width, |first, df| {
-        vectorize(
-            #[inline(always)]
-            || {
-                for (i, df) in df.chunks_exact_mut(width).enumerate() {
-                    let (image, token) = ((first + i) / tokens, (first + i) % tokens);
-                    df.fill(T::ZERO);
-                    for r in (image..rows).step_by(images) {
-                        axpy(df, dlogits[r * tokens + token], &kernel[r * width..(r + 1) * width]);
-                    }
-                }
-            },
-        );
-    });
+impl<T: Real> Kernel<T> for ops::Conv2dBackwardWeight {
+    fn workspace(&self, inputs: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        let ops::Conv2dBackwardWeight { geometry } = self;
+        workspace(geometry, cols(inputs[1]), cols(inputs[0]))
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let ops::Conv2dBackwardWeight { geometry } = self;
+        let (dw, db, workspace) = (io.output(0), io.output(1), io.workspace());
+        conv2d_backward_weight(dw, db, io.input(0), io.input(1), geometry, workspace);
+    }
 }

@@ -2,15 +2,18 @@
 //!
 //! Losses are summed per group of rows, then over groups in order and in f64. Gradients may overwrite `pred`/`logits`.
 
+use super::kernel::Kernel;
+use crate::ir::ops;
+use crate::tensor::Shape;
 use rayon::prelude::*;
 
 use crate::saip::config::PATCH;
 
-use super::buffers::Operand;
-use super::layout::Images;
+use super::buffers::{Io, Operand};
+use super::embed::Images;
 use super::par::for_rows;
 use super::real::Real;
-use super::simd::{sum_by, sum_pairs, vectorize};
+use super::simd::{axpy, dot, sum_by, sum_pairs, vectorize};
 
 /// Values of one patch.
 const VALUES: usize = 3 * PATCH * PATCH;
@@ -152,7 +155,149 @@ pub fn bce_with_logits_backward<T: Real>(
     });
 }
 
-/// `sum: [1]` of `losses`, each times its weight.
-pub fn weighted_sum<'a, T: Real>(sum: &mut [T], losses: impl Iterator<Item = &'a [T]>, weights: &[f64]) {
-    sum[0] = T::from_f64(losses.zip(weights).map(|(l, w)| l[0].to_f64() * w).sum());
+/// Shape of a dynamic convolution: `rows` = G * B kernels of width `width`, `tokens` features for each of B images.
+#[derive(Clone, Copy, Debug)]
+pub struct DynamicConv {
+    pub rows: usize,
+    pub images: usize,
+    pub tokens: usize,
+    pub width: usize,
+}
+
+/// `logits: [G * B, m]`, `kernel: [G * B, D]`, `features: [B * m, D]`.
+pub fn dynamic_conv<T: Real>(logits: &mut [T], kernel: &[T], features: &[T], s: DynamicConv) {
+    let DynamicConv { images, tokens, width, .. } = s;
+    logits.par_chunks_mut(tokens).zip(kernel.par_chunks(width)).enumerate().for_each(
+        |(r, (logits, kernel))| {
+            let features = &features[r % images * tokens * width..];
+            vectorize(
+                #[inline(always)]
+                || {
+                    for (l, f) in logits.iter_mut().zip(features.chunks_exact(width)) {
+                        *l = dot(kernel, f);
+                    }
+                },
+            );
+        },
+    );
+}
+
+/// `dkernel: [G * B, D]`, `dfeatures: [B * m, D]` from `dlogits: [G * B, m]`.
+pub fn dynamic_conv_backward<T: Real>(
+    dkernel: &mut [T],
+    dfeatures: &mut [T],
+    dlogits: &[T],
+    kernel: &[T],
+    features: &[T],
+    s: DynamicConv,
+) {
+    let DynamicConv { rows, images, tokens, width } = s;
+    dkernel.par_chunks_mut(width).zip(dlogits.par_chunks(tokens)).enumerate().for_each(|(r, (dk, dl))| {
+        let features = &features[r % images * tokens * width..];
+        vectorize(
+            #[inline(always)]
+            || {
+                dk.fill(T::ZERO);
+                for (&dl, f) in dl.iter().zip(features.chunks_exact(width)) {
+                    axpy(dk, dl, f);
+                }
+            },
+        );
+    });
+    for_rows(dfeatures, width, |first, df| {
+        vectorize(
+            #[inline(always)]
+            || {
+                for (i, df) in df.chunks_exact_mut(width).enumerate() {
+                    let (image, token) = ((first + i) / tokens, (first + i) % tokens);
+                    df.fill(T::ZERO);
+                    for r in (image..rows).step_by(images) {
+                        axpy(df, dlogits[r * tokens + token], &kernel[r * width..(r + 1) * width]);
+                    }
+                }
+            },
+        );
+    });
+}
+
+fn sizes<T: Real>(io: &Io<'_, T>, first: usize, tokens: usize) -> DynamicConv {
+    let (rows, width) = io.input_shape(first).as_matrix();
+    let images = io.input_shape(first + 1).as_matrix().0 / tokens;
+    DynamicConv { rows, images, tokens, width }
+}
+
+/// Hidden patches whose image is input `first` and whose positions are the next one.
+fn hidden<'a, T: Real>(io: &Io<'a, T>, first: usize) -> Hidden<'a, T> {
+    Hidden { image: io.input(first), of: Images::of(io.input_shape(first)), hidden: io.index(first + 1) }
+}
+
+impl<T: Real> Kernel<T> for ops::DynamicConv {
+    fn workspace(&self, _: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        0
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let ops::DynamicConv { tokens } = self;
+        let s = sizes(io, 0, *tokens);
+        dynamic_conv(io.output(0), io.input(0), io.input(1), s);
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::DynamicConvBackward {
+    fn workspace(&self, _: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        0
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let ops::DynamicConvBackward { tokens } = self;
+        let s = sizes(io, 1, *tokens);
+        let (dk, df) = (io.output(0), io.output(1));
+        dynamic_conv_backward(dk, df, io.input(0), io.input(1), io.input(2), s);
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::MaskedMse {
+    fn workspace(&self, inputs: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        mse_workspace(inputs[2].count())
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let (loss, workspace) = (io.output(0), io.workspace());
+        masked_mse(loss, io.input(0), hidden(io, 1), workspace);
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::MaskedMseBackward {
+    fn workspace(&self, _: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        0
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let (dpred, dloss) = (io.output(0), io.input(0)[0]);
+        masked_mse_backward(dpred, dloss, io.operand(1), hidden(io, 2));
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::BceWithLogits {
+    fn workspace(&self, inputs: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        bce_workspace(inputs[0].count())
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let ops::BceWithLogits { groups } = self;
+        let (loss, workspace) = (io.output(0), io.workspace());
+        bce_with_logits(loss, io.input(0), io.input(1), *groups, workspace);
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::BceWithLogitsBackward {
+    fn workspace(&self, _: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        0
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let ops::BceWithLogitsBackward { groups } = self;
+        let (d, dloss) = (io.output(0), io.input(0)[0]);
+        bce_with_logits_backward(d, dloss, io.operand(1), io.input(2), *groups);
+    }
 }

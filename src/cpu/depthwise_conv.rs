@@ -5,9 +5,12 @@
 //! Outputs are overwritten and share no memory with operands. Deterministic: each output element is one task's, and
 //! gradients of weights are summed per group of images, then over groups in order.
 
+use super::buffers::Io;
+use super::kernel::{Kernel, cols};
+use crate::tensor::Shape;
 use rayon::prelude::*;
 
-use crate::ir::{ConvGeometry, FeatureMap};
+use crate::ir::{ConvGeometry, FeatureMap, ops};
 
 use super::linear::column_sums;
 use super::par::for_rows;
@@ -372,5 +375,47 @@ fn line_gradient<T: Real, const L: usize>(
             }
             sums[tap..tap + L].copy_from_slice(&sum);
         }
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::DepthwiseConv2d {
+    fn workspace(&self, inputs: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        let ops::DepthwiseConv2d { geometry } = self;
+        workspace(geometry, cols(inputs[0]))
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let ops::DepthwiseConv2d { geometry } = self;
+        let (y, workspace) = (io.output(0), io.workspace());
+        let (x, w, bias) = (io.input(0), io.input(1), io.input(2));
+        depthwise_conv2d(y, x, w, bias, geometry, workspace);
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::DepthwiseConv2dBackwardInput {
+    fn workspace(&self, inputs: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        let ops::DepthwiseConv2dBackwardInput { geometry } = self;
+        workspace(geometry, cols(inputs[0]))
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let ops::DepthwiseConv2dBackwardInput { geometry } = self;
+        let (dx, workspace) = (io.output(0), io.workspace());
+        let (dy, w) = (io.input(0), io.input(1));
+        depthwise_conv2d_backward_input(dx, dy, w, geometry, workspace);
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::DepthwiseConv2dBackwardWeight {
+    fn workspace(&self, inputs: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        let ops::DepthwiseConv2dBackwardWeight { geometry } = self;
+        backward_weight_workspace(geometry, cols(inputs[0]))
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let ops::DepthwiseConv2dBackwardWeight { geometry } = self;
+        let (dw, db, workspace) = (io.output(0), io.output(1), io.workspace());
+        let (dy, x) = (io.input(0), io.input(1));
+        depthwise_conv2d_backward_weight(dw, db, dy, x, geometry, workspace);
     }
 }

@@ -3,9 +3,12 @@
 //! `M` rows of width `D`. Outputs are overwritten; `dx` may share memory with the residual `r`. Deterministic: every
 //! row is one task's, and the parameters' gradients are summed per group of rows, then over groups in order.
 
+use super::kernel::Kernel;
+use crate::ir::ops;
+use crate::tensor::Shape;
 use rayon::prelude::*;
 
-use super::buffers::Operand;
+use super::buffers::{Io, Operand};
 use super::linear::column_sums;
 use super::par::{row_tasks, rows_per_task};
 use super::real::Real;
@@ -141,5 +144,37 @@ fn backward_row<T: Real>(dx: &mut [T], dg: &mut [T], db: &mut [T], op: &Backward
                 *o = r + value(dy, x, g);
             }
         }
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::LayerNorm {
+    fn workspace(&self, _: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        0
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let ops::LayerNorm { eps } = self;
+        let (y, mean, rstd) = (io.output(0), io.output(1), io.output(2));
+        layer_norm(y, mean, rstd, io.input(0), io.input(1), io.input(2), *eps);
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::LayerNormBackward {
+    fn workspace(&self, inputs: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        let (m, d) = inputs[0].as_matrix();
+        backward_workspace(m, d)
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let (dx, dgamma, dbeta, workspace) = (io.output(0), io.output(1), io.output(2), io.workspace());
+        let op = Backward {
+            dy: io.input(0),
+            x: io.input(1),
+            gamma: io.input(2),
+            mean: io.input(3),
+            rstd: io.input(4),
+            residual: self.residual.then(|| io.operand(5)),
+        };
+        layer_norm_backward(dx, dgamma, dbeta, &op, workspace);
     }
 }

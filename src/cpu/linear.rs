@@ -3,9 +3,12 @@
 //! `M` rows, `K` inputs, `N` outputs. Outputs are overwritten; no output may share memory with an operand, except `y`
 //! with the residual.
 
+use super::kernel::{Kernel, cols, rows};
+use crate::ir::{Epilogue, ops};
+use crate::tensor::Shape;
 use rayon::prelude::*;
 
-use super::buffers::Operand;
+use super::buffers::{Io, Operand};
 use super::gemm::{self, Mat, Start};
 use super::par::Tile;
 use super::real::Real;
@@ -185,4 +188,56 @@ pub fn column_sums<T: Real>(sums: &mut [T], x: &[T], rows: usize) {
             },
         );
     });
+}
+
+pub(super) fn finish<'a, T: Real>(io: &mut Io<'a, T>, epilogue: Epilogue) -> Finish<'a, T> {
+    match epilogue {
+        Epilogue::None => Finish::None,
+        Epilogue::Gelu => match io.output(1) {
+            // Nothing reads the value before GELU.
+            [] => Finish::GeluOnly,
+            pre => Finish::Gelu(pre),
+        },
+        Epilogue::Residual => Finish::Residual(io.operand(3)),
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::Linear {
+    fn workspace(&self, _: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        0
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let ops::Linear { epilogue } = self;
+        let (n, k) = io.input_shape(1).as_weight();
+        let (y, finish) = (io.output(0), finish(io, *epilogue));
+        let size = [rows(io.input_shape(0)), n, k];
+        linear(y, finish, io.input(0), io.input(1), io.input(2), size);
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::LinearBackwardInput {
+    fn workspace(&self, _: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        0
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let ops::LinearBackwardInput { gelu } = self;
+        let (n, k) = io.input_shape(1).as_weight();
+        let (dx, pre) = (io.output(0), gelu.then(|| io.input(2)));
+        let size = [rows(io.input_shape(0)), n, k];
+        linear_backward_input(dx, io.input(0), io.input(1), pre, size);
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::LinearBackwardWeight {
+    fn workspace(&self, _: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        0
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let ((m, n), k) = (io.input_shape(0).as_matrix(), cols(io.input_shape(1)));
+        let (dw, db) = (io.output(0), io.output(1));
+        linear_backward_weight(dw, db, io.input(0), io.input(1), [m, n, k]);
+    }
 }

@@ -2,9 +2,12 @@
 //!
 //! `P` parameters. `total`, `params`, `m`, `v` and `expert` are updated in place.
 
+use super::buffers::Io;
+use super::kernel::Kernel;
+use crate::tensor::Shape;
 use rayon::prelude::*;
 
-use crate::ir::{ParamSegment, Scalar};
+use crate::ir::{ParamSegment, Scalar, ops};
 
 use super::par::for_elements;
 use super::real::Real;
@@ -193,4 +196,42 @@ fn update<T: Real>(p: &mut [T], m: &mut [T], v: &mut [T], g: &[T], expert: Optio
             }
         },
     );
+}
+
+impl<T: Real> Kernel<T> for ops::AccumulateGrads {
+    fn workspace(&self, _: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        0
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        accumulate_grads(io.output(0), io.input(1), io.input(2));
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::GradHealth {
+    fn workspace(&self, inputs: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        health_workspace::<T>(inputs[0].count())
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let (health, workspace) = (io.output(0), io.workspace());
+        grad_health(health, io.input(0), io.input(1), io.input(2), workspace);
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::AdamW {
+    fn workspace(&self, _: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        0
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let ops::AdamW { segments, copies } = self;
+        let (params, m, v, expert) = (io.output(0), io.output(1), io.output(2), io.output(3));
+        let state = State { params: &mut *params, m, v, expert: &mut *expert };
+        adamw(state, io.input(1), io.input(5), io.input(6), segments);
+        if *copies {
+            let [weights, expert_weights] = [4, 5].map(|i| io.output(i));
+            copy_segments((weights, params), (expert_weights, expert), io.input(6), segments);
+        }
+    }
 }

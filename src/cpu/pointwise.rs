@@ -2,9 +2,12 @@
 //!
 //! Outputs are overwritten and may share memory with the operands given as [`Operand`].
 
+use super::kernel::{Kernel, cols};
+use crate::ir::ops;
+use crate::tensor::Shape;
 use rayon::prelude::*;
 
-use super::buffers::Operand;
+use super::buffers::{Io, Operand};
 use super::par::{for_elements, for_rows, rows_per_task};
 use super::real::Real;
 use super::simd::{sum_by, sum_pairs, vectorize};
@@ -252,4 +255,160 @@ pub fn l2_normalize_backward<T: Real>(
             },
         );
     });
+}
+
+/// `sum: [1]` of `losses`, each times its weight.
+pub fn weighted_sum<'a, T: Real>(sum: &mut [T], losses: impl Iterator<Item = &'a [T]>, weights: &[f64]) {
+    sum[0] = T::from_f64(losses.zip(weights).map(|(l, w)| l[0].to_f64() * w).sum());
+}
+
+impl<T: Real> Kernel<T> for ops::Gelu {
+    fn workspace(&self, _: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        0
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        gelu(io.output(0), io.operand(0));
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::GeluBackward {
+    fn workspace(&self, _: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        0
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        gelu_backward(io.output(0), io.operand(0), io.input(1));
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::Relu6 {
+    fn workspace(&self, _: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        0
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        relu6(io.output(0), io.operand(0));
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::Relu6Backward {
+    fn workspace(&self, _: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        0
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        relu6_backward(io.output(0), io.operand(0), io.input(1));
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::Relu6Gate {
+    fn workspace(&self, _: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        0
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        relu6_gate(io.output(0), io.operand(0), io.operand(1));
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::Relu6GateBackward {
+    fn workspace(&self, _: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        0
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let (da, db) = (io.output(0), io.output(1));
+        relu6_gate_backward(da, db, io.input(0), io.input(1), io.input(2));
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::Add {
+    fn workspace(&self, _: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        0
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        add(io.output(0), io.operand(0), io.operand(1));
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::Scale {
+    fn workspace(&self, _: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        0
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let ops::Scale { factor } = self;
+        scale(io.output(0), io.operand(0), *factor);
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::Fill {
+    fn workspace(&self, _: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        0
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let ops::Fill { value, .. } = self;
+        fill(io.output(0), *value);
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::Cast {
+    fn workspace(&self, _: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        0
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        io.output(0).copy_from_slice(io.input(0));
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::ScaleSegments {
+    fn workspace(&self, _: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        0
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let ops::ScaleSegments { segments } = self;
+        let d = cols(io.input_shape(0));
+        scale_segments(io.output(0), io.operand(0), io.input(1), segments, d);
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::L2Normalize {
+    fn workspace(&self, _: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        0
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let ops::L2Normalize { eps } = self;
+        let (y, norm, d) = (io.output(0), io.output(1), cols(io.input_shape(0)));
+        l2_normalize(y, norm, io.input(0), d, *eps);
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::L2NormalizeBackward {
+    fn workspace(&self, _: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        0
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let ops::L2NormalizeBackward { eps } = self;
+        let (dx, d) = (io.output(0), cols(io.input_shape(0)));
+        l2_normalize_backward(dx, io.operand(0), io.input(1), io.input(2), d, *eps);
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::WeightedSum {
+    fn workspace(&self, _: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        0
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let ops::WeightedSum { weights } = self;
+        let sum = io.output(0);
+        weighted_sum(sum, (0..io.input_count()).map(|i| io.input(i)), weights);
+    }
 }

@@ -1,11 +1,11 @@
 //! The CPU backend: owns the regions and the arena, resolves plans to addresses, runs them step by step.
 
 use super::buffers::{Arg, Io, Memory};
-use super::dispatch;
+use super::kernel;
 use super::real::Real;
-use crate::backend::{Backend, HostSlice, HostSliceMut, OperandType, ProgramId, in_place};
+use crate::backend::{Backend, HostSlice, HostSliceMut, OperandType, ProgramId};
 use crate::error::{Error, Result};
-use crate::ir::{Op, Region};
+use crate::ir::{Op, Region, Rules};
 use crate::plan::{Plan, Slot, Space, Step};
 use crate::tensor::{DType, Shape};
 use std::collections::BTreeMap;
@@ -150,11 +150,11 @@ impl<T: Real> Backend for CpuBackend<T> {
     fn workspace(&self, op: &Op, inputs: &[OperandType<'_>], outputs: &[OperandType<'_>]) -> usize {
         let inputs: Vec<&Shape> = inputs.iter().map(|o| o.shape).collect();
         let outputs: Vec<&Shape> = outputs.iter().map(|o| o.shape).collect();
-        dispatch::workspace::<T>(op, &inputs, &outputs, self.pool.current_num_threads())
+        kernel::workspace::<T>(op, &inputs, &outputs, self.pool.current_num_threads())
     }
 
     fn in_place(&self, op: &Op) -> &'static [usize] {
-        in_place(op)
+        op.facts().in_place
     }
 
     fn compile(&mut self, plan: Plan) -> Result<ProgramId> {
@@ -218,7 +218,7 @@ impl<T: Real> Backend for CpuBackend<T> {
                 // SAFETY: the addresses point into regions and arena, owned by `self`, which `run` borrows exclusively;
                 // the plan lets operands of one step overlap only where an output takes an input's place.
                 let mut io = unsafe { Io::<T>::new(&step.op, &at.inputs, &at.outputs, &at.workspace) };
-                dispatch::execute(&mut io);
+                kernel::execute(&mut io);
             }
         });
         Ok(())

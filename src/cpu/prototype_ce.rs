@@ -4,9 +4,12 @@
 //! computes the logits of all rows against its tile in scratch, and leaves sums that are combined in tile order. Tiles
 //! depend on K only. Outputs are overwritten.
 
+use super::buffers::Io;
+use super::kernel::{Kernel, rows};
+use crate::tensor::Shape;
 use rayon::prelude::*;
 
-use crate::ir::Scalar;
+use crate::ir::{Scalar, ops};
 
 use super::gemm::{Mat, Start, gemm_serial};
 use super::linear::column_sums;
@@ -403,4 +406,73 @@ pub fn center_update<T: Real>(
             },
         );
     });
+}
+
+fn extent(z: &Shape, w: &Shape, zt: &Shape) -> Extent {
+    let (prototypes, width) = w.as_matrix();
+    Extent { rows: z.as_matrix().0, expert_rows: zt.as_matrix().0, prototypes, width }
+}
+
+fn prototypes<'a, T: Real>(io: &Io<'a, T>, first: usize) -> Prototypes<'a, T> {
+    let at = |i: usize| io.input(first + i);
+    let shape = extent(io.input_shape(first), io.input_shape(first + 1), io.input_shape(first + 2));
+    Prototypes { z: at(0), w: at(1), zt: at(2), wt: at(3), center: at(4), scalars: at(5), shape }
+}
+
+impl<T: Real> Kernel<T> for ops::PrototypeCrossEntropy {
+    fn workspace(&self, inputs: &[&Shape], _: &[&Shape], threads: usize) -> usize {
+        extent(inputs[0], inputs[1], inputs[2]).workspace(threads)
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let (loss, lse, lse_t) = (io.output(0), io.output(1), io.output(2));
+        let workspace = io.workspace();
+        cross_entropy(loss, lse, lse_t, &prototypes(io, 0), workspace);
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::PrototypeCrossEntropyBackward {
+    fn workspace(&self, inputs: &[&Shape], _: &[&Shape], threads: usize) -> usize {
+        extent(inputs[1], inputs[2], inputs[3]).backward_workspace(threads)
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let (dz, dw, workspace) = (io.output(0), io.output(1), io.workspace());
+        let (dloss, lse) = (io.input(0)[0], [io.input(7), io.input(8)]);
+        cross_entropy_backward(dz, dw, dloss, &prototypes(io, 1), lse, workspace);
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::ExpertStatistics {
+    fn workspace(&self, inputs: &[&Shape], _: &[&Shape], threads: usize) -> usize {
+        let e = extent(inputs[0], inputs[1], inputs[0]);
+        statistics_workspace(&e, inputs[5].as_matrix().1, threads)
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let (y, workspace) = (io.output(0), io.workspace());
+        let (zt, wt) = (io.input(0), io.input(1));
+        let op = Prototypes {
+            z: &[],
+            w: &[],
+            zt,
+            wt,
+            center: io.input(2),
+            scalars: io.input(3),
+            shape: extent(io.input_shape(0), io.input_shape(1), io.input_shape(0)),
+        };
+        expert_statistics(y, &op, io.input(4), io.input(5), workspace);
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::CenterUpdate {
+    fn workspace(&self, inputs: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        inputs[1].as_matrix().1
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let (center, workspace, rows) = (io.output(0), io.workspace(), rows(io.input_shape(1)));
+        let (zt, wt, scalars, health) = (io.input(1), io.input(2), io.input(3), io.input(4));
+        center_update(center, zt, wt, scalars, health, rows, workspace);
+    }
 }

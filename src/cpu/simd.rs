@@ -81,6 +81,12 @@ pub fn max<T: Real>(x: &[T], least: T) -> T {
     lanes.into_iter().fold(least, |a, b| b.max(a))
 }
 
+/// `y += x`.
+#[inline(always)]
+pub fn add_row<T: Real>(y: &mut [T], x: &[T]) {
+    axpy(y, T::ONE, x);
+}
+
 /// `y += a * x`.
 #[inline(always)]
 pub fn axpy<T: Real>(y: &mut [T], a: T, x: &[T]) {

@@ -1,10 +1,9 @@
 //! Runs single ops over memory with guard zones.
 
 use super::buffers::{Arg, Io};
-use super::dispatch::{execute, workspace as workspace_bytes};
+use super::kernel::{execute, workspace as workspace_bytes};
 use super::real::Real;
-use crate::backend::in_place;
-use crate::ir::{Binding, Graph, Op, Region};
+use crate::ir::{Binding, Graph, Op, Region, Rules};
 use crate::tensor::{DType, Shape};
 
 /// A tensor given to an op. Floats are kept in f64 and converted to the type under test.
@@ -92,12 +91,7 @@ pub(crate) fn run_op_sharing<T: Real>(op: &Op, inputs: &[HostTensor], shared: Op
         args.push(Arg { ptr: m.ptr(), shape: Shape::from(t.dims()), dtype });
         memory.push(m);
     }
-    let updated: &[(usize, usize)] = match op {
-        Op::AccumulateGrads | Op::CenterUpdate => &[(0, 0)],
-        Op::RunningStatistics { .. } => &[(0, 0), (1, 1)],
-        Op::AdamW { .. } => &[(0, 0), (2, 1), (3, 2), (4, 3), (7, 4), (8, 5)],
-        _ => &[],
-    };
+    let updated = op.facts().updates;
     let mut places = Vec::new();
     let mut out_args = Vec::new();
     for (o, shape) in out_shapes.iter().enumerate() {
@@ -151,7 +145,7 @@ pub(crate) fn check_op(op: &Op, inputs: &[HostTensor]) -> Vec<Vec<f64>> {
     }
     let exact = run_op::<f64>(op, inputs);
     close(op, &one, &exact);
-    for &i in in_place(op) {
+    for &i in op.facts().in_place {
         close(op, &on(2, Some(i)), &exact);
     }
     exact

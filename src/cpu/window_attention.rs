@@ -5,9 +5,12 @@
 //! One task per band of windows (the windows beside each other of one image). Outputs are overwritten and share no memory
 //! with operands. Deterministic: gradients that bands share are kept per band and added in order.
 
+use super::buffers::Io;
+use super::kernel::{Kernel, cols};
+use crate::tensor::Shape;
 use rayon::prelude::*;
 
-use crate::ir::FeatureMap;
+use crate::ir::{FeatureMap, ops};
 
 use super::attention::softmax;
 use super::gemm::{Mat, Start, gemm_serial};
@@ -479,5 +482,43 @@ fn bias_gradient<T: Real>(
                 }
             }
         }
+    }
+}
+
+fn geometry(heads: usize, window: usize, maps: &[FeatureMap], width: usize) -> Geometry<'_> {
+    Geometry { heads, width, window, maps }
+}
+
+fn operands<'a, T: Real>(io: &Io<'a, T>, first: usize) -> Inputs<'a, T> {
+    let [qkv, pad, biases] = [0, 1, 2].map(|i| io.input(first + i));
+    Inputs { qkv, pad, biases }
+}
+
+impl<T: Real> Kernel<T> for ops::WindowAttention {
+    fn workspace(&self, _: &[&Shape], outputs: &[&Shape], threads: usize) -> usize {
+        let ops::WindowAttention { heads, window, maps } = self;
+        geometry(*heads, *window, maps, cols(outputs[0])).workspace(threads)
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let ops::WindowAttention { heads, window, maps } = self;
+        let g = geometry(*heads, *window, maps, cols(io.output_shape(0)));
+        let (o, lse, workspace) = (io.output(0), io.output(1), io.workspace());
+        window_attention(o, lse, operands(io, 0), &g, workspace);
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::WindowAttentionBackward {
+    fn workspace(&self, inputs: &[&Shape], _: &[&Shape], threads: usize) -> usize {
+        let ops::WindowAttentionBackward { heads, window, maps } = self;
+        geometry(*heads, *window, maps, cols(inputs[0])).backward_workspace(threads)
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let ops::WindowAttentionBackward { heads, window, maps } = self;
+        let g = geometry(*heads, *window, maps, cols(io.input_shape(0)));
+        let (outputs, workspace) = ([0, 1, 2].map(|o| io.output(o)), io.workspace());
+        let saved = Saved { grad: io.input(0), o: io.input(1), lse: io.input(2) };
+        window_attention_backward(outputs, saved, operands(io, 3), &g, workspace);
     }
 }

@@ -1,9 +1,9 @@
 //! Attention inside segments of a token stream.
 
 use super::kernel::{Call, Family, Given, kernel_params};
-use super::lower::{Lowered, Operand, Operands};
+use super::lower::{Lower, Lowered, Operand, Operands};
 use crate::backend::OperandType;
-use crate::ir::{AttentionLayout, Op, Segments};
+use crate::ir::{AttentionLayout, Segments, ops};
 use crate::tensor::DType;
 use std::mem::offset_of;
 
@@ -97,79 +97,87 @@ fn call<P: super::kernel::KernelParams>(
     call
 }
 
-pub fn forward(o: &Operands<'_>, heads: usize, layout: AttentionLayout, segments: &Segments) -> Lowered {
-    let (_, width) = o.outputs[0].rows_width()?;
-    o.inputs.iter().try_for_each(|x| x.rows_width().map(|_| ()))?;
-    let size = head(width, heads)?;
-    let Parts { at: [q, k, v], strides: [q_stride, kv_stride] } = parts(o.inputs, layout, width);
-    let items = items(segments, layout, outer(size.0, o.element()), false);
-    if items.is_empty() {
-        return Ok(Vec::new());
+impl Lower for ops::Attention {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
     }
-    let params = AttentionParams {
-        o: o.outputs[0].at,
-        lse: o.outputs[1].at,
-        q,
-        k,
-        v,
-        items: 0,
-        q_stride,
-        kv_stride,
-        heads: size.1,
-        scale: (f64::from(size.0).powf(-0.5)) as f32,
-    };
-    Ok(vec![call("attention", &params, offset_of!(AttentionParams, items), &items, size)])
-}
 
-pub fn backward(o: &Operands<'_>, heads: usize, layout: AttentionLayout, segments: &Segments) -> Lowered {
-    let (rows, width) = o.inputs[0].rows_width()?;
-    o.inputs.iter().try_for_each(|x| x.rows_width().map(|_| ()))?;
-    let size = head(width, heads)?;
-    let Parts { at: [q, k, v], strides: [q_stride, kv_stride] } = parts(&o.inputs[3..], layout, width);
-    let [dq, dk, dv] = parts(o.outputs, layout, width).at;
-    let groups = segments.kv_groups.max(1) as u32;
-    let params = AttentionBackwardParams {
-        dq,
-        dk,
-        dv,
-        delta: o.scratch,
-        grad: o.inputs[0].at,
-        o: o.inputs[1].at,
-        lse: o.inputs[2].at,
-        q,
-        k,
-        v,
-        items: 0,
-        q_stride,
-        kv_stride,
-        heads: size.1,
-        scale: (f64::from(size.0).powf(-0.5)) as f32,
-        rows,
-        groups,
-        group_rows: rows / groups,
-        packed: u32::from(layout == AttentionLayout::Packed),
-    };
-    let warps = u64::from(rows) * u64::from(size.1);
-    let blocks = u32::try_from(warps.div_ceil(u64::from(THREADS / 32)))
-        .map_err(|_| "takes fewer rows and heads".to_owned())?;
-    let delta = Call::new(Family::Attention, "attention_delta", blocks.max(1), THREADS, &params)
-        .given("HEAD", size.0 as usize);
-    let outer = outer(size.0, o.element());
-    let at = offset_of!(AttentionBackwardParams, items);
-    let mut calls = vec![delta];
-    for (kernel, of_keys) in [("attention_backward_queries", false), ("attention_backward_keys", true)] {
-        let items = items(segments, layout, outer, of_keys);
-        if !items.is_empty() {
-            calls.push(call(kernel, &params, at, &items, size));
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let &ops::Attention { heads, layout, ref segments } = self;
+        let (_, width) = o.outputs[0].rows_width()?;
+        o.inputs.iter().try_for_each(|x| x.rows_width().map(|_| ()))?;
+        let size = head(width, heads)?;
+        let Parts { at: [q, k, v], strides: [q_stride, kv_stride] } = parts(o.inputs, layout, width);
+        let items = items(segments, layout, outer(size.0, o.element()), false);
+        if items.is_empty() {
+            return Ok(Vec::new());
         }
+        let params = AttentionParams {
+            o: o.outputs[0].at,
+            lse: o.outputs[1].at,
+            q,
+            k,
+            v,
+            items: 0,
+            q_stride,
+            kv_stride,
+            heads: size.1,
+            scale: (f64::from(size.0).powf(-0.5)) as f32,
+        };
+        Ok(vec![call("attention", &params, offset_of!(AttentionParams, items), &items, size)])
     }
-    Ok(calls)
 }
 
-pub fn workspace(op: &Op, inputs: &[OperandType<'_>], _outputs: &[OperandType<'_>]) -> usize {
-    match op {
-        Op::AttentionBackward { heads, .. } => inputs[0].shape.as_matrix().0 * heads * size_of::<f32>(),
-        _ => 0,
+impl Lower for ops::AttentionBackward {
+    fn workspace(&self, inputs: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        let ops::AttentionBackward { heads, .. } = self;
+        inputs[0].shape.as_matrix().0 * heads * size_of::<f32>()
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let &ops::AttentionBackward { heads, layout, ref segments } = self;
+        let (rows, width) = o.inputs[0].rows_width()?;
+        o.inputs.iter().try_for_each(|x| x.rows_width().map(|_| ()))?;
+        let size = head(width, heads)?;
+        let Parts { at: [q, k, v], strides: [q_stride, kv_stride] } = parts(&o.inputs[3..], layout, width);
+        let [dq, dk, dv] = parts(o.outputs, layout, width).at;
+        let groups = segments.kv_groups.max(1) as u32;
+        let params = AttentionBackwardParams {
+            dq,
+            dk,
+            dv,
+            delta: o.scratch,
+            grad: o.inputs[0].at,
+            o: o.inputs[1].at,
+            lse: o.inputs[2].at,
+            q,
+            k,
+            v,
+            items: 0,
+            q_stride,
+            kv_stride,
+            heads: size.1,
+            scale: (f64::from(size.0).powf(-0.5)) as f32,
+            rows,
+            groups,
+            group_rows: rows / groups,
+            packed: u32::from(layout == AttentionLayout::Packed),
+        };
+        let warps = u64::from(rows) * u64::from(size.1);
+        let blocks = u32::try_from(warps.div_ceil(u64::from(THREADS / 32)))
+            .map_err(|_| "takes fewer rows and heads".to_owned())?;
+        let delta = Call::new(Family::Attention, "attention_delta", blocks.max(1), THREADS, &params)
+            .given("HEAD", size.0 as usize);
+        let outer = outer(size.0, o.element());
+        let at = offset_of!(AttentionBackwardParams, items);
+        let mut calls = vec![delta];
+        for (kernel, of_keys) in [("attention_backward_queries", false), ("attention_backward_keys", true)] {
+            let items = items(segments, layout, outer, of_keys);
+            if !items.is_empty() {
+                calls.push(call(kernel, &params, at, &items, size));
+            }
+        }
+        Ok(calls)
     }
 }
 

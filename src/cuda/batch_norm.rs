@@ -1,10 +1,10 @@
 //! Launches of `kernels/batch_norm.cu`.
 
 use super::kernel::{Call, Family, Given, KernelParams, kernel_params};
-use super::lower::{Lowered, Operands};
+use super::lower::{Lower, Lowered, Operands};
 use super::pointwise::{THREADS, vector};
 use crate::backend::OperandType;
-use crate::ir::Op;
+use crate::ir::ops;
 use std::mem::offset_of;
 
 kernel_params! {
@@ -129,90 +129,6 @@ fn plan(o: &Operands<'_>, groups: &[usize], addresses: &[u64]) -> Result<(u32, C
 /// The most blocks along the second and third axis of a grid.
 const MOST_TILES: u32 = 65_535;
 
-/// Statistics per chunk, those of the groups, then the rows.
-pub fn forward(o: &Operands<'_>, groups: &[usize], eps: f64) -> Lowered {
-    let [x, gamma, beta] = [0, 1, 2].map(|i: usize| o.inputs[i].at);
-    let [y, mean, var] = [0, 1, 2].map(|i: usize| o.outputs[i].at);
-    let (channels, cut) = plan(o, groups, &[x, gamma, beta, y, mean, var])?;
-    let (partial, eps) = (o.scratch, eps as f32);
-    let params =
-        BatchNormParams { y, mean, var, partial, x, gamma, beta, chunks: 0, groups: 0, channels, eps };
-    Ok(vec![
-        cut.sweep("batch_norm_statistics", &params, TABLES),
-        cut.combine("batch_norm_combine", &params, TABLES, groups.len()),
-        cut.sweep("batch_norm_apply", &params, TABLES),
-    ])
-}
-
-/// The rows by given statistics.
-pub fn inference(o: &Operands<'_>, eps: f64) -> Lowered {
-    let [x, gamma, beta, mean, var] = [0, 1, 2, 3, 4].map(|i: usize| o.inputs[i].at);
-    let (rows, _) = o.inputs[0].rows_width()?;
-    let y = o.outputs[0].at;
-    let (channels, cut) = plan(o, &[rows as usize], &[x, gamma, beta, y, mean, var])?;
-    let (partial, eps) = (0, eps as f32);
-    let params =
-        BatchNormParams { y, mean, var, partial, x, gamma, beta, chunks: 0, groups: 0, channels, eps };
-    let calls = vec![cut.sweep("batch_norm_apply", &params, TABLES)];
-    Ok(if rows == 0 { Vec::new() } else { calls })
-}
-
-/// Sums per chunk, the terms that follow from them, then the rows.
-pub fn backward(o: &Operands<'_>, groups: &[usize], eps: f64) -> Lowered {
-    let [dy, x, gamma, mean, var] = [0, 1, 2, 3, 4].map(|i: usize| o.inputs[i].at);
-    let [dx, dgamma, dbeta] = [0, 1, 2].map(|i: usize| o.outputs[i].at);
-    let (channels, cut) = plan(o, groups, &[dy, x, gamma, mean, var, dx])?;
-    let partial = o.scratch;
-    let params = BatchNormBackwardParams {
-        dx,
-        dgamma,
-        dbeta,
-        partial,
-        terms: partial + partial_bytes(&cut, SUMS, channels as usize) as u64,
-        dy,
-        x,
-        gamma,
-        mean,
-        var,
-        chunks: 0,
-        groups: 0,
-        channels,
-        group_count: groups.len() as u32,
-        eps: eps as f32,
-        unused: 0,
-    };
-    Ok(vec![
-        cut.sweep("batch_norm_backward_sums", &params, BACKWARD_TABLES),
-        cut.combine("batch_norm_backward_combine", &params, BACKWARD_TABLES, 1),
-        cut.sweep("batch_norm_backward_apply", &params, BACKWARD_TABLES),
-    ])
-}
-
-/// Moves the running statistics towards those of the groups.
-pub fn running_statistics(o: &Operands<'_>, groups: &[usize], momentum: f64) -> Lowered {
-    let [old_mean, old_var, mean, var] = [0, 1, 2, 3].map(|i: usize| o.inputs[i].at);
-    let (_, channels) = o.inputs[2].rows_width()?;
-    let table: Vec<Group> =
-        groups.iter().map(|&rows| Group { first: 0, chunks: 0, rows: rows as u32, unused: 0 }).collect();
-    let params = RunningParams {
-        running_mean: o.outputs[0].at,
-        running_var: o.outputs[1].at,
-        old_mean,
-        old_var,
-        mean,
-        var,
-        groups: 0,
-        channels,
-        group_count: groups.len() as u32,
-        keep: (1.0 - momentum) as f32,
-        take: momentum as f32,
-    };
-    let blocks = channels.div_ceil(THREADS).max(1);
-    let call = Call::new(Family::BatchNorm, "running_statistics", blocks, THREADS, &params);
-    let groups = offset_of!(RunningParams, groups);
-    Ok(vec![call.given("VEC", 1).given("COLUMNS", 32).table(groups, Cut::bytes(&table))])
-}
-
 /// Sums over rows that the backward pass needs of every channel.
 const SUMS: usize = 3;
 
@@ -221,22 +137,128 @@ fn partial_bytes(cut: &Cut, values: usize, channels: usize) -> usize {
     (cut.chunks.len() * values * channels * size_of::<f32>()).next_multiple_of(256)
 }
 
-/// Bytes of scratch memory.
-pub fn workspace(op: &Op, inputs: &[OperandType<'_>], _outputs: &[OperandType<'_>]) -> usize {
-    let (_, channels) = inputs[0].shape.as_matrix();
+/// The same for rows `x`, before addresses are known: the most chunks of the two ways to cut.
+fn partial_workspace(groups: &[usize], x: &OperandType<'_>, values: usize) -> usize {
+    let (_, channels) = x.shape.as_matrix();
     // Wider rows are refused.
     let width = u32::try_from(channels).unwrap_or(u32::MAX);
-    // The most chunks of the two ways to cut: addresses are not known yet.
-    let bytes = |groups: &[usize], values: usize| {
-        let fits = vector(u64::from(width), inputs[0].dtype, &[]) as u32;
-        [1, fits].map(|vec| partial_bytes(&cut(groups, width, vec), values, channels)).into_iter().max()
-    };
-    match op {
-        Op::BatchNorm { groups, .. } => bytes(groups, 2).unwrap_or(0),
-        Op::BatchNormBackward { groups, .. } => {
-            bytes(groups, SUMS).unwrap_or(0) + groups.len() * 3 * channels * size_of::<f32>()
-        }
-        _ => 0,
+    let fits = vector(u64::from(width), x.dtype, &[]) as u32;
+    let bytes = |vec| partial_bytes(&cut(groups, width, vec), values, channels);
+    bytes(1).max(bytes(fits))
+}
+
+impl Lower for ops::BatchNorm {
+    fn workspace(&self, inputs: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        let ops::BatchNorm { groups, .. } = self;
+        partial_workspace(groups, &inputs[0], 2)
+    }
+
+    /// Statistics per chunk, those of the groups, then the rows.
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let &ops::BatchNorm { ref groups, eps } = self;
+        let [x, gamma, beta] = [0, 1, 2].map(|i: usize| o.inputs[i].at);
+        let [y, mean, var] = [0, 1, 2].map(|i: usize| o.outputs[i].at);
+        let (channels, cut) = plan(o, groups, &[x, gamma, beta, y, mean, var])?;
+        let (partial, eps) = (o.scratch, eps as f32);
+        let params =
+            BatchNormParams { y, mean, var, partial, x, gamma, beta, chunks: 0, groups: 0, channels, eps };
+        Ok(vec![
+            cut.sweep("batch_norm_statistics", &params, TABLES),
+            cut.combine("batch_norm_combine", &params, TABLES, groups.len()),
+            cut.sweep("batch_norm_apply", &params, TABLES),
+        ])
+    }
+}
+
+impl Lower for ops::BatchNormBackward {
+    fn workspace(&self, inputs: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        let ops::BatchNormBackward { groups, .. } = self;
+        let channels = inputs[0].shape.as_matrix().1;
+        partial_workspace(groups, &inputs[0], SUMS) + groups.len() * 3 * channels * size_of::<f32>()
+    }
+
+    /// Sums per chunk, the terms that follow from them, then the rows.
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let &ops::BatchNormBackward { ref groups, eps } = self;
+        let [dy, x, gamma, mean, var] = [0, 1, 2, 3, 4].map(|i: usize| o.inputs[i].at);
+        let [dx, dgamma, dbeta] = [0, 1, 2].map(|i: usize| o.outputs[i].at);
+        let (channels, cut) = plan(o, groups, &[dy, x, gamma, mean, var, dx])?;
+        let partial = o.scratch;
+        let params = BatchNormBackwardParams {
+            dx,
+            dgamma,
+            dbeta,
+            partial,
+            terms: partial + partial_bytes(&cut, SUMS, channels as usize) as u64,
+            dy,
+            x,
+            gamma,
+            mean,
+            var,
+            chunks: 0,
+            groups: 0,
+            channels,
+            group_count: groups.len() as u32,
+            eps: eps as f32,
+            unused: 0,
+        };
+        Ok(vec![
+            cut.sweep("batch_norm_backward_sums", &params, BACKWARD_TABLES),
+            cut.combine("batch_norm_backward_combine", &params, BACKWARD_TABLES, 1),
+            cut.sweep("batch_norm_backward_apply", &params, BACKWARD_TABLES),
+        ])
+    }
+}
+
+impl Lower for ops::BatchNormInference {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    /// The rows by given statistics.
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let &ops::BatchNormInference { eps } = self;
+        let [x, gamma, beta, mean, var] = [0, 1, 2, 3, 4].map(|i: usize| o.inputs[i].at);
+        let (rows, _) = o.inputs[0].rows_width()?;
+        let y = o.outputs[0].at;
+        let (channels, cut) = plan(o, &[rows as usize], &[x, gamma, beta, y, mean, var])?;
+        let (partial, eps) = (0, eps as f32);
+        let params =
+            BatchNormParams { y, mean, var, partial, x, gamma, beta, chunks: 0, groups: 0, channels, eps };
+        let calls = vec![cut.sweep("batch_norm_apply", &params, TABLES)];
+        Ok(if rows == 0 { Vec::new() } else { calls })
+    }
+}
+
+impl Lower for ops::RunningStatistics {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    /// Moves the running statistics towards those of the groups.
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let &ops::RunningStatistics { ref groups, momentum } = self;
+        let [old_mean, old_var, mean, var] = [0, 1, 2, 3].map(|i: usize| o.inputs[i].at);
+        let (_, channels) = o.inputs[2].rows_width()?;
+        let table: Vec<Group> =
+            groups.iter().map(|&rows| Group { first: 0, chunks: 0, rows: rows as u32, unused: 0 }).collect();
+        let params = RunningParams {
+            running_mean: o.outputs[0].at,
+            running_var: o.outputs[1].at,
+            old_mean,
+            old_var,
+            mean,
+            var,
+            groups: 0,
+            channels,
+            group_count: groups.len() as u32,
+            keep: (1.0 - momentum) as f32,
+            take: momentum as f32,
+        };
+        let blocks = channels.div_ceil(THREADS).max(1);
+        let call = Call::new(Family::BatchNorm, "running_statistics", blocks, THREADS, &params);
+        let groups = offset_of!(RunningParams, groups);
+        Ok(vec![call.given("VEC", 1).given("COLUMNS", 32).table(groups, Cut::bytes(&table))])
     }
 }
 

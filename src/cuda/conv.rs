@@ -3,10 +3,10 @@
 
 use super::gemm::{self, Finish, Gather, Product};
 use super::kernel::{Call, Family, Given, kernel_params};
-use super::lower::{Lowered, Operands};
+use super::lower::{Lower, Lowered, Operands};
 use super::pixels::{Pixels, Reach};
 use crate::backend::OperandType;
-use crate::ir::{ConvGeometry, Epilogue, FeatureMap, Op};
+use crate::ir::{ConvGeometry, FeatureMap, ops};
 use std::sync::Arc;
 
 kernel_params! {
@@ -62,86 +62,100 @@ fn permute(
     Call::new(Family::Conv, "permute_weight", blocks, 256, &params)
 }
 
-/// `y = conv(x, w) + b` and what follows it.
-pub fn forward(o: &Operands<'_>, geometry: &ConvGeometry, epilogue: Epilogue) -> Lowered {
-    if is_linear(geometry) {
-        return gemm::linear(o, epilogue);
+impl Lower for ops::Conv2d {
+    fn workspace(&self, inputs: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        let ops::Conv2d { geometry, .. } = self;
+        if is_linear(geometry) { 0 } else { inputs[1].shape.count() * inputs[1].dtype.bytes() }
     }
-    let (_, channels) = o.inputs[0].rows_width()?;
-    let (_, outputs) = o.outputs[0].rows_width()?;
-    let pixels = Pixels::new(geometry, channels)?;
-    let mut product = Product::new(pixels.windows, outputs, pixels.depth());
-    product.gather = Gather::A(Arc::new(pixels));
-    (product.params.a, product.params.b) = (o.inputs[0].at, o.scratch);
-    gemm::with_epilogue(&mut product, o, epilogue);
-    let taps = Taps { first: [0; 2], count: [geometry.kernel; 2], step: 1 };
-    let permuted = permute(o, o.scratch, [outputs, channels], geometry.kernel, &taps, false);
-    Ok(vec![permuted, product.call(o.element(), o.choices)?])
-}
 
-/// `dx`; with `gelu` times the slope at operand 2. A position is reached by those taps alone whose distance to it is a
-/// multiple of the stride: for each of `stride * stride` classes of positions a convolution of `dy` by its own taps, in
-/// reverse. Together they do the work of the forward product.
-pub fn backward_input(o: &Operands<'_>, geometry: &ConvGeometry, gelu: bool) -> Lowered {
-    if is_linear(geometry) {
-        return gemm::backward_input(o, gelu);
-    }
-    let (_, outputs) = o.inputs[0].rows_width()?;
-    let (_, channels) = o.outputs[0].rows_width()?;
-    let (mut calls, mut weight) = (Vec::new(), o.scratch);
-    // Beyond the largest map no class has positions.
-    let largest = |of: fn(&FeatureMap) -> usize| geometry.maps.iter().map(of).max().unwrap_or(0);
-    let [lines, columns] = [largest(|m| m.height), largest(|m| m.width)].map(|n| n.min(geometry.stride));
-    for place in (0..lines).flat_map(|down| (0..columns).map(move |across| [down, across])) {
-        let pixels = Pixels::backward(geometry, outputs, place)?;
-        if pixels.windows == 0 {
-            continue;
+    /// `y = conv(x, w) + b` and what follows it.
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let &ops::Conv2d { ref geometry, epilogue } = self;
+        if is_linear(geometry) {
+            return gemm::linear(o, epilogue);
         }
-        let [down, across] = place.map(|at| Reach::new(geometry, at));
-        let depth = pixels.depth();
-        let mut product = Product::new(pixels.windows, channels, depth);
+        let (_, channels) = o.inputs[0].rows_width()?;
+        let (_, outputs) = o.outputs[0].rows_width()?;
+        let pixels = Pixels::new(geometry, channels)?;
+        let mut product = Product::new(pixels.windows, outputs, pixels.depth());
         product.gather = Gather::A(Arc::new(pixels));
-        let p = &mut product.params;
-        (p.y, p.a, p.b) = (o.outputs[0].at, o.inputs[0].at, weight);
-        if gelu {
-            (product.finish, p.other) = (Finish::GeluBackward, o.inputs[2].at);
-        }
-        // Where no tap reaches, the product over nothing leaves 0.
-        if depth > 0 {
-            let last = |r: Reach| r.tap + geometry.stride * (r.taps - 1);
-            let taps = Taps {
-                first: [last(down), last(across)],
-                count: [down.taps, across.taps],
-                step: -(geometry.stride as isize),
-            };
-            calls.push(permute(o, weight, [outputs, channels], geometry.kernel, &taps, true));
-        }
-        calls.push(product.call(o.element(), o.choices)?);
-        weight += u64::from(channels) * u64::from(depth) * o.inputs[1].dtype.bytes() as u64;
+        (product.params.a, product.params.b) = (o.inputs[0].at, o.scratch);
+        gemm::with_epilogue(&mut product, o, epilogue);
+        let taps = Taps { first: [0; 2], count: [geometry.kernel; 2], step: 1 };
+        let permuted = permute(o, o.scratch, [outputs, channels], geometry.kernel, &taps, false);
+        Ok(vec![permuted, product.call(o.element(), o.choices)?])
     }
-    Ok(calls)
 }
 
-/// `dw` and `db`.
-pub fn backward_weight(o: &Operands<'_>, geometry: &ConvGeometry) -> Lowered {
-    if is_linear(geometry) {
-        return gemm::backward_weight(o);
+impl Lower for ops::Conv2dBackwardInput {
+    fn workspace(&self, inputs: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        let ops::Conv2dBackwardInput { geometry, .. } = self;
+        if is_linear(geometry) { 0 } else { inputs[1].shape.count() * inputs[1].dtype.bytes() }
     }
-    let (_, channels) = o.inputs[1].rows_width()?;
-    let pixels = Pixels::new(geometry, channels)?;
-    let depth = pixels.depth();
-    gemm::weight_gradient(o, depth, Gather::B(Arc::new(pixels)), channels)
+
+    /// `dx`; with `gelu` times the slope at operand 2. A position is reached by those taps alone whose distance to it is a
+    /// multiple of the stride: for each of `stride * stride` classes of positions a convolution of `dy` by its own taps, in
+    /// reverse. Together they do the work of the forward product.
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let &ops::Conv2dBackwardInput { ref geometry, gelu } = self;
+        if is_linear(geometry) {
+            return gemm::backward_input(o, gelu);
+        }
+        let (_, outputs) = o.inputs[0].rows_width()?;
+        let (_, channels) = o.outputs[0].rows_width()?;
+        let (mut calls, mut weight) = (Vec::new(), o.scratch);
+        // Beyond the largest map no class has positions.
+        let largest = |of: fn(&FeatureMap) -> usize| geometry.maps.iter().map(of).max().unwrap_or(0);
+        let [lines, columns] = [largest(|m| m.height), largest(|m| m.width)].map(|n| n.min(geometry.stride));
+        for place in (0..lines).flat_map(|down| (0..columns).map(move |across| [down, across])) {
+            let pixels = Pixels::backward(geometry, outputs, place)?;
+            if pixels.windows == 0 {
+                continue;
+            }
+            let [down, across] = place.map(|at| Reach::new(geometry, at));
+            let depth = pixels.depth();
+            let mut product = Product::new(pixels.windows, channels, depth);
+            product.gather = Gather::A(Arc::new(pixels));
+            let p = &mut product.params;
+            (p.y, p.a, p.b) = (o.outputs[0].at, o.inputs[0].at, weight);
+            if gelu {
+                (product.finish, p.other) = (Finish::GeluBackward, o.inputs[2].at);
+            }
+            // Where no tap reaches, the product over nothing leaves 0.
+            if depth > 0 {
+                let last = |r: Reach| r.tap + geometry.stride * (r.taps - 1);
+                let taps = Taps {
+                    first: [last(down), last(across)],
+                    count: [down.taps, across.taps],
+                    step: -(geometry.stride as isize),
+                };
+                calls.push(permute(o, weight, [outputs, channels], geometry.kernel, &taps, true));
+            }
+            calls.push(product.call(o.element(), o.choices)?);
+            weight += u64::from(channels) * u64::from(depth) * o.inputs[1].dtype.bytes() as u64;
+        }
+        Ok(calls)
+    }
 }
 
-pub fn workspace(op: &Op, inputs: &[OperandType<'_>], _outputs: &[OperandType<'_>]) -> usize {
-    match op {
-        Op::Conv2dBackwardWeight { geometry } => {
-            let ((rows, outputs), (_, channels)) = (inputs[0].shape.as_matrix(), inputs[1].shape.as_matrix());
-            let n = geometry.kernel * geometry.kernel * channels;
-            gemm::weight_workspace(outputs as u32, n as u32, rows as u32)
+impl Lower for ops::Conv2dBackwardWeight {
+    fn workspace(&self, inputs: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        let ops::Conv2dBackwardWeight { geometry } = self;
+        let ((rows, outputs), (_, channels)) = (inputs[0].shape.as_matrix(), inputs[1].shape.as_matrix());
+        let n = geometry.kernel * geometry.kernel * channels;
+        gemm::weight_workspace(outputs as u32, n as u32, rows as u32)
+    }
+
+    /// `dw` and `db`.
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let ops::Conv2dBackwardWeight { geometry } = self;
+        if is_linear(geometry) {
+            return gemm::backward_weight(o);
         }
-        Op::Conv2d { geometry, .. } | Op::Conv2dBackwardInput { geometry, .. } if is_linear(geometry) => 0,
-        _ => inputs[1].shape.count() * inputs[1].dtype.bytes(),
+        let (_, channels) = o.inputs[1].rows_width()?;
+        let pixels = Pixels::new(geometry, channels)?;
+        let depth = pixels.depth();
+        gemm::weight_gradient(o, depth, Gather::B(Arc::new(pixels)), channels)
     }
 }
 

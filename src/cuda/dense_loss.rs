@@ -1,10 +1,10 @@
 //! Losses over tokens, and the predicted kernel in front of one.
 
 use super::kernel::{Call, Family, Given, KernelParams, kernel_params};
-use super::lower::{Lowered, Operands};
+use super::lower::{Lower, Lowered, Operands};
 use super::pointwise::{THREADS, vector};
 use crate::backend::OperandType;
-use crate::ir::Op;
+use crate::ir::ops;
 
 kernel_params! {
     pub const LAYOUTS;
@@ -67,17 +67,6 @@ fn mse(o: &Operands<'_>, first: usize) -> Result<(MseParams, u64), String> {
     Ok((params, rows))
 }
 
-pub fn masked_mse(o: &Operands<'_>) -> Lowered {
-    let (params, rows) = mse(o, 0)?;
-    Ok(vec![call("masked_mse", rows, 1, &params)?, total(o, rows, 1.0 / (rows * VALUES) as f64)?])
-}
-
-pub fn masked_mse_backward(o: &Operands<'_>) -> Lowered {
-    let (params, rows) = mse(o, 1)?;
-    let params = MseParams { dpred: o.outputs[0].at, dloss: o.inputs[0].at, ..params };
-    Ok(vec![call("masked_mse_backward", rows, 1, &params)?])
-}
-
 /// Parameters from operands `logits, target`, the first of which is input `first`.
 fn bce(o: &Operands<'_>, first: usize, groups: usize) -> BceParams {
     let n = o.inputs[first].count();
@@ -91,18 +80,6 @@ fn bce(o: &Operands<'_>, first: usize, groups: usize) -> BceParams {
         factor: (groups as f64 / n as f64) as f32,
         unused: 0,
     }
-}
-
-pub fn bce_with_logits(o: &Operands<'_>, groups: usize) -> Lowered {
-    let params = bce(o, 0, groups);
-    let blocks = params.n.div_ceil(BCE_CHUNK);
-    let sum = total(o, blocks, groups as f64 / params.n as f64)?;
-    Ok(vec![call("bce_with_logits", blocks, 1, &params)?, sum])
-}
-
-pub fn bce_with_logits_backward(o: &Operands<'_>, groups: usize) -> Lowered {
-    let params = BceParams { dlogits: o.outputs[0].at, dloss: o.inputs[0].at, ..bce(o, 1, groups) };
-    Ok(vec![call("bce_with_logits_backward", params.n.div_ceil(u64::from(THREADS)), 1, &params)?])
 }
 
 /// Parameters from operands `kernel, features`, the first of which is input `first`.
@@ -124,33 +101,88 @@ fn dynamic(o: &Operands<'_>, first: usize, tokens: usize) -> Result<DynamicConvP
     })
 }
 
-pub fn dynamic_conv(o: &Operands<'_>, tokens: usize) -> Lowered {
-    let params = DynamicConvParams { logits: o.outputs[0].at, ..dynamic(o, 0, tokens)? };
-    let vec = vector(u64::from(params.width), o.element(), &[params.kernel, params.features]);
-    let warps = u64::from(params.images) * u64::from(params.tokens);
-    Ok(vec![call("dynamic_conv", warps.div_ceil(u64::from(THREADS / 32)), vec, &params)?])
+impl Lower for ops::DynamicConv {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let &ops::DynamicConv { tokens } = self;
+        let params = DynamicConvParams { logits: o.outputs[0].at, ..dynamic(o, 0, tokens)? };
+        let vec = vector(u64::from(params.width), o.element(), &[params.kernel, params.features]);
+        let warps = u64::from(params.images) * u64::from(params.tokens);
+        Ok(vec![call("dynamic_conv", warps.div_ceil(u64::from(THREADS / 32)), vec, &params)?])
+    }
 }
 
-pub fn dynamic_conv_backward(o: &Operands<'_>, tokens: usize) -> Lowered {
-    let [dlogits, dkernel, dfeatures] = [o.inputs[0].at, o.outputs[0].at, o.outputs[1].at];
-    let params = DynamicConvParams { logits: dlogits, dkernel, dfeatures, ..dynamic(o, 1, tokens)? };
-    let addresses = [params.kernel, params.features, dkernel, dfeatures];
-    let vec = vector(u64::from(params.width), o.element(), &addresses);
-    let packs = u64::from(params.width) / vec;
-    let threads = u64::from(params.images) * u64::from(params.tokens) * packs;
-    let features =
-        call("dynamic_conv_backward_features", threads.div_ceil(u64::from(THREADS)), vec, &params)?;
-    let rows = u64::from(params.groups) * u64::from(params.images);
-    let mut kernel = call("dynamic_conv_backward_kernel", rows, vec, &params)?;
-    kernel.grid[1] = packs.div_ceil(KERNEL_COLUMNS) as u32;
-    Ok(vec![features, kernel])
+impl Lower for ops::DynamicConvBackward {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let &ops::DynamicConvBackward { tokens } = self;
+        let [dlogits, dkernel, dfeatures] = [o.inputs[0].at, o.outputs[0].at, o.outputs[1].at];
+        let params = DynamicConvParams { logits: dlogits, dkernel, dfeatures, ..dynamic(o, 1, tokens)? };
+        let addresses = [params.kernel, params.features, dkernel, dfeatures];
+        let vec = vector(u64::from(params.width), o.element(), &addresses);
+        let packs = u64::from(params.width) / vec;
+        let threads = u64::from(params.images) * u64::from(params.tokens) * packs;
+        let features =
+            call("dynamic_conv_backward_features", threads.div_ceil(u64::from(THREADS)), vec, &params)?;
+        let rows = u64::from(params.groups) * u64::from(params.images);
+        let mut kernel = call("dynamic_conv_backward_kernel", rows, vec, &params)?;
+        kernel.grid[1] = packs.div_ceil(KERNEL_COLUMNS) as u32;
+        Ok(vec![features, kernel])
+    }
 }
 
-pub fn workspace(op: &Op, inputs: &[OperandType<'_>], _outputs: &[OperandType<'_>]) -> usize {
-    match op {
-        Op::MaskedMse => inputs[2].shape.count() * size_of::<f32>(),
-        Op::BceWithLogits { .. } => inputs[0].shape.count().div_ceil(BCE_CHUNK as usize) * size_of::<f32>(),
-        _ => 0,
+impl Lower for ops::MaskedMse {
+    fn workspace(&self, inputs: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        inputs[2].shape.count() * size_of::<f32>()
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let (params, rows) = mse(o, 0)?;
+        Ok(vec![call("masked_mse", rows, 1, &params)?, total(o, rows, 1.0 / (rows * VALUES) as f64)?])
+    }
+}
+
+impl Lower for ops::MaskedMseBackward {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let (params, rows) = mse(o, 1)?;
+        let params = MseParams { dpred: o.outputs[0].at, dloss: o.inputs[0].at, ..params };
+        Ok(vec![call("masked_mse_backward", rows, 1, &params)?])
+    }
+}
+
+impl Lower for ops::BceWithLogits {
+    fn workspace(&self, inputs: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        inputs[0].shape.count().div_ceil(BCE_CHUNK as usize) * size_of::<f32>()
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let &ops::BceWithLogits { groups } = self;
+        let params = bce(o, 0, groups);
+        let blocks = params.n.div_ceil(BCE_CHUNK);
+        let sum = total(o, blocks, groups as f64 / params.n as f64)?;
+        Ok(vec![call("bce_with_logits", blocks, 1, &params)?, sum])
+    }
+}
+
+impl Lower for ops::BceWithLogitsBackward {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let &ops::BceWithLogitsBackward { groups } = self;
+        let params = BceParams { dlogits: o.outputs[0].at, dloss: o.inputs[0].at, ..bce(o, 1, groups) };
+        Ok(vec![call("bce_with_logits_backward", params.n.div_ceil(u64::from(THREADS)), 1, &params)?])
     }
 }
 

@@ -1,10 +1,10 @@
 //! Launches of `kernels/depthwise_conv.cu`.
 
 use super::kernel::{Call, Family, Given, KernelParams, kernel_params};
-use super::lower::{Lowered, Operands};
+use super::lower::{Lower, Lowered, Operands};
 use super::pointwise::vector;
 use crate::backend::OperandType;
-use crate::ir::{ConvGeometry, Op};
+use crate::ir::{ConvGeometry, ops};
 use crate::tensor::DType;
 
 /// Sizes of maps of one call: MOST_MAPS of the kernels.
@@ -106,12 +106,6 @@ fn given(kernel: usize, stride: usize, vec: usize) -> Given {
     vec![("KERNEL", kernel), ("STRIDE", stride), ("VEC", vec), ("OUT", OUT)]
 }
 
-/// `y`.
-pub fn forward(o: &Operands<'_>, geometry: &ConvGeometry) -> Lowered {
-    let shape = Shape::new(geometry, o.inputs[0].rows_width()?.1)?;
-    convolve(o, &shape, [o.outputs[0].at, o.inputs[0].at, o.inputs[1].at], o.inputs[2].at, false)
-}
-
 /// The convolution with the weight `w`, or with it turned by half.
 fn convolve(o: &Operands<'_>, shape: &Shape<'_>, [y, x, w]: [u64; 3], bias: u64, turned: bool) -> Lowered {
     let width = u64::from(shape.maps.width);
@@ -119,22 +113,6 @@ fn convolve(o: &Operands<'_>, shape: &Shape<'_>, [y, x, w]: [u64; 3], bias: u64,
     let params = DepthwiseParams { y, x, w: o.scratch, bias, strips: shape.strips, maps: shape.maps };
     let order = shape.order(o, w, turned, vec)?;
     Ok(vec![order, shape.call("depthwise_conv", shape.strips * (width / vec), vec, &params)?])
-}
-
-/// `dx`.
-pub fn backward_input(o: &Operands<'_>, geometry: &ConvGeometry) -> Lowered {
-    let (rows, width) = o.outputs[0].rows_width()?;
-    let shape = Shape::new(geometry, width)?;
-    let [y, x, w] = [o.outputs[0].at, o.inputs[0].at, o.inputs[1].at];
-    if geometry.stride == 1 {
-        return convolve(o, &shape, [y, x, w], 0, true);
-    }
-    let vec = vector(u64::from(width), o.element(), &[y, x, o.scratch]);
-    let strips = u64::from(rows);
-    let params = DepthwiseParams { y, x, w: o.scratch, bias: 0, strips, maps: shape.maps };
-    let order = shape.order(o, w, false, vec)?;
-    let threads = strips * (u64::from(width) / vec);
-    Ok(vec![order, shape.call("depthwise_conv_gather", threads, vec, &params)?])
 }
 
 /// Lines of a block of the weight's gradient, and blocks: enough for a large GPU.
@@ -147,40 +125,75 @@ fn chunks(lines: usize, width: usize) -> (usize, usize) {
     (chunk, lines.div_ceil(chunk).max(1))
 }
 
-/// `dw` and `db`.
-pub fn backward_weight(o: &Operands<'_>, geometry: &ConvGeometry) -> Lowered {
-    let width = o.inputs[0].rows_width()?.1;
-    let shape = Shape::new(geometry, width)?;
-    let (chunk, count) = chunks(shape.lines as usize, width as usize);
-    let params = DepthwiseWeightParams {
-        partial: o.scratch,
-        dy: o.inputs[0].at,
-        x: o.inputs[1].at,
-        lines: shape.lines,
-        chunk: chunk as u32,
-        maps: shape.maps,
-    };
-    let mut weight = shape.call("depthwise_conv_weight", 1, 1, &params)?;
-    // At most a few blocks more than wanted: far below what a grid has.
-    weight.grid = [width.div_ceil(WARP), count as u32, 1];
-    let (dw, db) = (o.outputs[0].at, o.outputs[1].at);
-    let params = DepthwiseSumParams { dw, db, partial: o.scratch, chunks: count as u32, width };
-    let columns = u64::from(shape.taps() + 1) * u64::from(width);
-    let mut sum = shape.call("depthwise_conv_weight_sum", 1, 1, &params)?;
-    sum.grid[0] = u32::try_from(columns.div_ceil(u64::from(WARP))).map_err(|_| "has too many channels")?;
-    Ok(vec![weight, sum])
+impl Lower for ops::DepthwiseConv2d {
+    fn workspace(&self, inputs: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        inputs[1].shape.count() * inputs[1].dtype.bytes()
+    }
+
+    /// `y`.
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let ops::DepthwiseConv2d { geometry } = self;
+        let shape = Shape::new(geometry, o.inputs[0].rows_width()?.1)?;
+        convolve(o, &shape, [o.outputs[0].at, o.inputs[0].at, o.inputs[1].at], o.inputs[2].at, false)
+    }
 }
 
-/// Bytes of scratch memory: the weight in order, or the parts of its gradient.
-pub fn workspace(op: &Op, inputs: &[OperandType<'_>]) -> usize {
-    match op {
-        Op::DepthwiseConv2dBackwardWeight { geometry } => {
-            let width = inputs[0].shape.as_matrix().1;
-            let lines = geometry.outputs().map(|m| m.count * m.height).sum();
-            let taps = geometry.kernel * geometry.kernel;
-            chunks(lines, width).1 * (taps + 1) * width * size_of::<f32>()
+impl Lower for ops::DepthwiseConv2dBackwardInput {
+    fn workspace(&self, inputs: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        inputs[1].shape.count() * inputs[1].dtype.bytes()
+    }
+
+    /// `dx`.
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let ops::DepthwiseConv2dBackwardInput { geometry } = self;
+        let (rows, width) = o.outputs[0].rows_width()?;
+        let shape = Shape::new(geometry, width)?;
+        let [y, x, w] = [o.outputs[0].at, o.inputs[0].at, o.inputs[1].at];
+        if geometry.stride == 1 {
+            return convolve(o, &shape, [y, x, w], 0, true);
         }
-        _ => inputs[1].shape.count() * inputs[1].dtype.bytes(),
+        let vec = vector(u64::from(width), o.element(), &[y, x, o.scratch]);
+        let strips = u64::from(rows);
+        let params = DepthwiseParams { y, x, w: o.scratch, bias: 0, strips, maps: shape.maps };
+        let order = shape.order(o, w, false, vec)?;
+        let threads = strips * (u64::from(width) / vec);
+        Ok(vec![order, shape.call("depthwise_conv_gather", threads, vec, &params)?])
+    }
+}
+
+impl Lower for ops::DepthwiseConv2dBackwardWeight {
+    fn workspace(&self, inputs: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        let ops::DepthwiseConv2dBackwardWeight { geometry } = self;
+        let width = inputs[0].shape.as_matrix().1;
+        let lines = geometry.outputs().map(|m| m.count * m.height).sum();
+        let taps = geometry.kernel * geometry.kernel;
+        chunks(lines, width).1 * (taps + 1) * width * size_of::<f32>()
+    }
+
+    /// `dw` and `db`.
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let ops::DepthwiseConv2dBackwardWeight { geometry } = self;
+        let width = o.inputs[0].rows_width()?.1;
+        let shape = Shape::new(geometry, width)?;
+        let (chunk, count) = chunks(shape.lines as usize, width as usize);
+        let params = DepthwiseWeightParams {
+            partial: o.scratch,
+            dy: o.inputs[0].at,
+            x: o.inputs[1].at,
+            lines: shape.lines,
+            chunk: chunk as u32,
+            maps: shape.maps,
+        };
+        let mut weight = shape.call("depthwise_conv_weight", 1, 1, &params)?;
+        // At most a few blocks more than wanted: far below what a grid has.
+        weight.grid = [width.div_ceil(WARP), count as u32, 1];
+        let (dw, db) = (o.outputs[0].at, o.outputs[1].at);
+        let params = DepthwiseSumParams { dw, db, partial: o.scratch, chunks: count as u32, width };
+        let columns = u64::from(shape.taps() + 1) * u64::from(width);
+        let mut sum = shape.call("depthwise_conv_weight_sum", 1, 1, &params)?;
+        sum.grid[0] =
+            u32::try_from(columns.div_ceil(u64::from(WARP))).map_err(|_| "has too many channels")?;
+        Ok(vec![weight, sum])
     }
 }
 

@@ -2,10 +2,10 @@
 
 use super::kernel::{Call, Family, Given, kernel_params};
 use super::layout::{self, Kept, Rows};
-use super::lower::{Lowered, Operand, Operands};
+use super::lower::{Lower, Lowered, Operand, Operands};
 use super::pointwise::{THREADS, blocks, vector};
 use crate::backend::{OperandType, resample_weights};
-use crate::ir::{Op, RowRun, TokenLayout};
+use crate::ir::{RowRun, TokenView, ops};
 use crate::tensor::DType;
 use std::mem::offset_of;
 
@@ -51,79 +51,6 @@ fn index(o: &Operand<'_>) -> Result<(u64, u32), String> {
 
 fn width_u32(n: usize) -> Result<u32, String> {
     u32::try_from(n).map_err(|_| format!("takes at most {} tokens", u32::MAX))
-}
-
-pub fn patch_rows(o: &Operands<'_>, kept: Option<usize>) -> Lowered {
-    let images = o.inputs.len() - usize::from(kept.is_some());
-    let (mut calls, mut row) = (Vec::with_capacity(images), 0);
-    for (i, image) in o.inputs[..images].iter().enumerate() {
-        let &[count, _, height, width] = image.shape.dims() else {
-            return Err(format!("takes images [B, 3, H, W], not {}", image.shape));
-        };
-        let (height, width) = (width_u32(height)?, width_u32(width)?);
-        let (keep, each) = match kept {
-            Some(view) if view == i => (o.inputs[images].at, index(&o.inputs[images])?.1),
-            _ => (0, height / 16 * (width / 16)),
-        };
-        let count = count as u64 * u64::from(each);
-        let rows = o.outputs[0].at + row * PATCH_VALUES * o.outputs[0].dtype.bytes() as u64;
-        let vec = vector(16, o.element(), &[rows, image.at]);
-        let params = PatchParams { rows, image: image.at, keep, count, kept: each, height, width, unused: 0 };
-        if count > 0 {
-            calls.push(call("patch_rows", count * PATCH_VALUES / vec, vec, &params));
-        }
-        row += count;
-    }
-    Ok(calls)
-}
-
-pub fn pixel_rows(o: &Operands<'_>, masked: Option<usize>) -> Lowered {
-    let images = o.inputs.len() - usize::from(masked.is_some());
-    let (mut calls, mut rows) = (Vec::with_capacity(images + 1), o.outputs[0].at);
-    for (i, image) in o.inputs[..images].iter().enumerate() {
-        let &[batch, _, height, width] = image.shape.dims() else {
-            return Err(format!("takes images [B, 3, H, W], not {}", image.shape));
-        };
-        let (height, width) = (width_u32(height)?, width_u32(width)?);
-        let mut inverse = 0;
-        if masked == Some(i) {
-            inverse = o.scratch;
-            let (_, kept) = index(&o.inputs[images])?;
-            calls.push(invert(o.inputs[images].at, inverse, batch as u64, kept, height / 16 * (width / 16)));
-        }
-        let count = batch as u64 * u64::from(height) * u64::from(width);
-        let params = PixelParams { rows, image: image.at, inverse, count, height, width };
-        if count > 0 {
-            calls.push(call("pixel_rows", count, 1, &params));
-        }
-        rows += count * 3 * o.outputs[0].dtype.bytes() as u64;
-    }
-    Ok(calls)
-}
-
-pub fn embed_tokens(o: &Operands<'_>, layout: &TokenLayout) -> Lowered {
-    let (_, width) = o.outputs[0].rows_width()?;
-    let bytes = u64::from(width) * o.element().bytes() as u64;
-    let (mut calls, mut stream, mut rows) = (Vec::new(), o.outputs[0].at, o.inputs[0].at);
-    for (v, view) in layout.views.iter().enumerate() {
-        let (images, tokens) = (view.count as u64, width_u32(view.tokens)?);
-        let [token_position, positions] =
-            if layout.positions { [o.inputs[2].at, o.inputs[3 + v].at] } else { [0, 0] };
-        let keep = match (layout.kept, o.inputs.last()) {
-            (Some(kept), Some(keep)) if kept == v => keep.at,
-            _ => 0,
-        };
-        let token = o.inputs[1].at;
-        let addresses = [stream, rows, token, token_position, positions];
-        let vec = vector(u64::from(width), o.element(), &addresses);
-        let params =
-            EmbedParams { stream, rows, token, token_position, positions, keep, images, tokens, width };
-        let count = images * (u64::from(tokens) + 1);
-        calls.push(call("embed_tokens", count * u64::from(width) / vec, vec, &params));
-        stream += count * bytes;
-        rows += images * u64::from(tokens) * bytes;
-    }
-    Ok(calls)
 }
 
 /// A sum over the images of a stretch of rows: what is summed and into what.
@@ -187,14 +114,6 @@ impl ImageSum {
     }
 }
 
-pub fn sum_images(o: &Operands<'_>) -> Lowered {
-    let (n, width) = (o.outputs[0].count(), o.outputs[0].rows_width()?.1);
-    let images = o.inputs[0].count() / n.max(1);
-    let (y, x) = (o.outputs[0].at, o.inputs[0].at);
-    let sum = ImageSum { y, x, images, stride: n, each: n, width, rows: (0, 0) };
-    Ok(sum.calls(o.scratch, o.element()))
-}
-
 /// The sum of the rows of `runs` of `x`.
 pub fn sum_rows(kernel: &'static str, y: u64, x: u64, width: u32, runs: &[Run]) -> Call {
     let params = RowSumParams { y, x, runs: 0, count: runs.len() as u32, width };
@@ -211,34 +130,6 @@ fn invert(keep: u64, inverse: u64, images: u64, kept: u32, tokens: u32) -> Call 
 /// Bytes of an inverse index.
 fn inverse_bytes(images: u64, tokens: u64) -> u64 {
     (images * tokens * 4).next_multiple_of(256)
-}
-
-pub fn embed_tokens_backward(o: &Operands<'_>, layout: &TokenLayout, tables: &[usize]) -> Lowered {
-    let (_, width) = o.inputs[0].rows_width()?;
-    let (dy, element) = (o.inputs[0].at, o.element());
-    let (mut runs, mut leading, mut start) = (Vec::new(), Vec::new(), 0);
-    for view in &layout.views {
-        let len = view.tokens + 1;
-        runs.push(RowRun { start: start + 1, len: view.tokens, stride: len, count: view.count });
-        leading.push(Run { start: start as u64, stride: len as u64, count: view.count as u64 });
-        start += view.count * len;
-    }
-    let mut calls = layout::select_rows(Rows { y: o.outputs[0].at, x: dy, width, element }, &runs);
-    calls.push(sum_rows("sum_rows_narrow", o.outputs[1].at, dy, width, &leading));
-    for (v, (view, run)) in layout.views.iter().zip(&leading).enumerate().take(tables.len()) {
-        let (table, images) = (tables[v], view.count as u64);
-        let x = dy + (run.start + 1) * u64::from(width) * element.bytes() as u64;
-        let (each, stride) = ((table * width as usize) as u64, run.stride * u64::from(width));
-        let mut sum = ImageSum { y: o.outputs[2 + v].at, x, images, stride, each, width, rows: (0, 0) };
-        let mut scratch = o.scratch;
-        if let (true, Some(keep)) = (layout.kept == Some(v), o.inputs.get(1)) {
-            calls.push(invert(keep.at, scratch, images, width_u32(view.tokens)?, width_u32(table)?));
-            sum.rows = (1, scratch);
-            scratch += inverse_bytes(images, table as u64);
-        }
-        calls.extend(sum.calls(scratch, element));
-    }
-    Ok(calls)
 }
 
 /// Both weight matrices, one after the other; `transposed` for the way back.
@@ -268,89 +159,263 @@ fn grid([height, width]: [usize; 2]) -> Result<[u32; 2], String> {
     Ok([width_u32(height)?, width_u32(width)?])
 }
 
-pub fn resize_positions(o: &Operands<'_>, prefix: usize, from: [usize; 2], to: [usize; 2]) -> Lowered {
-    let (_, width) = o.inputs[0].rows_width()?;
-    let x = o.inputs[0].at + (prefix * width as usize * size_of::<f32>()) as u64;
-    let (rows, columns) = (grid(to)?, grid(from)?);
-    let params = ResampleParams { y: o.outputs[0].at, x, weights: 0, rows, columns, prefix: 0, width };
-    resample(&params, weights(from, to, false))
-}
+impl Lower for ops::PatchRows {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
 
-pub fn resize_positions_backward(
-    o: &Operands<'_>,
-    prefix: usize,
-    from: [usize; 2],
-    to: [usize; 2],
-) -> Lowered {
-    let (_, width) = o.inputs[0].rows_width()?;
-    let (rows, columns, prefix) = (grid(from)?, grid(to)?, width_u32(prefix)?);
-    let params =
-        ResampleParams { y: o.outputs[0].at, x: o.inputs[0].at, weights: 0, rows, columns, prefix, width };
-    resample(&params, weights(from, to, true))
-}
-
-pub fn restore_tokens(o: &Operands<'_>) -> Lowered {
-    let (tokens, width) = o.inputs[3].rows_width()?;
-    let (images, kept) = index(&o.inputs[1])?;
-    let [visible, _, mask, positions] = [0, 1, 2, 3].map(|i: usize| o.inputs[i].at);
-    let (y, inverse) = (o.outputs[0].at, o.scratch);
-    let vec = vector(u64::from(width), o.element(), &[y, visible, mask, positions]);
-    let params =
-        RestoreParams { y, visible, inverse, mask, positions, images, tokens, kept, width, unused: 0 };
-    let threads = images * u64::from(tokens) * u64::from(width) / vec;
-    Ok(vec![
-        invert(o.inputs[1].at, inverse, images, kept, tokens),
-        call("restore_tokens", threads, vec, &params),
-    ])
-}
-
-pub fn restore_tokens_backward(o: &Operands<'_>) -> Lowered {
-    let (tokens, width) = o.outputs[2].rows_width()?;
-    let (images, kept) = index(&o.inputs[1])?;
-    let (dy, element) = (o.inputs[0].at, o.element());
-    let of = Kept { index: o.inputs[1].at, images, kept, tokens };
-    let mut calls = layout::gather_tokens(Rows { y: o.outputs[0].at, x: dy, width, element }, of);
-    let each = u64::from(tokens) * u64::from(width);
-    let (inverse, hidden) = (o.scratch, o.scratch + inverse_bytes(images, u64::from(tokens)));
-    let scratch = hidden + (each * 4).next_multiple_of(256);
-    let sum = |y, rows| ImageSum { y, x: dy, images, stride: each, each, width, rows };
-    calls.extend(sum(o.outputs[2].at, (0, 0)).calls(scratch, element));
-    calls.push(invert(o.inputs[1].at, inverse, images, kept, tokens));
-    calls.extend(sum(hidden, (2, inverse)).calls(scratch, element));
-    let all = [Run { start: 0, stride: 1, count: u64::from(tokens) }];
-    calls.push(sum_rows("sum_rows_wide", o.outputs[1].at, hidden, width, &all));
-    Ok(calls)
-}
-
-pub fn workspace(op: &Op, inputs: &[OperandType<'_>], outputs: &[OperandType<'_>]) -> usize {
-    let images = |i: usize| inputs[i].shape.as_matrix().0 as u64;
-    let count = |o: usize| outputs[o].shape.count() as u64;
-    let bytes = match op {
-        Op::SumImages { .. } => parts(inputs[0].shape.count() as u64 / count(0).max(1), count(0)),
-        Op::PixelRows { masked: Some(view), .. } => {
-            let dims = inputs[*view].shape.dims();
-            inverse_bytes(dims[0] as u64, (dims[2] / 16 * (dims[3] / 16)) as u64)
-        }
-        Op::RestoreTokens => inverse_bytes(images(1), inputs[3].shape.as_matrix().0 as u64),
-        Op::RestoreTokensBackward => {
-            let tokens = outputs[2].shape.as_matrix().0 as u64;
-            let each = count(2);
-            inverse_bytes(images(1), tokens) + (each * 4).next_multiple_of(256) + parts(images(1), each)
-        }
-        Op::EmbedTokensBackward { layout, tables } => {
-            let view = |(v, view): (usize, &crate::ir::TokenView)| {
-                let inverse = if layout.kept == Some(v) {
-                    inverse_bytes(view.count as u64, tables[v] as u64)
-                } else {
-                    0
-                };
-                inverse + parts(view.count as u64, count(2 + v))
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let &ops::PatchRows { kept, .. } = self;
+        let images = o.inputs.len() - usize::from(kept.is_some());
+        let (mut calls, mut row) = (Vec::with_capacity(images), 0);
+        for (i, image) in o.inputs[..images].iter().enumerate() {
+            let &[count, _, height, width] = image.shape.dims() else {
+                return Err(format!("takes images [B, 3, H, W], not {}", image.shape));
             };
-            layout.views.iter().enumerate().take(tables.len()).map(view).max().unwrap_or(0)
+            let (height, width) = (width_u32(height)?, width_u32(width)?);
+            let (keep, each) = match kept {
+                Some(view) if view == i => (o.inputs[images].at, index(&o.inputs[images])?.1),
+                _ => (0, height / 16 * (width / 16)),
+            };
+            let count = count as u64 * u64::from(each);
+            let rows = o.outputs[0].at + row * PATCH_VALUES * o.outputs[0].dtype.bytes() as u64;
+            let vec = vector(16, o.element(), &[rows, image.at]);
+            let params =
+                PatchParams { rows, image: image.at, keep, count, kept: each, height, width, unused: 0 };
+            if count > 0 {
+                calls.push(call("patch_rows", count * PATCH_VALUES / vec, vec, &params));
+            }
+            row += count;
         }
-        _ => 0,
-    };
-    bytes as usize
+        Ok(calls)
+    }
+}
+
+impl Lower for ops::PixelRows {
+    fn workspace(&self, inputs: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        let Some(view) = self.masked else { return 0 };
+        let dims = inputs[view].shape.dims();
+        inverse_bytes(dims[0] as u64, (dims[2] / 16 * (dims[3] / 16)) as u64) as usize
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let &ops::PixelRows { masked, .. } = self;
+        let images = o.inputs.len() - usize::from(masked.is_some());
+        let (mut calls, mut rows) = (Vec::with_capacity(images + 1), o.outputs[0].at);
+        for (i, image) in o.inputs[..images].iter().enumerate() {
+            let &[batch, _, height, width] = image.shape.dims() else {
+                return Err(format!("takes images [B, 3, H, W], not {}", image.shape));
+            };
+            let (height, width) = (width_u32(height)?, width_u32(width)?);
+            let mut inverse = 0;
+            if masked == Some(i) {
+                inverse = o.scratch;
+                let (_, kept) = index(&o.inputs[images])?;
+                calls.push(invert(
+                    o.inputs[images].at,
+                    inverse,
+                    batch as u64,
+                    kept,
+                    height / 16 * (width / 16),
+                ));
+            }
+            let count = batch as u64 * u64::from(height) * u64::from(width);
+            let params = PixelParams { rows, image: image.at, inverse, count, height, width };
+            if count > 0 {
+                calls.push(call("pixel_rows", count, 1, &params));
+            }
+            rows += count * 3 * o.outputs[0].dtype.bytes() as u64;
+        }
+        Ok(calls)
+    }
+}
+
+impl Lower for ops::EmbedTokens {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let ops::EmbedTokens { layout } = self;
+        let (_, width) = o.outputs[0].rows_width()?;
+        let bytes = u64::from(width) * o.element().bytes() as u64;
+        let (mut calls, mut stream, mut rows) = (Vec::new(), o.outputs[0].at, o.inputs[0].at);
+        for (v, view) in layout.views.iter().enumerate() {
+            let (images, tokens) = (view.count as u64, width_u32(view.tokens)?);
+            let [token_position, positions] =
+                if layout.positions { [o.inputs[2].at, o.inputs[3 + v].at] } else { [0, 0] };
+            let keep = match (layout.kept, o.inputs.last()) {
+                (Some(kept), Some(keep)) if kept == v => keep.at,
+                _ => 0,
+            };
+            let token = o.inputs[1].at;
+            let addresses = [stream, rows, token, token_position, positions];
+            let vec = vector(u64::from(width), o.element(), &addresses);
+            let params =
+                EmbedParams { stream, rows, token, token_position, positions, keep, images, tokens, width };
+            let count = images * (u64::from(tokens) + 1);
+            calls.push(call("embed_tokens", count * u64::from(width) / vec, vec, &params));
+            stream += count * bytes;
+            rows += images * u64::from(tokens) * bytes;
+        }
+        Ok(calls)
+    }
+}
+
+impl Lower for ops::EmbedTokensBackward {
+    fn workspace(&self, _: &[OperandType<'_>], outputs: &[OperandType<'_>]) -> usize {
+        let ops::EmbedTokensBackward { layout, tables } = self;
+        let view = |(v, view): (usize, &TokenView)| {
+            let images = view.count as u64;
+            let kept = layout.kept == Some(v);
+            let inverse = if kept { inverse_bytes(images, tables[v] as u64) } else { 0 };
+            inverse + parts(images, outputs[2 + v].shape.count() as u64)
+        };
+        layout.views.iter().enumerate().take(tables.len()).map(view).max().unwrap_or(0) as usize
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let ops::EmbedTokensBackward { layout, tables } = self;
+        let (_, width) = o.inputs[0].rows_width()?;
+        let (dy, element) = (o.inputs[0].at, o.element());
+        let (mut runs, mut leading, mut start) = (Vec::new(), Vec::new(), 0);
+        for view in &layout.views {
+            let len = view.tokens + 1;
+            runs.push(RowRun { start: start + 1, len: view.tokens, stride: len, count: view.count });
+            leading.push(Run { start: start as u64, stride: len as u64, count: view.count as u64 });
+            start += view.count * len;
+        }
+        let mut calls = layout::select_rows(Rows { y: o.outputs[0].at, x: dy, width, element }, &runs);
+        calls.push(sum_rows("sum_rows_narrow", o.outputs[1].at, dy, width, &leading));
+        for (v, (view, run)) in layout.views.iter().zip(&leading).enumerate().take(tables.len()) {
+            let (table, images) = (tables[v], view.count as u64);
+            let x = dy + (run.start + 1) * u64::from(width) * element.bytes() as u64;
+            let (each, stride) = ((table * width as usize) as u64, run.stride * u64::from(width));
+            let mut sum = ImageSum { y: o.outputs[2 + v].at, x, images, stride, each, width, rows: (0, 0) };
+            let mut scratch = o.scratch;
+            if let (true, Some(keep)) = (layout.kept == Some(v), o.inputs.get(1)) {
+                calls.push(invert(keep.at, scratch, images, width_u32(view.tokens)?, width_u32(table)?));
+                sum.rows = (1, scratch);
+                scratch += inverse_bytes(images, table as u64);
+            }
+            calls.extend(sum.calls(scratch, element));
+        }
+        Ok(calls)
+    }
+}
+
+impl Lower for ops::ResizePositions {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let &ops::ResizePositions { prefix, from, to } = self;
+        let (_, width) = o.inputs[0].rows_width()?;
+        let x = o.inputs[0].at + (prefix * width as usize * size_of::<f32>()) as u64;
+        let (rows, columns) = (grid(to)?, grid(from)?);
+        let params = ResampleParams { y: o.outputs[0].at, x, weights: 0, rows, columns, prefix: 0, width };
+        resample(&params, weights(from, to, false))
+    }
+}
+
+impl Lower for ops::ResizePositionsBackward {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let &ops::ResizePositionsBackward { prefix, from, to } = self;
+        let (_, width) = o.inputs[0].rows_width()?;
+        let (rows, columns, prefix) = (grid(from)?, grid(to)?, width_u32(prefix)?);
+        let params = ResampleParams {
+            y: o.outputs[0].at,
+            x: o.inputs[0].at,
+            weights: 0,
+            rows,
+            columns,
+            prefix,
+            width,
+        };
+        resample(&params, weights(from, to, true))
+    }
+}
+
+impl Lower for ops::RestoreTokens {
+    fn workspace(&self, inputs: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        let [images, tokens] = [1, 3].map(|i: usize| inputs[i].shape.as_matrix().0 as u64);
+        inverse_bytes(images, tokens) as usize
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let (tokens, width) = o.inputs[3].rows_width()?;
+        let (images, kept) = index(&o.inputs[1])?;
+        let [visible, _, mask, positions] = [0, 1, 2, 3].map(|i: usize| o.inputs[i].at);
+        let (y, inverse) = (o.outputs[0].at, o.scratch);
+        let vec = vector(u64::from(width), o.element(), &[y, visible, mask, positions]);
+        let params =
+            RestoreParams { y, visible, inverse, mask, positions, images, tokens, kept, width, unused: 0 };
+        let threads = images * u64::from(tokens) * u64::from(width) / vec;
+        Ok(vec![
+            invert(o.inputs[1].at, inverse, images, kept, tokens),
+            call("restore_tokens", threads, vec, &params),
+        ])
+    }
+}
+
+impl Lower for ops::RestoreTokensBackward {
+    fn workspace(&self, inputs: &[OperandType<'_>], outputs: &[OperandType<'_>]) -> usize {
+        let (images, tokens) = (inputs[1].shape.as_matrix().0 as u64, outputs[2].shape.as_matrix().0 as u64);
+        let each = outputs[2].shape.count() as u64;
+        let bytes = inverse_bytes(images, tokens) + (each * 4).next_multiple_of(256) + parts(images, each);
+        bytes as usize
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let (tokens, width) = o.outputs[2].rows_width()?;
+        let (images, kept) = index(&o.inputs[1])?;
+        let (dy, element) = (o.inputs[0].at, o.element());
+        let of = Kept { index: o.inputs[1].at, images, kept, tokens };
+        let mut calls = layout::gather_tokens(Rows { y: o.outputs[0].at, x: dy, width, element }, of);
+        let each = u64::from(tokens) * u64::from(width);
+        let (inverse, hidden) = (o.scratch, o.scratch + inverse_bytes(images, u64::from(tokens)));
+        let scratch = hidden + (each * 4).next_multiple_of(256);
+        let sum = |y, rows| ImageSum { y, x: dy, images, stride: each, each, width, rows };
+        calls.extend(sum(o.outputs[2].at, (0, 0)).calls(scratch, element));
+        calls.push(invert(o.inputs[1].at, inverse, images, kept, tokens));
+        calls.extend(sum(hidden, (2, inverse)).calls(scratch, element));
+        let all = [Run { start: 0, stride: 1, count: u64::from(tokens) }];
+        calls.push(sum_rows("sum_rows_wide", o.outputs[1].at, hidden, width, &all));
+        Ok(calls)
+    }
+}
+
+impl Lower for ops::SumImages {
+    fn workspace(&self, inputs: &[OperandType<'_>], outputs: &[OperandType<'_>]) -> usize {
+        let [all, each] = [inputs, outputs].map(|x| x[0].shape.count() as u64);
+        parts(all / each.max(1), each) as usize
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let (n, width) = (o.outputs[0].count(), o.outputs[0].rows_width()?.1);
+        let images = o.inputs[0].count() / n.max(1);
+        let (y, x) = (o.outputs[0].at, o.inputs[0].at);
+        let sum = ImageSum { y, x, images, stride: n, each: n, width, rows: (0, 0) };
+        Ok(sum.calls(o.scratch, o.element()))
+    }
+}
+
+impl Lower for ops::AddPositions {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let Operands { inputs, outputs, .. } = *o;
+        let (y, n, element) = (outputs[0].at, outputs[0].count(), o.element());
+        let each = inputs[1].count();
+        Ok(layout::add_positions(y, inputs[0].at, inputs[1].at, n / each.max(1), each, element))
+    }
 }
 
 /// Constants with which the recipes compile the kernels.

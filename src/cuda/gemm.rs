@@ -5,8 +5,7 @@ use super::kernel::{Call, Family, Given, kernel_params};
 use super::lower::{Lowered, Operands};
 use super::pixels::Pixels;
 use super::tiles::{Choice, Choices, HOPPER_TILES, PLAIN_TILES, TENSOR_TILES, Tier, Tile};
-use crate::backend::OperandType;
-use crate::ir::{Epilogue, Op};
+use crate::ir::Epilogue;
 use crate::tensor::DType;
 use std::mem::offset_of;
 use std::sync::Arc;
@@ -335,17 +334,6 @@ pub fn weight_gradient(o: &Operands<'_>, n: u32, gather: Gather, channels: u32) 
 pub fn backward_weight(o: &Operands<'_>) -> Lowered {
     let (_, n) = o.inputs[1].rows_width()?;
     weight_gradient(o, n, Gather::None, n)
-}
-
-pub fn workspace(op: &Op, inputs: &[OperandType<'_>], _outputs: &[OperandType<'_>]) -> usize {
-    match op {
-        Op::LinearBackwardWeight { .. } => {
-            let ((k, m), (_, n)) = (inputs[0].shape.as_matrix(), inputs[1].shape.as_matrix());
-            // What does not fit is refused when it is lowered.
-            weight_workspace(m as u32, n as u32, k as u32)
-        }
-        _ => 0,
-    }
 }
 
 fn count_u32(n: u64) -> Result<u32, String> {

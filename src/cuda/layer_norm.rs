@@ -1,6 +1,9 @@
 //! Launches of `kernels/layer_norm.cu`.
 
 use super::kernel::{Call, Family, Given, kernel_params};
+use super::lower::{Lower, Lowered, Operands};
+use crate::backend::OperandType;
+use crate::ir::ops;
 
 kernel_params! {
     pub const LAYOUTS;
@@ -42,6 +45,61 @@ pub fn backward(params: &LayerNormBackwardParams, dgamma: u64, dbeta: u64, width
         call("layer_norm_backward", chunks.max(1), WARPS * 32, params, width),
         call("layer_norm_backward_sum", columns, 128, &sum, width),
     ]
+}
+
+fn norm_width(width: u32) -> Result<(), String> {
+    if WIDTHS.contains(&(width as usize)) {
+        return Ok(());
+    }
+    Err(format!("takes rows of 1 to {} elements, not {width}", WIDTHS.end()))
+}
+
+impl Lower for ops::LayerNorm {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let Operands { inputs, outputs, .. } = *o;
+        let y = outputs[0].at;
+        let ops::LayerNorm { eps } = self;
+        let (rows, width) = inputs[0].rows_width()?;
+        norm_width(width)?;
+        let [x, gamma, beta] = [0, 1, 2].map(|i: usize| inputs[i].at);
+        let (mean, rstd) = (outputs[1].at, outputs[2].at);
+        let params = LayerNormParams { y, mean, rstd, x, gamma, beta, rows, eps: *eps as f32 };
+        Ok(forward(&params, width as usize))
+    }
+}
+
+impl Lower for ops::LayerNormBackward {
+    fn workspace(&self, inputs: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        let (rows, width) = inputs[0].shape.as_matrix();
+        backward_workspace(rows, width)
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let Operands { inputs, outputs, scratch, .. } = *o;
+        let y = outputs[0].at;
+        let ops::LayerNormBackward { residual } = self;
+        let (rows, width) = inputs[0].rows_width()?;
+        norm_width(width)?;
+        let [dy, x, gamma, mean, rstd] = [0, 1, 2, 3, 4].map(|i: usize| inputs[i].at);
+        let residual = if *residual { inputs[5].at } else { 0 };
+        let params = LayerNormBackwardParams {
+            dx: y,
+            partial: scratch,
+            dy,
+            x,
+            gamma,
+            mean,
+            rstd,
+            residual,
+            rows,
+            unused: 0,
+        };
+        Ok(backward(&params, outputs[1].at, outputs[2].at, width as usize))
+    }
 }
 
 /// Constants with which the recipes compile the kernels: the widths of encoders and decoders, of frozen experts, and the

@@ -1,8 +1,10 @@
 //! Launches of `kernels/layout.cu`.
 
 use super::kernel::{Call, Family, KernelParams, kernel_params};
+use super::lower::{Lower, Lowered, Operand, Operands};
 use super::pointwise::{self, THREADS, blocks, vector};
-use crate::ir::RowRun;
+use crate::backend::OperandType;
+use crate::ir::{RowRun, ops};
 use crate::tensor::DType;
 
 kernel_params! {
@@ -106,4 +108,68 @@ pub fn add_positions(y: u64, x: u64, pos: u64, images: u64, each: u64, element: 
     let params = PositionParams { y, x, pos, images, each };
     let blocks = blocks(images * each / vec);
     vec![Call::new(Family::Layout, "add_positions", blocks, THREADS, &params).given("VEC", vec as usize)]
+}
+
+/// The index input `[B, k]` into images of `tokens` tokens.
+fn kept(index: &Operand<'_>, tokens: usize) -> Result<Kept, String> {
+    let (images, kept) = index.rows_width()?;
+    let tokens = u32::try_from(tokens).map_err(|_| format!("takes at most {} tokens", u32::MAX))?;
+    Ok(Kept { index: index.at, images: u64::from(images), kept, tokens })
+}
+
+impl Lower for ops::SelectRows {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let Operands { inputs, outputs, .. } = *o;
+        let (y, element) = (outputs[0].at, o.element());
+        let ops::SelectRows { runs } = self;
+        let (_, width) = inputs[0].rows_width()?;
+        Ok(select_rows(Rows { y, x: inputs[0].at, width, element }, runs))
+    }
+}
+
+impl Lower for ops::ScatterRows {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let Operands { inputs, outputs, .. } = *o;
+        let (y, element) = (outputs[0].at, o.element());
+        let ops::ScatterRows { runs, accumulate, .. } = self;
+        let (rows, width) = outputs[0].rows_width()?;
+        let base = accumulate.then(|| inputs[1].at);
+        Ok(scatter_rows(Rows { y, x: inputs[0].at, width, element }, runs, u64::from(rows), base))
+    }
+}
+
+impl Lower for ops::GatherTokens {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let Operands { inputs, outputs, .. } = *o;
+        let (y, element) = (outputs[0].at, o.element());
+        let ops::GatherTokens { tokens } = self;
+        let (_, width) = inputs[0].rows_width()?;
+        Ok(gather_tokens(Rows { y, x: inputs[0].at, width, element }, kept(&inputs[1], *tokens)?))
+    }
+}
+
+impl Lower for ops::ScatterTokens {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let Operands { inputs, outputs, .. } = *o;
+        let (y, element) = (outputs[0].at, o.element());
+        let ops::ScatterTokens { tokens } = self;
+        let (_, width) = inputs[0].rows_width()?;
+        Ok(scatter_tokens(Rows { y, x: inputs[0].at, width, element }, kept(&inputs[1], *tokens)?))
+    }
 }

@@ -9,7 +9,7 @@ use super::occupancy::architecture;
 use super::program::{CudaBackend, Program, prepare};
 use crate::backend::{Ceilings, OpKernel, OpMeasure, ProductCeiling, ProgramId};
 use crate::error::{Error, Result};
-use crate::ir::{Op, matrix_flops};
+use crate::ir::Op;
 use crate::plan::{Slot, Step};
 use crate::tensor::DType;
 use std::collections::HashMap;
@@ -249,11 +249,7 @@ fn op_measure(step: &Step, launches: usize, measured: Measured) -> OpMeasure {
         shape: inputs.first().unwrap_or(&outputs[0]).clone(),
         product: None,
         launches,
-        flops: matrix_flops(
-            &step.op,
-            &inputs.iter().collect::<Vec<_>>(),
-            &outputs.iter().collect::<Vec<_>>(),
-        ),
+        flops: step.op.matrix_flops(&inputs.iter().collect::<Vec<_>>(), &outputs.iter().collect::<Vec<_>>()),
         least_bytes: operands.map(|s| (s.shape.count() * s.dtype.bytes()) as u64).sum(),
         seconds: measured.seconds,
         library_seconds: None,

@@ -18,6 +18,7 @@ mod gpu_handles;
 mod kernel;
 mod layer_norm;
 mod layout;
+mod linear;
 mod lower;
 mod measure;
 mod nvrtc;

@@ -1,8 +1,10 @@
 //! Launches of `kernels/optim.cu`.
 
 use super::kernel::{Call, Family, KernelParams, kernel_params};
+use super::lower::{Lower, Lowered, Operands};
 use super::pointwise::{THREADS, blocks};
-use crate::ir::{ParamSegment, Scalar};
+use crate::backend::OperandType;
+use crate::ir::{ParamSegment, Scalar, ops};
 
 kernel_params! {
     pub const LAYOUTS;
@@ -92,4 +94,47 @@ pub fn adamw(params: &AdamWParams, segments: &[ParamSegment]) -> Vec<Call> {
     let blocks = pieces.len() as u32;
     let table = bytemuck::cast_slice(&pieces).to_vec();
     vec![call("adamw", blocks, params).table(std::mem::offset_of!(AdamWParams, pieces), table)]
+}
+
+impl Lower for ops::AccumulateGrads {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let Operands { inputs, outputs, .. } = *o;
+        let n = outputs[0].count();
+        let [total, grads, scalars] = [0, 1, 2].map(|i: usize| inputs[i].at);
+        Ok(accumulate_grads(&AccumulateParams { total, grads, scalars, n }))
+    }
+}
+
+impl Lower for ops::GradHealth {
+    fn workspace(&self, inputs: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        health_workspace(inputs[0].shape.count() as u64)
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let Operands { inputs, scratch, outputs, .. } = *o;
+        let y = outputs[0].at;
+        let [grads, loss, scalars] = [0, 1, 2].map(|i: usize| inputs[i].at);
+        grad_health(y, grads, inputs[0].count(), loss, scalars, scratch)
+    }
+}
+
+impl Lower for ops::AdamW {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let Operands { inputs, .. } = *o;
+        let ops::AdamW { segments, copies } = self;
+        let [params, grads, m, v, expert, scalars, health] =
+            [0, 1, 2, 3, 4, 5, 6].map(|i: usize| inputs[i].at);
+        let [weights, expert_weights] = if *copies { [7, 8].map(|i: usize| inputs[i].at) } else { [0, 0] };
+        let params =
+            AdamWParams { params, m, v, expert, weights, expert_weights, grads, scalars, health, pieces: 0 };
+        Ok(adamw(&params, segments))
+    }
 }

@@ -3,13 +3,13 @@
 use super::compiler::Wanted;
 use super::driver::DeviceInfo;
 use super::kernel::Call;
-use super::lower::{self, Operands};
+use super::lower::{Lower, Operands};
 use super::program::{want, with_shapes};
 use super::sources::Sources;
 use super::tiles::Choices;
-use crate::backend::{Backend, HostSlice, HostSliceMut, NullBackend, OperandType, ProgramId, in_place};
+use crate::backend::{Backend, HostSlice, HostSliceMut, NullBackend, OperandType, ProgramId};
 use crate::error::{Error, Result};
-use crate::ir::{Op, Region};
+use crate::ir::{Op, Region, Rules};
 use crate::plan::{Plan, Slot, Space, Step};
 use crate::tensor::DType;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -77,11 +77,11 @@ impl Backend for PlanningBackend {
     }
 
     fn workspace(&self, op: &Op, inputs: &[OperandType<'_>], outputs: &[OperandType<'_>]) -> usize {
-        lower::workspace(op, inputs, outputs)
+        Lower::workspace(op, inputs, outputs)
     }
 
     fn in_place(&self, op: &Op) -> &'static [usize] {
-        in_place(op)
+        op.facts().in_place
     }
 
     /// Every op must have kernels that take its sizes.
@@ -130,7 +130,7 @@ pub(super) fn lowered(step: &Step, choices: &Choices) -> Result<Vec<Call>> {
     let outputs = with_shapes(&step.outputs, &outputs);
     let scratch = BASE + step.workspace.0 as u64;
     let operands = Operands { inputs: &inputs, outputs: &outputs, scratch, choices };
-    let mut calls = lower::lower(&step.op, &operands).map_err(|why| refused(step, &why))?;
+    let mut calls = step.op.lower(&operands).map_err(|why| refused(step, &why))?;
     calls.iter_mut().for_each(|call| call.bf16 = operands.element() == DType::Bf16);
     Ok(calls)
 }

@@ -1,6 +1,9 @@
 //! Launches of `kernels/pointwise.cu`.
 
 use super::kernel::{Call, Family, kernel_params};
+use super::lower::{Lower, Lowered, Operands};
+use crate::backend::OperandType;
+use crate::ir::ops;
 use crate::tensor::DType;
 
 kernel_params! {
@@ -100,6 +103,194 @@ pub fn scale_segments(y: u64, x: u64, factors: u64, width: u32, segments: &[(usi
 /// Rows to unit length, or the gradient of it; see the struct in the kernel's file.
 pub fn normalize(kernel: &'static str, params: &NormalizeParams) -> Call {
     Call::new(Family::Pointwise, kernel, params.rows.div_ceil(ROWS).max(1), THREADS, params).given("VEC", 1)
+}
+
+impl Lower for ops::Gelu {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let Operands { inputs, outputs, .. } = *o;
+        let (y, n, element) = (outputs[0].at, outputs[0].count(), o.element());
+        Ok(vec![unary("gelu_forward", y, inputs[0].at, n, 0.0, element)])
+    }
+}
+
+impl Lower for ops::GeluBackward {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let Operands { inputs, outputs, .. } = *o;
+        let (y, n, element) = (outputs[0].at, outputs[0].count(), o.element());
+        Ok(vec![binary("gelu_backward", y, inputs[0].at, inputs[1].at, n, element)])
+    }
+}
+
+impl Lower for ops::Relu6 {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let Operands { inputs, outputs, .. } = *o;
+        let (y, n, element) = (outputs[0].at, outputs[0].count(), o.element());
+        Ok(vec![unary("relu6", y, inputs[0].at, n, 0.0, element)])
+    }
+}
+
+impl Lower for ops::Relu6Backward {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let Operands { inputs, outputs, .. } = *o;
+        let (y, n, element) = (outputs[0].at, outputs[0].count(), o.element());
+        Ok(vec![binary("relu6_backward", y, inputs[0].at, inputs[1].at, n, element)])
+    }
+}
+
+impl Lower for ops::Relu6Gate {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let Operands { inputs, outputs, .. } = *o;
+        let (y, n, element) = (outputs[0].at, outputs[0].count(), o.element());
+        Ok(vec![binary("relu6_gate", y, inputs[0].at, inputs[1].at, n, element)])
+    }
+}
+
+impl Lower for ops::Relu6GateBackward {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let Operands { inputs, outputs, .. } = *o;
+        let (y, n, element) = (outputs[0].at, outputs[0].count(), o.element());
+        let [dy, a, b] = [0, 1, 2].map(|i: usize| inputs[i].at);
+        let params = GateParams { da: y, db: outputs[1].at, dy, a, b, n };
+        Ok(vec![relu6_gate_backward(&params, element)])
+    }
+}
+
+impl Lower for ops::Add {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let Operands { inputs, outputs, .. } = *o;
+        let (y, n, element) = (outputs[0].at, outputs[0].count(), o.element());
+        Ok(vec![binary("add", y, inputs[0].at, inputs[1].at, n, element)])
+    }
+}
+
+impl Lower for ops::Scale {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let Operands { inputs, outputs, .. } = *o;
+        let (y, n, element) = (outputs[0].at, outputs[0].count(), o.element());
+        let ops::Scale { factor } = self;
+        Ok(vec![unary("scale", y, inputs[0].at, n, *factor, element)])
+    }
+}
+
+impl Lower for ops::Fill {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let Operands { outputs, .. } = *o;
+        let (y, n, element) = (outputs[0].at, outputs[0].count(), o.element());
+        let ops::Fill { value, .. } = self;
+        Ok(vec![unary("fill", y, 0, n, *value, element)])
+    }
+}
+
+impl Lower for ops::Cast {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let Operands { inputs, outputs, .. } = *o;
+        let (y, n) = (outputs[0].at, outputs[0].count());
+        Ok(vec![cast(y, inputs[0].at, n, inputs[0].dtype, outputs[0].dtype)])
+    }
+}
+
+impl Lower for ops::ScaleSegments {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let Operands { inputs, outputs, .. } = *o;
+        let y = outputs[0].at;
+        let ops::ScaleSegments { segments } = self;
+        let (_, width) = inputs[0].rows_width()?;
+        Ok(scale_segments(y, inputs[0].at, inputs[1].at, width, segments))
+    }
+}
+
+impl Lower for ops::L2Normalize {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let Operands { inputs, outputs, .. } = *o;
+        let y = outputs[0].at;
+        let ops::L2Normalize { eps } = self;
+        let (rows, width) = inputs[0].rows_width()?;
+        let (norm, x, eps) = (outputs[1].at, inputs[0].at, *eps as f32);
+        Ok(vec![normalize(
+            "l2_normalize",
+            &NormalizeParams { y, norm, x, unit: 0, rows, width, eps, unused: 0 },
+        )])
+    }
+}
+
+impl Lower for ops::L2NormalizeBackward {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let Operands { inputs, outputs, .. } = *o;
+        let y = outputs[0].at;
+        let ops::L2NormalizeBackward { eps } = self;
+        let (rows, width) = inputs[0].rows_width()?;
+        let (x, unit, norm, eps) = (inputs[0].at, inputs[1].at, inputs[2].at, *eps as f32);
+        let params = NormalizeParams { y, norm, x, unit, rows, width, eps, unused: 0 };
+        let wide = inputs[0].dtype == DType::F32;
+        let kernel = if wide { "l2_normalize_backward_wide" } else { "l2_normalize_backward" };
+        Ok(vec![normalize(kernel, &params)])
+    }
+}
+
+impl Lower for ops::WeightedSum {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let Operands { inputs, outputs, .. } = *o;
+        let y = outputs[0].at;
+        let ops::WeightedSum { weights } = self;
+        let x: Vec<u64> = inputs.iter().map(|x| x.at).collect();
+        Ok(vec![weighted_sum(y, &x, weights)?])
+    }
 }
 
 #[cfg(test)]

@@ -1,22 +1,14 @@
 //! Launches of `kernels/pool.cu`.
 
 use super::kernel::{Call, Family, Given, kernel_params};
-use super::lower::{Lowered, Operands};
+use super::lower::{Lower, Lowered, Operands};
 use super::pointwise::{THREADS, blocks, vector};
+use crate::backend::OperandType;
+use crate::ir::ops;
 
 kernel_params! {
     pub const LAYOUTS;
     PoolParams { y: u64, x: u64, images: u64, rows: u32, width: u32 }
-}
-
-/// Means over the rows of each image; `images` lists `(count, rows)`.
-pub fn forward(o: &Operands<'_>, images: &[(usize, usize)]) -> Lowered {
-    runs(o, images, false)
-}
-
-/// The gradient: every row of an image has the mean's share.
-pub fn backward(o: &Operands<'_>, images: &[(usize, usize)]) -> Lowered {
-    runs(o, images, true)
 }
 
 fn runs(o: &Operands<'_>, images: &[(usize, usize)], backward: bool) -> Lowered {
@@ -41,6 +33,30 @@ fn runs(o: &Operands<'_>, images: &[(usize, usize)], backward: bool) -> Lowered 
         x += read * bytes;
     }
     Ok(calls)
+}
+
+impl Lower for ops::GlobalAveragePool {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    /// Means over the rows of each image; `images` lists `(count, rows)`.
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let ops::GlobalAveragePool { images } = self;
+        runs(o, images, false)
+    }
+}
+
+impl Lower for ops::GlobalAveragePoolBackward {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    /// The gradient: every row of an image has the mean's share.
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let ops::GlobalAveragePoolBackward { images } = self;
+        runs(o, images, true)
+    }
 }
 
 /// Constants with which the recipes compile the kernels.

@@ -3,16 +3,15 @@
 use super::compiler::{Compiler, Wanted};
 use super::driver::{Driver, GraphId, Launch, Work};
 use super::kernel::Call;
-use super::lower::{self, Operand, Operands};
+use super::lower::{Lower, Operand, Operands};
 use super::sources::Sources;
 use super::tiles::Choices;
 use super::tune::Tuner;
 use crate::backend::{
     Backend, Ceilings, HostSlice, HostSliceMut, OpKernel, OpMeasure, OperandType, ProgramId, footprint,
-    in_place,
 };
 use crate::error::{Error, Result};
-use crate::ir::{Op, Region};
+use crate::ir::{Op, Region, Rules};
 use crate::plan::{Plan, Slot, Space, Step};
 use crate::tensor::DType;
 use half::bf16;
@@ -229,7 +228,7 @@ impl<D: Driver> CudaBackend<D> {
         let choices = &self.choices;
         let operands = Operands { inputs: &inputs, outputs: &outputs, scratch, choices };
         let bf16 = operands.element() == DType::Bf16;
-        let mut calls = lower::lower(&step.op, &operands).map_err(refused)?;
+        let mut calls = step.op.lower(&operands).map_err(refused)?;
         calls.iter_mut().for_each(|call| call.bf16 = bf16);
         Ok(calls)
     }
@@ -355,11 +354,11 @@ impl<D: Driver> Backend for CudaBackend<D> {
     }
 
     fn workspace(&self, op: &Op, inputs: &[OperandType<'_>], outputs: &[OperandType<'_>]) -> usize {
-        lower::workspace(op, inputs, outputs)
+        Lower::workspace(op, inputs, outputs)
     }
 
     fn in_place(&self, op: &Op) -> &'static [usize] {
-        in_place(op)
+        op.facts().in_place
     }
 
     fn compile(&mut self, plan: Plan) -> Result<ProgramId> {

@@ -3,11 +3,11 @@
 use super::embed::{self, Run};
 use super::gemm::{self, Finish, Product};
 use super::kernel::{Call, Family, Given, KernelParams, kernel_params};
-use super::lower::{Lowered, Operand, Operands};
+use super::lower::{Lower, Lowered, Operand, Operands};
 use super::pointwise::THREADS;
 use super::tiles::Choices;
 use crate::backend::OperandType;
-use crate::ir::{Op, Scalar};
+use crate::ir::{Scalar, ops};
 use crate::tensor::{DType, Shape};
 
 kernel_params! {
@@ -172,92 +172,6 @@ fn extent(o: &Operands<'_>, first: usize) -> Result<Extent, String> {
     Ok(Extent::of(z, w, zt))
 }
 
-pub fn forward(o: &Operands<'_>, _batch: usize) -> Lowered {
-    let e = extent(o, 0)?;
-    let at = places(&e, None);
-    let [z, w, zt, wt] = [0, 1, 2, 3].map(|i: usize| &o.inputs[i]);
-    let [student, expert, parts] = [at.student, at.expert, at.parts].map(|p| o.scratch + p);
-    let (images, views) = (e.images(), e.views());
-    let (mut calls, mut part) = (Vec::new(), parts);
-    for (first, count) in e.chunks() {
-        calls.push(cosines(student, z.at, e.rows, w, &e, (first, count), o.choices)?);
-        calls.push(cosines(expert, zt.at, e.expert_rows, wt, &e, (first, count), o.choices)?);
-        let all = u64::from(e.rows + e.expert_rows) * 4;
-        let params = ChunkParams {
-            student,
-            expert,
-            center: row(&o.inputs[4], first, 1),
-            scalars: o.inputs[5].at,
-            tops: part,
-            sums: part + all,
-            cross: part + 2 * all,
-            images,
-            views,
-            count,
-            unused: 0,
-        };
-        let mut sums = call("chunk_sums", images, &params);
-        sums.shared = 2 * count * 4;
-        calls.push(sums);
-        part += e.part() * 4;
-    }
-    let (each, chunks) = (e.part(), e.chunks().count() as u32);
-    let [loss, lse, lse_t] = [0, 1, 2].map(|i: usize| o.outputs[i].at);
-    let merge = MergeParams { lse, lse_t, parts, each, chunks, images, views, unused: 0 };
-    calls.push(call("merge_chunks", (e.rows + e.expert_rows).div_ceil(THREADS), &merge));
-    let last = CrossEntropyParams { loss, lse, lse_t, parts, each, chunks, images, views, unused: 0 };
-    calls.push(call("cross_entropy", 1, &last));
-    Ok(calls)
-}
-
-pub fn backward(o: &Operands<'_>, _batch: usize) -> Lowered {
-    let (e, element) = (extent(o, 1)?, o.element());
-    let at = places(&e, Some(element));
-    let [z, w, zt, wt] = [1, 2, 3, 4].map(|i: usize| &o.inputs[i]);
-    let [student, expert, gradient, dz] = [at.student, at.expert, at.gradient, at.dz].map(|p| o.scratch + p);
-    let (images, views) = (e.images(), e.views());
-    let (splits, each) = dz_splits(&e);
-    let mut calls = Vec::new();
-    for (first, count) in e.chunks() {
-        calls.push(cosines(student, z.at, e.rows, w, &e, (first, count), o.choices)?);
-        calls.push(cosines(expert, zt.at, e.expert_rows, wt, &e, (first, count), o.choices)?);
-        let [center, scalars] = [row(&o.inputs[5], first, 1), o.inputs[6].at];
-        let [dloss, lse, lse_t] = [0, 7, 8].map(|i: usize| o.inputs[i].at);
-        let params = GradientParams {
-            gradient,
-            student,
-            expert,
-            center,
-            scalars,
-            dloss,
-            lse,
-            lse_t,
-            images,
-            views,
-            count,
-            unused: 0,
-        };
-        let mut slope = call("chunk_gradient", count.div_ceil(THREADS), &params);
-        slope.grid[1] = images.max(1);
-        calls.push(slope);
-        let mut along = Product::new(e.rows, e.width, count);
-        (along.b_trans, along.splits) = (true, splits);
-        along.finish = if first == 0 { Finish::Wide } else { Finish::Add };
-        (along.params.a, along.params.b) = (gradient, row(w, first, e.width));
-        (along.params.partial, along.params.each) = (dz, each);
-        calls.push(along.call(element, o.choices)?);
-        let mut across = Product::new(count, e.width, e.rows);
-        (across.a_trans, across.b_trans, across.finish) = (true, true, Finish::Wide);
-        (across.params.a, across.params.b) = (gradient, z.at);
-        across.params.partial = row(&o.outputs[1], first, e.width);
-        calls.push(across.call(element, o.choices)?);
-    }
-    let n = u64::from(e.rows) * u64::from(e.width);
-    let sum = SumPartsParams { y: o.outputs[0].at, parts: dz, n, count: splits, unused: 0 };
-    calls.push(call("sum_parts", n.div_ceil(u64::from(THREADS)) as u32, &sum));
-    Ok(calls)
-}
-
 /// Places of [`expert_statistics`]: logits, entropies per block, lengths, deviations, end.
 fn statistics_places(e: &Extent, dim: u64) -> [u64; 5] {
     let mut layout = Layout::default();
@@ -268,67 +182,167 @@ fn statistics_places(e: &Extent, dim: u64) -> [u64; 5] {
     [expert, parts, lengths, deviations, layout.end]
 }
 
-pub fn expert_statistics(o: &Operands<'_>) -> Lowered {
-    let [zt, wt, center, scalars, lse_t, features] = [0, 1, 2, 3, 4, 5].map(|i: usize| &o.inputs[i]);
-    let (_, width) = features.rows_width()?;
-    let e = Extent::of(zt.shape, wt.shape, zt.shape);
-    let [expert, parts, lengths, deviations, _] =
-        statistics_places(&e, u64::from(width)).map(|p| o.scratch + p);
-    let (mut calls, mut blocks) = (Vec::new(), 0);
-    for (first, count) in e.chunks() {
-        calls.push(cosines(expert, zt.at, e.expert_rows, wt, &e, (first, count), o.choices)?);
-        let params = EntropyParams {
-            parts: parts + blocks * 8,
-            expert,
-            center: row(center, first, 1),
-            scalars: scalars.at,
-            lse_t: lse_t.at,
-            rows: e.expert_rows,
-            count,
-        };
-        calls.push(call("chunk_entropy", count.div_ceil(32), &params));
-        blocks += u64::from(count.div_ceil(32));
+impl Lower for ops::PrototypeCrossEntropy {
+    fn workspace(&self, inputs: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        let e = Extent::of(inputs[0].shape, inputs[1].shape, inputs[2].shape);
+        places(&e, None).end as usize
     }
-    let (y, features) = (o.outputs[0].at, features.at);
-    let params = SpreadParams { y, lengths, deviations, parts, features, blocks, rows: e.expert_rows, width };
-    calls.push(call("feature_lengths", e.expert_rows.div_ceil(THREADS / 32), &params));
-    calls.push(call("feature_deviations", width, &params));
-    calls.push(call("expert_statistics", 1, &params));
-    Ok(calls)
-}
 
-pub fn center_update(o: &Operands<'_>) -> Lowered {
-    let [center, zt, wt, scalars, health] = [0, 1, 2, 3, 4].map(|i: usize| &o.inputs[i]);
-    let ((rows, width), (count, _)) = (zt.rows_width()?, wt.rows_width()?);
-    let all = [Run { start: 0, stride: 1, count: u64::from(rows) }];
-    let sum = embed::sum_rows("sum_rows_narrow", o.scratch, zt.at, width, &all);
-    let params = CenterParams {
-        center: center.at,
-        sum: o.scratch,
-        wt: wt.at,
-        scalars: scalars.at,
-        health: health.at,
-        count,
-        width,
-        rows,
-        unused: 0,
-    };
-    Ok(vec![sum, call("center_update", count.div_ceil(THREADS / 32), &params)])
-}
-
-pub fn workspace(op: &Op, inputs: &[OperandType<'_>], _outputs: &[OperandType<'_>]) -> usize {
-    let of = |first: usize| Extent::of(inputs[first].shape, inputs[first + 1].shape, inputs[first + 2].shape);
-    let bytes = match op {
-        Op::PrototypeCrossEntropy { .. } => places(&of(0), None).end,
-        Op::PrototypeCrossEntropyBackward { .. } => places(&of(1), Some(inputs[1].dtype)).end,
-        Op::ExpertStatistics => {
-            let e = Extent::of(inputs[0].shape, inputs[1].shape, inputs[0].shape);
-            statistics_places(&e, inputs[5].shape.as_matrix().1 as u64)[4]
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let e = extent(o, 0)?;
+        let at = places(&e, None);
+        let [z, w, zt, wt] = [0, 1, 2, 3].map(|i: usize| &o.inputs[i]);
+        let [student, expert, parts] = [at.student, at.expert, at.parts].map(|p| o.scratch + p);
+        let (images, views) = (e.images(), e.views());
+        let (mut calls, mut part) = (Vec::new(), parts);
+        for (first, count) in e.chunks() {
+            calls.push(cosines(student, z.at, e.rows, w, &e, (first, count), o.choices)?);
+            calls.push(cosines(expert, zt.at, e.expert_rows, wt, &e, (first, count), o.choices)?);
+            let all = u64::from(e.rows + e.expert_rows) * 4;
+            let params = ChunkParams {
+                student,
+                expert,
+                center: row(&o.inputs[4], first, 1),
+                scalars: o.inputs[5].at,
+                tops: part,
+                sums: part + all,
+                cross: part + 2 * all,
+                images,
+                views,
+                count,
+                unused: 0,
+            };
+            let mut sums = call("chunk_sums", images, &params);
+            sums.shared = 2 * count * 4;
+            calls.push(sums);
+            part += e.part() * 4;
         }
-        Op::CenterUpdate => inputs[1].shape.as_matrix().1 as u64 * 4,
-        _ => 0,
-    };
-    bytes as usize
+        let (each, chunks) = (e.part(), e.chunks().count() as u32);
+        let [loss, lse, lse_t] = [0, 1, 2].map(|i: usize| o.outputs[i].at);
+        let merge = MergeParams { lse, lse_t, parts, each, chunks, images, views, unused: 0 };
+        calls.push(call("merge_chunks", (e.rows + e.expert_rows).div_ceil(THREADS), &merge));
+        let last = CrossEntropyParams { loss, lse, lse_t, parts, each, chunks, images, views, unused: 0 };
+        calls.push(call("cross_entropy", 1, &last));
+        Ok(calls)
+    }
+}
+
+impl Lower for ops::PrototypeCrossEntropyBackward {
+    fn workspace(&self, inputs: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        let e = Extent::of(inputs[1].shape, inputs[2].shape, inputs[3].shape);
+        places(&e, Some(inputs[1].dtype)).end as usize
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let (e, element) = (extent(o, 1)?, o.element());
+        let at = places(&e, Some(element));
+        let [z, w, zt, wt] = [1, 2, 3, 4].map(|i: usize| &o.inputs[i]);
+        let [student, expert, gradient, dz] =
+            [at.student, at.expert, at.gradient, at.dz].map(|p| o.scratch + p);
+        let (images, views) = (e.images(), e.views());
+        let (splits, each) = dz_splits(&e);
+        let mut calls = Vec::new();
+        for (first, count) in e.chunks() {
+            calls.push(cosines(student, z.at, e.rows, w, &e, (first, count), o.choices)?);
+            calls.push(cosines(expert, zt.at, e.expert_rows, wt, &e, (first, count), o.choices)?);
+            let [center, scalars] = [row(&o.inputs[5], first, 1), o.inputs[6].at];
+            let [dloss, lse, lse_t] = [0, 7, 8].map(|i: usize| o.inputs[i].at);
+            let params = GradientParams {
+                gradient,
+                student,
+                expert,
+                center,
+                scalars,
+                dloss,
+                lse,
+                lse_t,
+                images,
+                views,
+                count,
+                unused: 0,
+            };
+            let mut slope = call("chunk_gradient", count.div_ceil(THREADS), &params);
+            slope.grid[1] = images.max(1);
+            calls.push(slope);
+            let mut along = Product::new(e.rows, e.width, count);
+            (along.b_trans, along.splits) = (true, splits);
+            along.finish = if first == 0 { Finish::Wide } else { Finish::Add };
+            (along.params.a, along.params.b) = (gradient, row(w, first, e.width));
+            (along.params.partial, along.params.each) = (dz, each);
+            calls.push(along.call(element, o.choices)?);
+            let mut across = Product::new(count, e.width, e.rows);
+            (across.a_trans, across.b_trans, across.finish) = (true, true, Finish::Wide);
+            (across.params.a, across.params.b) = (gradient, z.at);
+            across.params.partial = row(&o.outputs[1], first, e.width);
+            calls.push(across.call(element, o.choices)?);
+        }
+        let n = u64::from(e.rows) * u64::from(e.width);
+        let sum = SumPartsParams { y: o.outputs[0].at, parts: dz, n, count: splits, unused: 0 };
+        calls.push(call("sum_parts", n.div_ceil(u64::from(THREADS)) as u32, &sum));
+        Ok(calls)
+    }
+}
+
+impl Lower for ops::ExpertStatistics {
+    fn workspace(&self, inputs: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        let e = Extent::of(inputs[0].shape, inputs[1].shape, inputs[0].shape);
+        statistics_places(&e, inputs[5].shape.as_matrix().1 as u64)[4] as usize
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let [zt, wt, center, scalars, lse_t, features] = [0, 1, 2, 3, 4, 5].map(|i: usize| &o.inputs[i]);
+        let (_, width) = features.rows_width()?;
+        let e = Extent::of(zt.shape, wt.shape, zt.shape);
+        let [expert, parts, lengths, deviations, _] =
+            statistics_places(&e, u64::from(width)).map(|p| o.scratch + p);
+        let (mut calls, mut blocks) = (Vec::new(), 0);
+        for (first, count) in e.chunks() {
+            calls.push(cosines(expert, zt.at, e.expert_rows, wt, &e, (first, count), o.choices)?);
+            let params = EntropyParams {
+                parts: parts + blocks * 8,
+                expert,
+                center: row(center, first, 1),
+                scalars: scalars.at,
+                lse_t: lse_t.at,
+                rows: e.expert_rows,
+                count,
+            };
+            calls.push(call("chunk_entropy", count.div_ceil(32), &params));
+            blocks += u64::from(count.div_ceil(32));
+        }
+        let (y, features) = (o.outputs[0].at, features.at);
+        let params =
+            SpreadParams { y, lengths, deviations, parts, features, blocks, rows: e.expert_rows, width };
+        calls.push(call("feature_lengths", e.expert_rows.div_ceil(THREADS / 32), &params));
+        calls.push(call("feature_deviations", width, &params));
+        calls.push(call("expert_statistics", 1, &params));
+        Ok(calls)
+    }
+}
+
+impl Lower for ops::CenterUpdate {
+    fn workspace(&self, inputs: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        inputs[1].shape.as_matrix().1 * size_of::<f32>()
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let [center, zt, wt, scalars, health] = [0, 1, 2, 3, 4].map(|i: usize| &o.inputs[i]);
+        let ((rows, width), (count, _)) = (zt.rows_width()?, wt.rows_width()?);
+        let all = [Run { start: 0, stride: 1, count: u64::from(rows) }];
+        let sum = embed::sum_rows("sum_rows_narrow", o.scratch, zt.at, width, &all);
+        let params = CenterParams {
+            center: center.at,
+            sum: o.scratch,
+            wt: wt.at,
+            scalars: scalars.at,
+            health: health.at,
+            count,
+            width,
+            rows,
+            unused: 0,
+        };
+        Ok(vec![sum, call("center_update", count.div_ceil(THREADS / 32), &params)])
+    }
 }
 
 /// Constants with which the recipes compile the kernels.

@@ -1,9 +1,10 @@
 //! Launches of `kernels/window_attention.cu`.
 
 use super::kernel::{Call, Family, Given, KernelParams, kernel_params};
-use super::lower::{Lowered, Operands};
+use super::lower::{Lower, Lowered, Operands};
 use super::pointwise::vector;
-use crate::ir::FeatureMap;
+use crate::backend::OperandType;
+use crate::ir::{FeatureMap, ops};
 use crate::tensor::DType;
 
 kernel_params! {
@@ -124,74 +125,6 @@ fn stretches(windows: usize) -> (usize, usize) {
     (windows.div_ceil(each), each)
 }
 
-/// One launch a size of maps.
-pub fn forward(o: &Operands<'_>, heads: usize, window: usize, maps: &[FeatureMap]) -> Lowered {
-    let (_, width) = o.outputs[0].rows_width()?;
-    o.inputs[0].rows_width()?;
-    let [mut qkv, pad, biases] = [0, 1, 2].map(|i: usize| o.inputs[i].at);
-    let [mut to, mut lse] = [0, 1].map(|i: usize| o.outputs[i].at);
-    let g = Geometry::new(heads, window, width as usize)?.aligned(o.inputs[0].dtype, &[qkv, pad, to]);
-    let bytes = u64::from(width) * o.inputs[0].dtype.bytes() as u64;
-    let mut calls = Vec::with_capacity(maps.len());
-    for map in maps {
-        let of = g.maps(map)?;
-        let params = WindowParams { o: to, lse, qkv, pad, biases, maps: of };
-        let threads = of.keys.next_multiple_of(32);
-        let mut call = g.call("window_attention", &params, [of.windows, of.heads], threads);
-        call.shared = g.forward_shared(of.keys as usize) as u32;
-        calls.push(call);
-        let rows = map.rows() as u64;
-        to += rows * bytes;
-        qkv += rows * 3 * bytes;
-        lse += rows * (heads * size_of::<f32>()) as u64;
-    }
-    Ok(calls)
-}
-
-/// One launch a size of maps, then the sum of what windows share.
-pub fn backward(o: &Operands<'_>, heads: usize, window: usize, maps: &[FeatureMap]) -> Lowered {
-    let (_, width) = o.inputs[0].rows_width()?;
-    o.inputs[3].rows_width()?;
-    let [mut grad, mut lse, mut qkv, pad, biases] = [0, 2, 3, 4, 5].map(|i: usize| o.inputs[i].at);
-    let [mut dqkv, dpad, dbiases] = [0, 1, 2].map(|i: usize| o.outputs[i].at);
-    let element = o.inputs[0].dtype;
-    let g = Geometry::new(heads, window, width as usize)?.aligned(element, &[grad, qkv, pad, dqkv]);
-    let bytes = u64::from(width) * element.bytes() as u64;
-    let (mut calls, mut parts) = (Vec::with_capacity(maps.len() + 1), 0);
-    let part = heads * g.shared_values();
-    for map in maps {
-        let of = g.maps(map)?;
-        let (blocks, each) = stretches(of.windows as usize);
-        let params = WindowBackwardParams {
-            dqkv,
-            partial: o.scratch + (parts * part * size_of::<f32>()) as u64,
-            grad,
-            lse,
-            qkv,
-            pad,
-            biases,
-            maps: of,
-            each: each as u32,
-            unused: 0,
-        };
-        let threads = of.keys.next_multiple_of(32);
-        let mut call = g.call("window_attention_backward", &params, [blocks as u32, of.heads], threads);
-        call.shared = g.backward_shared(of.keys as usize) as u32;
-        calls.push(call);
-        parts += blocks;
-        let rows = map.rows() as u64;
-        for (at, each) in [(&mut grad, 1), (&mut qkv, 3), (&mut dqkv, 3)] {
-            *at += rows * each * bytes;
-        }
-        lse += rows * (heads * size_of::<f32>()) as u64;
-    }
-    let sum =
-        WindowSumParams { dpad, dbiases, partial: o.scratch, blocks: parts as u32, heads: heads as u32 };
-    let blocks = (part as u32).div_ceil(SUM[0]);
-    calls.push(g.call("window_attention_backward_sum", &sum, [blocks, 1], SUM[1]));
-    Ok(calls)
-}
-
 /// Bytes of scratch memory of the backward pass over rows of `width`.
 pub fn backward_workspace(heads: usize, window: usize, maps: &[FeatureMap], width: usize) -> usize {
     let windows =
@@ -199,6 +132,89 @@ pub fn backward_workspace(heads: usize, window: usize, maps: &[FeatureMap], widt
     let parts: usize = maps.iter().map(|m| stretches(windows(m)).0).sum();
     // What lowering refuses needs none.
     Geometry::new(heads, window, width).map_or(0, |g| parts * heads * g.shared_values() * size_of::<f32>())
+}
+
+impl Lower for ops::WindowAttention {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    /// One launch a size of maps.
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let &ops::WindowAttention { heads, window, ref maps } = self;
+        let (_, width) = o.outputs[0].rows_width()?;
+        o.inputs[0].rows_width()?;
+        let [mut qkv, pad, biases] = [0, 1, 2].map(|i: usize| o.inputs[i].at);
+        let [mut to, mut lse] = [0, 1].map(|i: usize| o.outputs[i].at);
+        let g = Geometry::new(heads, window, width as usize)?.aligned(o.inputs[0].dtype, &[qkv, pad, to]);
+        let bytes = u64::from(width) * o.inputs[0].dtype.bytes() as u64;
+        let mut calls = Vec::with_capacity(maps.len());
+        for map in maps {
+            let of = g.maps(map)?;
+            let params = WindowParams { o: to, lse, qkv, pad, biases, maps: of };
+            let threads = of.keys.next_multiple_of(32);
+            let mut call = g.call("window_attention", &params, [of.windows, of.heads], threads);
+            call.shared = g.forward_shared(of.keys as usize) as u32;
+            calls.push(call);
+            let rows = map.rows() as u64;
+            to += rows * bytes;
+            qkv += rows * 3 * bytes;
+            lse += rows * (heads * size_of::<f32>()) as u64;
+        }
+        Ok(calls)
+    }
+}
+
+impl Lower for ops::WindowAttentionBackward {
+    fn workspace(&self, inputs: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        let ops::WindowAttentionBackward { heads, window, maps } = self;
+        backward_workspace(*heads, *window, maps, inputs[0].shape.as_matrix().1)
+    }
+
+    /// One launch a size of maps, then the sum of what windows share.
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let &ops::WindowAttentionBackward { heads, window, ref maps } = self;
+        let (_, width) = o.inputs[0].rows_width()?;
+        o.inputs[3].rows_width()?;
+        let [mut grad, mut lse, mut qkv, pad, biases] = [0, 2, 3, 4, 5].map(|i: usize| o.inputs[i].at);
+        let [mut dqkv, dpad, dbiases] = [0, 1, 2].map(|i: usize| o.outputs[i].at);
+        let element = o.inputs[0].dtype;
+        let g = Geometry::new(heads, window, width as usize)?.aligned(element, &[grad, qkv, pad, dqkv]);
+        let bytes = u64::from(width) * element.bytes() as u64;
+        let (mut calls, mut parts) = (Vec::with_capacity(maps.len() + 1), 0);
+        let part = heads * g.shared_values();
+        for map in maps {
+            let of = g.maps(map)?;
+            let (blocks, each) = stretches(of.windows as usize);
+            let params = WindowBackwardParams {
+                dqkv,
+                partial: o.scratch + (parts * part * size_of::<f32>()) as u64,
+                grad,
+                lse,
+                qkv,
+                pad,
+                biases,
+                maps: of,
+                each: each as u32,
+                unused: 0,
+            };
+            let threads = of.keys.next_multiple_of(32);
+            let mut call = g.call("window_attention_backward", &params, [blocks as u32, of.heads], threads);
+            call.shared = g.backward_shared(of.keys as usize) as u32;
+            calls.push(call);
+            parts += blocks;
+            let rows = map.rows() as u64;
+            for (at, each) in [(&mut grad, 1), (&mut qkv, 3), (&mut dqkv, 3)] {
+                *at += rows * each * bytes;
+            }
+            lse += rows * (heads * size_of::<f32>()) as u64;
+        }
+        let sum =
+            WindowSumParams { dpad, dbiases, partial: o.scratch, blocks: parts as u32, heads: heads as u32 };
+        let blocks = (part as u32).div_ceil(SUM[0]);
+        calls.push(g.call("window_attention_backward_sum", &sum, [blocks, 1], SUM[1]));
+        Ok(calls)
+    }
 }
 
 /// Constants with which the recipes compile the kernels.

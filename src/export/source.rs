@@ -2,7 +2,7 @@
 
 use crate::data::augment::normalize::{MEAN, STD};
 use crate::error::{Error, Result};
-use crate::ir::{Op, Region};
+use crate::ir::{Op, Region, ops};
 use crate::saip::config::{EncoderConfig, PATCH};
 use crate::saip::{StepOptions, build_step};
 use crate::tensor::DType;
@@ -210,7 +210,7 @@ fn batches_tracked(config: &TrainConfig, state: &RunState, expert: bool) -> Resu
     let region = if expert { Region::ExpertBuffers } else { Region::Buffers };
     let graph = build_step(&step, &options)?.graph;
     let groups = graph.nodes.iter().find_map(|node| match &node.op {
-        Op::RunningStatistics { groups, .. } => {
+        Op::RunningStatistics(ops::RunningStatistics { groups, .. }) => {
             let binding = graph.value(node.outputs[0]).binding;
             binding.filter(|b| b.region == region).map(|_| groups.len())
         }

@@ -1,10 +1,11 @@
 //! A stable text form of a graph, for tests, differences and reading.
 
 use super::graph::{Graph, ValueId};
+use super::op::Op;
 use std::fmt::Write;
 
 /// One line per source that is read and one per node, in order.
-pub fn dump(graph: &Graph) -> String {
+pub fn dump(graph: &Graph<Op>) -> String {
     let uses = graph.use_counts();
     let mut text = String::new();
     for (i, v) in graph.values.iter().enumerate() {
@@ -36,7 +37,7 @@ pub fn dump(graph: &Graph) -> String {
     text
 }
 
-fn output(graph: &Graph, id: ValueId) -> String {
+fn output(graph: &Graph<Op>, id: ValueId) -> String {
     let v = graph.value(id);
     let place = v.binding.map_or(String::new(), |b| format!(" @{}+{}", b.region.name(), b.offset));
     format!("%{}: {}{}{place}", id.0, v.dtype, v.shape)

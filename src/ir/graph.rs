@@ -1,7 +1,7 @@
 //! Values, nodes, and the graph that owns them.
 
-use super::infer::{self, Operand};
-use super::op::Op;
+use super::infer::infer;
+use super::rules::{OpSet, Operand};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Shape};
 
@@ -138,8 +138,8 @@ pub struct Value {
 
 /// One application of an op.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Node {
-    pub op: Op,
+pub struct Node<O> {
+    pub op: O,
     pub inputs: Vec<ValueId>,
     pub outputs: Vec<ValueId>,
     /// Path of the layer this belongs to, such as `encoder.vit.blocks.3.attn.qkv`.
@@ -149,15 +149,21 @@ pub struct Node {
 }
 
 /// A static single-assignment graph; nodes are in an order in which they can be executed.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Graph {
+#[derive(Clone, Debug, PartialEq)]
+pub struct Graph<O> {
     pub values: Vec<Value>,
-    pub nodes: Vec<Node>,
+    pub nodes: Vec<Node<O>>,
     block: Option<u32>,
     blocks: u32,
 }
 
-impl Graph {
+impl<O> Default for Graph<O> {
+    fn default() -> Self {
+        Graph { values: Vec::new(), nodes: Vec::new(), block: None, blocks: 0 }
+    }
+}
+
+impl<O> Graph<O> {
     pub fn new() -> Self {
         Self::default()
     }
@@ -166,7 +172,7 @@ impl Graph {
         &self.values[id.index()]
     }
 
-    pub fn node(&self, id: NodeId) -> &Node {
+    pub fn node(&self, id: NodeId) -> &Node<O> {
         &self.nodes[id.index()]
     }
 
@@ -191,53 +197,13 @@ impl Graph {
         })
     }
 
-    /// Appends a node; shapes and types of its outputs are inferred.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] naming `path` when the operands do not fit.
-    pub fn push(&mut self, path: impl Into<String>, op: Op, inputs: &[ValueId]) -> Result<Vec<ValueId>> {
-        let path = path.into();
-        let operands: Vec<Operand<'_>> = inputs
-            .iter()
-            .map(|id| {
-                let v = self.values.get(id.index()).ok_or_else(|| {
-                    Error::shape(&path, op.name(), "an operand is not a value of this graph")
-                })?;
-                Ok(Operand { shape: &v.shape, dtype: v.dtype })
-            })
-            .collect::<Result<_>>()?;
-        let inferred = infer::infer(&path, &op, &operands)?;
-        let node = NodeId(self.nodes.len() as u32);
-        let outputs = inferred
-            .into_iter()
-            .enumerate()
-            .map(|(slot, (shape, dtype))| {
-                let name = if slot == 0 { path.clone() } else { format!("{path}:{slot}") };
-                self.add_value(Value { name, shape, dtype, binding: None, producer: Some((node, slot)) })
-            })
-            .collect::<Vec<_>>();
-        self.nodes.push(Node {
-            op,
-            inputs: inputs.to_vec(),
-            outputs: outputs.clone(),
-            path,
-            block: self.block,
-        });
-        Ok(outputs)
-    }
-
-    /// [`Graph::push`] for an op of which the first output alone is wanted.
-    pub fn push1(&mut self, path: impl Into<String>, op: Op, inputs: &[ValueId]) -> Result<ValueId> {
-        Ok(self.push(path, op, inputs)?[0])
-    }
-
     /// Binds a computed value to a place in a region: the node writes there instead of into the arena.
     pub fn bind(&mut self, id: ValueId, binding: Binding) {
         self.values[id.index()].binding = Some(binding);
     }
 
     /// Nodes pushed inside `body` form one block for recomputation.
-    pub fn in_block<R>(&mut self, body: impl FnOnce(&mut Graph) -> Result<R>) -> Result<R> {
+    pub fn in_block<R>(&mut self, body: impl FnOnce(&mut Self) -> Result<R>) -> Result<R> {
         let outer = self.block.replace(self.blocks);
         self.blocks += 1;
         let result = body(self);
@@ -269,5 +235,57 @@ impl Graph {
             counts[id.index()] += 1;
         }
         counts
+    }
+}
+
+impl<O: OpSet> Graph<O> {
+    /// Appends a node; shapes and types of its outputs are inferred.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] naming `path` when the operands do not fit.
+    pub fn push(
+        &mut self,
+        path: impl Into<String>,
+        op: impl Into<O>,
+        inputs: &[ValueId],
+    ) -> Result<Vec<ValueId>> {
+        let (path, op) = (path.into(), op.into());
+        let operands: Vec<Operand<'_>> = inputs
+            .iter()
+            .map(|id| {
+                let v = self.values.get(id.index()).ok_or_else(|| {
+                    Error::shape(&path, op.name(), "an operand is not a value of this graph")
+                })?;
+                Ok(Operand { shape: &v.shape, dtype: v.dtype })
+            })
+            .collect::<Result<_>>()?;
+        let inferred = infer(&path, &op, &operands)?;
+        let node = NodeId(self.nodes.len() as u32);
+        let outputs = inferred
+            .into_iter()
+            .enumerate()
+            .map(|(slot, (shape, dtype))| {
+                let name = if slot == 0 { path.clone() } else { format!("{path}:{slot}") };
+                self.add_value(Value { name, shape, dtype, binding: None, producer: Some((node, slot)) })
+            })
+            .collect::<Vec<_>>();
+        self.nodes.push(Node {
+            op,
+            inputs: inputs.to_vec(),
+            outputs: outputs.clone(),
+            path,
+            block: self.block,
+        });
+        Ok(outputs)
+    }
+
+    /// [`Graph::push`] for an op of which the first output alone is wanted.
+    pub fn push1(
+        &mut self,
+        path: impl Into<String>,
+        op: impl Into<O>,
+        inputs: &[ValueId],
+    ) -> Result<ValueId> {
+        Ok(self.push(path, op, inputs)?[0])
     }
 }

@@ -5,19 +5,29 @@ mod autodiff;
 mod dump;
 mod graph;
 mod infer;
+mod maps;
 mod op;
-mod types;
+pub mod ops;
+mod rules;
+mod scalar;
 mod verify;
-mod work;
+mod vjp;
 
 pub use autodiff::differentiate;
 pub use dump::dump;
-pub use graph::{Binding, Graph, Node, NodeId, Region, Value, ValueId};
-pub use op::{
-    AttentionLayout, ConvGeometry, Epilogue, FeatureMap, Op, OpKind, ParamSegment, RowRun, Scalar,
-    SegmentRun, Segments, TokenLayout, TokenView,
+pub use graph::{Binding, NodeId, Region, Value, ValueId};
+pub use maps::{ConvGeometry, FeatureMap};
+pub(crate) use op::for_op;
+pub use op::{Op, OpKind};
+pub use ops::{
+    AttentionLayout, Epilogue, ParamSegment, RowRun, SegmentRun, Segments, TokenLayout, TokenView,
 };
-pub use types::{Role, input_role, output_role};
+pub use rules::{Facts, Fusion, Role, Rules};
+pub use scalar::Scalar;
 pub(crate) use verify::region_order;
 pub use verify::verify;
-pub use work::matrix_flops;
+
+/// A graph of [`Op`]s.
+pub type Graph = graph::Graph<Op>;
+/// One application of an [`Op`].
+pub type Node = graph::Node<Op>;

@@ -1,14 +1,15 @@
 //! The invariants of a graph, checked after every pass.
 
 use super::graph::{Binding, Graph, NodeId, Region, ValueId};
-use super::infer::{self, Operand};
+use super::infer::infer;
 use super::op::Op;
+use super::rules::{Operand, Rules};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 
 /// Checks that operands exist before they are used, that shapes and types are what the ops give, that every value has one
 /// producer, and that nothing bound is read on both sides of an overwrite. `pass` names the pass that just ran.
-pub fn verify(graph: &Graph, pass: &'static str) -> Result<()> {
+pub fn verify(graph: &Graph<Op>, pass: &'static str) -> Result<()> {
     let fail = |message: String| Err(Error::invariant(pass, message));
     let mut defined: Vec<bool> =
         graph.values.iter().map(|v| v.producer.is_none() && v.binding.is_some()).collect();
@@ -26,7 +27,7 @@ pub fn verify(graph: &Graph, pass: &'static str) -> Result<()> {
                 None => return fail(format!("{}: operand %{} does not exist", node.path, id.0)),
             }
         }
-        let inferred = infer::infer(&node.path, &node.op, &operands)?;
+        let inferred = infer(&node.path, &node.op, &operands)?;
         if inferred.len() != node.outputs.len() {
             return fail(format!(
                 "{}: {} outputs, the op gives {}",
@@ -57,11 +58,6 @@ pub fn verify(graph: &Graph, pass: &'static str) -> Result<()> {
     verify_bindings(graph, pass)
 }
 
-/// Whether the op overwrites bound memory that it reads as well.
-pub(crate) fn updates_in_place(op: &Op) -> bool {
-    matches!(op, Op::AccumulateGrads | Op::CenterUpdate | Op::RunningStatistics { .. } | Op::AdamW { .. })
-}
-
 /// A read or a write of a stretch of a region.
 struct Access {
     node: usize,
@@ -70,7 +66,7 @@ struct Access {
     write: bool,
 }
 
-fn accesses(graph: &Graph) -> BTreeMap<Region, Vec<Access>> {
+fn accesses(graph: &Graph<Op>) -> BTreeMap<Region, Vec<Access>> {
     let mut all: BTreeMap<Region, Vec<Access>> = BTreeMap::new();
     for (n, node) in graph.nodes.iter().enumerate() {
         let operands = node.inputs.iter().map(|i| (*i, false)).chain(node.outputs.iter().map(|o| (*o, true)));
@@ -87,7 +83,7 @@ fn accesses(graph: &Graph) -> BTreeMap<Region, Vec<Access>> {
 
 /// Pairs of nodes `(earlier, later)` that touch the same stretch of a region, at least one of them writing: their order
 /// is part of the graph's meaning.
-pub(crate) fn region_order(graph: &Graph) -> Vec<(usize, usize)> {
+pub(crate) fn region_order(graph: &Graph<Op>) -> Vec<(usize, usize)> {
     let mut edges = Vec::new();
     for list in accesses(graph).values() {
         for w in list.iter().filter(|a| a.write) {
@@ -105,15 +101,16 @@ fn overlap(a: &std::ops::Range<usize>, b: &std::ops::Range<usize>) -> bool {
     a.start < b.end && b.start < a.end
 }
 
-fn verify_bindings(graph: &Graph, pass: &'static str) -> Result<()> {
+fn verify_bindings(graph: &Graph<Op>, pass: &'static str) -> Result<()> {
     for (region, list) in accesses(graph) {
         for w in list.iter().filter(|a| a.write) {
             let node = &graph.nodes[w.node];
+            let updates = !node.op.facts().updates.is_empty();
             for a in list.iter().filter(|a| a.value != w.value && overlap(&a.range, &w.range)) {
                 let older = graph.value(a.value).producer.is_none_or(|(n, _)| n.index() < w.node);
                 let stale = !a.write && older && a.node > w.node && read_before(&list, a.value, w.node);
-                let clash = a.write && a.node < w.node && !updates_in_place(&node.op);
-                let hazard = !a.write && a.node == w.node && !updates_in_place(&node.op);
+                let clash = a.write && a.node < w.node && !updates;
+                let hazard = !a.write && a.node == w.node && !updates;
                 if stale || clash || hazard {
                     return Err(Error::invariant(
                         pass,

@@ -3,7 +3,7 @@
 use super::layers::Net;
 use super::params::{Init, ParamRegistry};
 use crate::error::{Error, Result};
-use crate::ir::{Op, ValueId};
+use crate::ir::{ValueId, ops};
 use crate::saip::config::CsmConfig;
 
 /// `torch.nn.functional.normalize`'s epsilon.
@@ -49,12 +49,12 @@ impl CsmDecoder {
             h = net.gelu(&format!("{layer}.act"), h)?;
         }
         h = net.linear("csm.fc3", h)?;
-        net.push("csm.normalize", Op::L2Normalize { eps: UNIT_EPS }, &[h])
+        net.push("csm.normalize", ops::L2Normalize { eps: UNIT_EPS }, &[h])
     }
 
     /// The prototypes as unit vectors `[K, bottleneck]`.
     pub fn prototypes(&self, net: &mut Net<'_, '_>) -> Result<ValueId> {
         let w = net.param("csm.prototypes")?;
-        net.push("csm.prototypes.normalize", Op::L2Normalize { eps: UNIT_EPS }, &[w])
+        net.push("csm.prototypes.normalize", ops::L2Normalize { eps: UNIT_EPS }, &[w])
     }
 }

@@ -4,7 +4,7 @@
 use super::layers::{Net, register_attention, register_mlp};
 use super::params::{Init, ParamRegistry};
 use crate::error::{Error, Result};
-use crate::ir::{Op, SegmentRun, Segments, ValueId};
+use crate::ir::{SegmentRun, Segments, ValueId, ops};
 use crate::saip::config::{CsrConfig, PATCH};
 
 /// The decoder; `tap` and `expert_tap` are the widths of the student's and the expert's patch tokens.
@@ -69,10 +69,10 @@ impl CsrDecoder {
         let visible = net.linear("csr.embed_masked", inputs.visible)?;
         let token = net.param("csr.mask_token")?;
         let pos = self.positions(net, inputs.masked_grid)?;
-        let mut x = net.push("csr.restore", Op::RestoreTokens, &[visible, inputs.keep, token, pos])?;
+        let mut x = net.push("csr.restore", ops::RestoreTokens, &[visible, inputs.keep, token, pos])?;
         let anchor = net.linear("csr.embed_anchor", inputs.anchor)?;
         let pos = self.positions(net, inputs.anchor_grid)?;
-        let ctx = net.push("csr.add_positions", Op::AddPositions, &[anchor, pos])?;
+        let ctx = net.push("csr.add_positions", ops::AddPositions, &[anchor, pos])?;
         for i in 0..self.config.depth {
             x = net.block(|net| self.block(net, i, x, ctx, inputs))?;
         }
@@ -96,7 +96,7 @@ impl CsrDecoder {
         let n = net.layer_norm(&format!("{b}.norm_self"), x)?;
         let (mut x, mut query, mut queries) = (x, n, tokens);
         if i + 1 == self.config.depth {
-            let gather = || Op::GatherTokens { tokens };
+            let gather = || ops::GatherTokens { tokens };
             query = net.push(&format!("{b}.hidden_queries"), gather(), &[n, inputs.hidden])?;
             x = net.push(&format!("{b}.hidden_rows"), gather(), &[x, inputs.hidden])?;
             queries = inputs.hidden_tokens;
@@ -119,7 +119,7 @@ impl CsrDecoder {
         if to == self.grid {
             return Ok(table);
         }
-        let op = Op::ResizePositions { prefix: 0, from: self.grid, to };
+        let op = ops::ResizePositions { prefix: 0, from: self.grid, to };
         net.push(&format!("csr.pos_embed.{}x{}", to[0], to[1]), op, &[table])
     }
 }

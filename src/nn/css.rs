@@ -5,7 +5,7 @@ use super::csr::check_block;
 use super::layers::{Net, first_rows, register_attention, register_mlp};
 use super::params::{Init, ParamRegistry};
 use crate::error::{Error, Result};
-use crate::ir::{ConvGeometry, Op, SegmentRun, Segments, TokenLayout, TokenView, ValueId};
+use crate::ir::{ConvGeometry, SegmentRun, Segments, TokenLayout, TokenView, ValueId, ops};
 use crate::saip::config::CssConfig;
 
 /// Instances searched in each multi-person image.
@@ -81,7 +81,7 @@ impl CssDecoder {
         let n = net.layer_norm("css.norm", query)?;
         let kernel = net.linear("css.kernel", n)?;
         let features = self.features(net, inputs)?;
-        net.push("css.dynamic_conv", Op::DynamicConv { tokens: m }, &[kernel, features])
+        net.push("css.dynamic_conv", ops::DynamicConv { tokens: m }, &[kernel, features])
     }
 
     /// The query token's row of every instance behind the self-attention blocks, `[2 * B, E]`.
@@ -94,7 +94,7 @@ impl CssDecoder {
             kept: None,
         };
         let lengths: Vec<_> = layout.lengths().collect();
-        let mut x = net.push("css.embed", Op::EmbedTokens { layout }, &[rows, token])?;
+        let mut x = net.push("css.embed", ops::EmbedTokens { layout }, &[rows, token])?;
         for i in 0..self.config.depth {
             let last = i + 1 == self.config.depth;
             x = net.block(|net| self.block(net, i, x, &lengths, last))?;
@@ -160,7 +160,7 @@ impl CssDecoder {
                 net.linear(&path, x)?
             } else {
                 let (w, b) = (net.param(&format!("{path}.weight"))?, net.param(&format!("{path}.bias"))?);
-                let op = Op::Conv2d { geometry: geometry.clone(), epilogue: crate::ir::Epilogue::None };
+                let op = ops::Conv2d { geometry: geometry.clone(), epilogue: crate::ir::Epilogue::None };
                 net.push(&path, op, &[x, w, b])?
             };
             x = net.gelu(&format!("{path}.act"), x)?;

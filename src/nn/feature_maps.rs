@@ -4,7 +4,7 @@ use super::encoder::{TapGroup, View};
 use super::layers::{Net, range};
 use super::params::{Init, ParamRegistry};
 use crate::error::{Error, Result};
-use crate::ir::{ConvGeometry, Epilogue, FeatureMap, Op, ValueId};
+use crate::ir::{ConvGeometry, Epilogue, FeatureMap, ValueId, ops};
 
 /// One entry of an encoder's table of layers, in the order of the registry.
 pub(super) enum Entry {
@@ -90,7 +90,7 @@ impl MapStream {
         let mut images: Vec<ValueId> = views.iter().map(|v| v.image).collect();
         images.extend(views.iter().find_map(|v| v.keep.map(|(id, _)| id)));
         let dtype = net.weights.compute();
-        let x = net.push(path, Op::PixelRows { masked, dtype }, &images)?;
+        let x = net.push(path, ops::PixelRows { masked, dtype }, &images)?;
         let map = |v: &View| FeatureMap { count: v.count, height: v.size[0], width: v.size[1] };
         Ok(MapStream { x, maps: views.iter().map(map).collect() })
     }
@@ -123,9 +123,9 @@ impl MapStream {
         let (w, b) = weight_and_bias(net, path, bias)?;
         let x = if kernel == 1 && stride == 1 {
             // A 1x1 convolution on rows of channels is a linear layer.
-            net.push(path, Op::Linear { epilogue: Epilogue::None }, &[self.x, w, b])?
+            net.push(path, ops::Linear { epilogue: Epilogue::None }, &[self.x, w, b])?
         } else {
-            net.push(path, Op::Conv2d { geometry, epilogue: Epilogue::None }, &[self.x, w, b])?
+            net.push(path, ops::Conv2d { geometry, epilogue: Epilogue::None }, &[self.x, w, b])?
         };
         Ok(MapStream { x, maps })
     }
@@ -141,7 +141,7 @@ impl MapStream {
         let geometry = ConvGeometry { maps: self.maps.clone(), kernel, stride };
         let maps = geometry.outputs().collect();
         let (w, b) = weight_and_bias(net, path, bias)?;
-        let x = net.push(path, Op::DepthwiseConv2d { geometry }, &[self.x, w, b])?;
+        let x = net.push(path, ops::DepthwiseConv2d { geometry }, &[self.x, w, b])?;
         Ok(MapStream { x, maps })
     }
 
@@ -164,7 +164,7 @@ impl MapStream {
             (None, _) => Ok(rows),
             (Some((p, keep)), [_]) if p.images == views[p.view].count => {
                 let tokens = self.maps[p.view].positions();
-                net.push("encoder.tap.visible", Op::GatherTokens { tokens }, &[rows, keep])
+                net.push("encoder.tap.visible", ops::GatherTokens { tokens }, &[rows, keep])
             }
             _ => Err(Error::invariant("model building", "a masked view's tokens are wanted by themselves")),
         }
@@ -181,7 +181,7 @@ impl MapStream {
 
     /// The mean over the positions of every image, `[images, C]`.
     pub fn pool(&self, net: &mut Net<'_, '_>, path: &str) -> Result<ValueId> {
-        net.push(path, Op::GlobalAveragePool { images: self.lengths() }, &[self.x])
+        net.push(path, ops::GlobalAveragePool { images: self.lengths() }, &[self.x])
     }
 }
 
@@ -193,7 +193,7 @@ fn weight_and_bias(net: &mut Net<'_, '_>, path: &str, bias: bool) -> Result<(Val
     }
     let dtype = net.weights.compute().accumulator();
     let shape = vec![net.graph.shape(w).dims()[0]];
-    Ok((w, net.push(&name, Op::Fill { shape, value: 0.0, dtype }, &[])?))
+    Ok((w, net.push(&name, ops::Fill { shape, value: 0.0, dtype }, &[])?))
 }
 
 /// Wider or deeper is a slip of the keyboard, and would overflow sizes further on.

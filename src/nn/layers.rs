@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::params::ParamRegistry;
 use crate::error::{Error, Result};
-use crate::ir::{AttentionLayout, Binding, Epilogue, Graph, Op, Region, RowRun, Segments, ValueId};
+use crate::ir::{AttentionLayout, Binding, Epilogue, Graph, Op, Region, RowRun, Segments, ValueId, ops};
 use crate::tensor::{DType, Shape};
 
 /// Epsilon of every layer normalisation.
@@ -127,19 +127,19 @@ impl<'r> Net<'_, 'r> {
     }
 
     /// First output of `op`.
-    pub fn push(&mut self, path: &str, op: Op, inputs: &[ValueId]) -> Result<ValueId> {
+    pub fn push(&mut self, path: &str, op: impl Into<Op>, inputs: &[ValueId]) -> Result<ValueId> {
         self.graph.push1(format!("{}{path}", self.weights.label()), op, inputs)
     }
 
     /// All outputs of `op`.
-    pub fn push_all(&mut self, path: &str, op: Op, inputs: &[ValueId]) -> Result<Vec<ValueId>> {
+    pub fn push_all(&mut self, path: &str, op: impl Into<Op>, inputs: &[ValueId]) -> Result<Vec<ValueId>> {
         self.graph.push(format!("{}{path}", self.weights.label()), op, inputs)
     }
 
     /// `x: [M, K]` -> `[M, N]` with `{path}.weight: [N, K..]` and `{path}.bias: [N]`.
     pub fn linear(&mut self, path: &str, x: ValueId) -> Result<ValueId> {
         let (w, b) = (self.param(&format!("{path}.weight"))?, self.param(&format!("{path}.bias"))?);
-        self.push(path, Op::Linear { epilogue: Epilogue::None }, &[x, w, b])
+        self.push(path, ops::Linear { epilogue: Epilogue::None }, &[x, w, b])
     }
 
     /// `x: [M, D]` -> `[M, D]`, each row normalised.
@@ -150,7 +150,7 @@ impl<'r> Net<'_, 'r> {
     /// [`Net::layer_norm`] with another epsilon.
     pub fn layer_norm_with(&mut self, path: &str, x: ValueId, eps: f64) -> Result<ValueId> {
         let (w, b) = (self.param(&format!("{path}.weight"))?, self.param(&format!("{path}.bias"))?);
-        self.push(path, Op::LayerNorm { eps }, &[x, w, b])
+        self.push(path, ops::LayerNorm { eps }, &[x, w, b])
     }
 
     /// `x: [M, C]` -> `[M, C]`, each channel normalised: in training by its statistics over the rows of its group, which
@@ -161,10 +161,10 @@ impl<'r> Net<'_, 'r> {
         let (var, var_at) = self.weights.buffer(self.graph, &format!("{path}.running_var"))?;
         let eps = BATCH_NORM_EPS;
         if self.weights.mode() == Mode::Evaluation {
-            return self.push(path, Op::BatchNormInference { eps }, &[x, w, b, mean, var]);
+            return self.push(path, ops::BatchNormInference { eps }, &[x, w, b, mean, var]);
         }
-        let out = self.push_all(path, Op::BatchNorm { eps, groups: groups.clone() }, &[x, w, b])?;
-        let follow = Op::RunningStatistics { momentum: BATCH_NORM_MOMENTUM, groups };
+        let out = self.push_all(path, ops::BatchNorm { eps, groups: groups.clone() }, &[x, w, b])?;
+        let follow = ops::RunningStatistics { momentum: BATCH_NORM_MOMENTUM, groups };
         let new = self.push_all(&format!("{path}.running"), follow, &[mean, var, out[1], out[2]])?;
         self.graph.bind(new[0], mean_at);
         self.graph.bind(new[1], var_at);
@@ -176,12 +176,12 @@ impl<'r> Net<'_, 'r> {
         let dtype = self.weights.compute();
         match self.graph.value(x).dtype == dtype {
             true => Ok(x),
-            false => self.push(path, Op::Cast { dtype }, &[x]),
+            false => self.push(path, ops::Cast { dtype }, &[x]),
         }
     }
 
     pub fn gelu(&mut self, path: &str, x: ValueId) -> Result<ValueId> {
-        self.push(path, Op::Gelu, &[x])
+        self.push(path, ops::Gelu, &[x])
     }
 
     /// `{path}.fc2(gelu({path}.fc1(x)))`.
@@ -193,12 +193,12 @@ impl<'r> Net<'_, 'r> {
 
     /// `x + y`, the stream first.
     pub fn residual(&mut self, path: &str, x: ValueId, y: ValueId) -> Result<ValueId> {
-        self.push(path, Op::Add, &[x, y])
+        self.push(path, ops::Add, &[x, y])
     }
 
     /// The rows of `runs`.
     pub fn select(&mut self, path: &str, x: ValueId, runs: Vec<RowRun>) -> Result<ValueId> {
-        self.push(path, Op::SelectRows { runs }, &[x])
+        self.push(path, ops::SelectRows { runs }, &[x])
     }
 
     /// Attention of the queries `x` (already normalised) over `ctx`, with the projections `q`, `kv` and `proj` of
@@ -213,7 +213,7 @@ impl<'r> Net<'_, 'r> {
     ) -> Result<ValueId> {
         let q = self.linear(&format!("{path}.q"), x)?;
         let kv = self.linear(&format!("{path}.kv"), ctx)?;
-        let op = Op::Attention { heads, layout: AttentionLayout::Separate, segments };
+        let op = ops::Attention { heads, layout: AttentionLayout::Separate, segments };
         let o = self.push(path, op, &[q, kv])?;
         self.linear(&format!("{path}.proj"), o)
     }

@@ -9,7 +9,7 @@ use super::layers::{Mode, Net};
 use super::params::Init;
 use super::vit::{DropPath, scale_branch};
 use crate::error::Result;
-use crate::ir::Op;
+use crate::ir::ops;
 
 /// Channels of the stem, whatever the width.
 const STEM: usize = 32;
@@ -84,7 +84,7 @@ impl StarNet {
         let mut tokens = Tokens::default();
         let pixels = MapStream::pixels(net, &format!("{PREFIX}.pixels"), views)?;
         let mut stream = down(net, &pixels, &format!("{PREFIX}.stem.0"))?;
-        stream.x = net.push(&format!("{PREFIX}.stem.1"), Op::Relu6, &[stream.x])?;
+        stream.x = net.push(&format!("{PREFIX}.stem.1"), ops::Relu6, &[stream.x])?;
         let mut block = 0;
         for (stage, &depth) in self.depths.iter().enumerate() {
             let s = format!("{PREFIX}.stages.{stage}");
@@ -139,7 +139,7 @@ fn star_block(
     let n = n.batch_norm(net, &layer("dwconv.bn"))?;
     let a = n.conv(net, &layer("f1.conv"), (1, 1), true)?;
     let b = n.conv(net, &layer("f2.conv"), (1, 1), true)?;
-    let star = n.with(net.push(&layer("star"), Op::Relu6Gate, &[a.x, b.x])?);
+    let star = n.with(net.push(&layer("star"), ops::Relu6Gate, &[a.x, b.x])?);
     let y = star.conv(net, &layer("g.conv"), (1, 1), true)?.batch_norm(net, &layer("g.bn"))?;
     let y = y.depthwise(net, &layer("dwconv2.conv"), (DEPTHWISE, 1), true)?;
     let y = scale_branch(net, &layer("drop_path"), y.x, &x.lengths(), drop)?;

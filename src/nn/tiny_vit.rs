@@ -9,7 +9,7 @@ use super::layers::{Mode, Net, range};
 use super::params::Init;
 use super::vit::{DropPath, scale_branch};
 use crate::error::{Error, Result};
-use crate::ir::{Op, ValueId};
+use crate::ir::{ValueId, ops};
 
 /// The stage on the stride-16 grid.
 const TAP: usize = 2;
@@ -179,7 +179,7 @@ impl TinyVit {
         let pad = net.linear(&format!("{path}.qkv"), zero)?;
         let biases = net.param(&format!("{path}.attention_biases"))?;
         let (heads, window) = (self.heads[stage], self.windows[stage]);
-        let op = Op::WindowAttention { heads, window, maps: x.maps.clone() };
+        let op = ops::WindowAttention { heads, window, maps: x.maps.clone() };
         let o = net.push(path, op, &[qkv, pad, biases])?;
         net.linear(&format!("{path}.proj"), o)
     }

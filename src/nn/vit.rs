@@ -7,7 +7,7 @@ use super::encoder::{TapGroup, Tokens, View};
 use super::layers::{Net, first_rows, range};
 use super::params::{Init, ParamRegistry};
 use crate::error::{Error, Result};
-use crate::ir::{AttentionLayout, Binding, Op, Region, RowRun, Segments, TokenLayout, TokenView, ValueId};
+use crate::ir::{AttentionLayout, Binding, Region, RowRun, Segments, TokenLayout, TokenView, ValueId, ops};
 use crate::saip::config::PATCH;
 use crate::tensor::DType;
 
@@ -151,7 +151,7 @@ impl Vit {
         let keep = views.iter().find_map(|v| v.keep.map(|(id, _)| id));
         images.extend(keep);
         let dtype = net.weights.compute();
-        let rows = net.push(&format!("{p}.patch_embed"), Op::PatchRows { kept, dtype }, &images)?;
+        let rows = net.push(&format!("{p}.patch_embed"), ops::PatchRows { kept, dtype }, &images)?;
         let rows = net.linear(&format!("{p}.patch_embed.proj"), rows)?;
 
         let table = net.param(&format!("{p}.pos_embed"))?;
@@ -165,7 +165,7 @@ impl Vit {
             let pos = match known {
                 Some(id) => id,
                 None => {
-                    let op = Op::ResizePositions { prefix: 1, from: self.grid, to };
+                    let op = ops::ResizePositions { prefix: 1, from: self.grid, to };
                     let path = format!("{p}.pos_embed.{}x{}", to[0], to[1]);
                     let id = net.push(&path, op, &[table])?;
                     grids.push((to, id));
@@ -181,7 +181,7 @@ impl Vit {
             kept,
         };
         let lengths = layout.lengths().collect();
-        let x = net.push(&format!("{p}.embed"), Op::EmbedTokens { layout }, &operands)?;
+        let x = net.push(&format!("{p}.embed"), ops::EmbedTokens { layout }, &operands)?;
         Ok(Stream { x, lengths })
     }
 
@@ -203,7 +203,7 @@ impl Vit {
         } else {
             Segments::full(lengths.clone())
         };
-        let op = Op::Attention { heads: self.heads, layout: AttentionLayout::Packed, segments };
+        let op = ops::Attention { heads: self.heads, layout: AttentionLayout::Packed, segments };
         let o = net.push(&format!("{p}.attn"), op, &[qkv])?;
         let y = net.linear(&format!("{p}.attn.proj"), o)?;
         let mut out = Stream { x: stream.x, lengths: stream.lengths.clone() };
@@ -260,5 +260,5 @@ pub(super) fn scale_branch(
     let images: usize = lengths.iter().map(|l| l.0).sum();
     let binding = Binding { region: table.region, offset: table.offset + row * table.segments };
     let factors = net.graph.source(format!("drop_path.{row}"), [images], table.dtype, binding);
-    net.push(path, Op::ScaleSegments { segments: lengths.to_vec() }, &[y, factors])
+    net.push(path, ops::ScaleSegments { segments: lengths.to_vec() }, &[y, factors])
 }

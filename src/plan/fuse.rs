@@ -1,6 +1,6 @@
 //! Fusion of neighbouring ops into one kernel's work, after differentiation.
 
-use crate::ir::{Epilogue, Graph, Node, Op, ValueId};
+use crate::ir::{Fusion, Graph, Node, Op, Rules, ValueId};
 
 /// Removes nodes none of whose outputs is read or lives in a region.
 pub fn eliminate_dead(graph: &mut Graph) {
@@ -58,16 +58,19 @@ impl<'a> Fuser<'a> {
     }
 
     fn visit(&mut self, n: usize) {
-        match self.graph.nodes[n].op {
-            Op::Gelu => self.gelu(n),
-            Op::GeluBackward => self.gelu_backward(n),
-            Op::Add => {
+        match self.graph.nodes[n].op.facts().fusion {
+            Some(Fusion::Gelu) => self.gelu(n),
+            Some(Fusion::GeluBackward) => {
+                let [dy, pre] = [self.graph.nodes[n].inputs[0], self.graph.nodes[n].inputs[1]];
+                self.take_over(n, Fusion::GeluBackward, pre, dy);
+            }
+            Some(Fusion::Add) => {
                 let [a, b] = [self.graph.nodes[n].inputs[0], self.graph.nodes[n].inputs[1]];
-                if !self.add(n, a, b) {
-                    self.add(n, b, a);
+                if !self.take_over(n, Fusion::Add, a, b) {
+                    self.take_over(n, Fusion::Add, b, a);
                 }
             }
-            _ => {}
+            None => {}
         }
     }
 
@@ -83,49 +86,24 @@ impl<'a> Fuser<'a> {
     fn gelu(&mut self, n: usize) {
         let (pre, out) = (self.graph.nodes[n].inputs[0], self.graph.nodes[n].outputs[0]);
         let Some(p) = self.sole_producer(pre, None) else { return };
+        let Some(op) = self.graph.nodes[p].op.fused(Fusion::Gelu) else { return };
         let node = &mut self.graph.nodes[p];
-        match &mut node.op {
-            Op::Linear { epilogue } | Op::Conv2d { epilogue, .. } if *epilogue == Epilogue::None => {
-                *epilogue = Epilogue::Gelu;
-            }
-            _ => return,
-        }
+        node.op = op;
         node.outputs = vec![out, pre];
         self.producer[out.index()] = Some(p);
         self.uses[pre.index()] -= 1;
         self.removed[n] = true;
     }
 
-    fn gelu_backward(&mut self, n: usize) {
-        let [dy, pre] = [self.graph.nodes[n].inputs[0], self.graph.nodes[n].inputs[1]];
-        let Some(p) = self.sole_producer(dy, Some(1)) else { return };
-        let op = match &self.graph.nodes[p].op {
-            Op::LinearBackwardInput { gelu: false } => Op::LinearBackwardInput { gelu: true },
-            Op::Conv2dBackwardInput { geometry, gelu: false } => {
-                Op::Conv2dBackwardInput { geometry: geometry.clone(), gelu: true }
-            }
-            _ => return,
-        };
-        self.merge(p, n, op, pre);
-    }
-
-    /// The Add at `n` of `base` and `v` moves into the node that computes `v`.
-    fn add(&mut self, n: usize, base: ValueId, v: ValueId) -> bool {
+    /// The op at `n`, of `v` and the other operand `extra`, moves into the node that computes `v`.
+    fn take_over(&mut self, n: usize, fusion: Fusion, extra: ValueId, v: ValueId) -> bool {
         let Some(p) = self.sole_producer(v, Some(1)) else { return false };
-        let op = match &self.graph.nodes[p].op {
-            Op::Linear { epilogue: Epilogue::None } => Op::Linear { epilogue: Epilogue::Residual },
-            Op::LayerNormBackward { residual: false } => Op::LayerNormBackward { residual: true },
-            Op::ScatterRows { runs, rows, accumulate: false } => {
-                Op::ScatterRows { runs: runs.clone(), rows: *rows, accumulate: true }
-            }
-            _ => return false,
-        };
+        let Some(op) = self.graph.nodes[p].op.fused(fusion) else { return false };
         let others_later = self.graph.nodes[p].outputs[1..].iter().all(|o| self.first_use[o.index()] > n);
-        if !others_later {
-            return false;
+        if others_later {
+            self.merge(p, n, op, extra);
         }
-        self.merge(p, n, op, base);
-        true
+        others_later
     }
 
     /// Node `p` and its only reader `n` become one node at `n`'s place with `n`'s output.

@@ -4,7 +4,7 @@ use super::arena::{self, Interval};
 use super::schedule;
 use crate::backend::{Backend, OperandType};
 use crate::error::{Error, Result};
-use crate::ir::{Binding, Epilogue, Graph, Node, Op, Region, ValueId};
+use crate::ir::{Binding, Graph, Node, Op, Region, Rules, ValueId};
 use crate::tensor::{DType, Shape};
 use std::collections::BTreeMap;
 
@@ -105,19 +105,6 @@ fn region_sizes(graph: &Graph) -> Result<Vec<RegionSize>> {
     Ok(sizes.into_values().collect())
 }
 
-/// Output slots that an op leaves unwritten when nothing reads them.
-fn droppable(op: &Op, slot: usize) -> bool {
-    matches!(
-        (op, slot),
-        (Op::Linear { epilogue: Epilogue::Gelu }, 1)
-            | (Op::Conv2d { epilogue: Epilogue::Gelu, .. }, 1)
-            // The bias of a layer without one.
-            | (Op::LinearBackwardWeight { .. }, 1)
-            | (Op::Conv2dBackwardWeight { .. }, 1)
-            | (Op::DepthwiseConv2dBackwardWeight { .. }, 1)
-    )
-}
-
 /// Buffers under construction: several values may share one when an op works in place.
 struct Liveness {
     intervals: Vec<Interval>,
@@ -154,7 +141,7 @@ fn lay_out(graph: &Graph, order: &[usize], backend: &dyn Backend, regions: &[Reg
             .outputs
             .iter()
             .enumerate()
-            .map(|(s, o)| slot(o, droppable(&node.op, s)))
+            .map(|(s, o)| slot(o, node.op.facts().droppable.contains(&s)))
             .collect::<Result<_>>()?;
         let workspace = match workspaces[step] {
             0 => (0, 0),
@@ -202,7 +189,7 @@ fn liveness(graph: &Graph, order: &[usize], backend: &dyn Backend) -> (Liveness,
         for (slot, id) in node.outputs.iter().enumerate() {
             let v = graph.value(*id);
             let end = last_use[id.index()];
-            if v.binding.is_some() || (end.is_none() && droppable(&node.op, slot)) {
+            if v.binding.is_some() || (end.is_none() && node.op.facts().droppable.contains(&slot)) {
                 continue;
             }
             let end = end.unwrap_or(step);

@@ -1,7 +1,7 @@
 //! What the host writes and reads: named places in the regions.
 
 use crate::error::Result;
-use crate::ir::{Binding, Graph, Op, Region, ValueId};
+use crate::ir::{Binding, Graph, Region, ValueId, ops};
 use crate::tensor::{DType, Shape};
 
 /// Places start at multiples of this many elements.
@@ -57,7 +57,7 @@ impl Slots {
         let (dtype, wide) = (graph.value(value).dtype, graph.value(value).dtype.accumulator());
         let value = match dtype == wide {
             true => value,
-            false => graph.push1(format!("{name}.wide"), Op::Cast { dtype: wide }, &[value])?,
+            false => graph.push1(format!("{name}.wide"), ops::Cast { dtype: wide }, &[value])?,
         };
         graph.bind(value, binding);
         Ok(binding)

@@ -5,7 +5,7 @@ use super::io::{IoSlot, Slots, Types};
 use super::model::{Model, PatchTokens, present, reconstruct, search};
 use super::views::{ViewSlots, ViewValues};
 use crate::error::{Error, Result};
-use crate::ir::{Binding, Graph, Op, Region, RowRun, Scalar, ValueId, differentiate};
+use crate::ir::{Binding, Graph, Region, RowRun, Scalar, ValueId, differentiate, ops};
 use crate::nn::{DropPath, Mode, Net, ParamRegistry, Tokens, Weights};
 use crate::tensor::DType;
 
@@ -210,18 +210,18 @@ impl StepBuilder<'_> {
         }
         if let Some(masked) = &views.masked {
             let pred = reconstruct(&mut net, cfg, &model, masked, &patches)?;
-            let loss = net.push("csr.loss", Op::MaskedMse, &[pred, masked.image, masked.hidden])?;
+            let loss = net.push("csr.loss", ops::MaskedMse, &[pred, masked.image, masked.hidden])?;
             self.outputs.output(net.graph, "csr", loss)?;
             losses.push((cfg.loss_weights[1], loss));
         }
         if let Some(boxes) = views.boxes {
             let logits = search(&mut net, cfg, &model, &patches)?;
-            let loss = net.push("css.loss", Op::BceWithLogits { groups: 2 }, &[logits, boxes])?;
+            let loss = net.push("css.loss", ops::BceWithLogits { groups: 2 }, &[logits, boxes])?;
             self.outputs.output(net.graph, "css", loss)?;
             losses.push((cfg.loss_weights[2], loss));
         }
         let (weights, values): (Vec<f64>, Vec<ValueId>) = losses.into_iter().unzip();
-        let total = net.push("total", Op::WeightedSum { weights }, &values)?;
+        let total = net.push("total", ops::WeightedSum { weights }, &values)?;
         self.outputs.output(net.graph, "total", total)?;
         Ok(Forward { total, expert: targets })
     }
@@ -251,11 +251,11 @@ impl StepBuilder<'_> {
         let csm = present(model.csm.as_ref(), "csm")?;
         let (z, w) = model.student_projection(net, csm, present(student.image, "csm: image tokens")?)?;
         let center = self.center(net.graph, center);
-        let op = Op::PrototypeCrossEntropy { batch: self.cfg.batch };
+        let op = ops::PrototypeCrossEntropy { batch: self.cfg.batch };
         let out = net.push_all("csm.loss", op, &[z, w, zt, wt, center, scalars])?;
         let features = present(expert.image, "csm: the expert's image tokens")?;
         let operands = [zt, wt, center, scalars, out[2], features];
-        let statistics = net.push("csm.statistics", Op::ExpertStatistics, &operands)?;
+        let statistics = net.push("csm.statistics", ops::ExpertStatistics, &operands)?;
         self.outputs.output(net.graph, "csm", out[0])?;
         self.outputs.output(net.graph, "statistics", statistics)?;
         Ok(out[0])
@@ -280,11 +280,11 @@ impl StepBuilder<'_> {
                 Some(id) if graph.value(id).binding.is_some() || graph.value(id).producer.is_none() => {
                     let len = graph.shape(id).as_matrix().0;
                     let runs = vec![RowRun { start: 0, len, stride: len, count: 1 }];
-                    graph.push1(path, Op::SelectRows { runs }, &[id])?
+                    graph.push1(path, ops::SelectRows { runs }, &[id])?
                 }
                 Some(id) => id,
                 None => {
-                    let fill = Op::Fill { shape: p.shape.clone(), value: 0.0, dtype: self.types.master };
+                    let fill = ops::Fill { shape: p.shape.clone(), value: 0.0, dtype: self.types.master };
                     graph.push1(path, fill, &[])?
                 }
             };
@@ -303,7 +303,7 @@ impl StepBuilder<'_> {
     fn cast(&self, graph: &mut Graph, path: &str, value: ValueId, dtype: DType) -> Result<ValueId> {
         match graph.value(value).dtype == dtype {
             true => Ok(value),
-            false => graph.push1(path, Op::Cast { dtype }, &[value]),
+            false => graph.push1(path, ops::Cast { dtype }, &[value]),
         }
     }
 
@@ -329,7 +329,7 @@ impl StepBuilder<'_> {
         center: Option<(Binding, (ValueId, ValueId))>,
     ) -> Result<()> {
         let grads = self.region(graph, Region::Grads);
-        let health = graph.push1("health", Op::GradHealth, &[grads, loss, scalars])?;
+        let health = graph.push1("health", ops::GradHealth, &[grads, loss, scalars])?;
         self.outputs.output(graph, "health", health)?;
         let regions = [Region::Params, Region::Moment1, Region::Moment2, Region::Expert];
         let [params, m, v, expert] = regions.map(|r| self.region(graph, r));
@@ -340,13 +340,13 @@ impl StepBuilder<'_> {
         if copies {
             operands.extend(copied.map(|r| self.region(graph, r)));
         }
-        let out = graph.push("adamw", Op::AdamW { segments, copies }, &operands)?;
+        let out = graph.push("adamw", ops::AdamW { segments, copies }, &operands)?;
         for (id, region) in out.into_iter().zip(regions.into_iter().chain(copied)) {
             graph.bind(id, Binding { region, offset: 0 });
         }
         if let Some((at, (zt, wt))) = center {
             let center = self.center(graph, at);
-            let new = graph.push1("center", Op::CenterUpdate, &[center, zt, wt, scalars, health])?;
+            let new = graph.push1("center", ops::CenterUpdate, &[center, zt, wt, scalars, health])?;
             graph.bind(new, at);
         }
         Ok(())
@@ -364,7 +364,7 @@ impl StepBuilder<'_> {
     ) -> Result<Graph> {
         let grads = self.region(micro, Region::Grads);
         let fresh = self.region(micro, Region::MicroGrads);
-        let sum = micro.push1("accumulate", Op::AccumulateGrads, &[grads, fresh, scalars])?;
+        let sum = micro.push1("accumulate", ops::AccumulateGrads, &[grads, fresh, scalars])?;
         micro.bind(sum, Binding { region: Region::Grads, offset: 0 });
 
         let mut update = Graph::new();
@@ -375,7 +375,7 @@ impl StepBuilder<'_> {
             let at = self.state.add("center_rows", Region::State, shape.clone());
             let old = micro.source("center_rows", shape.clone(), self.types.master, at);
             let wide = self.cast(micro, "center_rows.wide", zt, self.types.master)?;
-            let new = micro.push1("center_rows", Op::AccumulateGrads, &[old, wide, scalars])?;
+            let new = micro.push1("center_rows", ops::AccumulateGrads, &[old, wide, scalars])?;
             micro.bind(new, at);
             let registry = self.expert.clone();
             let mut weights = Weights::new(&registry, Region::Expert, self.types.compute);

@@ -251,7 +251,7 @@ impl Fixture {
             }
         }
         let longest = rounded.into_iter().max().unwrap_or(0);
-        let normalised = graph.nodes.iter().any(|n| matches!(n.op, Op::BatchNorm { .. }));
+        let normalised = graph.nodes.iter().any(|n| matches!(n.op, Op::BatchNorm(_)));
         let enlarged = if normalised { 8.0 } else { 1.0 };
         Ok(f64::from(longest).sqrt() * enlarged * 2.0 / 512.0)
     }

@@ -11,85 +11,101 @@ mod optim;
 use dense::gelu;
 
 use super::tensor::{Input, Tensor};
-use saip_engine::ir::Op;
+use saip_engine::ir::{Op, ops};
 
 /// The op's outputs.
 pub fn forward(op: &Op, x: &[Input]) -> Vec<Tensor> {
     match op {
-        Op::PatchRows { kept, .. } => vec![layout::patch_rows(x, *kept)],
-        Op::EmbedTokens { layout } => vec![layout::embed_tokens(x, layout)],
-        Op::ResizePositions { prefix, from, to } => {
+        Op::PatchRows(ops::PatchRows { kept, .. }) => vec![layout::patch_rows(x, *kept)],
+        Op::EmbedTokens(ops::EmbedTokens { layout }) => vec![layout::embed_tokens(x, layout)],
+        Op::ResizePositions(ops::ResizePositions { prefix, from, to }) => {
             vec![layout::resize_positions(x[0].float(), *prefix, *from, *to)]
         }
-        Op::ScaleSegments { segments } => {
+        Op::ScaleSegments(ops::ScaleSegments { segments }) => {
             vec![layout::scale_segments(x[0].float(), x[1].float(), segments)]
         }
-        Op::SelectRows { runs } => vec![layout::select_rows(x[0].float(), runs)],
-        Op::ScatterRows { runs, rows, accumulate } => {
+        Op::SelectRows(ops::SelectRows { runs }) => vec![layout::select_rows(x[0].float(), runs)],
+        Op::ScatterRows(ops::ScatterRows { runs, rows, accumulate }) => {
             vec![layout::scatter_rows(x[0].float(), accumulate.then(|| x[1].float()), runs, *rows)]
         }
-        Op::GatherTokens { tokens } => vec![layout::gather_tokens(x, *tokens)],
-        Op::ScatterTokens { tokens } => vec![layout::scatter_tokens(x, *tokens)],
-        Op::RestoreTokens => vec![layout::restore_tokens(x)],
-        Op::AddPositions => vec![layout::add_positions(x[0].float(), x[1].float())],
-        Op::SumImages { tokens } => vec![layout::sum_images(x[0].float(), *tokens)],
-        Op::Linear { epilogue } => dense::epilogue(dense::linear(x), *epilogue, x),
-        Op::Conv2d { geometry, epilogue } => dense::epilogue(maps::conv2d(x, geometry), *epilogue, x),
-        Op::DepthwiseConv2d { geometry } => vec![maps::depthwise_conv2d(x, geometry)],
-        Op::PixelRows { masked, .. } => vec![maps::pixel_rows(x, *masked)],
-        Op::BatchNorm { eps, groups } => maps::batch_norm(x, *eps, groups),
-        Op::BatchNormInference { eps } => vec![maps::batch_norm_inference(x, *eps)],
-        Op::RunningStatistics { momentum, groups } => maps::running_statistics(x, *momentum, groups),
-        Op::Relu6 => vec![x[0].float().map(maps::relu6)],
-        Op::Relu6Gate => {
+        Op::GatherTokens(ops::GatherTokens { tokens }) => vec![layout::gather_tokens(x, *tokens)],
+        Op::ScatterTokens(ops::ScatterTokens { tokens }) => vec![layout::scatter_tokens(x, *tokens)],
+        Op::RestoreTokens(ops::RestoreTokens) => vec![layout::restore_tokens(x)],
+        Op::AddPositions(ops::AddPositions) => vec![layout::add_positions(x[0].float(), x[1].float())],
+        Op::SumImages(ops::SumImages { tokens }) => vec![layout::sum_images(x[0].float(), *tokens)],
+        Op::Linear(ops::Linear { epilogue }) => dense::epilogue(dense::linear(x), *epilogue, x),
+        Op::Conv2d(ops::Conv2d { geometry, epilogue }) => {
+            dense::epilogue(maps::conv2d(x, geometry), *epilogue, x)
+        }
+        Op::DepthwiseConv2d(ops::DepthwiseConv2d { geometry }) => vec![maps::depthwise_conv2d(x, geometry)],
+        Op::PixelRows(ops::PixelRows { masked, .. }) => vec![maps::pixel_rows(x, *masked)],
+        Op::BatchNorm(ops::BatchNorm { eps, groups }) => maps::batch_norm(x, *eps, groups),
+        Op::BatchNormInference(ops::BatchNormInference { eps }) => vec![maps::batch_norm_inference(x, *eps)],
+        Op::RunningStatistics(ops::RunningStatistics { momentum, groups }) => {
+            maps::running_statistics(x, *momentum, groups)
+        }
+        Op::Relu6(ops::Relu6) => vec![x[0].float().map(maps::relu6)],
+        Op::Relu6Gate(ops::Relu6Gate) => {
             let (a, b) = (x[0].float(), x[1].float());
             vec![Tensor::from_fn(a.shape.clone(), |i| maps::relu6(a.data[i]) * b.data[i])]
         }
-        Op::GlobalAveragePool { images } => vec![maps::global_average_pool(x[0].float(), images)],
-        Op::WindowAttention { heads, window, maps } => maps::window_attention(x, *heads, *window, maps),
-        Op::Gelu => vec![x[0].float().map(gelu)],
-        Op::Add => vec![dense::add(x[0].float(), x[1].float())],
-        Op::Scale { factor } => vec![x[0].float().map(|v| v * factor)],
-        Op::Cast { .. } => vec![x[0].float().clone()],
-        Op::Fill { shape, value, .. } => vec![Tensor::from_fn(shape.clone(), |_| *value)],
-        Op::LayerNorm { eps } => dense::layer_norm(x, *eps),
-        Op::Attention { heads, layout, segments } => dense::attention(x, *heads, *layout, segments),
-        Op::DynamicConv { tokens } => vec![dense::dynamic_conv(x[0].float(), x[1].float(), *tokens)],
-        Op::L2Normalize { eps } => dense::l2_normalize(x[0].float(), *eps),
-        Op::PrototypeCrossEntropy { batch } => losses::prototype_cross_entropy(x, *batch),
-        Op::ExpertStatistics => vec![losses::expert_statistics(x)],
-        Op::CenterUpdate => vec![losses::center_update(x)],
-        Op::MaskedMse => vec![losses::masked_mse(x)],
-        Op::BceWithLogits { groups } => vec![losses::bce_with_logits(x[0].float(), x[1].float(), *groups)],
-        Op::WeightedSum { weights } => {
+        Op::GlobalAveragePool(ops::GlobalAveragePool { images }) => {
+            vec![maps::global_average_pool(x[0].float(), images)]
+        }
+        Op::WindowAttention(ops::WindowAttention { heads, window, maps }) => {
+            maps::window_attention(x, *heads, *window, maps)
+        }
+        Op::Gelu(ops::Gelu) => vec![x[0].float().map(gelu)],
+        Op::Add(ops::Add) => vec![dense::add(x[0].float(), x[1].float())],
+        Op::Scale(ops::Scale { factor }) => vec![x[0].float().map(|v| v * factor)],
+        Op::Cast(_) => vec![x[0].float().clone()],
+        Op::Fill(ops::Fill { shape, value, .. }) => vec![Tensor::from_fn(shape.clone(), |_| *value)],
+        Op::LayerNorm(ops::LayerNorm { eps }) => dense::layer_norm(x, *eps),
+        Op::Attention(ops::Attention { heads, layout, segments }) => {
+            dense::attention(x, *heads, *layout, segments)
+        }
+        Op::DynamicConv(ops::DynamicConv { tokens }) => {
+            vec![dense::dynamic_conv(x[0].float(), x[1].float(), *tokens)]
+        }
+        Op::L2Normalize(ops::L2Normalize { eps }) => dense::l2_normalize(x[0].float(), *eps),
+        Op::PrototypeCrossEntropy(ops::PrototypeCrossEntropy { batch }) => {
+            losses::prototype_cross_entropy(x, *batch)
+        }
+        Op::ExpertStatistics(ops::ExpertStatistics) => vec![losses::expert_statistics(x)],
+        Op::CenterUpdate(ops::CenterUpdate) => vec![losses::center_update(x)],
+        Op::MaskedMse(ops::MaskedMse) => vec![losses::masked_mse(x)],
+        Op::BceWithLogits(ops::BceWithLogits { groups }) => {
+            vec![losses::bce_with_logits(x[0].float(), x[1].float(), *groups)]
+        }
+        Op::WeightedSum(ops::WeightedSum { weights }) => {
             let sum = weights.iter().zip(x).map(|(w, l)| w * l.float().data[0]).sum();
             vec![Tensor::new([1], vec![sum])]
         }
-        Op::AccumulateGrads => vec![optim::accumulate_grads(x)],
-        Op::GradHealth => vec![optim::grad_health(x)],
-        Op::AdamW { segments, copies } => optim::adamw(x, segments, *copies),
-        Op::EmbedTokensBackward { .. }
-        | Op::ResizePositionsBackward { .. }
-        | Op::LinearBackwardInput { .. }
-        | Op::LinearBackwardWeight { .. }
-        | Op::GeluBackward
-        | Op::LayerNormBackward { .. }
-        | Op::AttentionBackward { .. }
-        | Op::RestoreTokensBackward
-        | Op::Conv2dBackwardInput { .. }
-        | Op::Conv2dBackwardWeight { .. }
-        | Op::DepthwiseConv2dBackwardInput { .. }
-        | Op::DepthwiseConv2dBackwardWeight { .. }
-        | Op::BatchNormBackward { .. }
-        | Op::Relu6Backward
-        | Op::Relu6GateBackward
-        | Op::GlobalAveragePoolBackward { .. }
-        | Op::WindowAttentionBackward { .. }
-        | Op::DynamicConvBackward { .. }
-        | Op::L2NormalizeBackward { .. }
-        | Op::PrototypeCrossEntropyBackward { .. }
-        | Op::MaskedMseBackward
-        | Op::BceWithLogitsBackward { .. } => {
+        Op::AccumulateGrads(ops::AccumulateGrads) => vec![optim::accumulate_grads(x)],
+        Op::GradHealth(ops::GradHealth) => vec![optim::grad_health(x)],
+        Op::AdamW(ops::AdamW { segments, copies }) => optim::adamw(x, segments, *copies),
+        Op::EmbedTokensBackward(_)
+        | Op::ResizePositionsBackward(_)
+        | Op::LinearBackwardInput(_)
+        | Op::LinearBackwardWeight(_)
+        | Op::GeluBackward(ops::GeluBackward)
+        | Op::LayerNormBackward(_)
+        | Op::AttentionBackward(_)
+        | Op::RestoreTokensBackward(ops::RestoreTokensBackward)
+        | Op::Conv2dBackwardInput(_)
+        | Op::Conv2dBackwardWeight(_)
+        | Op::DepthwiseConv2dBackwardInput(_)
+        | Op::DepthwiseConv2dBackwardWeight(_)
+        | Op::BatchNormBackward(_)
+        | Op::Relu6Backward(ops::Relu6Backward)
+        | Op::Relu6GateBackward(ops::Relu6GateBackward)
+        | Op::GlobalAveragePoolBackward(_)
+        | Op::WindowAttentionBackward(_)
+        | Op::DynamicConvBackward(_)
+        | Op::L2NormalizeBackward(_)
+        | Op::PrototypeCrossEntropyBackward(_)
+        | Op::MaskedMseBackward(ops::MaskedMseBackward)
+        | Op::BceWithLogitsBackward(_) => {
             panic!("{} is checked against central differences of its forward op", op.name())
         }
     }

@@ -4,7 +4,7 @@ use super::tensor::{Input, Tensor};
 use saip_engine::Result;
 use saip_engine::backend::{Backend, HostSlice, HostSliceMut, OpMeasure, ProgramId};
 use saip_engine::cpu::{CpuBackend, Real};
-use saip_engine::ir::{self, Binding, Graph, Op, Region, Role, RowRun, ValueId, input_role};
+use saip_engine::ir::{self, Binding, Graph, Op, Region, Role, RowRun, Rules, ValueId, ops};
 use saip_engine::plan;
 use saip_engine::tensor::{DType, Shape};
 use std::collections::BTreeMap;
@@ -80,13 +80,17 @@ impl Bench {
     /// The op with the element type of this bench.
     pub fn push(&mut self, op: &Op, inputs: &[ValueId]) -> Result<Vec<ValueId>> {
         let op = match op {
-            Op::Fill { shape, value, .. } => {
-                Op::Fill { shape: shape.clone(), value: *value, dtype: self.dtype }
+            Op::Fill(ops::Fill { shape, value, .. }) => {
+                Op::Fill(ops::Fill { shape: shape.clone(), value: *value, dtype: self.dtype })
             }
-            Op::PatchRows { kept, .. } => Op::PatchRows { kept: *kept, dtype: self.dtype },
-            Op::PixelRows { masked, .. } => Op::PixelRows { masked: *masked, dtype: self.dtype },
-            Op::Cast { dtype: NARROW } => Op::Cast { dtype: self.dtype },
-            Op::Cast { .. } => Op::Cast { dtype: self.dtype.accumulator() },
+            Op::PatchRows(ops::PatchRows { kept, .. }) => {
+                Op::PatchRows(ops::PatchRows { kept: *kept, dtype: self.dtype })
+            }
+            Op::PixelRows(ops::PixelRows { masked, .. }) => {
+                Op::PixelRows(ops::PixelRows { masked: *masked, dtype: self.dtype })
+            }
+            Op::Cast(ops::Cast { dtype: NARROW }) => Op::Cast(ops::Cast { dtype: self.dtype }),
+            Op::Cast(_) => Op::Cast(ops::Cast { dtype: self.dtype.accumulator() }),
             other => other.clone(),
         };
         let path = format!("test.{}", op.name());
@@ -246,7 +250,11 @@ pub fn run_op<B: Backend>(
         .iter()
         .enumerate()
         .map(|(i, x)| {
-            let role = if let Op::Cast { dtype: NARROW } = op { Role::Wide } else { input_role(op, i) };
+            let role = if let Op::Cast(ops::Cast { dtype: NARROW }) = op {
+                Role::Wide
+            } else {
+                op.facts().input_role(i)
+            };
             if updated(i) { bench.source_in(Region::State, x, role) } else { bench.source_with(x, role) }
         })
         .collect();
@@ -289,7 +297,7 @@ fn copied(bench: &mut Bench, id: ValueId) -> Result<ValueId> {
         return Ok(id);
     }
     let all = RowRun { start: 0, len: rows, stride: rows, count: 1 };
-    Ok(bench.push(&Op::SelectRows { runs: vec![all] }, &[id])?[0])
+    Ok(bench.push(&Op::SelectRows(ops::SelectRows { runs: vec![all] }), &[id])?[0])
 }
 
 /// Contents of float sources; indices count as empty.

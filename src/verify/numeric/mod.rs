@@ -164,7 +164,7 @@ fn bound(graph: &Graph, dtype: DType) -> f64 {
         terms = node.inputs.iter().map(longest_side).max().unwrap_or(1).max(terms);
     }
     let longest = f64::from(chain.into_iter().max().unwrap_or(0));
-    let enlarged = if graph.nodes.iter().any(|n| matches!(n.op, Op::BatchNorm { .. })) { 8.0 } else { 1.0 };
+    let enlarged = if graph.nodes.iter().any(|n| matches!(n.op, Op::BatchNorm(_))) { 8.0 } else { 1.0 };
     let half_unit = f64::from(f32::EPSILON) / 2.0;
     longest.sqrt() * (8.0 + 4.0 * (terms as f64).sqrt()) * half_unit * enlarged
 }

@@ -5,7 +5,7 @@ use crate::backend::{Backend, HostSlice, HostSliceMut, ProgramId};
 use crate::data::batch::Batch;
 use crate::data::views::random_batch;
 use crate::error::{Error, Result};
-use crate::ir::{self, Binding, Graph, Node, Op, OpKind, Region, ValueId};
+use crate::ir::{self, Binding, Graph, Node, OpKind, Region, ValueId, ops};
 use crate::plan::plan;
 use crate::saip::config::StepConfig;
 use crate::saip::{StepGraph, StepOptions, StepPoint, build_step, scalar_block};
@@ -185,7 +185,7 @@ impl Compiled {
                 || Error::invariant("differentiation", format!("`{}` has no gradient", node.op.name()));
             let gradient = gradient.ok_or_else(lost)?;
             // A copy: two operands may have one gradient, which can lie in one place only.
-            let copy = graph.push1("copy", Op::Scale { factor: 1.0 }, &[gradient])?;
+            let copy = graph.push1("copy", ops::Scale { factor: 1.0 }, &[gradient])?;
             let count = graph.shape(copy).count();
             let at = place(Region::Outputs, count);
             graph.bind(copy, at);
@@ -236,13 +236,13 @@ fn functional(
     place: &mut impl FnMut(Region, usize) -> Binding,
 ) -> Result<(ValueId, Option<Written>)> {
     if graph.shape(y).count() == 1 {
-        return Ok((graph.push1("functional", Op::WeightedSum { weights: vec![0.75] }, &[y])?, None));
+        return Ok((graph.push1("functional", ops::WeightedSum { weights: vec![0.75] }, &[y])?, None));
     }
     let (rows, columns) = graph.shape(y).as_matrix();
     let at = place(Region::Inputs, rows * columns);
     let kernel = graph.source("weights", [rows, columns], graph.value(y).dtype, at);
-    let products = graph.push1("functional", Op::DynamicConv { tokens: 1 }, &[kernel, y])?;
-    let loss = graph.push1("functional", Op::SumImages { tokens: 1 }, &[products])?;
+    let products = graph.push1("functional", ops::DynamicConv { tokens: 1 }, &[kernel, y])?;
+    let loss = graph.push1("functional", ops::SumImages { tokens: 1 }, &[products])?;
     Ok((loss, Some((at, normal(&mut numbers("functional"), rows * columns)))))
 }
 

@@ -5,7 +5,7 @@ use super::table::{GRIDS, MATRICES, cases, token_layouts, token_operands};
 use super::{Case, Derivative, Expected, Function};
 use crate::common::reference::forward;
 use crate::common::tensor::{Gen, Input};
-use saip_engine::ir::{Epilogue, Op, OpKind, Scalar};
+use saip_engine::ir::{Epilogue, Op, OpKind, Scalar, ops};
 
 /// Builds a case of backward op `op` with operands `inputs` from the derivative it stands for.
 pub(super) fn case(name: impl Into<String>, op: Op, inputs: Vec<Input>, derivative: Derivative) -> Case {
@@ -48,9 +48,15 @@ pub fn embed_tokens() -> Vec<Case> {
                     tables.push(if layout.kept == Some(v) { table } else { view.tokens });
                 }
             }
-            let derivative = derivative(&mut g, Op::EmbedTokens { layout: layout.clone() }, at, &wrt);
+            let derivative =
+                derivative(&mut g, Op::EmbedTokens(ops::EmbedTokens { layout: layout.clone() }), at, &wrt);
             let inputs = [dy(&derivative)].into_iter().chain(keep).collect();
-            case(name, Op::EmbedTokensBackward { layout, tables }, inputs, derivative)
+            case(
+                name,
+                Op::EmbedTokensBackward(ops::EmbedTokensBackward { layout, tables }),
+                inputs,
+                derivative,
+            )
         })
         .collect()
 }
@@ -62,8 +68,9 @@ pub fn resize_positions() -> Vec<Case> {
             let name = format!("{prefix}+{from:?}->{to:?} D {d}");
             let mut g = Gen::new(&format!("resize_positions_backward/{name}"));
             let at = vec![g.normal(&[prefix + from[0] * from[1], d])];
-            let derivative = derivative(&mut g, Op::ResizePositions { prefix, from, to }, at, &[0]);
-            let op = Op::ResizePositionsBackward { prefix, from, to };
+            let derivative =
+                derivative(&mut g, Op::ResizePositions(ops::ResizePositions { prefix, from, to }), at, &[0]);
+            let op = Op::ResizePositionsBackward(ops::ResizePositionsBackward { prefix, from, to });
             case(name, op, vec![dy(&derivative)], derivative)
         })
         .collect()
@@ -73,7 +80,7 @@ pub fn resize_positions() -> Vec<Case> {
 pub(super) fn behind_gelu(inner: Op) -> Function {
     Box::new(move |x| {
         let mut x = x.to_vec();
-        x[0] = forward(&Op::Gelu, &x[..1]).swap_remove(0).into();
+        x[0] = forward(&Op::Gelu(ops::Gelu), &x[..1]).swap_remove(0).into();
         forward(&inner, &x)
     })
 }
@@ -86,13 +93,19 @@ pub fn linear_input() -> Vec<Case> {
             let mut g = Gen::new(&format!("linear_backward_input/{name}"));
             let at = vec![g.normal(&[m, k]), g.scaled(&[n, k], 0.5), g.normal(&[n])];
             let (x, w) = (at[0].clone(), at[1].clone());
-            let mut derivative = derivative(&mut g, Op::Linear { epilogue: Epilogue::None }, at, &[0]);
+            let mut derivative =
+                derivative(&mut g, Op::Linear(ops::Linear { epilogue: Epilogue::None }), at, &[0]);
             let mut inputs = vec![dy(&derivative), w];
             if gelu {
-                derivative.forward = behind_gelu(Op::Linear { epilogue: Epilogue::None });
+                derivative.forward = behind_gelu(Op::Linear(ops::Linear { epilogue: Epilogue::None }));
                 inputs.push(x);
             }
-            out.push(case(name, Op::LinearBackwardInput { gelu }, inputs, derivative));
+            out.push(case(
+                name,
+                Op::LinearBackwardInput(ops::LinearBackwardInput { gelu }),
+                inputs,
+                derivative,
+            ));
         }
     }
     out
@@ -107,8 +120,14 @@ pub fn linear_weight() -> Vec<Case> {
             let mut g = Gen::new(&format!("linear_backward_weight/{name}"));
             let at = vec![g.normal(&[m, k]), g.scaled(&weight, 0.5), g.normal(&weight[..1])];
             let x = at[0].clone();
-            let derivative = derivative(&mut g, Op::Linear { epilogue: Epilogue::None }, at, &[1, 2]);
-            case(name, Op::LinearBackwardWeight { weight }, vec![dy(&derivative), x], derivative)
+            let derivative =
+                derivative(&mut g, Op::Linear(ops::Linear { epilogue: Epilogue::None }), at, &[1, 2]);
+            case(
+                name,
+                Op::LinearBackwardWeight(ops::LinearBackwardWeight { weight }),
+                vec![dy(&derivative), x],
+                derivative,
+            )
         })
         .collect()
 }
@@ -119,8 +138,8 @@ pub fn gelu() -> Vec<Case> {
         .map(|c| {
             let mut g = Gen::new(&format!("gelu_backward/{}", c.name));
             let x = c.inputs[0].clone();
-            let derivative = derivative(&mut g, Op::Gelu, c.inputs, &[0]);
-            case(c.name, Op::GeluBackward, vec![dy(&derivative), x], derivative)
+            let derivative = derivative(&mut g, Op::Gelu(ops::Gelu), c.inputs, &[0]);
+            case(c.name, Op::GeluBackward(ops::GeluBackward), vec![dy(&derivative), x], derivative)
         })
         .collect()
 }
@@ -142,7 +161,12 @@ pub fn layer_norm() -> Vec<Case> {
                 derivative.plus = Some(r.float().clone());
                 inputs.push(r);
             }
-            out.push(case(name, Op::LayerNormBackward { residual }, inputs, derivative));
+            out.push(case(
+                name,
+                Op::LayerNormBackward(ops::LayerNormBackward { residual }),
+                inputs,
+                derivative,
+            ));
         }
     }
     out
@@ -155,13 +179,18 @@ pub fn attention() -> Vec<Case> {
             let mut g = Gen::new(&format!("attention_backward/{}", c.name));
             let (y, operands) = (forward(&c.op, &c.inputs), c.inputs.clone());
             let wrt: Vec<usize> = (0..operands.len()).collect();
-            let Op::Attention { heads, layout, segments } = c.op.clone() else {
+            let Op::Attention(ops::Attention { heads, layout, segments }) = c.op.clone() else {
                 unreachable!("an attention case")
             };
             let derivative = derivative(&mut g, c.op, c.inputs, &wrt);
             let mut inputs = vec![dy(&derivative), y[0].clone().into(), y[1].clone().into()];
             inputs.extend(operands);
-            case(c.name, Op::AttentionBackward { heads, layout, segments }, inputs, derivative)
+            case(
+                c.name,
+                Op::AttentionBackward(ops::AttentionBackward { heads, layout, segments }),
+                inputs,
+                derivative,
+            )
         })
         .collect()
 }
@@ -173,7 +202,12 @@ pub fn restore_tokens() -> Vec<Case> {
             let mut g = Gen::new(&format!("restore_tokens_backward/{}", c.name));
             let keep = c.inputs[1].clone();
             let derivative = derivative(&mut g, c.op, c.inputs, &[0, 2, 3]);
-            case(c.name, Op::RestoreTokensBackward, vec![dy(&derivative), keep], derivative)
+            case(
+                c.name,
+                Op::RestoreTokensBackward(ops::RestoreTokensBackward),
+                vec![dy(&derivative), keep],
+                derivative,
+            )
         })
         .collect()
 }
@@ -183,11 +217,13 @@ pub fn dynamic_conv() -> Vec<Case> {
         .into_iter()
         .map(|c| {
             let mut g = Gen::new(&format!("dynamic_conv_backward/{}", c.name));
-            let Op::DynamicConv { tokens } = c.op else { unreachable!("a dynamic_conv case") };
+            let Op::DynamicConv(ops::DynamicConv { tokens }) = c.op else {
+                unreachable!("a dynamic_conv case")
+            };
             let operands = c.inputs.clone();
             let derivative = derivative(&mut g, c.op, c.inputs, &[0, 1]);
             let inputs = [dy(&derivative)].into_iter().chain(operands).collect();
-            case(c.name, Op::DynamicConvBackward { tokens }, inputs, derivative)
+            case(c.name, Op::DynamicConvBackward(ops::DynamicConvBackward { tokens }), inputs, derivative)
         })
         .collect()
 }
@@ -197,12 +233,14 @@ pub fn l2_normalize() -> Vec<Case> {
         .into_iter()
         .map(|c| {
             let mut g = Gen::new(&format!("l2_normalize_backward/{}", c.name));
-            let Op::L2Normalize { eps } = c.op else { unreachable!("an l2_normalize case") };
+            let Op::L2Normalize(ops::L2Normalize { eps }) = c.op else {
+                unreachable!("an l2_normalize case")
+            };
             let y = forward(&c.op, &c.inputs);
             let derivative = derivative(&mut g, c.op, c.inputs, &[0]);
             // eps itself must survive the conversion: a row is clamped where its norm equals it.
             let inputs = vec![dy(&derivative), y[0].clone().into(), y[1].clone().into()];
-            case(c.name, Op::L2NormalizeBackward { eps }, inputs, derivative)
+            case(c.name, Op::L2NormalizeBackward(ops::L2NormalizeBackward { eps }), inputs, derivative)
         })
         .collect()
 }
@@ -212,7 +250,9 @@ pub fn prototype_cross_entropy() -> Vec<Case> {
         .into_iter()
         .map(|c| {
             let mut g = Gen::new(&format!("prototype_cross_entropy_backward/{}", c.name));
-            let Op::PrototypeCrossEntropy { batch } = c.op else { unreachable!("a cross-entropy case") };
+            let Op::PrototypeCrossEntropy(ops::PrototypeCrossEntropy { batch }) = c.op else {
+                unreachable!("a cross-entropy case")
+            };
             let (y, operands) = (forward(&c.op, &c.inputs), c.inputs.clone());
             let mut derivative = derivative(&mut g, c.op, c.inputs, &[0, 1]);
             // Probabilities that cancel, over the temperature.
@@ -220,7 +260,12 @@ pub fn prototype_cross_entropy() -> Vec<Case> {
             let mut inputs = vec![dy(&derivative)];
             inputs.extend(operands);
             inputs.extend([y[1].clone().into(), y[2].clone().into()]);
-            case(c.name, Op::PrototypeCrossEntropyBackward { batch }, inputs, derivative)
+            case(
+                c.name,
+                Op::PrototypeCrossEntropyBackward(ops::PrototypeCrossEntropyBackward { batch }),
+                inputs,
+                derivative,
+            )
         })
         .collect()
 }
@@ -233,7 +278,7 @@ pub fn masked_mse() -> Vec<Case> {
             let operands = c.inputs.clone();
             let derivative = derivative(&mut g, c.op, c.inputs, &[0]);
             let inputs = [dy(&derivative)].into_iter().chain(operands).collect();
-            case(c.name, Op::MaskedMseBackward, inputs, derivative)
+            case(c.name, Op::MaskedMseBackward(ops::MaskedMseBackward), inputs, derivative)
         })
         .collect()
 }
@@ -243,11 +288,13 @@ pub fn bce_with_logits() -> Vec<Case> {
         .into_iter()
         .map(|c| {
             let mut g = Gen::new(&format!("bce_with_logits_backward/{}", c.name));
-            let Op::BceWithLogits { groups } = c.op else { unreachable!("a bce_with_logits case") };
+            let Op::BceWithLogits(ops::BceWithLogits { groups }) = c.op else {
+                unreachable!("a bce_with_logits case")
+            };
             let operands = c.inputs.clone();
             let derivative = derivative(&mut g, c.op, c.inputs, &[0]);
             let inputs = [dy(&derivative)].into_iter().chain(operands).collect();
-            case(c.name, Op::BceWithLogitsBackward { groups }, inputs, derivative)
+            case(c.name, Op::BceWithLogitsBackward(ops::BceWithLogitsBackward { groups }), inputs, derivative)
         })
         .collect()
 }

@@ -5,7 +5,7 @@
 use crate::common::check::{Precision, growth};
 use crate::common::reference::forward;
 use crate::common::tensor::{Input, Tensor};
-use saip_engine::ir::{AttentionLayout, Epilogue, Op, Role, Scalar, output_role};
+use saip_engine::ir::{AttentionLayout, Epilogue, Op, Role, Rules, Scalar, ops};
 
 /// Number of terms in the longest sum inside the op.
 pub fn longest_sum(op: &Op, x: &[Input]) -> usize {
@@ -13,69 +13,79 @@ pub fn longest_sum(op: &Op, x: &[Input]) -> usize {
     let cols = |i: usize| *x[i].shape().last().unwrap_or(&1);
     let count = |i: usize| x[i].shape().iter().product::<usize>();
     match op {
-        Op::PatchRows { .. }
-        | Op::EmbedTokens { .. }
-        | Op::Gelu
-        | Op::GeluBackward
-        | Op::PixelRows { .. }
-        | Op::Relu6
-        | Op::Relu6Backward
-        | Op::Relu6Gate
-        | Op::Relu6GateBackward
-        | Op::BatchNormInference { .. }
-        | Op::GlobalAveragePoolBackward { .. }
-        | Op::Add
-        | Op::Scale { .. }
-        | Op::Fill { .. }
-        | Op::Cast { .. }
-        | Op::ScaleSegments { .. }
-        | Op::SelectRows { .. }
-        | Op::ScatterRows { .. }
-        | Op::GatherTokens { .. }
-        | Op::ScatterTokens { .. }
-        | Op::RestoreTokens
-        | Op::AddPositions
-        | Op::MaskedMseBackward
-        | Op::BceWithLogitsBackward { .. }
-        | Op::AccumulateGrads
-        | Op::AdamW { .. } => 1,
-        Op::EmbedTokensBackward { .. } | Op::RestoreTokensBackward | Op::SumImages { .. } => rows(0),
-        Op::ResizePositions { from, .. } => from[0] * from[1],
-        Op::ResizePositionsBackward { to, .. } => to[0] * to[1],
-        Op::Linear { .. } | Op::L2Normalize { .. } | Op::L2NormalizeBackward { .. } => cols(0),
-        Op::DynamicConv { .. } => cols(0),
-        Op::LinearBackwardInput { .. } => cols(0),
-        Op::LinearBackwardWeight { .. }
-        | Op::Conv2dBackwardWeight { .. }
-        | Op::DepthwiseConv2dBackwardWeight { .. } => rows(0),
-        Op::DepthwiseConv2d { geometry } | Op::DepthwiseConv2dBackwardInput { geometry } => {
+        Op::PatchRows(_)
+        | Op::EmbedTokens(_)
+        | Op::Gelu(ops::Gelu)
+        | Op::GeluBackward(ops::GeluBackward)
+        | Op::PixelRows(_)
+        | Op::Relu6(ops::Relu6)
+        | Op::Relu6Backward(ops::Relu6Backward)
+        | Op::Relu6Gate(ops::Relu6Gate)
+        | Op::Relu6GateBackward(ops::Relu6GateBackward)
+        | Op::BatchNormInference(_)
+        | Op::GlobalAveragePoolBackward(_)
+        | Op::Add(ops::Add)
+        | Op::Scale(_)
+        | Op::Fill(_)
+        | Op::Cast(_)
+        | Op::ScaleSegments(_)
+        | Op::SelectRows(_)
+        | Op::ScatterRows(_)
+        | Op::GatherTokens(_)
+        | Op::ScatterTokens(_)
+        | Op::RestoreTokens(ops::RestoreTokens)
+        | Op::AddPositions(ops::AddPositions)
+        | Op::MaskedMseBackward(ops::MaskedMseBackward)
+        | Op::BceWithLogitsBackward(_)
+        | Op::AccumulateGrads(ops::AccumulateGrads)
+        | Op::AdamW(_) => 1,
+        Op::EmbedTokensBackward(_)
+        | Op::RestoreTokensBackward(ops::RestoreTokensBackward)
+        | Op::SumImages(_) => rows(0),
+        Op::ResizePositions(ops::ResizePositions { from, .. }) => from[0] * from[1],
+        Op::ResizePositionsBackward(ops::ResizePositionsBackward { to, .. }) => to[0] * to[1],
+        Op::Linear(_) | Op::L2Normalize(_) | Op::L2NormalizeBackward(_) => cols(0),
+        Op::DynamicConv(_) => cols(0),
+        Op::LinearBackwardInput(_) => cols(0),
+        Op::LinearBackwardWeight(_) | Op::Conv2dBackwardWeight(_) | Op::DepthwiseConv2dBackwardWeight(_) => {
+            rows(0)
+        }
+        Op::DepthwiseConv2d(ops::DepthwiseConv2d { geometry })
+        | Op::DepthwiseConv2dBackwardInput(ops::DepthwiseConv2dBackwardInput { geometry }) => {
             geometry.kernel * geometry.kernel
         }
-        Op::BatchNorm { groups, .. } | Op::BatchNormBackward { groups, .. } => groups.iter().sum(),
-        Op::RunningStatistics { groups, .. } => groups.len(),
-        Op::GlobalAveragePool { images } => images.iter().map(|i| i.1).max().unwrap_or(1),
-        Op::WindowAttention { heads, window, .. } => (window * window).max(cols(0) / 3 / heads),
-        Op::WindowAttentionBackward { heads, window, .. } => {
+        Op::BatchNorm(ops::BatchNorm { groups, .. })
+        | Op::BatchNormBackward(ops::BatchNormBackward { groups, .. }) => groups.iter().sum(),
+        Op::RunningStatistics(ops::RunningStatistics { groups, .. }) => groups.len(),
+        Op::GlobalAveragePool(ops::GlobalAveragePool { images }) => {
+            images.iter().map(|i| i.1).max().unwrap_or(1)
+        }
+        Op::WindowAttention(ops::WindowAttention { heads, window, .. }) => {
+            (window * window).max(cols(0) / 3 / heads)
+        }
+        Op::WindowAttentionBackward(ops::WindowAttentionBackward { heads, window, .. }) => {
             (window * window).max(cols(0) / heads).max(rows(0))
         }
-        Op::LayerNorm { .. } => cols(0),
-        Op::LayerNormBackward { .. } => rows(0).max(cols(0)),
-        Op::Attention { heads, layout, segments } => {
+        Op::LayerNorm(_) => cols(0),
+        Op::LayerNormBackward(_) => rows(0).max(cols(0)),
+        Op::Attention(ops::Attention { heads, layout, segments }) => {
             let d = if *layout == AttentionLayout::Packed { cols(0) / 3 } else { cols(0) };
             segments.largest().1.max(d / heads)
         }
-        Op::AttentionBackward { heads, segments, .. } => {
+        Op::AttentionBackward(ops::AttentionBackward { heads, segments, .. }) => {
             segments.largest().0.max(segments.largest().1).max(cols(0) / heads) * segments.kv_groups
         }
-        Op::Conv2d { .. } => count(1) / x[1].shape()[0],
-        Op::Conv2dBackwardInput { geometry, .. } => cols(0) * geometry.kernel * geometry.kernel,
-        Op::DynamicConvBackward { .. } => rows(0).max(cols(0)),
-        Op::PrototypeCrossEntropy { .. } => rows(0) * rows(1) + cols(0),
-        Op::PrototypeCrossEntropyBackward { .. } => rows(1) * rows(2) + cols(1),
-        Op::ExpertStatistics => rows(0) * rows(1) + cols(0) + count(5),
-        Op::CenterUpdate => rows(1) + cols(1),
-        Op::MaskedMse | Op::BceWithLogits { .. } | Op::GradHealth => count(0),
-        Op::WeightedSum { weights } => weights.len(),
+        Op::Conv2d(_) => count(1) / x[1].shape()[0],
+        Op::Conv2dBackwardInput(ops::Conv2dBackwardInput { geometry, .. }) => {
+            cols(0) * geometry.kernel * geometry.kernel
+        }
+        Op::DynamicConvBackward(_) => rows(0).max(cols(0)),
+        Op::PrototypeCrossEntropy(_) => rows(0) * rows(1) + cols(0),
+        Op::PrototypeCrossEntropyBackward(_) => rows(1) * rows(2) + cols(1),
+        Op::ExpertStatistics(ops::ExpertStatistics) => rows(0) * rows(1) + cols(0) + count(5),
+        Op::CenterUpdate(ops::CenterUpdate) => rows(1) + cols(1),
+        Op::MaskedMse(ops::MaskedMse) | Op::BceWithLogits(_) | Op::GradHealth(ops::GradHealth) => count(0),
+        Op::WeightedSum(ops::WeightedSum { weights }) => weights.len(),
     }
 }
 
@@ -96,47 +106,50 @@ fn magnitudes(op: &Op, x: &[Input], outputs: &[Tensor]) -> Vec<Tensor> {
     let temperature = |i: usize, s: Scalar| x[i].float().data[s as usize];
     match op {
         // Values are moved, not computed.
-        Op::PatchRows { .. }
-        | Op::PixelRows { .. }
-        | Op::Relu6
-        | Op::Fill { .. }
-        | Op::Cast { .. }
-        | Op::SelectRows { .. }
-        | Op::ScatterRows { accumulate: false, .. }
-        | Op::GatherTokens { .. }
-        | Op::ScatterTokens { .. } => outputs.iter().map(|o| o.map(|_| 0.0)).collect(),
+        Op::PatchRows(_)
+        | Op::PixelRows(_)
+        | Op::Relu6(ops::Relu6)
+        | Op::Fill(_)
+        | Op::Cast(_)
+        | Op::SelectRows(_)
+        | Op::ScatterRows(ops::ScatterRows { accumulate: false, .. })
+        | Op::GatherTokens(_)
+        | Op::ScatterTokens(_) => outputs.iter().map(|o| o.map(|_| 0.0)).collect(),
         // Sums of products: the same op on absolute values.
-        Op::EmbedTokens { .. }
-        | Op::Add
-        | Op::ScaleSegments { .. }
-        | Op::ScatterRows { accumulate: true, .. }
-        | Op::RestoreTokens
-        | Op::AddPositions
-        | Op::SumImages { .. }
-        | Op::DynamicConv { .. }
-        | Op::DepthwiseConv2d { .. }
-        | Op::Relu6Gate
-        | Op::GlobalAveragePool { .. }
-        | Op::RunningStatistics { .. }
-        | Op::AccumulateGrads
-        | Op::CenterUpdate
-        | Op::Linear { epilogue: Epilogue::None | Epilogue::Residual }
-        | Op::Conv2d { epilogue: Epilogue::None | Epilogue::Residual, .. } => forward(op, &absolute(x)),
-        Op::Scale { .. } => vec![outputs[0].map(f64::abs)],
+        Op::EmbedTokens(_)
+        | Op::Add(ops::Add)
+        | Op::ScaleSegments(_)
+        | Op::ScatterRows(ops::ScatterRows { accumulate: true, .. })
+        | Op::RestoreTokens(ops::RestoreTokens)
+        | Op::AddPositions(ops::AddPositions)
+        | Op::SumImages(_)
+        | Op::DynamicConv(_)
+        | Op::DepthwiseConv2d(_)
+        | Op::Relu6Gate(ops::Relu6Gate)
+        | Op::GlobalAveragePool(_)
+        | Op::RunningStatistics(_)
+        | Op::AccumulateGrads(ops::AccumulateGrads)
+        | Op::CenterUpdate(ops::CenterUpdate)
+        | Op::Linear(ops::Linear { epilogue: Epilogue::None | Epilogue::Residual })
+        | Op::Conv2d(ops::Conv2d { epilogue: Epilogue::None | Epilogue::Residual, .. }) => {
+            forward(op, &absolute(x))
+        }
+        Op::Scale(_) => vec![outputs[0].map(f64::abs)],
         // |gelu'| < 1.13.
-        Op::Linear { epilogue: Epilogue::Gelu } | Op::Conv2d { epilogue: Epilogue::Gelu, .. } => {
+        Op::Linear(ops::Linear { epilogue: Epilogue::Gelu })
+        | Op::Conv2d(ops::Conv2d { epilogue: Epilogue::Gelu, .. }) => {
             let y = forward(op, &absolute(x)).swap_remove(1);
             vec![y.map(|v| 1.13 * v), y]
         }
-        Op::WeightedSum { weights } => {
+        Op::WeightedSum(ops::WeightedSum { weights }) => {
             let sum = weights.iter().zip(x).map(|(w, l)| (w * l.float().data[0]).abs()).sum();
             vec![Tensor::new([1], vec![sum])]
         }
         // The weights of a resampled row sum to 1 and their absolute values to less than 2.
-        Op::ResizePositions { .. } => vec![outputs[0].map(|_| 2.0 * x[0].float().max_abs())],
-        Op::Gelu => vec![x[0].float().map(f64::abs)],
+        Op::ResizePositions(_) => vec![outputs[0].map(|_| 2.0 * x[0].float().max_abs())],
+        Op::Gelu(ops::Gelu) => vec![x[0].float().map(f64::abs)],
         // Errors of x - mean are relative to |x| and enlarged by rstd.
-        Op::LayerNorm { .. } => {
+        Op::LayerNorm(_) => {
             let (rstd, size) = (&outputs[2], x[0].float().max_abs());
             let gamma = x[1].float().max_abs();
             let d = x[0].float().cols();
@@ -147,7 +160,7 @@ fn magnitudes(op: &Op, x: &[Input], outputs: &[Tensor]) -> Vec<Tensor> {
             vec![y, outputs[1].map(|_| size), relative]
         }
         // As layer normalisation, by columns; groups have statistics of their own.
-        Op::BatchNorm { eps, groups } => {
+        Op::BatchNorm(ops::BatchNorm { eps, groups }) => {
             let (size, c) = (x[0].float().max_abs(), x[0].float().cols());
             let rstd = outputs[2].map(|v| 1.0 / (v + eps).sqrt());
             let group = groups.iter().enumerate().flat_map(|(g, &rows)| std::iter::repeat_n(g, rows));
@@ -159,21 +172,21 @@ fn magnitudes(op: &Op, x: &[Input], outputs: &[Tensor]) -> Vec<Tensor> {
             });
             vec![y, outputs[1].map(|_| size), outputs[2].map(|v| v + size * size * 1e-2)]
         }
-        Op::BatchNormInference { eps } => {
+        Op::BatchNormInference(ops::BatchNormInference { eps }) => {
             let least = x[4].float().data.iter().fold(f64::INFINITY, |m, &v| m.min(v));
             let spread = (x[0].float().max_abs() + x[3].float().max_abs()) / (least + eps).sqrt();
             let size = spread * x[1].float().max_abs() + x[2].float().max_abs();
             vec![outputs[0].map(|_| size)]
         }
         // The error of an exponent is relative to the largest score.
-        Op::Attention { .. } | Op::WindowAttention { .. } => {
+        Op::Attention(_) | Op::WindowAttention(_) => {
             let scores = 1.0 + outputs[1].max_abs();
-            let of = if matches!(op, Op::Attention { .. }) { x } else { &x[..2] };
+            let of = if matches!(op, Op::Attention(_)) { x } else { &x[..2] };
             let values = of.iter().fold(0.0f64, |m, t| m.max(t.float().max_abs()));
             vec![outputs[0].map(|_| values * scores), outputs[1].map(|_| scores)]
         }
-        Op::L2Normalize { .. } => vec![outputs[0].map(f64::abs), outputs[1].clone()],
-        Op::PrototypeCrossEntropy { .. } => {
+        Op::L2Normalize(_) => vec![outputs[0].map(f64::abs), outputs[1].clone()],
+        Op::PrototypeCrossEntropy(_) => {
             let (s, t) = (temperature(5, Scalar::StudentTemp), temperature(5, Scalar::TeacherTemp));
             vec![
                 outputs[0].map(|v| (v + 1.0 / s) * (1.0 + 1.0 / t)),
@@ -181,37 +194,37 @@ fn magnitudes(op: &Op, x: &[Input], outputs: &[Tensor]) -> Vec<Tensor> {
                 outputs[2].map(|v| v.abs() + 1.0 / t),
             ]
         }
-        Op::ExpertStatistics => {
+        Op::ExpertStatistics(ops::ExpertStatistics) => {
             let t = temperature(3, Scalar::TeacherTemp);
             vec![outputs[0].map(|v| (v.abs() + 1.0) / t)]
         }
-        Op::MaskedMse | Op::BceWithLogits { .. } | Op::GradHealth => {
+        Op::MaskedMse(ops::MaskedMse) | Op::BceWithLogits(_) | Op::GradHealth(ops::GradHealth) => {
             // Every output has its own size here.
             outputs.iter().map(|o| o.map(|v| v.abs().max(1e-3))).collect()
         }
-        Op::AdamW { .. } => largest(1.0),
-        Op::EmbedTokensBackward { .. }
-        | Op::ResizePositionsBackward { .. }
-        | Op::LinearBackwardInput { .. }
-        | Op::LinearBackwardWeight { .. }
-        | Op::GeluBackward
-        | Op::LayerNormBackward { .. }
-        | Op::AttentionBackward { .. }
-        | Op::RestoreTokensBackward
-        | Op::Conv2dBackwardInput { .. }
-        | Op::Conv2dBackwardWeight { .. }
-        | Op::DepthwiseConv2dBackwardInput { .. }
-        | Op::DepthwiseConv2dBackwardWeight { .. }
-        | Op::BatchNormBackward { .. }
-        | Op::Relu6Backward
-        | Op::Relu6GateBackward
-        | Op::GlobalAveragePoolBackward { .. }
-        | Op::WindowAttentionBackward { .. }
-        | Op::DynamicConvBackward { .. }
-        | Op::L2NormalizeBackward { .. }
-        | Op::PrototypeCrossEntropyBackward { .. }
-        | Op::MaskedMseBackward
-        | Op::BceWithLogitsBackward { .. } => {
+        Op::AdamW(_) => largest(1.0),
+        Op::EmbedTokensBackward(_)
+        | Op::ResizePositionsBackward(_)
+        | Op::LinearBackwardInput(_)
+        | Op::LinearBackwardWeight(_)
+        | Op::GeluBackward(ops::GeluBackward)
+        | Op::LayerNormBackward(_)
+        | Op::AttentionBackward(_)
+        | Op::RestoreTokensBackward(ops::RestoreTokensBackward)
+        | Op::Conv2dBackwardInput(_)
+        | Op::Conv2dBackwardWeight(_)
+        | Op::DepthwiseConv2dBackwardInput(_)
+        | Op::DepthwiseConv2dBackwardWeight(_)
+        | Op::BatchNormBackward(_)
+        | Op::Relu6Backward(ops::Relu6Backward)
+        | Op::Relu6GateBackward(ops::Relu6GateBackward)
+        | Op::GlobalAveragePoolBackward(_)
+        | Op::WindowAttentionBackward(_)
+        | Op::DynamicConvBackward(_)
+        | Op::L2NormalizeBackward(_)
+        | Op::PrototypeCrossEntropyBackward(_)
+        | Op::MaskedMseBackward(ops::MaskedMseBackward)
+        | Op::BceWithLogitsBackward(_) => {
             panic!("{} has no reference of its own", op.name())
         }
     }
@@ -219,9 +232,8 @@ fn magnitudes(op: &Op, x: &[Input], outputs: &[Tensor]) -> Vec<Tensor> {
 
 /// Output `slot` is stored in the narrow type, or summed from factors that were rounded to it.
 fn narrow(op: &Op, slot: usize) -> bool {
-    let rounded_factors =
-        matches!(op, Op::PrototypeCrossEntropy { .. } | Op::PrototypeCrossEntropyBackward { .. });
-    rounded_factors || output_role(op, slot) == Role::Element
+    let rounded_factors = matches!(op, Op::PrototypeCrossEntropy(_) | Op::PrototypeCrossEntropyBackward(_));
+    rounded_factors || op.facts().output_role(slot) == Role::Element
 }
 
 /// Of gradients: per output, the part of the error that storing in the narrow type makes.

@@ -1,0 +1,32 @@
+//! The scalar block.
+
+/// A number that changes from step to step: its place in the scalar block, a vector written like an input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(usize)]
+pub enum Scalar {
+    LearningRate = 0,
+    WeightDecay,
+    Beta1,
+    Beta2,
+    AdamEps,
+    /// `1 - beta1^t`, `t` counted from 1.
+    BiasCorrection1,
+    /// `1 - beta2^t`.
+    BiasCorrection2,
+    /// Largest gradient norm; 0 switches clipping off.
+    ClipNorm,
+    /// EMA momentum of the expert.
+    ExpertMomentum,
+    StudentTemp,
+    TeacherTemp,
+    CenterMomentum,
+    /// Index of the micro step inside an accumulated step, from 0.
+    MicroStep,
+    /// `1 / micro steps per step`.
+    MicroWeight,
+}
+
+impl Scalar {
+    /// Length of the scalar block.
+    pub const COUNT: usize = 14;
+}
