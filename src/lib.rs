@@ -1,7 +1,8 @@
 //! saip-engine: pretrains lightweight human-centric vision models with SAIP (Scale-Aware Image Pretraining).
 //!
-//! The layers, each using only those above it: [`error`], [`console`], [`interrupt`], [`atomic`], [`output_folder`], [`tensor`], [`ir`], [`plan`], [`backend`], ([`cpu`],
-//! [`cuda`]), [`nn`], [`saip`], [`data`], [`weights`], [`export`], [`eval`], [`train`], [`verify`], [`report`], [`cli`].
+//! The floors, each using only those below it: [`cli`]; [`verify`], [`export`], [`embed`]; [`train`]; [`objectives`]; [`report`];
+//! [`metrics`]; [`data`]; [`weights`]; [`models`]; [`nn`]; [`cpu`], [`cuda`]; [`backend`]; [`plan`]; [`ir`]; and the ground: [`tensor`],
+//! [`error`], [`console`], [`interrupt`], [`atomic`], [`output_folder`], [`units`].
 
 // First, so that all others print by its macros.
 #[macro_use]
@@ -15,15 +16,16 @@ pub mod cuda;
 pub mod data;
 pub mod embed;
 pub mod error;
-pub mod eval;
 pub mod export;
 pub mod interrupt;
 pub mod ir;
+pub mod metrics;
+pub mod models;
 pub mod nn;
+pub mod objectives;
 pub mod output_folder;
 pub mod plan;
 pub mod report;
-pub mod saip;
 pub mod tensor;
 pub mod train;
 pub mod units;

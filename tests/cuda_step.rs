@@ -8,13 +8,14 @@ use kernels::{cache, compiler};
 use saip_engine::backend::Backend;
 use saip_engine::cuda::{Choices, CudaBackend, Driver, VmDriver};
 use saip_engine::error::Error;
-use saip_engine::saip::config::StepConfig;
-use saip_engine::saip::{StepOptions, build_step};
+use saip_engine::objectives::saip::config::StepConfig;
+use saip_engine::objectives::saip::{StepOptions, build_step};
+use saip_engine::plan;
 use saip_engine::tensor::DType;
 use saip_engine::train::config::TrainConfig;
-use saip_engine::train::engine::{Engine, EngineOptions, compile_plan};
-use saip_engine::train::fixture::{Fixture, Verdict};
+use saip_engine::train::engine::{Engine, EngineOptions};
 use saip_engine::train::pretrained::base_step;
+use saip_engine::verify::fixture::{Fixture, Verdict};
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
@@ -141,7 +142,7 @@ fn needed(cfg: &TrainConfig, batch: usize, recompute: bool) -> u64 {
     let backend = backend(DType::F32);
     let step = StepConfig { batch, ..base_step(cfg).unwrap() };
     let opts = StepOptions { dtype: DType::F32, micro_steps: 1, drop_path: cfg.encoder.drop_path };
-    let plan = compile_plan(build_step(&step, &opts).unwrap().graph, recompute, &*backend).unwrap();
+    let plan = plan::compile(build_step(&step, &opts).unwrap().graph, recompute, &*backend).unwrap();
     backend.footprint(&[plan])
 }
 

@@ -13,7 +13,7 @@ use saip_engine::cuda::{
 use saip_engine::data::batch::ViewGeometry;
 use saip_engine::data::views::{ViewPlanner, scale_buckets};
 use saip_engine::error::{Error, Result};
-use saip_engine::saip::config::StepConfig;
+use saip_engine::objectives::saip::config::StepConfig;
 use saip_engine::tensor::DType;
 use saip_engine::train::config::TrainConfig;
 use saip_engine::train::engine::{Engine, EngineOptions};
@@ -62,7 +62,7 @@ fn buckets(preset: &str, sets: &[&str]) -> (TrainConfig, Vec<StepConfig>) {
     let cfg = TrainConfig::resolve(Some(preset), None, &sets).unwrap();
     let base = cfg.step_config(cfg.views.local_size, cfg.views.global_size);
     let scales = scale_buckets(cfg.views.scale, cfg.views.scale_buckets);
-    let planner = ViewPlanner::new(&base, &scales, cfg.augment.clone()).unwrap();
+    let planner = ViewPlanner::new(&base.geometry(), base.mask_ratio, &scales, cfg.augment.clone()).unwrap();
     let of = |g: &ViewGeometry| StepConfig {
         rescaled_size: g.rescaled_size,
         masked_size: g.masked_size,

@@ -14,10 +14,11 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use saip_engine::cpu::CpuBackend;
 use saip_engine::embed::{Embedder, Tokens};
-use saip_engine::export::{ExportOptions, Format, TrainedEncoder, export};
-use saip_engine::saip::config::EncoderConfig;
+use saip_engine::export::{ExportOptions, Format, export};
+use saip_engine::models::EncoderConfig;
 use saip_engine::tensor::Shape;
 use saip_engine::train::presets::PRESETS;
+use saip_engine::train::trained::TrainedEncoder;
 use saip_engine::weights::{
     self, Architecture, Naming, PthLayout, StarNet, StateDict, Tensor, TinyVit, Vit, timm_element,
     timm_parameters, write_safetensors,
@@ -196,7 +197,7 @@ fn full_run(dir: &Path, preset: &str) -> PathBuf {
     fs::create_dir_all(out.join("checkpoints")).unwrap();
     fs::write(out.join("config.toml"), ended.stdout).unwrap();
     let cfg = saip_engine::train::config::TrainConfig::load(&out.join("config.toml")).unwrap();
-    let encoder = saip_engine::nn::Encoder::new(&cfg.encoder.architecture, "encoder").unwrap();
+    let encoder = saip_engine::models::Encoder::new(&cfg.encoder.architecture, "encoder").unwrap();
     let (mut params, mut buffers) =
         (saip_engine::nn::ParamRegistry::new(), saip_engine::nn::ParamRegistry::new());
     encoder.register(&mut params).unwrap();

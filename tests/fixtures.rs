@@ -9,7 +9,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use saip_engine::backend::Backend;
 use saip_engine::cpu::CpuBackend;
 use saip_engine::tensor::DType;
-use saip_engine::train::fixture::{Deviation, Fixture, Results, Verdict, dump};
+use saip_engine::verify::fixture::{Deviation, Fixture, Results, Verdict, dump};
 
 /// The encoders, clipping, and frozen experts of both families.
 const ALL: [&str; 6] = [

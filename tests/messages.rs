@@ -98,7 +98,7 @@ fn users(path: &str, all: &BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
     let stem = path.rsplit('/').next().unwrap_or(path).trim_end_matches(".rs");
     match path {
         p if p.starts_with("src/cli/") && all.contains_key(stem) => vec![stem.to_owned()],
-        "src/export/source.rs" | "src/train/source.rs" | "src/cli/weights.rs" => {
+        "src/train/trained.rs" | "src/train/source.rs" | "src/cli/weights.rs" => {
             of(&["export", "embed", "eval"])
         }
         p if p.starts_with("src/weights/") => of(&["export", "embed", "eval"]),

@@ -2,22 +2,18 @@
 
 use proptest::prelude::*;
 use saip_engine::Result;
-use saip_engine::backend::{Backend, HostSlice, HostSliceMut, NullBackend, OperandType, ProgramId};
+use saip_engine::backend::{Backend, HostSlice, HostSliceMut, NullBackend, ProgramId};
 use saip_engine::ir::{Binding, Graph, Op, Region, ValueId, differentiate, ops, verify};
-use saip_engine::plan::{Interval, Plan, Space, fuse, lower_bound, place, plan, recompute};
+use saip_engine::plan::{
+    Interval, OperandType, Plan, Space, Target, fuse, lower_bound, place, plan, recompute,
+};
 use saip_engine::tensor::DType;
 use std::collections::BTreeMap;
 
 /// The null backend with workspaces and in-place pairs, so that the planner has something to get wrong.
 struct Greedy(NullBackend);
 
-impl Backend for Greedy {
-    fn name(&self) -> String {
-        "greedy".into()
-    }
-    fn dtype(&self) -> DType {
-        self.0.dtype()
-    }
+impl Target for Greedy {
     fn workspace(&self, op: &Op, inputs: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
         if matches!(op, Op::Linear(_)) { inputs[0].shape.count() * 2 } else { 0 }
     }
@@ -27,6 +23,15 @@ impl Backend for Greedy {
             Op::Gelu(ops::Gelu) | Op::GeluBackward(ops::GeluBackward) => &[0],
             _ => &[],
         }
+    }
+}
+
+impl Backend for Greedy {
+    fn name(&self) -> String {
+        "greedy".into()
+    }
+    fn dtype(&self) -> DType {
+        self.0.dtype()
     }
     fn compile(&mut self, plan: Plan) -> Result<ProgramId> {
         self.0.compile(plan)
@@ -256,16 +261,16 @@ fn recomputation_keeps_less() {
 
 #[test]
 fn the_full_step_fits_closely() {
-    use saip_engine::saip::{StepOptions, build_step};
+    use saip_engine::objectives::saip::{StepOptions, build_step};
     use saip_engine::train::config::TrainConfig;
     let sets = ["optim.batch=256".to_owned(), "optim.effective_batch=256".to_owned()];
     let cfg = TrainConfig::resolve(Some("saip-vit-tiny"), None, &sets).unwrap();
     let cpu = saip_engine::cpu::CpuBackend::<f32>::new(2).unwrap();
     for scale in [0.75, 1.25, 1.5] {
         let base = cfg.step_config(cfg.views.local_size, cfg.views.global_size);
-        let step = saip_engine::data::views::step_config_at(&base, scale);
+        let step = base.at_scale(scale);
         let graph = build_step(&step, &StepOptions::default()).unwrap().graph;
-        let plan = saip_engine::train::engine::compile_plan(graph, false, &cpu).unwrap();
+        let plan = saip_engine::plan::compile(graph, false, &cpu).unwrap();
         assert!(
             plan.arena_bytes as f64 <= 1.10 * plan.lower_bound_bytes as f64,
             "scale {scale}: {} against {}",

@@ -6,18 +6,17 @@ use std::time::Instant;
 use saip_engine::backend::Backend;
 use saip_engine::backend::NullBackend;
 use saip_engine::cuda::PlanningBackend;
-use saip_engine::data::views::step_config_at;
 use saip_engine::ir::{Graph, Node, Op, Region, ValueId, ops, verify};
 use saip_engine::nn::{ParamRegistry, initialise};
-use saip_engine::plan::{fuse, plan};
-use saip_engine::saip::config::StepConfig;
-use saip_engine::saip::{
+use saip_engine::objectives::saip::config::StepConfig;
+use saip_engine::objectives::saip::{
     EmbedOptions, Model, StepGraph, StepOptions, StepPoint, build_embed, build_inspect, build_step,
     scalar_block,
 };
+use saip_engine::plan;
+use saip_engine::plan::{fuse, plan};
 use saip_engine::tensor::{DType, Shape};
 use saip_engine::train::config::TrainConfig;
-use saip_engine::train::engine::compile_plan;
 use saip_engine::train::pretrained::base_step;
 
 const FIXTURE: &[u8] = include_bytes!("fixtures/vit-micro.safetensors");
@@ -503,11 +502,11 @@ fn full_steps_in_bf16_fit_gpus_of_24_and_48_gb() {
     ] {
         let sets = ["optim.batch=256", "optim.effective_batch=256"].map(str::to_owned);
         let cfg = TrainConfig::resolve(Some(preset), None, &sets).unwrap();
-        let step = step_config_at(&base_step(&cfg).unwrap(), cfg.views.scale[1]);
+        let step = base_step(&cfg).unwrap().at_scale(cfg.views.scale[1]);
         let opts = StepOptions { dtype: DType::Bf16, ..Default::default() };
         for (again, most) in [(false, kept), (true, recomputed)] {
             let mut backend = PlanningBackend::new(DType::Bf16);
-            let plan = compile_plan(build_step(&step, &opts).unwrap().graph, again, &backend).unwrap();
+            let plan = plan::compile(build_step(&step, &opts).unwrap().graph, again, &backend).unwrap();
             let bytes = plan.arena_bytes + plan.regions.iter().map(|r| r.bytes()).sum::<usize>();
             assert!(bytes <= most, "{preset}, recomputed {again}: {bytes} bytes");
             backend.compile(plan).unwrap_or_else(|e| panic!("{preset}, recomputed {again}: {e}"));

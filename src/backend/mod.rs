@@ -1,14 +1,12 @@
 //! What the engine asks of a device: hold the regions, compile plans, run them, move data in and out.
 
 mod null;
-mod resample;
 
 pub use null::NullBackend;
-pub use resample::resample_weights;
 
 use crate::error::{Error, Result};
-use crate::ir::{Op, Region};
-use crate::plan::Plan;
+use crate::ir::Region;
+use crate::plan::{Plan, Target};
 use crate::tensor::{DType, Shape};
 use std::collections::BTreeMap;
 
@@ -39,13 +37,6 @@ pub enum HostSliceMut<'a> {
     F32(&'a mut [f32]),
     F64(&'a mut [f64]),
     I32(&'a mut [i32]),
-}
-
-/// Shape and type of an operand, for sizing workspaces.
-#[derive(Clone, Copy, Debug)]
-pub struct OperandType<'a> {
-    pub shape: &'a Shape,
-    pub dtype: DType,
 }
 
 /// A compiled plan, owned by the backend that made it.
@@ -155,18 +146,12 @@ pub fn footprint(plans: &[Plan]) -> u64 {
 }
 
 /// A device that holds the regions and executes plans. All programs of one backend share its regions and one arena.
-pub trait Backend: Send {
+pub trait Backend: Target + Send {
     /// Short name with the device, such as `cpu (2 threads, f32)`.
     fn name(&self) -> String;
 
     /// The element type in which this backend computes.
     fn dtype(&self) -> DType;
-
-    /// Scratch bytes that an op needs while it runs; the planner reserves them in the arena.
-    fn workspace(&self, op: &Op, inputs: &[OperandType<'_>], outputs: &[OperandType<'_>]) -> usize;
-
-    /// Inputs whose memory the op may reuse for its first output when they are not needed afterwards.
-    fn in_place(&self, op: &Op) -> &'static [usize];
 
     /// Allocates what the plan needs beyond what is there (contents of regions are kept) and prepares every launch, so
     /// that [`Backend::run`] allocates nothing.

@@ -1,9 +1,9 @@
 //! A backend that records everything and computes nothing: for planning without a device and for tests.
 
-use super::{Backend, HostSlice, HostSliceMut, OperandType, ProgramId};
+use super::{Backend, HostSlice, HostSliceMut, ProgramId};
 use crate::error::{Error, Result};
 use crate::ir::{Op, Region};
-use crate::plan::{Plan, RegionSize};
+use crate::plan::{OperandType, Plan, RegionSize, Target};
 use crate::tensor::DType;
 
 /// One call that the null backend received.
@@ -45,6 +45,16 @@ impl NullBackend {
     }
 }
 
+impl Target for NullBackend {
+    fn workspace(&self, _: &Op, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    fn in_place(&self, _: &Op) -> &'static [usize] {
+        &[]
+    }
+}
+
 impl Backend for NullBackend {
     fn name(&self) -> String {
         format!("null ({})", self.dtype)
@@ -52,14 +62,6 @@ impl Backend for NullBackend {
 
     fn dtype(&self) -> DType {
         self.dtype
-    }
-
-    fn workspace(&self, _: &Op, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
-        0
-    }
-
-    fn in_place(&self, _: &Op) -> &'static [usize] {
-        &[]
     }
 
     fn compile(&mut self, plan: Plan) -> Result<ProgramId> {

@@ -1,21 +1,19 @@
 //! `saip-engine bench`.
 
+use super::bench_ops_groups::{BenchOpsArgs, SCALE};
 use super::cuda::CudaArgs;
-use super::device::{Device, DeviceOptions, parse_dtype, parse_target};
+use super::device::{Device, DeviceOptions, parse_dtype};
 use super::step::{StepArgs, at_scale};
 use crate::data::views::random_batch;
 use crate::error::{Error, Result};
+use crate::objectives::saip::StepPoint;
 use crate::report::table::table;
-use crate::saip::StepPoint;
 use crate::tensor::DType;
 use crate::train::engine::{Engine, EngineOptions};
 use crate::train::pretrained::base_step;
 use crate::units::{human_bytes, median};
 use serde_json::json;
 use std::time::Instant;
-
-/// Scale that is timed by default.
-pub const SCALE: f64 = 1.25;
 
 /// Arguments of `bench`.
 #[derive(clap::Args, Debug)]
@@ -30,42 +28,6 @@ pub enum Bench {
     Step(BenchStepArgs),
     /// Measure every op of a step by itself, against the machine's ceilings and cuBLASLt on a GPU, by counts without one
     Ops(BenchOpsArgs),
-}
-
-/// Arguments of `bench ops`.
-#[derive(clap::Args, Debug)]
-pub struct BenchOpsArgs {
-    #[command(flatten)]
-    pub step: StepArgs,
-    /// Images per step
-    #[arg(long, default_value_t = 2)]
-    pub batch: usize,
-    /// Scale of the rescaled views
-    #[arg(long, default_value_t = SCALE)]
-    pub scale: f64,
-    /// Device: cuda, cuda:N, or ptx-vm (the CUDA kernels, interpreted)
-    #[arg(long, default_value = "ptx-vm")]
-    pub device: String,
-    /// Precision: bf16 or f32
-    #[arg(long, default_value = "bf16", value_parser = parse_dtype)]
-    pub dtype: DType,
-    /// Architecture that the interpreter claims, and whose compiler figures are told; a GPU is its own [default: sm_90a]
-    #[arg(long, value_parser = parse_target)]
-    pub target: Option<(u32, u32)>,
-    /// Times that each op runs; the median counts
-    #[arg(long, default_value_t = 20)]
-    pub repeats: usize,
-    /// Compute activations again in the backward pass
-    #[arg(long)]
-    pub recompute: bool,
-    /// Rows to print; 0 for all
-    #[arg(long, default_value_t = 30)]
-    pub rows: usize,
-    /// Print one line of JSON instead of tables
-    #[arg(long)]
-    pub json: bool,
-    #[command(flatten)]
-    pub cuda: CudaArgs,
 }
 
 /// Arguments of `bench step`.
@@ -136,7 +98,7 @@ fn bench_step(args: &BenchStepArgs) -> Result<()> {
     };
     let mut engine = Engine::new(backend, std::slice::from_ref(&step), options)?;
     engine.initialise()?;
-    let batch = random_batch(&step, cfg.data.seed);
+    let batch = random_batch(&step.geometry(), step.batch, cfg.data.seed);
     let mut seconds = Vec::with_capacity(args.steps);
     let mut loss = 0.0;
     // The images stay: how fast they come is not the step's matter.

@@ -1,7 +1,6 @@
 //! The tables of `saip-engine bench ops`: times beside ceilings and cuBLASLt, or the interpreter's counts; kernels.
 
-use super::bench::BenchOpsArgs;
-use super::bench_ops::{Group, TARGET, count_kernel};
+use super::bench_ops_groups::{BenchOpsArgs, Group, TARGET, count_kernel};
 use crate::backend::{Ceilings, OpKernel};
 use crate::report::table::table;
 use crate::units::human_bytes;

@@ -8,10 +8,11 @@ use crate::data::left_out;
 use crate::embed::Embedder;
 use crate::embed::evaluate::{Evaluation, Line, Origin, Which, evaluate};
 use crate::error::{Error, Result};
-use crate::eval::reference::{Reference, SIZE};
-use crate::export::{TrainedEncoder, metadata};
+use crate::export::metadata;
+use crate::metrics::reference::{Reference, SIZE};
 use crate::report::table::table;
 use crate::tensor::DType;
+use crate::train::trained::TrainedEncoder;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 

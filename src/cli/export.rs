@@ -2,8 +2,9 @@
 
 use super::weights::WeightsArgs;
 use crate::error::{Error, Result};
-use crate::export::{ExportOptions, Format, TrainedEncoder, export};
+use crate::export::{ExportOptions, Format, export};
 use crate::report::table::table;
+use crate::train::trained::TrainedEncoder;
 use crate::units::human_bytes;
 use crate::weights::{Naming, PthLayout};
 use std::path::PathBuf;

@@ -56,7 +56,7 @@ fn parse_kind(text: &str) -> std::result::Result<Target, String> {
 }
 
 /// Scale of `bench`, which need not be one of the configuration's.
-const TIMED_SCALE: f64 = super::bench::SCALE;
+const TIMED_SCALE: f64 = super::bench_ops_groups::SCALE;
 
 /// Compiles and says what there is.
 ///

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod bench_ops;
+mod bench_ops_groups;
 mod bench_ops_tables;
 pub mod completions;
 pub mod cuda;
@@ -18,10 +19,12 @@ pub mod step;
 pub mod synth;
 pub mod train;
 pub mod verify;
+mod verify_args;
 mod verify_numeric;
 pub mod weights;
 
 use crate::error::Result;
+use clap::CommandFactory;
 use clap::{Parser, Subcommand};
 
 /// Pretrains lightweight human-centric vision models with SAIP (Scale-Aware Image Pretraining).
@@ -49,7 +52,7 @@ pub enum Command {
     /// Write a run's report again, or one page of several runs
     Report(report::ReportArgs),
     /// Check one step against recorded numbers of the reference implementation, or gradients against central differences
-    Verify(verify::VerifyArgs),
+    Verify(verify_args::VerifyArgs),
     /// Show how a step's memory is laid out
     Plan(plan::PlanArgs),
     /// Measure speed
@@ -80,6 +83,6 @@ pub fn run(cli: Cli) -> Result<i32> {
         Command::Bench(args) => bench::run(&args).map(|()| 0),
         Command::Kernels(args) => kernels::run(&args).map(|()| 0),
         Command::Info(args) => info::run(&args).map(|()| 0),
-        Command::Completions(args) => completions::run(&args).map(|()| 0),
+        Command::Completions(args) => completions::run(&args, &mut Cli::command()).map(|()| 0),
     }
 }

@@ -7,12 +7,12 @@ use crate::backend::Backend;
 use crate::cuda::PlanningBackend;
 use crate::error::{Error, Result};
 use crate::ir::dump;
+use crate::objectives::saip::{StepOptions, build_step};
+use crate::plan;
 use crate::plan::Plan;
 use crate::report::memory_svg;
 use crate::report::table::table;
-use crate::saip::{StepOptions, build_step};
 use crate::tensor::DType;
-use crate::train::engine::compile_plan;
 use crate::train::pretrained::base_step;
 use crate::train::summary::memory_picture;
 use crate::units::human_bytes;
@@ -66,7 +66,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     if let Some(path) = &args.graph {
         atomic::write(path, dump(&built.graph).as_bytes())?;
     }
-    let plan = compile_plan(built.graph, args.recompute || cfg.run.recompute, &*backend)?;
+    let plan = plan::compile(built.graph, args.recompute || cfg.run.recompute, &*backend)?;
     if args.device == "cuda" {
         // Whether there are kernels for all of it.
         backend.compile(plan.clone())?;

@@ -1,8 +1,8 @@
 //! The step that a command plans or times.
 
-use crate::data::views::step_config_at;
 use crate::error::{Error, Result};
-use crate::saip::config::{PATCH, StepConfig};
+use crate::ir::PATCH;
+use crate::objectives::saip::config::StepConfig;
 use crate::train::config::TrainConfig;
 use std::path::PathBuf;
 
@@ -54,7 +54,7 @@ pub fn at_scale(base: &StepConfig, scale: f64) -> Result<StepConfig> {
     if !(scale > 0.0 && scale <= 16.0) {
         return Err(Error::usage(format!("--scale {scale}: it must be above 0 and at most 16")));
     }
-    let step = step_config_at(base, scale);
+    let step = base.at_scale(scale);
     let patches = step.masked_size.iter().map(|s| s / PATCH).product::<usize>();
     if !(1..patches).contains(&step.visible_patches()) {
         return Err(Error::usage(format!(

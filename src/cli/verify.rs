@@ -1,58 +1,13 @@
 //! `saip-engine verify`.
 
-use super::cuda::CudaArgs;
-use super::device::{Device, DeviceOptions, parse_dtype};
+use super::device::{Device, DeviceOptions};
+use super::verify_args::VerifyArgs;
 use crate::atomic;
 use crate::error::{Error, Result};
 use crate::report::table::table;
 use crate::tensor::DType;
-use crate::train::fixture::{Deviation, Fixture, Verdict, dump};
-use std::path::{Path, PathBuf};
-
-/// Arguments of `verify`.
-#[derive(clap::Args, Debug)]
-pub struct VerifyArgs {
-    /// Fixtures: safetensors files with inputs, state, and what one step must give
-    #[arg(required_unless_present = "numeric")]
-    pub fixtures: Vec<PathBuf>,
-    /// Check gradients against central differences instead: of a whole step and of its ops; no fixture is needed
-    #[arg(long, conflicts_with_all = ["fixtures", "dump"])]
-    pub numeric: bool,
-    /// Built-in configuration whose step is checked, made small [default: demo]
-    #[arg(long, requires = "numeric")]
-    pub preset: Option<String>,
-    /// Check the ops of this name alone, such as layer_norm
-    #[arg(long, requires = "numeric", value_name = "NAME")]
-    pub op: Option<String>,
-    /// Device: auto, cpu, cuda, cuda:N, or ptx-vm (the CUDA kernels, interpreted)
-    #[arg(long, default_value = "auto")]
-    pub device: String,
-    /// Precision: f64 (cpu), f32, bf16 (not on the CPU) [default: f64 on the CPU, else f32]
-    #[arg(long, value_parser = parse_dtype)]
-    pub dtype: Option<DType>,
-    /// Largest error that passes [default: 1e-6 in f64; in f32 2e-4 on the CPU, else 5e-4; in bf16 2^-8 times the root of
-    /// the longest chain of roundings in the step, and eight times that with batch normalisation; with --numeric 1e-6 in
-    /// f64, in f32 by the chain and the terms of its sums]
-    #[arg(long)]
-    pub tol: Option<f64>,
-    /// Print JSON instead of tables
-    #[arg(long)]
-    pub json: bool,
-    /// Write the engine's own numbers under the fixture's names (one fixture only)
-    #[arg(long, value_name = "OUT.safetensors")]
-    pub dump: Option<PathBuf>,
-    /// Replace the file that --dump names
-    #[arg(long)]
-    pub force: bool,
-    /// Rows to print per fixture; 0 for all
-    #[arg(long, default_value_t = 10)]
-    pub rows: usize,
-    /// CPU threads; 0 for one per core
-    #[arg(long, default_value_t = 0)]
-    pub threads: usize,
-    #[command(flatten)]
-    pub cuda: CudaArgs,
-}
+use crate::verify::fixture::{Deviation, Fixture, Verdict, dump};
+use std::path::Path;
 
 /// What became of one fixture.
 struct Outcome {

@@ -1,7 +1,7 @@
 //! `saip-engine verify --numeric`.
 
 use super::device::{Device, DeviceOptions};
-use super::verify::VerifyArgs;
+use super::verify_args::VerifyArgs;
 use crate::error::{Error, Result};
 use crate::report::table::table;
 use crate::tensor::DType;

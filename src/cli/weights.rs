@@ -1,7 +1,7 @@
 //! Reading an encoder: what a file of weights does not tell.
 
 use crate::error::Result;
-use crate::export::TrainedEncoder;
+use crate::train::trained::TrainedEncoder;
 use crate::weights::ReadOptions;
 use std::path::Path;
 

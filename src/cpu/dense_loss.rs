@@ -7,7 +7,7 @@ use crate::ir::ops;
 use crate::tensor::Shape;
 use rayon::prelude::*;
 
-use crate::saip::config::PATCH;
+use crate::ir::PATCH;
 
 use super::buffers::{Io, Operand};
 use super::embed::Images;

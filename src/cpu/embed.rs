@@ -6,8 +6,8 @@ use rayon::prelude::*;
 
 use super::buffers::{Io, Operand};
 use super::kernel::{Kernel, cols, rows};
+use crate::ir::PATCH;
 use crate::ir::{TokenLayout, ops};
-use crate::saip::config::PATCH;
 use crate::tensor::Shape;
 
 use super::layout::{gather_tokens, row_of};

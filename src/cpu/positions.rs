@@ -7,7 +7,7 @@
 use super::par::for_rows;
 use super::real::Real;
 use super::simd::{axpy, vectorize};
-use crate::backend::resample_weights;
+use crate::ir::resample_weights;
 
 /// Elements of workspace for grids `from`, `to` (`[height, width]`) and width `d`.
 pub fn workspace(from: [usize; 2], to: [usize; 2], d: usize) -> usize {

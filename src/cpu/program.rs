@@ -3,10 +3,10 @@
 use super::buffers::{Arg, Io, Memory};
 use super::kernel;
 use super::real::Real;
-use crate::backend::{Backend, HostSlice, HostSliceMut, OperandType, ProgramId};
+use crate::backend::{Backend, HostSlice, HostSliceMut, ProgramId};
 use crate::error::{Error, Result};
 use crate::ir::{Op, Region, Rules};
-use crate::plan::{Plan, Slot, Space, Step};
+use crate::plan::{OperandType, Plan, Slot, Space, Step, Target};
 use crate::tensor::{DType, Shape};
 use std::collections::BTreeMap;
 
@@ -138,15 +138,7 @@ impl<T: Real> CpuBackend<T> {
     }
 }
 
-impl<T: Real> Backend for CpuBackend<T> {
-    fn name(&self) -> String {
-        format!("cpu ({} threads, {})", self.pool.current_num_threads(), T::DTYPE)
-    }
-
-    fn dtype(&self) -> DType {
-        T::DTYPE
-    }
-
+impl<T: Real> Target for CpuBackend<T> {
     fn workspace(&self, op: &Op, inputs: &[OperandType<'_>], outputs: &[OperandType<'_>]) -> usize {
         let inputs: Vec<&Shape> = inputs.iter().map(|o| o.shape).collect();
         let outputs: Vec<&Shape> = outputs.iter().map(|o| o.shape).collect();
@@ -155,6 +147,16 @@ impl<T: Real> Backend for CpuBackend<T> {
 
     fn in_place(&self, op: &Op) -> &'static [usize] {
         op.facts().in_place
+    }
+}
+
+impl<T: Real> Backend for CpuBackend<T> {
+    fn name(&self) -> String {
+        format!("cpu ({} threads, {})", self.pool.current_num_threads(), T::DTYPE)
+    }
+
+    fn dtype(&self) -> DType {
+        T::DTYPE
     }
 
     fn compile(&mut self, plan: Plan) -> Result<ProgramId> {

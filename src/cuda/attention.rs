@@ -2,8 +2,8 @@
 
 use super::kernel::{Call, Family, Given, kernel_params};
 use super::lower::{Lower, Lowered, Operand, Operands};
-use crate::backend::OperandType;
 use crate::ir::{AttentionLayout, Segments, ops};
+use crate::plan::OperandType;
 use crate::tensor::DType;
 use std::mem::offset_of;
 

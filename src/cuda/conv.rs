@@ -1,12 +1,13 @@
 //! Dense convolutions as matrix products over (tap, channel), all sizes of maps in one product. A convolution of one tap
 //! and stride 1 is a linear layer.
 
-use super::gemm::{self, Finish, Gather, Product};
+use super::gemm::{self};
 use super::kernel::{Call, Family, Given, kernel_params};
 use super::lower::{Lower, Lowered, Operands};
 use super::pixels::{Pixels, Reach};
-use crate::backend::OperandType;
+use super::product::{Finish, Gather, Product};
 use crate::ir::{ConvGeometry, FeatureMap, ops};
+use crate::plan::OperandType;
 use std::sync::Arc;
 
 kernel_params! {

@@ -3,8 +3,8 @@
 use super::kernel::{Call, Family, Given, KernelParams, kernel_params};
 use super::lower::{Lower, Lowered, Operands};
 use super::pointwise::{THREADS, vector};
-use crate::backend::OperandType;
 use crate::ir::ops;
+use crate::plan::OperandType;
 
 kernel_params! {
     pub const LAYOUTS;

@@ -4,8 +4,9 @@ use super::kernel::{Call, Family, Given, kernel_params};
 use super::layout::{self, Kept, Rows};
 use super::lower::{Lower, Lowered, Operand, Operands};
 use super::pointwise::{THREADS, blocks, vector};
-use crate::backend::{OperandType, resample_weights};
+use crate::ir::resample_weights;
 use crate::ir::{RowRun, TokenView, ops};
+use crate::plan::OperandType;
 use crate::tensor::DType;
 use std::mem::offset_of;
 

@@ -1,131 +1,17 @@
 //! Matrix products: linear layers and their gradients, and the product that convolutions become.
 
 use super::driver::{LibraryProduct, TensorMap};
-use super::kernel::{Call, Family, Given, kernel_params};
+use super::kernel::{Call, Family, Given};
 use super::lower::{Lowered, Operands};
 use super::pixels::Pixels;
-use super::tiles::{Choice, Choices, HOPPER_TILES, PLAIN_TILES, TENSOR_TILES, Tier, Tile};
+use super::product::{Alignment, Finish, Gather, GemmSm90Params, PixelGemmParams, Product, SplitSumParams};
+use super::tile::{HOPPER_TILES, PLAIN_TILES, TENSOR_TILES, Tier, Tile};
+use super::tiles::{Choice, Choices};
 use crate::ir::Epilogue;
 use crate::tensor::DType;
 use std::mem::offset_of;
-use std::sync::Arc;
-
-kernel_params! {
-    pub const LAYOUTS;
-    GemmParams {
-        y: u64, pre: u64, partial: u64, a: u64, b: u64, bias: u64, other: u64, m: u32, n: u32, k: u32, each: u32,
-    }
-    SplitSumParams { sum: u64, rows: u64, partial: u64, m: u32, n: u32, splits: u32, channels: u32 }
-}
-
-kernel_params! {
-    pub const PIXEL_LAYOUTS;
-    /// Of a product that sees several sizes of maps; see [`Pixels`].
-    PixelGemmParams { gemm: GemmParams, maps: u64 }
-}
-
-kernel_params! {
-    pub const SM90_LAYOUTS;
-    /// The maps are the driver's to make.
-    GemmSm90Params { a: [u64; 16], b: [u64; 16], gemm: GemmParams, splits: u32, unused: [u32; 13] }
-}
-
-/// What is stored of a sum: EPILOGUE of the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Finish {
-    None = 0,
-    Gelu = 1,
-    Residual = 2,
-    GeluBackward = 3,
-    Partial = 4,
-    /// The sums as they are, in f32.
-    Wide = 5,
-    /// Added to what is there, in f32.
-    Add = 6,
-}
-
-/// Which operand is read as a convolution sees its pixels: GATHER of the kernel.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Gather {
-    None,
-    A(Arc<Pixels>),
-    B(Arc<Pixels>),
-}
-
-impl Gather {
-    /// What is read, if any operand is read that way.
-    pub fn pixels(&self) -> Option<&Pixels> {
-        match self {
-            Gather::None => None,
-            Gather::A(pixels) | Gather::B(pixels) => Some(pixels),
-        }
-    }
-}
-
-/// Which operands' contiguous extents and addresses are all multiples of 16 bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Alignment {
-    pub a: bool,
-    pub b: bool,
-    /// What is stored, and what is read with it.
-    pub y: bool,
-}
-
-/// One product; see the kernel's file.
-#[derive(Clone, Debug)]
-pub struct Product {
-    pub params: GemmParams,
-    pub a_trans: bool,
-    pub b_trans: bool,
-    pub finish: Finish,
-    pub gather: Gather,
-    pub splits: u32,
-    /// None: the choice is made when it is called.
-    pub tile: Option<Tile>,
-}
 
 impl Product {
-    /// `m` by `n` over `k`, both operands stored along `k`, nothing done to the sums.
-    pub fn new(m: u32, n: u32, k: u32) -> Self {
-        let params = GemmParams { y: 0, pre: 0, partial: 0, a: 0, b: 0, bias: 0, other: 0, m, n, k, each: k };
-        Product {
-            params,
-            a_trans: false,
-            b_trans: false,
-            finish: Finish::None,
-            gather: Gather::None,
-            splits: 1,
-            tile: None,
-        }
-    }
-
-    /// What can be accessed by 16 bytes at once.
-    pub fn alignment(&self, element: DType) -> Alignment {
-        let p = &self.params;
-        let vec = 16 / element.bytes() as u32;
-        let pixels = self.gather.pixels().map_or(0, |pixels| pixels.channels);
-        let across = |trans: bool, outer: u32, gathered: bool| match (gathered, trans) {
-            (true, _) => pixels,
-            (false, true) => outer,
-            (false, false) => p.k,
-        };
-        let is = |extents: &[u32], addresses: &[u64]| {
-            extents.iter().all(|e| e.is_multiple_of(vec)) && addresses.iter().all(|a| a.is_multiple_of(16))
-        };
-        // Behind a part of `m` rows lie their sums.
-        let rows = if self.finish == Finish::Partial { p.m } else { 0 };
-        Alignment {
-            a: is(&[across(self.a_trans, p.m, matches!(self.gather, Gather::A(_)))], &[p.a]),
-            b: is(&[across(self.b_trans, p.n, matches!(self.gather, Gather::B(_)))], &[p.b]),
-            y: is(&[p.n, rows], &[p.y, p.pre, p.partial, p.other]),
-        }
-    }
-
-    /// Whether every contiguous extent and address is a multiple of 16 bytes.
-    pub fn aligned(&self, element: DType) -> bool {
-        self.alignment(element) == Alignment { a: true, b: true, y: true }
-    }
-
     /// The launch, with the tile that `choices` has for it.
     ///
     /// # Errors
@@ -169,6 +55,15 @@ impl Product {
         call.given =
             given(&tile, [self.a_trans, self.b_trans], self.alignment(element), self.finish, &self.gather);
         Ok(call)
+    }
+
+    /// A call for every tile that computes the product; those whose grid is too large are left out.
+    pub fn calls(&self, element: DType, choices: &Choices) -> Vec<Call> {
+        let call = |way: Choice| {
+            let call = self.call_by(way, element, choices.multiprocessors()).ok()?;
+            Some(Call { bf16: element == DType::Bf16, ..call })
+        };
+        choices.candidates(self, element).into_iter().filter_map(call).collect()
     }
 
     /// What a library would be asked for.

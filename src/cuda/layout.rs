@@ -3,8 +3,8 @@
 use super::kernel::{Call, Family, KernelParams, kernel_params};
 use super::lower::{Lower, Lowered, Operand, Operands};
 use super::pointwise::{self, THREADS, blocks, vector};
-use crate::backend::OperandType;
 use crate::ir::{RowRun, ops};
+use crate::plan::OperandType;
 use crate::tensor::DType;
 
 kernel_params! {

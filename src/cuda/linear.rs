@@ -2,8 +2,8 @@
 
 use super::gemm::{backward_input, backward_weight, linear, weight_workspace};
 use super::lower::{Lower, Lowered, Operands};
-use crate::backend::OperandType;
 use crate::ir::ops;
+use crate::plan::OperandType;
 
 impl Lower for ops::Linear {
     fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {

@@ -2,8 +2,8 @@
 
 use super::kernel::Call;
 use super::tiles::Choices;
-use crate::backend::OperandType;
 use crate::ir::{Op, for_op};
+use crate::plan::OperandType;
 use crate::tensor::{DType, Shape};
 
 /// An operand on the device; the address is 0 for an output that is not stored.

@@ -1,12 +1,13 @@
 //! Measures a compiled program op by op, the library's products beside ours, and what the machine can reach.
 
 use super::driver::{Driver, LibraryProduct, Measured, Work};
-use super::gemm::Product;
 use super::kernel::Call;
+use super::launch::{fill, prepare};
 use super::lower::Operand;
 use super::nvrtc::CompiledKernel;
 use super::occupancy::architecture;
-use super::program::{CudaBackend, Program, prepare};
+use super::product::Product;
+use super::program::{CudaBackend, Program};
 use crate::backend::{Ceilings, OpKernel, OpMeasure, ProductCeiling, ProgramId};
 use crate::error::{Error, Result};
 use crate::ir::Op;
@@ -194,25 +195,6 @@ impl<D: Driver> CudaBackend<D> {
 
 fn seconds(measured: Measured) -> Result<f64> {
     measured.seconds.ok_or_else(|| Error::invariant("measure", "a timed device told no time"))
-}
-
-/// Fills memory with numbers between -1 and 1 without a pattern: a GPU draws less power on zeros, and runs faster.
-pub(super) fn fill<D: Driver>(driver: &mut D, at: u64, bytes: usize, dtype: DType) -> Result<()> {
-    const PART: usize = 1 << 22;
-    let mut state = 0x2545_f491u32;
-    let mut random = || {
-        // xorshift (Marsaglia 2003).
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        state as i32 as f32 / i32::MAX as f32
-    };
-    let part: Vec<u8> = if dtype == DType::Bf16 {
-        (0..PART / 2).flat_map(|_| half::bf16::from_f32(random()).to_ne_bytes()).collect()
-    } else {
-        (0..PART / 4).flat_map(|_| random().to_ne_bytes()).collect()
-    };
-    (0..bytes).step_by(PART).try_for_each(|i| driver.upload(at + i as u64, &part[..PART.min(bytes - i)]))
 }
 
 /// The product that an op is, without its bias and what follows it; None for an op that is no plain product.

@@ -11,11 +11,13 @@ mod dense_loss;
 mod depthwise_conv;
 mod driver;
 mod embed;
+mod families;
 mod gemm;
 mod gpu;
 mod gpu_flush;
 mod gpu_handles;
 mod kernel;
+mod launch;
 mod layer_norm;
 mod layout;
 mod linear;
@@ -29,10 +31,12 @@ mod planning;
 mod pointwise;
 mod pool;
 mod probe;
+mod product;
 mod products;
 mod program;
 mod prototype_ce;
 mod sources;
+mod tile;
 mod tiles;
 mod tune;
 mod vm;
@@ -44,16 +48,18 @@ pub use driver::{
     DeviceInfo, Driver, GraphId, ImageKind, KernelFacts, KernelId, Launch, LibraryProduct, Measured,
     ProductId, TensorMap, Work,
 };
-pub use gemm::{Finish, GemmParams, Product};
+
 pub use gpu::GpuDriver;
 pub use kernel::{Call, Family, Given, KernelParams, Layout};
 pub use nvrtc::CompiledKernel;
 pub use occupancy::{ARCHITECTURES, Architecture, architecture};
 pub use planning::{Collected, PlanningBackend};
 pub use probe::{Gpu, Installed, cublaslt_version, installed};
+pub use product::{Finish, GemmParams, Product};
 pub use products::{PlannedProduct, products};
 pub use program::CudaBackend;
 pub use sources::Sources;
-pub use tiles::{Choice, Choices, HOPPER_TILES, PLAIN_TILES, TENSOR_TILES, Tier, Tile};
+pub use tile::{HOPPER_TILES, PLAIN_TILES, TENSOR_TILES, Tier, Tile};
+pub use tiles::{Choice, Choices};
 pub use tune::{TuneProgress, Tuner, Tuning};
 pub use vm::VmDriver;

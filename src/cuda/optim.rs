@@ -3,8 +3,8 @@
 use super::kernel::{Call, Family, KernelParams, kernel_params};
 use super::lower::{Lower, Lowered, Operands};
 use super::pointwise::{THREADS, blocks};
-use crate::backend::OperandType;
 use crate::ir::{ParamSegment, Scalar, ops};
+use crate::plan::OperandType;
 
 kernel_params! {
     pub const LAYOUTS;

@@ -7,10 +7,10 @@ use super::lower::{Lower, Operands};
 use super::program::{want, with_shapes};
 use super::sources::Sources;
 use super::tiles::Choices;
-use crate::backend::{Backend, HostSlice, HostSliceMut, NullBackend, OperandType, ProgramId};
+use crate::backend::{Backend, HostSlice, HostSliceMut, NullBackend, ProgramId};
 use crate::error::{Error, Result};
 use crate::ir::{Op, Region, Rules};
-use crate::plan::{Plan, Slot, Space, Step};
+use crate::plan::{OperandType, Plan, Slot, Space, Step, Target};
 use crate::tensor::DType;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -67,6 +67,16 @@ impl PlanningBackend {
     }
 }
 
+impl Target for PlanningBackend {
+    fn workspace(&self, op: &Op, inputs: &[OperandType<'_>], outputs: &[OperandType<'_>]) -> usize {
+        Lower::workspace(op, inputs, outputs)
+    }
+
+    fn in_place(&self, op: &Op) -> &'static [usize] {
+        op.facts().in_place
+    }
+}
+
 impl Backend for PlanningBackend {
     fn name(&self) -> String {
         format!("cuda ({}), planned without a device", self.null.dtype())
@@ -74,14 +84,6 @@ impl Backend for PlanningBackend {
 
     fn dtype(&self) -> DType {
         self.null.dtype()
-    }
-
-    fn workspace(&self, op: &Op, inputs: &[OperandType<'_>], outputs: &[OperandType<'_>]) -> usize {
-        Lower::workspace(op, inputs, outputs)
-    }
-
-    fn in_place(&self, op: &Op) -> &'static [usize] {
-        op.facts().in_place
     }
 
     /// Every op must have kernels that take its sizes.
@@ -93,7 +95,7 @@ impl Backend for PlanningBackend {
         let products = self.choices.take_unmeasured();
         if let Some(collected) = &self.collected {
             let all = products.values().filter(|_| collected.tuned);
-            calls.extend(all.flat_map(|(product, element)| self.choices.calls(product, *element)));
+            calls.extend(all.flat_map(|(product, element)| product.calls(*element, &self.choices)));
             collected.add(calls);
         }
         self.null.compile(plan)

@@ -2,8 +2,8 @@
 
 use super::kernel::{Call, Family, kernel_params};
 use super::lower::{Lower, Lowered, Operands};
-use crate::backend::OperandType;
 use crate::ir::ops;
+use crate::plan::OperandType;
 use crate::tensor::DType;
 
 kernel_params! {

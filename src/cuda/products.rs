@@ -1,8 +1,8 @@
 //! The matrix products of a plan.
 
 use super::driver::DeviceInfo;
-use super::gemm::Product;
 use super::planning::lowered;
+use super::product::Product;
 use super::tiles::Choices;
 use crate::error::Result;
 use crate::plan::Plan;

@@ -1,18 +1,17 @@
 //! The CUDA backend: owns the regions and the arena on the device, turns plans into prepared launches, runs them.
 
 use super::compiler::{Compiler, Wanted};
-use super::driver::{Driver, GraphId, Launch, Work};
+use super::driver::{Driver, GraphId, Work};
 use super::kernel::Call;
+use super::launch::prepare;
 use super::lower::{Lower, Operand, Operands};
 use super::sources::Sources;
 use super::tiles::Choices;
 use super::tune::Tuner;
-use crate::backend::{
-    Backend, Ceilings, HostSlice, HostSliceMut, OpKernel, OpMeasure, OperandType, ProgramId, footprint,
-};
+use crate::backend::{Backend, Ceilings, HostSlice, HostSliceMut, OpKernel, OpMeasure, ProgramId, footprint};
 use crate::error::{Error, Result};
 use crate::ir::{Op, Region, Rules};
-use crate::plan::{Plan, Slot, Space, Step};
+use crate::plan::{OperandType, Plan, Slot, Space, Step, Target};
 use crate::tensor::DType;
 use half::bf16;
 use std::collections::{BTreeMap, HashSet};
@@ -309,39 +308,18 @@ impl<D: Driver> Drop for CudaBackend<D> {
     }
 }
 
-/// Compiles and loads what `call` needs; addresses of its constant tables are added to `tables`.
-///
-/// # Errors
-/// Those of the compiler and the driver.
-pub(super) fn prepare<D: Driver>(
-    driver: &mut D,
-    compiler: &Compiler,
-    call: Call,
-    tables: &mut Vec<u64>,
-) -> Result<Work> {
-    if let Some(product) = &call.library
-        && let Some(id) = driver.library_product(product)?
-    {
-        return Ok(Work::Product(id));
-    }
-    let image = compiler.module(&call, driver.image_kind())?;
-    let kernel = driver.load(&image, call.kernel, call.shared)?;
-    let (grid, block, shared, mut params) = (call.grid, call.block, call.shared, call.params);
-    for (offset, bytes) in call.tables {
-        let at = driver.allocate(bytes.len())?;
-        tables.push(at);
-        driver.upload(at, &bytes)?;
-        params[offset..offset + size_of::<u64>()].copy_from_slice(&at.to_ne_bytes());
-    }
-    for (offset, map) in call.maps {
-        let map = driver.tensor_map(&map)?;
-        params[offset..offset + size_of_val(&map)].copy_from_slice(bytemuck::bytes_of(&map));
-    }
-    Ok(Work::Kernel(Launch { kernel, grid, block, shared, params }))
-}
-
 pub(super) fn with_shapes<'a>(slots: &'a [Slot], at: &[u64]) -> Vec<Operand<'a>> {
     slots.iter().zip(at).map(|(slot, &at)| Operand { at, shape: &slot.shape, dtype: slot.dtype }).collect()
+}
+
+impl<D: Driver> Target for CudaBackend<D> {
+    fn workspace(&self, op: &Op, inputs: &[OperandType<'_>], outputs: &[OperandType<'_>]) -> usize {
+        Lower::workspace(op, inputs, outputs)
+    }
+
+    fn in_place(&self, op: &Op) -> &'static [usize] {
+        op.facts().in_place
+    }
 }
 
 impl<D: Driver> Backend for CudaBackend<D> {
@@ -351,14 +329,6 @@ impl<D: Driver> Backend for CudaBackend<D> {
 
     fn dtype(&self) -> DType {
         self.dtype
-    }
-
-    fn workspace(&self, op: &Op, inputs: &[OperandType<'_>], outputs: &[OperandType<'_>]) -> usize {
-        Lower::workspace(op, inputs, outputs)
-    }
-
-    fn in_place(&self, op: &Op) -> &'static [usize] {
-        op.facts().in_place
     }
 
     fn compile(&mut self, plan: Plan) -> Result<ProgramId> {

@@ -2,10 +2,9 @@
 
 use super::compiler::Compiler;
 use super::driver::{DeviceInfo, Driver, Work};
-use super::gemm::{Gather, Product};
 use super::kernel::{Call, Family};
-use super::measure::fill;
-use super::program::prepare;
+use super::launch::{fill, prepare};
+use super::product::{Gather, Product};
 use super::sources::Sources;
 use super::tiles::{Choice, Choices};
 use crate::atomic::Temporary;
@@ -117,7 +116,7 @@ impl Tuner {
     pub fn candidates(&self, choices: &Choices) -> Vec<Call> {
         let unmeasured = choices.unmeasured();
         let missing = unmeasured.iter().filter(|(key, _)| self.known(key).is_none());
-        missing.flat_map(|(_, (product, element))| choices.calls(product, *element)).collect()
+        missing.flat_map(|(_, (product, element))| product.calls(*element, choices)).collect()
     }
 
     /// Measures what `choices` was asked for without a measurement, and tells it the results.

@@ -3,8 +3,8 @@
 use super::kernel::{Call, Family, Given, KernelParams, kernel_params};
 use super::lower::{Lower, Lowered, Operands};
 use super::pointwise::vector;
-use crate::backend::OperandType;
 use crate::ir::{FeatureMap, ops};
+use crate::plan::OperandType;
 use crate::tensor::DType;
 
 kernel_params! {

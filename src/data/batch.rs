@@ -1,6 +1,6 @@
 //! One batch of views, as the step takes them.
 
-use crate::saip::config::{PATCH, StepConfig};
+use crate::ir::PATCH;
 
 /// The sizes of all views of one step; `[height, width]` in pixels.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -16,16 +16,15 @@ pub struct ViewGeometry {
 }
 
 impl ViewGeometry {
-    pub fn of(cfg: &StepConfig) -> Self {
-        ViewGeometry {
-            global_size: cfg.global_size,
-            local_size: cfg.local_size,
-            locals: cfg.locals,
-            rescaled_size: cfg.rescaled_size,
-            masked_size: cfg.masked_size,
-            scene_size: cfg.scene_size,
-            visible: cfg.visible_patches(),
-        }
+    /// The same at `scale`: the rescaled views take it from the local ones, the masked one from the global ones; of its
+    /// patches a share of `mask_ratio` is hidden.
+    pub fn at_scale(&self, scale: f64, mask_ratio: f64) -> ViewGeometry {
+        let geometry = ViewGeometry {
+            rescaled_size: scaled_size(self.local_size, scale),
+            masked_size: scaled_size(self.global_size, scale),
+            ..self.clone()
+        };
+        ViewGeometry { visible: visible_patches(geometry.masked_tokens(), mask_ratio), ..geometry }
     }
 
     /// Tokens of the masked view, `(H'/P)(W'/P)`.
@@ -37,6 +36,17 @@ impl ViewGeometry {
     pub fn scene_tokens(&self) -> usize {
         (self.scene_size / PATCH).pow(2)
     }
+}
+
+/// `size * scale`, each side rounded to the nearest multiple of the patch edge, at least one patch.
+pub fn scaled_size(size: [usize; 2], scale: f64) -> [usize; 2] {
+    let patch = PATCH as f64;
+    size.map(|s| ((s as f64 * scale / patch).round() as usize).max(1) * PATCH)
+}
+
+/// Patches of `tokens` that stay visible: `floor(tokens * (1 - mask_ratio))`.
+pub fn visible_patches(tokens: usize, mask_ratio: f64) -> usize {
+    (tokens as f64 * (1.0 - mask_ratio)) as usize
 }
 
 /// One batch, view-major as in the reference, pixels normalised with the ImageNet mean and deviation, NCHW.

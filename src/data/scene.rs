@@ -6,7 +6,7 @@ use rand::RngExt;
 use crate::data::augment::{AugmentConfig, Augmenter, CropBox, Recipe, uniform};
 use crate::data::rng::StreamRng;
 use crate::error::Result;
-use crate::saip::config::PATCH;
+use crate::ir::PATCH;
 
 /// Where an instance lies in the scene, in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use crate::data::batch::{Batch, ViewGeometry};
 use crate::data::rng::{Purpose, StreamRng, stream};
 use crate::data::scene::{Scene, compose};
 use crate::error::{Error, Result};
-use crate::saip::config::{PATCH, StepConfig};
+use crate::ir::PATCH;
 
 /// Range of the scale that is drawn per step.
 pub const SCALE_RANGE: [f64; 2] = [0.75, 1.5];
@@ -24,50 +24,35 @@ pub fn scale_buckets([low, high]: [f64; 2], count: usize) -> Vec<f64> {
     }
 }
 
-/// `size * scale`, each side rounded to the nearest multiple of the patch edge, at least one patch.
-pub fn scaled_size(size: [usize; 2], scale: f64) -> [usize; 2] {
-    let patch = PATCH as f64;
-    size.map(|s| ((s as f64 * scale / patch).round() as usize).max(1) * PATCH)
-}
-
-/// `cfg` with the sizes of the rescaled and the masked view at `scale`.
-pub fn step_config_at(cfg: &StepConfig, scale: f64) -> StepConfig {
-    StepConfig {
-        rescaled_size: scaled_size(cfg.local_size, scale),
-        masked_size: scaled_size(cfg.global_size, scale),
-        ..cfg.clone()
-    }
-}
-
-/// The view sizes of step `step`: its scale is one of `scales`, drawn by the run's seed and the step alone.
-pub fn step_geometry(cfg: &StepConfig, scales: &[f64], seed: u64, step: u64) -> ViewGeometry {
-    match draw_scale(scales.len(), seed, step) {
-        Some(i) => ViewGeometry::of(&step_config_at(cfg, scales[i])),
-        None => ViewGeometry::of(cfg),
-    }
-}
-
 fn draw_scale(count: usize, seed: u64, step: u64) -> Option<usize> {
     (count > 0).then(|| stream(seed, 0, step, Purpose::Scale).random_range(0..count as u64) as usize)
 }
 
-/// A batch of normally distributed pixels with random masks and boxes.
-pub fn random_batch(cfg: &StepConfig, seed: u64) -> Batch {
-    let geometry = ViewGeometry::of(cfg);
+/// A batch of `b` images of normally distributed pixels with random masks and boxes.
+pub fn random_batch(geometry: &ViewGeometry, b: usize, seed: u64) -> Batch {
+    let g = geometry;
     let mut rng = stream(seed, 0, 0, Purpose::Views);
     let mut pixels = |images: usize, [h, w]: [usize; 2]| -> Vec<f32> {
         (0..images * 3 * h * w).map(|_| StandardNormal.sample(&mut rng)).collect()
     };
-    let b = cfg.batch;
-    let (global, local) = (pixels(2 * b, cfg.global_size), pixels(cfg.locals * b, cfg.local_size));
-    let (rescaled, masked) = (pixels(2 * b, cfg.rescaled_size), pixels(b, cfg.masked_size));
-    let scene = pixels(b, [cfg.scene_size; 2]);
+    let (global, local) = (pixels(2 * b, g.global_size), pixels(g.locals * b, g.local_size));
+    let (rescaled, masked) = (pixels(2 * b, g.rescaled_size), pixels(b, g.masked_size));
+    let scene = pixels(b, [g.scene_size; 2]);
     let mut rng = stream(seed, 0, 0, Purpose::Mask);
-    let keep =
-        (0..b).flat_map(|_| random_positions(geometry.masked_tokens(), geometry.visible, &mut rng)).collect();
-    let side = cfg.scene_size / PATCH;
+    let keep = (0..b).flat_map(|_| random_positions(g.masked_tokens(), g.visible, &mut rng)).collect();
+    let side = g.scene_size / PATCH;
     let boxes = (0..2 * b * side * side).map(|i| f32::from(u8::from(i % 3 == 0))).collect();
-    Batch { geometry, global, local, rescaled, masked, keep, scene, boxes, names: vec!["random".into(); b] }
+    Batch {
+        geometry: g.clone(),
+        global,
+        local,
+        rescaled,
+        masked,
+        keep,
+        scene,
+        boxes,
+        names: vec!["random".into(); b],
+    }
 }
 
 /// Identifies one picture's random numbers: the run's seed, the epoch, and the picture's number within it.
@@ -109,17 +94,17 @@ pub struct ViewPlanner {
 }
 
 impl ViewPlanner {
-    /// Plans for `step`'s sizes with one of `scales` per step; with no scales, `step`'s own rescaled and masked sizes
+    /// Plans for `step`'s sizes with one of `scales` per step, and `mask_ratio` of the masked view hidden at each; with no scales, `step`'s own rescaled and masked sizes
     /// are used at every step. Fails on sizes that are not positive multiples of the patch edge, on a scene of fewer
     /// than 2x2 tokens, on scales out of (0, 8], and on a mask ratio that leaves no visible or no hidden patch.
-    pub fn new(step: &StepConfig, scales: &[f64], augment: AugmentConfig) -> Result<Self> {
+    pub fn new(step: &ViewGeometry, mask_ratio: f64, scales: &[f64], augment: AugmentConfig) -> Result<Self> {
         augment.validate()?;
         let (mut geometries, mut bucket_of_scale) = (Vec::new(), Vec::new());
         for &scale in scales {
             if !(scale > 0.0 && scale <= 8.0) {
                 return Err(Error::config("scales", format!("{scale} is not within (0, 8]")));
             }
-            let geometry = ViewGeometry::of(&step_config_at(step, scale));
+            let geometry = step.at_scale(scale, mask_ratio);
             let known = geometries.iter().position(|g| *g == geometry);
             bucket_of_scale.push(known.unwrap_or(geometries.len()));
             if known.is_none() {
@@ -127,7 +112,7 @@ impl ViewPlanner {
             }
         }
         if geometries.is_empty() {
-            geometries.push(ViewGeometry::of(step));
+            geometries.push(step.clone());
         }
         geometries.iter().try_for_each(check_geometry)?;
         Ok(ViewPlanner { augment, geometries, bucket_of_scale })
@@ -147,7 +132,7 @@ impl ViewPlanner {
         draw_scale(self.bucket_of_scale.len(), seed, step).map_or(0, |i| self.bucket_of_scale[i])
     }
 
-    /// The geometry of step `step`; equals [`step_geometry`] for the same scales.
+    /// The geometry of step `step`.
     pub fn geometry(&self, seed: u64, step: u64) -> &ViewGeometry {
         &self.geometries[self.bucket(seed, step)]
     }
@@ -220,45 +205,33 @@ pub(crate) mod tests {
     use image::Rgb;
 
     use super::*;
-    use crate::data::augment::Resampler;
-    use crate::saip::config::{CsmConfig, CsrConfig, CssConfig, EncoderConfig};
+    use crate::data::batch::{scaled_size, visible_patches};
 
-    /// A step configuration with the given sizes; decoders and encoders do not matter to the data.
-    pub(crate) fn step(global: [usize; 2], local: [usize; 2], locals: usize, scene: usize) -> StepConfig {
-        StepConfig {
-            batch: 2,
+    pub(crate) const MASK_RATIO: f64 = 0.75;
+    use crate::data::augment::Resampler;
+
+    /// A step with the given sizes, three quarters of the masked view hidden.
+    pub(crate) fn step(global: [usize; 2], local: [usize; 2], locals: usize, scene: usize) -> ViewGeometry {
+        let visible = visible_patches(global[0] / PATCH * (global[1] / PATCH), MASK_RATIO);
+        ViewGeometry {
             global_size: global,
             local_size: local,
             locals,
             rescaled_size: local,
             masked_size: global,
             scene_size: scene,
-            mask_ratio: 0.75,
-            student_temp: 0.1,
-            teacher_temp: 0.04,
-            center_momentum: 0.9,
-            momentum: 0.996,
-            lr: 1e-3,
-            weight_decay: 0.05,
-            adam_eps: 1e-8,
-            clip_norm: None,
-            loss_weights: [1.0; 3],
-            csm: CsmConfig { hidden: 8, bottleneck: 8, prototypes: 8 },
-            csr: CsrConfig { dim: 8, depth: 1, heads: 1 },
-            css: CssConfig { dim: 8, depth: 1, heads: 1, convs: 1 },
-            encoder: EncoderConfig::Vit { img_size: global, embed_dim: 8, depth: 1, num_heads: 1, tap: 0 },
-            expert_encoder: None,
+            visible,
         }
     }
 
     #[test]
     fn sizes_are_scaled_and_rounded_to_patches() {
         let full = step([256, 128], [128, 64], 6, 224);
-        let at = step_config_at(&full, 1.25);
+        let at = full.at_scale(1.25, MASK_RATIO);
         assert_eq!((at.rescaled_size, at.masked_size), ([160, 80], [320, 160]));
         assert_eq!(scaled_size([128, 64], 0.75), [96, 48]);
         assert_eq!(scaled_size([32, 16], 0.3), [16, 16], "never below one patch");
-        assert_eq!(ViewGeometry::of(&at).visible, 50);
+        assert_eq!(at.visible, 50);
     }
 
     #[test]
@@ -268,21 +241,24 @@ pub(crate) mod tests {
         assert!(scale_buckets(SCALE_RANGE, 0).is_empty());
         let full = step([256, 128], [128, 64], 6, 224);
         let planner =
-            ViewPlanner::new(&full, &scale_buckets(SCALE_RANGE, 4), AugmentConfig::default()).unwrap();
+            ViewPlanner::new(&full, MASK_RATIO, &scale_buckets(SCALE_RANGE, 4), AugmentConfig::default())
+                .unwrap();
         assert_eq!(planner.geometries().len(), 4);
-        let close = ViewPlanner::new(&full, &[1.0, 1.001, 1.5], AugmentConfig::default()).unwrap();
+        let close =
+            ViewPlanner::new(&full, MASK_RATIO, &[1.0, 1.001, 1.5], AugmentConfig::default()).unwrap();
         assert_eq!(close.geometries().len(), 2);
-        let own = ViewPlanner::new(&full, &[], AugmentConfig::default()).unwrap();
-        assert_eq!(own.geometries(), [ViewGeometry::of(&full)]);
+        let own = ViewPlanner::new(&full, MASK_RATIO, &[], AugmentConfig::default()).unwrap();
+        assert_eq!(own.geometries(), std::slice::from_ref(&full));
     }
 
     #[test]
     fn every_step_draws_its_scale_from_seed_and_step_alone() {
         let (full, scales) = (step([256, 128], [128, 64], 6, 224), scale_buckets(SCALE_RANGE, 4));
-        let planner = ViewPlanner::new(&full, &scales, AugmentConfig::default()).unwrap();
+        let planner = ViewPlanner::new(&full, MASK_RATIO, &scales, AugmentConfig::default()).unwrap();
         let mut counts = [0; 4];
         for s in 0..400 {
-            assert_eq!(planner.geometry(3, s), &step_geometry(&full, &scales, 3, s));
+            let scale = draw_scale(scales.len(), 3, s).unwrap();
+            assert_eq!(planner.geometry(3, s), &full.at_scale(scales[scale], MASK_RATIO));
             counts[planner.bucket(3, s)] += 1;
         }
         assert!(counts.iter().all(|c| (65..140).contains(c)), "{counts:?}");
@@ -291,13 +267,15 @@ pub(crate) mod tests {
 
     #[test]
     fn unusable_sizes_are_named() {
-        let new = |cfg: StepConfig, scales: &[f64]| ViewPlanner::new(&cfg, scales, AugmentConfig::default());
+        let new = |step: ViewGeometry, scales: &[f64]| {
+            ViewPlanner::new(&step, MASK_RATIO, scales, AugmentConfig::default())
+        };
         let message = |cfg, scales| new(cfg, scales).unwrap_err().to_string();
         assert!(message(step([250, 128], [128, 64], 6, 224), &[]).contains("global_size"));
         assert!(message(step([256, 128], [128, 64], 6, 16), &[]).contains("scene_size"));
         assert!(message(step([256, 128], [128, 64], 6, 224), &[f64::NAN]).contains("scales"));
         let mut all_hidden = step([32, 16], [16, 16], 1, 64);
-        all_hidden.mask_ratio = 0.9;
+        all_hidden.visible = visible_patches(all_hidden.masked_tokens(), 0.9);
         assert!(message(all_hidden, &[]).contains("mask_ratio"));
     }
 
@@ -317,7 +295,7 @@ pub(crate) mod tests {
     #[test]
     fn views_are_what_the_reference_says() {
         let cfg = step([64, 32], [32, 16], 3, 64);
-        let planner = ViewPlanner::new(&cfg, &[1.25], AugmentConfig::default()).unwrap();
+        let planner = ViewPlanner::new(&cfg, MASK_RATIO, &[1.25], AugmentConfig::default()).unwrap();
         let g = planner.geometry(0, 0).clone();
         let person = RgbImage::from_fn(50, 100, |x, y| Rgb([(5 * x) as u8, (2 * y) as u8, (x * y) as u8]));
         let behind = RgbImage::from_pixel(50, 100, Rgb([10, 20, 30]));

@@ -10,12 +10,14 @@ use crate::data::augment::normalize::eval_image_with;
 use crate::data::left_out::{self, Kind, LeftOut};
 use crate::data::source::ImageSource;
 use crate::error::{Error, Result};
-use crate::export::TrainedEncoder;
 use crate::ir::{Binding, Region};
-use crate::nn::{Encoder, ParamRegistry, initialise, timm_name};
+use crate::models::{Encoder, timm_name};
+use crate::nn::{ParamRegistry, initialise};
+use crate::objectives::saip::{EmbedOptions, IoSlot, build_embed};
 use crate::output_folder::OutputFolder;
-use crate::saip::{EmbedOptions, IoSlot, build_embed};
-use crate::train::engine::{compile_plan, write_checked};
+use crate::plan;
+use crate::train::engine::write_checked;
+use crate::train::trained::TrainedEncoder;
 use rayon::prelude::*;
 use serde_json::json;
 use std::path::PathBuf;
@@ -80,7 +82,7 @@ impl Embedder {
                 registry.iter().find(|p| p.offset == at.offset).map(|p| (p.name.clone(), at))
             })
             .collect();
-        let plan = compile_plan(built.graph, false, &*backend)?;
+        let plan = plan::compile(built.graph, false, &*backend)?;
         let program = backend.compile(plan)?;
         let slot = |list: &[IoSlot], name: &str| list.iter().find(|s| s.name == name).cloned();
         let missing = |name: &str| Error::invariant("embedding", format!("no `{name}`"));

@@ -1,12 +1,13 @@
 //! Model cards: what an exported encoder is, what it was trained with, and how to load it.
 
 use super::Format;
-use super::source::{RunFacts, TrainedEncoder};
 use super::timm::timm_name;
-use crate::nn::Encoder;
-use crate::saip::config::{EncoderConfig, PATCH};
+use crate::ir::PATCH;
+use crate::models::Encoder;
+use crate::models::EncoderConfig;
 use crate::train::config::TrainConfig;
 use crate::train::metrics;
+use crate::train::trained::{RunFacts, TrainedEncoder};
 use crate::units::grouped;
 use sha2::{Digest, Sha256};
 use std::fmt::Write;

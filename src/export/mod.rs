@@ -2,16 +2,15 @@
 
 mod card;
 pub mod onnx;
-mod source;
 mod timm;
 
 pub use self::card::card;
-pub use self::source::{RunFacts, TrainedEncoder};
 pub use self::timm::{timm_config, timm_name};
 use crate::atomic;
 use crate::error::{Error, Result};
+use crate::models::EncoderConfig;
 use crate::output_folder::OutputFolder;
-use crate::saip::config::EncoderConfig;
+use crate::train::trained::TrainedEncoder;
 use crate::weights::{
     Architecture, HEADS_KEY, MEAN_KEY, Naming, PthLayout, SIZE_KEY, STD_KEY, StateDict, TAP_KEY, TAP_NORM,
     safetensors_bytes, write_pth, write_safetensors,

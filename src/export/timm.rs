@@ -1,8 +1,8 @@
 //! timm's description of an encoder.
 
-use super::source::TrainedEncoder;
-use crate::nn::Encoder;
-use crate::saip::config::EncoderConfig;
+use crate::models::Encoder;
+use crate::models::EncoderConfig;
+use crate::train::trained::TrainedEncoder;
 use serde_json::{Map, Value, json};
 
 /// timm's name of an encoder, and the arguments that its `create_model` needs beside it.

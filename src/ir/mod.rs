@@ -8,6 +8,7 @@ mod infer;
 mod maps;
 mod op;
 pub mod ops;
+mod resample;
 mod rules;
 mod scalar;
 mod verify;
@@ -22,7 +23,8 @@ pub use op::{Op, OpKind};
 pub use ops::{
     AttentionLayout, Epilogue, ParamSegment, RowRun, SegmentRun, Segments, TokenLayout, TokenView,
 };
-pub use rules::{Facts, Fusion, Role, Rules};
+pub use resample::resample_weights;
+pub use rules::{Facts, Fusion, PATCH, Role, Rules};
 pub use scalar::Scalar;
 pub(crate) use verify::region_order;
 pub use verify::verify;

@@ -2,7 +2,6 @@
 
 use super::scalar::Scalar;
 use crate::error::{Error, Result};
-use crate::saip::config::PATCH;
 use crate::tensor::{DType, Shape};
 
 /// Dimensions of an op's outputs.
@@ -172,6 +171,9 @@ pub struct Operand<'a> {
     pub shape: &'a Shape,
     pub dtype: DType,
 }
+
+/// Edge of a patch in pixels: every encoder gives its patch tokens on this grid.
+pub const PATCH: usize = 16;
 
 /// Values of one pixel patch.
 pub const PATCH_VALUES: usize = 3 * PATCH * PATCH;

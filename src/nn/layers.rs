@@ -220,12 +220,12 @@ impl<'r> Net<'_, 'r> {
 }
 
 /// Rows `start .. start + len`.
-pub(super) fn range(start: usize, len: usize) -> RowRun {
+pub(crate) fn range(start: usize, len: usize) -> RowRun {
     RowRun { start, len, stride: len, count: 1 }
 }
 
 /// The first row of every segment of a stream whose segments are `lengths` (`(count, rows)`).
-pub(super) fn first_rows(lengths: impl IntoIterator<Item = (usize, usize)>) -> Vec<RowRun> {
+pub(crate) fn first_rows(lengths: impl IntoIterator<Item = (usize, usize)>) -> Vec<RowRun> {
     let mut start = 0;
     lengths
         .into_iter()
@@ -238,14 +238,14 @@ pub(super) fn first_rows(lengths: impl IntoIterator<Item = (usize, usize)>) -> V
 }
 
 /// Parameters of an [`Net::attention`].
-pub(super) fn register_attention(reg: &mut ParamRegistry, path: &str, dim: usize) -> Result<()> {
+pub(crate) fn register_attention(reg: &mut ParamRegistry, path: &str, dim: usize) -> Result<()> {
     reg.linear(&format!("{path}.q"), dim, dim)?;
     reg.linear(&format!("{path}.kv"), 2 * dim, dim)?;
     reg.linear(&format!("{path}.proj"), dim, dim)
 }
 
 /// Parameters of an [`Net::mlp`] of ratio 4.
-pub(super) fn register_mlp(reg: &mut ParamRegistry, path: &str, dim: usize) -> Result<()> {
+pub(crate) fn register_mlp(reg: &mut ParamRegistry, path: &str, dim: usize) -> Result<()> {
     reg.linear(&format!("{path}.fc1"), 4 * dim, dim)?;
     reg.linear(&format!("{path}.fc2"), dim, 4 * dim)
 }

@@ -3,23 +3,10 @@
 //! Letters: `D` width of an encoder (image token), `T` width of its patch tokens, `E` width of a decoder, `B` images of
 //! one view, `N` patch tokens of an anchor, `n` of an instance or a masked view, `m` of a scene, `K` prototypes.
 
-mod csm;
-mod csr;
-mod css;
-mod encoder;
-mod feature_maps;
-mod init;
-mod layers;
-mod params;
-mod star_net;
-mod tiny_vit;
-mod vit;
+pub(crate) mod init;
+pub(crate) mod layers;
+pub(crate) mod params;
 
-pub use csm::CsmDecoder;
-pub use csr::{CsrDecoder, CsrInputs};
-pub use css::{CssDecoder, CssInstances};
-pub use encoder::{Encoder, EncoderDims, TapGroup, Tokens, View, timm_name};
 pub use init::{copy_shared, initialise};
 pub use layers::{Mode, Net, Weights};
 pub use params::{ALIGNMENT, Init, ParamRegistry, ParamSpec};
-pub use vit::DropPath;

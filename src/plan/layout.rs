@@ -2,7 +2,8 @@
 
 use super::arena::{self, Interval};
 use super::schedule;
-use crate::backend::{Backend, OperandType};
+use super::target::{OperandType, Target};
+
 use crate::error::{Error, Result};
 use crate::ir::{Binding, Graph, Node, Op, Region, Rules, ValueId};
 use crate::tensor::{DType, Shape};
@@ -72,15 +73,15 @@ pub struct Plan {
     pub lower_bound_bytes: usize,
 }
 
-/// Schedules `graph` and gives every value its place, on the terms of `backend` (workspaces, in-place pairs).
+/// Schedules `graph` and gives every value its place, on the terms of `target` (workspaces, in-place pairs).
 ///
 /// # Errors
 /// [`Error::Invariant`] when the graph binds overlapping types or the schedule is broken.
-pub fn plan(graph: &Graph, backend: &dyn Backend) -> Result<Plan> {
+pub fn plan(graph: &Graph, target: &dyn Target) -> Result<Plan> {
     let regions = region_sizes(graph)?;
     let mut best: Option<Plan> = None;
     for order in schedule::candidates(graph) {
-        let candidate = lay_out(graph, &order, backend, &regions)?;
+        let candidate = lay_out(graph, &order, target, &regions)?;
         if best.as_ref().is_none_or(|b| candidate.arena_bytes < b.arena_bytes) {
             best = Some(candidate);
         }
@@ -113,8 +114,8 @@ struct Liveness {
     of_value: Vec<Option<usize>>,
 }
 
-fn lay_out(graph: &Graph, order: &[usize], backend: &dyn Backend, regions: &[RegionSize]) -> Result<Plan> {
-    let (live, workspaces) = liveness(graph, order, backend);
+fn lay_out(graph: &Graph, order: &[usize], target: &dyn Target, regions: &[RegionSize]) -> Result<Plan> {
+    let (live, workspaces) = liveness(graph, order, target);
     let mut intervals = live.intervals.clone();
     let first_workspace = intervals.len();
     for (step, bytes) in workspaces.iter().enumerate().filter(|w| *w.1 > 0) {
@@ -173,7 +174,7 @@ fn lay_out(graph: &Graph, order: &[usize], backend: &dyn Backend, regions: &[Reg
 }
 
 /// Lifetimes of all arena buffers, and the workspace of every step.
-fn liveness(graph: &Graph, order: &[usize], backend: &dyn Backend) -> (Liveness, Vec<usize>) {
+fn liveness(graph: &Graph, order: &[usize], target: &dyn Target) -> (Liveness, Vec<usize>) {
     let mut last_use: Vec<Option<usize>> = vec![None; graph.values.len()];
     for (step, &n) in order.iter().enumerate() {
         for v in &graph.nodes[n].inputs {
@@ -185,7 +186,7 @@ fn liveness(graph: &Graph, order: &[usize], backend: &dyn Backend) -> (Liveness,
     let mut workspaces = Vec::with_capacity(order.len());
     for (step, &n) in order.iter().enumerate() {
         let node = &graph.nodes[n];
-        workspaces.push(workspace(graph, node, backend));
+        workspaces.push(workspace(graph, node, target));
         for (slot, id) in node.outputs.iter().enumerate() {
             let v = graph.value(*id);
             let end = last_use[id.index()];
@@ -194,7 +195,7 @@ fn liveness(graph: &Graph, order: &[usize], backend: &dyn Backend) -> (Liveness,
             }
             let end = end.unwrap_or(step);
             let donor =
-                if slot == 0 { in_place_donor(graph, node, step, backend, &last_use, &live) } else { None };
+                if slot == 0 { in_place_donor(graph, node, step, target, &last_use, &live) } else { None };
             let buffer = match donor {
                 Some(buffer) => {
                     live.intervals[buffer].end = live.intervals[buffer].end.max(end);
@@ -222,12 +223,12 @@ fn in_place_donor(
     graph: &Graph,
     node: &Node,
     step: usize,
-    backend: &dyn Backend,
+    target: &dyn Target,
     last_use: &[Option<usize>],
     live: &Liveness,
 ) -> Option<usize> {
     let out = graph.value(node.outputs[0]);
-    backend.in_place(&node.op).iter().find_map(|&i| {
+    target.in_place(&node.op).iter().find_map(|&i| {
         let id = *node.inputs.get(i)?;
         let v = graph.value(id);
         let buffer = live.of_value[id.index()]?;
@@ -238,12 +239,12 @@ fn in_place_donor(
     })
 }
 
-fn workspace(graph: &Graph, node: &Node, backend: &dyn Backend) -> usize {
+fn workspace(graph: &Graph, node: &Node, target: &dyn Target) -> usize {
     let types = |ids: &[ValueId]| -> Vec<OperandType<'_>> {
         ids.iter()
             .map(|id| graph.value(*id))
             .map(|v| OperandType { shape: &v.shape, dtype: v.dtype })
             .collect()
     };
-    backend.workspace(&node.op, &types(&node.inputs), &types(&node.outputs))
+    target.workspace(&node.op, &types(&node.inputs), &types(&node.outputs))
 }

@@ -1,12 +1,16 @@
 //! From a graph to a plan: fusion, schedule, liveness, arena offsets.
 
 mod arena;
+mod compile;
 mod fuse;
 mod layout;
 mod recompute;
 mod schedule;
+mod target;
 
 pub use arena::{Interval, lower_bound, place};
+pub use compile::compile;
 pub use fuse::{eliminate_dead, fuse};
 pub use layout::{Buffer, Plan, RegionSize, Slot, Space, Step, plan};
 pub use recompute::recompute;
+pub use target::{OperandType, Target};

@@ -6,7 +6,7 @@ use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, Value
 use plotters::prelude::*;
 
 use super::color::{ALARM, GRID, INK};
-use super::escape;
+use super::escape::escape;
 use super::smooth::{Point, is_drawable, robust_range, segments, smoothed, smoothed_log, thinned};
 use crate::error::{Error, Result};
 

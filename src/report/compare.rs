@@ -6,9 +6,11 @@ use std::path::Path;
 
 use super::chart::{Chart, Line, Unit};
 use super::color::{PALETTE, hex};
+use super::data::{Curves, RunSummary, Series};
+use super::escape::escape;
 use super::page::{figure, head, percent, short};
 use super::smooth::{first_and_last, last};
-use super::{Curves, RunSummary, Series, escape, write_page};
+use super::write_page;
 use crate::error::Result;
 use crate::units::{grouped, human_duration};
 

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::{BufferSpan, MemoryPicture, escape};
+use super::data::{BufferSpan, MemoryPicture};
+use super::escape::escape;
 use crate::units::{grouped, human_bytes};
 
 const WIDTH: f64 = 1100.0;

@@ -6,10 +6,10 @@ use plotters::style::RGBColor;
 
 use super::chart::{Chart, Line, Unit};
 use super::color::{PALETTE, hex};
+use super::data::{Baseline, Curve, Curves, MemoryPicture, Pictures, RunSummary, Series};
+use super::escape::escape;
 use super::smooth::{first_and_last, last};
-use super::{
-    Baseline, Curve, Curves, MemoryPicture, Pictures, RunSummary, Series, escape, memory_svg, pictures,
-};
+use super::{memory_svg, pictures};
 use crate::error::Result;
 use crate::units::{grouped, human_count, human_duration};
 

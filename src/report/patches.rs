@@ -7,7 +7,7 @@ use image::RgbImage;
 
 use crate::data::augment::normalize::denormalise;
 use crate::error::{Error, Result};
-use crate::saip::config::PATCH;
+use crate::ir::PATCH;
 
 const CHANNELS: usize = 3;
 /// Values of one patch.

@@ -9,7 +9,8 @@ use image::codecs::jpeg::JpegEncoder;
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
 
 use super::color::viridis;
-use super::{AttentionMap, InstanceResult, Neighbours, Pictures, Reconstruction, SceneResult, escape};
+use super::data::{AttentionMap, InstanceResult, Neighbours, Pictures, Reconstruction, SceneResult};
+use super::escape::escape;
 use crate::error::{Error, Result};
 
 const JPEG_QUALITY: u8 = 90;

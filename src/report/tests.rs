@@ -2,6 +2,7 @@
 
 use base64::Engine as _;
 use image::Rgb;
+use image::RgbImage;
 
 use super::*;
 

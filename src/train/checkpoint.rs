@@ -5,72 +5,27 @@
 //! under names that begin with a dot are leftovers of a killed process and are removed when the store is opened. What else
 //! lies in a checkpoint's folder is somebody's and is kept.
 
+mod format;
 mod read;
 mod write;
 
+use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-
+use self::format::{FORMAT, MANIFEST, MODEL, Manifest, RUN};
+pub use self::format::{RunState, TensorView};
 pub use self::read::Loaded;
-use self::write::{Create, Written};
-use super::resume::ImageSet;
+use self::write::Create;
 use crate::atomic::{self, Unfinished};
 use crate::error::{Error, Result};
-
-const MODEL: &str = "model.safetensors";
-const RUN: &str = "run.json";
-const MANIFEST: &str = "manifest.json";
-/// Layout of the folder; raised when an older engine could not read it.
-const FORMAT: u32 = 1;
 
 const WRITING: &str = ".tmp-";
 const REPLACED: &str = ".old-";
 const DELETED: &str = ".trash-";
 /// Before the names of checkpoints that a run has left for an earlier one: kept, but never read.
 const SUPERSEDED: &str = "superseded-";
-
-/// A tensor to be saved. The data stay where they are and are streamed to the disk.
-#[derive(Clone, Copy, Debug)]
-pub struct TensorView<'a> {
-    pub name: &'a str,
-    pub shape: &'a [usize],
-    /// Row-major; as many as the product of `shape`.
-    pub data: &'a [f32],
-}
-
-/// Where a run stands: what a resumed run needs beside the tensors.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct RunState {
-    /// Completed updates.
-    pub step: u64,
-    pub epoch: u64,
-    pub seed: u64,
-    /// [`TrainConfig::fingerprint`](super::config::TrainConfig::fingerprint) of the run.
-    pub config_hash: String,
-    pub engine_version: String,
-    /// The images that the run is trained on; absent in checkpoints of earlier versions.
-    #[serde(default)]
-    pub images: Option<ImageSet>,
-    /// Type that the run computes in; absent in checkpoints of earlier versions.
-    #[serde(default)]
-    pub dtype: Option<String>,
-    /// Counters of the loop, such as images seen, skipped steps, position in the data.
-    #[serde(default)]
-    pub counters: BTreeMap<String, u64>,
-    /// The last losses, for the report and the progress bar.
-    #[serde(default)]
-    pub history: serde_json::Value,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Manifest {
-    format: u32,
-    files: BTreeMap<String, Written>,
-}
 
 /// A complete save. `warnings` tell of older checkpoints that could not be removed.
 #[derive(Debug)]

@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::augment::AugmentConfig;
 use crate::error::{Error, Result};
-use crate::saip::config::{CsmConfig, CsrConfig, CssConfig, EncoderConfig, StepConfig};
-use crate::saip::schedule::{Schedule, scaled_lr};
+use crate::models::EncoderConfig;
+use crate::objectives::saip::config::{CsmConfig, CsrConfig, CssConfig, StepConfig};
+use crate::objectives::saip::schedule::{Schedule, scaled_lr};
 
 /// Everything that decides what a run does. Built by [`TrainConfig::resolve`], which also checks it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -2,32 +2,24 @@
 
 mod feed;
 mod memory;
+mod options;
 
 pub use feed::{hidden_positions, read_output, view, write_checked};
 
 use feed::{check_length, drop_path_factors};
 use memory::with_remedy;
 
+pub use self::options::EngineOptions;
+use self::options::step_options;
 use crate::backend::{Backend, HostSlice, HostSliceMut, OpKernel, OpMeasure, ProgramId};
 use crate::data::batch::Batch;
 use crate::error::{Error, Result};
 use crate::ir::Region;
 use crate::nn::{ParamRegistry, ParamSpec, copy_shared, initialise};
-use crate::plan::{Plan, fuse, plan, recompute};
-use crate::saip::config::StepConfig;
-use crate::saip::{IoSlot, StepGraph, StepOptions, StepPoint, build_step, scalar_block};
+use crate::objectives::saip::config::StepConfig;
+use crate::objectives::saip::{IoSlot, StepGraph, StepPoint, build_step, scalar_block};
+use crate::plan::{self, Plan};
 use std::collections::HashMap;
-
-/// How the steps of a run are built.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct EngineOptions {
-    pub micro_steps: usize,
-    /// Rate of stochastic depth in the student's last block.
-    pub drop_path: f64,
-    /// Compute activations again in the backward pass instead of keeping them.
-    pub recompute: bool,
-    pub seed: u64,
-}
 
 /// What one micro step has to say. Losses of objectives that are switched off are absent.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -104,26 +96,6 @@ pub struct Engine {
     room: Option<u64>,
 }
 
-/// Differentiated and fused graph to plan.
-///
-/// # Errors
-/// Those of planning; they are defects of the program, not of its input.
-pub fn compile_plan(mut graph: crate::ir::Graph, again: bool, backend: &dyn Backend) -> Result<Plan> {
-    crate::ir::verify(&graph, "building the step")?;
-    if again {
-        recompute(&mut graph);
-        crate::ir::verify(&graph, "recomputation")?;
-    }
-    fuse(&mut graph);
-    crate::ir::verify(&graph, "fusion")?;
-    plan(&graph, backend)
-}
-
-fn step_options(options: &EngineOptions, backend: &dyn Backend) -> StepOptions {
-    let EngineOptions { micro_steps, drop_path, .. } = *options;
-    StepOptions { dtype: backend.dtype(), micro_steps, drop_path }
-}
-
 impl Engine {
     /// Compiles the step of each of `configs`, which differ in the sizes of their views only. Parameters are zero until
     /// [`Engine::initialise`] or [`Engine::load`].
@@ -141,12 +113,12 @@ impl Engine {
         let room = backend.free_memory();
         for cfg in configs {
             let built = build_step(cfg, &opts)?;
-            let planned = compile_plan(built.graph, options.recompute, &*backend)?;
+            let planned = plan::compile(built.graph, options.recompute, &*backend)?;
             plans.push(planned.clone());
             let program = backend.compile(planned);
             let program = program.map_err(|e| with_remedy(e, room, configs, &options, &*backend))?;
             if let (Some(graph), None) = (built.update, &update) {
-                let planned = compile_plan(graph, false, &*backend)?;
+                let planned = plan::compile(graph, false, &*backend)?;
                 let program = backend.compile(planned);
                 let program = program.map_err(|e| with_remedy(e, room, configs, &options, &*backend))?;
                 update = Some((program, built.outputs.clone()));

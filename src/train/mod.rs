@@ -3,9 +3,9 @@
 pub mod checkpoint;
 pub mod config;
 pub mod engine;
-pub mod fixture;
 pub mod folder;
 pub mod guard;
+pub mod image_set;
 pub mod metrics;
 pub mod presets;
 pub mod pretrained;
@@ -20,3 +20,4 @@ pub mod source;
 pub mod sources;
 pub mod summary;
 pub mod tensorboard;
+pub mod trained;

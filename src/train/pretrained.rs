@@ -5,8 +5,11 @@ use super::engine::Initial;
 use super::source;
 use crate::data::augment::normalize::{MEAN, STD};
 use crate::error::{Error, Result};
-use crate::nn::{Encoder, ParamRegistry, timm_name};
-use crate::saip::config::{EncoderConfig, PATCH, StepConfig};
+use crate::ir::PATCH;
+use crate::models::EncoderConfig;
+use crate::models::{Encoder, timm_name};
+use crate::nn::ParamRegistry;
+use crate::objectives::saip::config::StepConfig;
 use crate::tensor::Shape;
 use crate::weights::{
     self, Architecture, Asks, Grid, Hint, LoadOptions, LoadReport, ReadOptions, StateDict, Vit,

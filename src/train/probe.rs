@@ -1,18 +1,19 @@
 //! Retrieval with the frozen features of the encoder while it is trained.
 
-use super::engine::{Engine, compile_plan, write_checked};
+use super::engine::{Engine, write_checked};
 use crate::backend::{HostSlice, HostSliceMut, ProgramId};
 use crate::data::labelled::PersonSet;
 use crate::data::left_out::{self, LeftOut};
 use crate::data::loader::eval_image;
 use crate::error::{Error, Result};
-use crate::eval::Features;
-use crate::eval::reference::{self, Reference};
-use crate::eval::retrieval::{RetrievalMetrics, nearest, retrieval};
 use crate::interrupt::Interrupt;
 use crate::ir::Region;
-use crate::saip::config::EncoderConfig;
-use crate::saip::{EmbedGraph, EmbedOptions, IoSlot, build_embed};
+use crate::metrics::Features;
+use crate::metrics::reference::{self, Reference};
+use crate::metrics::retrieval::{RetrievalMetrics, nearest, retrieval};
+use crate::models::EncoderConfig;
+use crate::objectives::saip::{EmbedGraph, EmbedOptions, IoSlot, build_embed};
+use crate::plan;
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -59,7 +60,7 @@ pub fn compile(
         patch_tokens: false,
     };
     let built = build_embed(encoder, engine.student(), &opts)?;
-    let plan = compile_plan(built.graph.clone(), false, engine.backend())?;
+    let plan = plan::compile(built.graph.clone(), false, engine.backend())?;
     Ok((engine.backend().compile(plan)?, built))
 }
 

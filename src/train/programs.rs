@@ -1,16 +1,17 @@
 //! Every program that a configuration makes its device compile: training with and without accumulation, calibration, the
 //! probe, features, the report's pictures.
 
-use super::engine::{Engine, EngineOptions, compile_plan};
+use super::engine::{Engine, EngineOptions};
 use super::pretrained::base_step;
 use super::probe;
 use super::summary;
 use crate::backend::Backend;
-use crate::data::views::{scale_buckets, step_config_at};
+use crate::data::views::scale_buckets;
 use crate::error::Result;
 use crate::ir::Region;
-use crate::saip::config::StepConfig;
-use crate::saip::{EmbedOptions, build_embed};
+use crate::objectives::saip::config::StepConfig;
+use crate::objectives::saip::{EmbedOptions, build_embed};
+use crate::plan;
 use crate::train::config::TrainConfig;
 
 /// Compiles all of them on backends that `open` makes, for the scales of the configuration and `more`.
@@ -21,7 +22,7 @@ pub fn compile_all(cfg: &TrainConfig, more: &[f64], open: impl Fn() -> Box<dyn B
     let base = base_step(cfg)?;
     let mut scales = scale_buckets(cfg.views.scale, cfg.views.scale_buckets);
     scales.extend(more);
-    let configs: Vec<StepConfig> = scales.iter().map(|scale| step_config_at(&base, *scale)).collect();
+    let configs: Vec<StepConfig> = scales.iter().map(|scale| base.at_scale(*scale)).collect();
     let accumulation = cfg.optim.accumulation(1)?;
     // Without accumulation is how steps are timed and the center is calibrated.
     for micro_steps in if accumulation > 1 { vec![1, accumulation] } else { vec![1] } {
@@ -49,6 +50,6 @@ fn features(cfg: &TrainConfig, engine: &mut Engine) -> Result<()> {
         patch_tokens: true,
     };
     let built = build_embed(&cfg.encoder.architecture, engine.student(), &opts)?;
-    let plan = compile_plan(built.graph, false, engine.backend())?;
+    let plan = plan::compile(built.graph, false, engine.backend())?;
     engine.backend().compile(plan).map(drop)
 }

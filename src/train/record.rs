@@ -4,7 +4,7 @@ use super::folder::RunFolder;
 use super::metrics::MetricsLog;
 use super::tensorboard::EventWriter;
 use crate::error::Result;
-use crate::eval::reference::Reference;
+use crate::metrics::reference::Reference;
 use serde_json::{Map, Value, json};
 
 /// The tags of the probe's mean average precision and of its share of right first places.

@@ -3,15 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-
 use super::checkpoint::{Loaded, RunState};
 use super::config::TrainConfig;
 use super::engine::{Engine, Initial};
+use super::image_set::ImageSet;
 use super::metrics;
-use crate::data::source::ImageSource;
 use crate::error::{Error, Result};
-use crate::saip::schedule::REFERENCE_BATCH;
+use crate::objectives::saip::schedule::REFERENCE_BATCH;
 use crate::tensor::DType;
 
 /// How a run is to go on.
@@ -21,26 +19,6 @@ pub struct Resume {
     pub step: Option<u64>,
     /// The images need not be those that the run began with.
     pub other_images: bool,
-}
-
-/// The images of a run, as its checkpoints remember them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ImageSet {
-    pub count: u64,
-    /// CRC-32C of all names in their order, eight hexadecimal digits.
-    pub names: String,
-}
-
-impl ImageSet {
-    /// The images of `source`; none is opened.
-    pub fn of(source: &dyn ImageSource) -> Self {
-        let crc = (0..source.len()).fold(0, |crc, i| {
-            let crc = crc32c::crc32c_append(crc, source.name(i).as_bytes());
-            // Names have no such byte: "ab", "c" are not "a", "bc".
-            crc32c::crc32c_append(crc, &[0])
-        });
-        ImageSet { count: source.len() as u64, names: format!("{crc:08x}") }
-    }
 }
 
 /// What is not as it was before, a sentence each; `state` is that of the checkpoint, `settings` are the keys that differ.
@@ -165,6 +143,7 @@ fn shell_word(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::source::ImageSource;
     use image::RgbImage;
 
     struct Names(&'static [&'static str]);

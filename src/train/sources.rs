@@ -8,7 +8,7 @@ use crate::data::source::{ImageSource, Quarantine, open_source};
 use crate::data::synth::{SynthConfig, SynthPersons};
 use crate::data::views::{ViewPlanner, scale_buckets};
 use crate::error::{Error, Result};
-use crate::saip::config::StepConfig;
+use crate::objectives::saip::config::StepConfig;
 use image::RgbImage;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
@@ -125,7 +125,7 @@ fn held_out(cfg: &TrainConfig) -> Result<PersonSet> {
 pub(super) fn planner(cfg: &TrainConfig) -> Result<(ViewPlanner, Vec<StepConfig>)> {
     let scales = scale_buckets(cfg.views.scale, cfg.views.scale_buckets);
     let base = cfg.step_config(cfg.views.local_size, cfg.views.global_size);
-    let planner = ViewPlanner::new(&base, &scales, cfg.augment.clone())?;
+    let planner = ViewPlanner::new(&base.geometry(), base.mask_ratio, &scales, cfg.augment.clone())?;
     let configs = planner
         .geometries()
         .iter()

@@ -1,7 +1,7 @@
 //! The end of a run: what the report shows, gathered from the log, the model and the plan.
 
 use super::config::TrainConfig;
-use super::engine::{Engine, compile_plan, hidden_positions, view, write_checked};
+use super::engine::{Engine, hidden_positions, view, write_checked};
 use super::folder::Outcome;
 use super::metrics;
 use super::probe::{Probe, ProbeResult};
@@ -13,14 +13,16 @@ use crate::data::loader::{Loader, LoaderConfig};
 use crate::data::source::ImageSource;
 use crate::data::views::ViewPlanner;
 use crate::error::Result;
-use crate::eval::reference::Reference;
-use crate::plan::Plan;
+use crate::ir::PATCH;
+use crate::metrics::reference::Reference;
+use crate::models::EncoderConfig;
+use crate::objectives::saip::config::StepConfig;
+use crate::objectives::saip::{InspectGraph, IoSlot, build_inspect};
+use crate::plan::{self, Plan};
 use crate::report::{
     AttentionMap, Baseline, BufferSpan, Curve, Curves, InstanceResult, MemoryPicture, Neighbours, Pictures,
     Reconstruction, RunSummary, SceneResult, Series, reconstruct, write_report,
 };
-use crate::saip::config::{EncoderConfig, PATCH, StepConfig};
-use crate::saip::{InspectGraph, IoSlot, build_inspect};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -184,14 +186,14 @@ pub fn compile_pictures(
 ) -> Result<(ProgramId, InspectGraph, StepConfig)> {
     let cfg = StepConfig { batch: SHOWN, ..step.clone() };
     let built = build_inspect(&cfg, engine.backend().dtype())?;
-    let plan = compile_plan(built.graph.clone(), false, engine.backend())?;
+    let plan = plan::compile(built.graph.clone(), false, engine.backend())?;
     Ok((engine.backend().compile(plan)?, built, cfg))
 }
 
 /// Runs the model in evaluation mode on a few images and draws what it does.
 fn pictures(run: &TrainConfig, shown: &Shown<'_>, engine: &mut Engine) -> Result<Pictures> {
     let (program, built, cfg) = compile_pictures(engine, shown.step_config)?;
-    let planner = ViewPlanner::new(&cfg, &[], run.augment.clone())?;
+    let planner = ViewPlanner::new(&cfg.geometry(), cfg.mask_ratio, &[], run.augment.clone())?;
     let loader =
         LoaderConfig { batch: SHOWN, seed: PICTURE_SEED, workers: 0, prefetch: 1, ..LoaderConfig::default() };
     let batch = Loader::new(Arc::clone(&shown.source), loader, planner)?.next()?;

@@ -1,3 +1,4 @@
 //! Checks of the engine against what does not depend on it.
 
+pub mod fixture;
 pub mod numeric;

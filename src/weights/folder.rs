@@ -8,8 +8,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::options::{HEADS_KEY, MEAN_KEY, ReadOptions, SIZE_KEY, STD_KEY};
+use super::single::single;
 use super::tensor::StateDict;
-use super::{file, single};
 use crate::error::{Error, Result};
 
 /// The file in a folder of ours for timm with the norm of a ViT's tapped block, which timm's model does not have.
@@ -116,4 +116,12 @@ fn told(state: &mut StateDict, config: &Value) {
     let size = numbers("input_size").filter(|n| n.len() == 3);
     tell(SIZE_KEY, size.map(|n| n[1..].join("x")));
     tell(HEADS_KEY, config["model_args"]["num_heads"].as_u64().map(|n| n.to_string()));
+}
+
+/// The weights of a file, or of the files that it lists.
+pub(super) fn file(path: &Path, options: &ReadOptions) -> Result<StateDict> {
+    match single(path, options)? {
+        Some(state) => Ok(state),
+        None => read_index(path, options),
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::options::Hint;
+use super::asks::Hint;
 use super::tensor::StateDict;
 use crate::error::{Error, Result};
 

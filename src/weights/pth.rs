@@ -5,8 +5,8 @@ use std::fs::File;
 use std::path::Path;
 
 use super::archive::Archive;
+use super::asks::{Asks, Hint};
 use super::names::has_anchor;
-use super::options::{Asks, Hint};
 use super::pickle::{self, Pickle, TensorRef, Value};
 use super::tensor::{StateDict, Tensor, buffer, byte_len};
 use crate::error::{Error, Result};

@@ -35,7 +35,7 @@ const ALIGNMENT: u16 = 64;
 /// [`Error::Io`]; [`Error::File`] for a tensor with NaN or infinite values, or when two would get the same name.
 pub fn write_pth(path: impl AsRef<Path>, state: &StateDict, layout: &PthLayout<'_>) -> Result<()> {
     let path = path.as_ref();
-    super::check_writable(path, state)?;
+    super::tensor::check_writable(path, state)?;
     let named = state.renamed(|name| Some(format!("{}{}", layout.prefix, layout.naming.from_timm(name))));
     if named.len() != state.len() {
         return Err(Error::file(

@@ -1,6 +1,6 @@
 //! Position tables on another grid.
 
-use crate::backend::resample_weights;
+use crate::ir::resample_weights;
 
 /// Resamples a position table `[prefix + h * w, dim]` of the grid `from = [h, w]` to the grid `to`: bicubic with antialiasing,
 /// as timm's `resample_abs_pos_embed`. The first `prefix` rows, of the class token and the like, are kept.

@@ -94,7 +94,7 @@ pub fn write_safetensors(path: impl AsRef<Path>, state: &StateDict) -> Result<()
 /// # Errors
 /// [`Error::File`] for a tensor with NaN or infinite values, or one named `__metadata__`; too little memory.
 pub fn safetensors_bytes(path: &Path, state: &StateDict) -> Result<Vec<u8>> {
-    super::check_writable(path, state)?;
+    super::tensor::check_writable(path, state)?;
     let mut tensors: Vec<_> = state.iter().collect();
     // Wide elements first: every tensor is then aligned to its element, which readers that map the file rely on.
     tensors.sort_by_key(|(_, t)| std::cmp::Reverse(t.element().bytes()));

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 
-use super::options::Asks;
+use super::asks::Asks;
 use crate::error::{Error, Result};
 use crate::tensor::Shape;
 
@@ -296,4 +296,16 @@ impl StateDict {
         let path = if self.path.as_os_str().is_empty() { Path::new("weights in memory") } else { &self.path };
         Error::file(path, message)
     }
+}
+
+/// Nothing is exported that another program could only fail on.
+pub(super) fn check_writable(path: &Path, state: &StateDict) -> Result<()> {
+    for (name, tensor) in state.iter() {
+        let bad = tensor.non_finite();
+        if bad > 0 {
+            let message = format!("not written: {bad} values of tensor `{name}` are NaN or infinite");
+            return Err(Error::file(path, message));
+        }
+    }
+    Ok(())
 }

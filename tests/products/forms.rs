@@ -2,11 +2,11 @@
 
 use rayon::prelude::*;
 use saip_engine::cuda::{Finish, GemmParams, PlannedProduct, PlanningBackend, Product, products};
-use saip_engine::data::views::{scale_buckets, step_config_at};
-use saip_engine::saip::{StepOptions, build_step};
+use saip_engine::data::views::scale_buckets;
+use saip_engine::objectives::saip::{StepOptions, build_step};
+use saip_engine::plan;
 use saip_engine::tensor::DType;
 use saip_engine::train::config::TrainConfig;
-use saip_engine::train::engine::compile_plan;
 use saip_engine::train::pretrained::base_step;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -46,10 +46,10 @@ fn kind(product: &Product) -> String {
 }
 
 fn planned(preset: &str, scale: f64, cfg: &TrainConfig) -> Vec<PlannedProduct> {
-    let step = step_config_at(&base_step(cfg).unwrap(), scale);
+    let step = base_step(cfg).unwrap().at_scale(scale);
     let opts = StepOptions { dtype: DType::Bf16, ..StepOptions::default() };
     let backend = PlanningBackend::new(DType::Bf16);
-    let plan = compile_plan(build_step(&step, &opts).unwrap().graph, false, &backend);
+    let plan = plan::compile(build_step(&step, &opts).unwrap().graph, false, &backend);
     products(&plan.unwrap()).unwrap_or_else(|e| panic!("{preset} at scale {scale}: {e}"))
 }
 

@@ -2,7 +2,7 @@ use super::*;
 use crate::cuda::driver::{
     GraphId, ImageKind, KernelId, Launch, LibraryProduct, Measured, ProductId, TensorMap,
 };
-use crate::cuda::tiles::{HOPPER_TILES, TENSOR_TILES};
+use crate::cuda::tile::{HOPPER_TILES, TENSOR_TILES};
 
 /// Tells the time of a launch by its threads and shared memory.
 struct Clock {

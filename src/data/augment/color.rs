@@ -4,7 +4,7 @@
 use image::RgbImage;
 use rand::RngExt;
 
-use crate::data::augment::{AugmentConfig, uniform};
+use crate::data::augment::config::{AugmentConfig, uniform};
 use crate::data::rng::StreamRng;
 
 /// ITU-R 601 luma weights, as PIL's `convert("L")`.

@@ -6,7 +6,7 @@ use fast_image_resize::pixels::U8x3;
 use image::RgbImage;
 use rand::RngExt;
 
-use crate::data::augment::uniform;
+use crate::data::augment::config::uniform;
 use crate::data::rng::StreamRng;
 use crate::error::{Error, Result};
 

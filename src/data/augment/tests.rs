@@ -1,5 +1,6 @@
 use approx::assert_abs_diff_eq;
 use image::{Rgb, RgbImage};
+use rand::RngExt;
 
 use super::*;
 use crate::data::augment::blur::gaussian_kernel;

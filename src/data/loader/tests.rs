@@ -7,7 +7,7 @@ use super::*;
 use crate::data::augment::AugmentConfig;
 use crate::data::left_out::Kind;
 use crate::data::views::scale_buckets;
-use crate::data::views::tests::step;
+use crate::data::views::tests::{MASK_RATIO, step};
 
 /// `count` pictures that differ; picture `bad` fails, picture `panics` panics.
 struct Made {
@@ -44,7 +44,7 @@ impl ImageSource for Made {
 
 fn planner() -> ViewPlanner {
     let cfg = step([64, 32], [32, 16], 2, 48);
-    ViewPlanner::new(&cfg, &scale_buckets([1.0, 2.0], 2), AugmentConfig::default()).unwrap()
+    ViewPlanner::new(&cfg, MASK_RATIO, &scale_buckets([1.0, 2.0], 2), AugmentConfig::default()).unwrap()
 }
 
 fn config(batch: usize, workers: usize) -> LoaderConfig {

@@ -6,7 +6,7 @@ use image::codecs::jpeg::JpegEncoder;
 use image::metadata::Orientation as Turn;
 use image::{RgbImage, imageops};
 
-use super::{Orientation, PrepareOptions, Skip};
+use super::options::{Orientation, PrepareOptions, Skip};
 use crate::data::decode::{Bounds, load_stored};
 use crate::data::left_out::reason;
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
 
-use super::Skip;
+use super::options::Skip;
 use crate::data::left_out::{Kind, LeftOut};
 use crate::data::listing;
 use crate::error::{Error, Result};

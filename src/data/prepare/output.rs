@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{PrepareOptions, Skip};
+use super::options::{PrepareOptions, Skip};
 use crate::atomic::{self, Unfinished};
 use crate::error::{Error, Result};
 

@@ -1,5 +1,14 @@
 //! The label vocabulary: body parts, segments behind keypoint visibility, COCO keypoints.
 
+/// A bounding box in pixels: left, top, width, height (COCO's order).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BoundingBox {
+    pub x: f32,
+    pub y: f32,
+    pub width: f32,
+    pub height: f32,
+}
+
 /// Labels of the part map. 0 to 19 are those of LIP (Look Into Person), with its meaning: an arm or a leg is labelled
 /// as such where the skin shows, a sleeve is upper clothes; left and right are the person's own. 20 is ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -30,7 +30,7 @@ mod tests;
 pub use identity::{
     AgeGroup, Attributes, Build, ColorName, Eyewear, Figure, Hair, Hat, Lower, Print, Shoes, Stature, Upper,
 };
-pub use labels::{KEYPOINT_NAMES, Keypoint, PART_NAMES, Part, SKELETON};
+pub use labels::{BoundingBox, KEYPOINT_NAMES, Keypoint, PART_NAMES, Part, SKELETON};
 pub use pose::Action;
 
 use crate::{Error, Result};
@@ -106,15 +106,6 @@ impl SynthConfig {
         check((64..=2048).contains(&self.height), "height", self.height, "64..=2048")?;
         check((32..=2048).contains(&self.width), "width", self.width, "32..=2048")
     }
-}
-
-/// A bounding box in pixels: left, top, width, height (COCO's order).
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct BoundingBox {
-    pub x: f32,
-    pub y: f32,
-    pub width: f32,
-    pub height: f32,
 }
 
 /// One image with everything that is known about it.

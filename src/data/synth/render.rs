@@ -1,6 +1,5 @@
 //! From (identity, shot, camera) to a picture with its labels.
 
-use super::BoundingBox;
 use super::camera::Camera;
 use super::canvas::{BLACK, Canvas};
 use super::dice::{Dice, Domain};
@@ -8,7 +7,7 @@ use super::figure::Figure;
 use super::geometry::{V2, V3, View, v2, v3};
 use super::head::{EARS, EYES, NOSE};
 use super::identity::{Attributes, Identity};
-use super::labels::{Keypoint, Segment, showing};
+use super::labels::{BoundingBox, Keypoint, Segment, showing};
 use super::pose::{Action, Pose, Skeleton};
 use super::scene::SCALE;
 use image::RgbImage;

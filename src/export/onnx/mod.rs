@@ -2,6 +2,7 @@
 //! mobile runtimes take, BatchNorm folded into convolutions.
 
 mod builder;
+mod parts;
 mod proto;
 mod star_net;
 mod tiny_vit;
@@ -11,33 +12,17 @@ mod vit;
 mod tests;
 
 use crate::error::{Error, Result};
-use crate::saip::config::{EncoderConfig, PATCH};
+use crate::ir::PATCH;
+use crate::models::EncoderConfig;
 use crate::weights::StateDict;
-use builder::{Builder, Value};
+use builder::Builder;
+use parts::Grid;
 use prost::Message;
 
 /// Version of ONNX's operators; their semantics are fixed for ever.
 const OPSET: i64 = 20;
 /// Version of the file format that goes with it.
 const IR_VERSION: i64 = 9;
-/// Stage of hierarchical encoders whose map has stride 16.
-const TAP_STAGE: usize = 2;
-
-/// Patches along height and width.
-#[derive(Clone, Copy, Debug)]
-struct Grid {
-    height: usize,
-    width: usize,
-}
-
-/// An encoder's results: `[batch, image_dim]`, `[batch, patches, patch_dim]`.
-struct Tokens {
-    image: Value,
-    patch: Value,
-    image_dim: usize,
-    patch_dim: usize,
-}
-
 /// The bytes of an ONNX model of an encoder for images of `[height, width]` pixels, normalised as in training. `state` holds its
 /// weights under timm's names, those of a ViT's tap norm (`tap_norm`) if the patch tokens are to be as the decoders see them.
 /// `metadata` is written into the model.
@@ -91,10 +76,4 @@ pub fn encoder(
             .collect(),
     };
     Ok(model.encode_to_vec())
-}
-
-/// `[batch, channels, height, width]` as `[batch, height * width, channels]`.
-fn tokens_of(b: &mut Builder<'_>, x: &Value, channels: usize, grid: Grid) -> Value {
-    let rows = b.reshape(x, &[0, channels as i64, (grid.height * grid.width) as i64]);
-    b.transpose(&rows, &[0, 2, 1])
 }

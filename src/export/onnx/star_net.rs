@@ -1,7 +1,7 @@
 //! timm's `StarNet`.
 
 use super::builder::{Builder, Conv, Value};
-use super::{Grid, TAP_STAGE, Tokens, tokens_of};
+use super::parts::{Grid, TAP_STAGE, Tokens, tokens_of};
 use crate::error::Result;
 
 /// Kernel of the depthwise convolutions.

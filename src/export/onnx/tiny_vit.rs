@@ -1,7 +1,7 @@
 //! timm's `TinyVit`.
 
 use super::builder::{Builder, Conv, Value};
-use super::{Grid, TAP_STAGE, Tokens, tokens_of};
+use super::parts::{Grid, TAP_STAGE, Tokens, tokens_of};
 use crate::error::{Error, Result};
 use std::collections::HashMap;
 

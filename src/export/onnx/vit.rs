@@ -1,9 +1,9 @@
 //! timm's `VisionTransformer` with 16x16 patches and a class token.
 
 use super::builder::{Builder, Conv, Value};
-use super::{Grid, Tokens};
+use super::parts::{Grid, Tokens};
 use crate::error::{Error, Result};
-use crate::saip::config::PATCH;
+use crate::ir::PATCH;
 
 const EPS: f32 = 1e-6;
 

@@ -126,6 +126,10 @@ impl Rules for Add {
     }
 
     fn shapes(&self, cx: &Cx<'_>) -> Shapes {
+        // A vector and a matrix of one row are the same rows.
+        if cx.inputs.len() == 2 && cx.rows_cols(0) == cx.rows_cols(1) {
+            return Ok(vec![cx.dims(0)]);
+        }
         cx.elementwise(2)
     }
 }

@@ -9,8 +9,7 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use serde::de::DeserializeOwned;
 
-use super::write::Written;
-use super::{FORMAT, MANIFEST, MODEL, Manifest, RUN, RunState};
+use super::format::{FORMAT, MANIFEST, MODEL, Manifest, RUN, RunState, Written};
 use crate::error::{Error, Result};
 use crate::weights;
 

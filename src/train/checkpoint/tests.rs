@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use super::format::Written;
 use super::write::Sink;
 use super::*;
 

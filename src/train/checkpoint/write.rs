@@ -5,10 +5,9 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::TensorView;
+use super::format::{TensorView, Written};
 use crate::error::{Error, Result};
 
 /// Values converted and written at a time: 256 KiB.
@@ -30,14 +29,6 @@ pub(super) type Create = fn(&Path) -> io::Result<Box<dyn Sink>>;
 
 pub(super) fn create_file(path: &Path) -> io::Result<Box<dyn Sink>> {
     Ok(Box::new(File::create_new(path)?))
-}
-
-/// What the manifest keeps of a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Written {
-    pub bytes: u64,
-    pub crc32c: u32,
 }
 
 impl Written {

@@ -3,7 +3,7 @@
 
 use toml::Value;
 
-use crate::saip::config::EncoderConfig;
+use crate::models::EncoderConfig;
 
 /// What a key's value must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

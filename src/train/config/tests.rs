@@ -6,8 +6,8 @@ use toml::{Table, Value};
 
 use super::{TrainConfig, schema};
 use crate::data::augment::AugmentConfig;
-use crate::nn::Encoder;
-use crate::saip::config::EncoderConfig;
+use crate::models::Encoder;
+use crate::models::EncoderConfig;
 use crate::train::presets::PRESETS;
 
 fn demo(sets: &[&str]) -> crate::Result<TrainConfig> {

@@ -1,9 +1,10 @@
 //! The range checks of a configuration, all in one place.
 
 use super::TrainConfig;
-use crate::data::views::{scale_buckets, step_config_at};
+use crate::data::views::scale_buckets;
 use crate::error::{Error, Result};
-use crate::saip::config::{EncoderConfig, PATCH};
+use crate::ir::PATCH;
+use crate::models::EncoderConfig;
 
 /// Edges beyond this are slips of the keyboard, and would overflow sizes further on.
 const MAX_EDGE: usize = 4096;
@@ -134,7 +135,7 @@ impl TrainConfig {
         count("views.scale_buckets", views.scale_buckets, 64)?;
         let base = self.step_config(views.local_size, views.global_size);
         for scale in scale_buckets(views.scale, views.scale_buckets) {
-            let step = step_config_at(&base, scale);
+            let step = base.at_scale(scale);
             image_size("views.scale", &step.rescaled_size)?;
             image_size("views.scale", &step.masked_size)?;
             let [h, w] = step.masked_size;

@@ -1,11 +1,11 @@
 //! What goes into a step and what comes out of it, between a batch and the regions.
 
-use super::EngineOptions;
+use super::options::EngineOptions;
 use crate::backend::{Backend, HostSlice, HostSliceMut};
 use crate::data::batch::Batch;
 use crate::data::rng::{Purpose, stream};
 use crate::error::{Error, Result};
-use crate::saip::{IoSlot, StepPoint};
+use crate::objectives::saip::{IoSlot, StepPoint};
 use rand::RngExt;
 
 /// The values of an output slot as an array; None when the step has no such output.

@@ -1,10 +1,11 @@
 //! What to do when a step does not fit the device's memory: plans tell without a device which batch does.
 
-use super::{EngineOptions, compile_plan, step_options};
+use super::options::{EngineOptions, step_options};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
-use crate::saip::build_step;
-use crate::saip::config::StepConfig;
+use crate::objectives::saip::build_step;
+use crate::objectives::saip::config::StepConfig;
+use crate::plan;
 
 /// What is left for modules, recorded steps and libraries, bytes.
 const RESERVE: u64 = 512 << 20;
@@ -76,9 +77,9 @@ fn bytes(
     let mut plans = Vec::with_capacity(configs.len() + 1);
     for cfg in configs {
         let built = build_step(&StepConfig { batch, ..cfg.clone() }, &step_options(options, backend))?;
-        plans.push(compile_plan(built.graph, options.recompute, backend)?);
+        plans.push(plan::compile(built.graph, options.recompute, backend)?);
         if let (Some(update), 1) = (built.update, plans.len()) {
-            plans.push(compile_plan(update, false, backend)?);
+            plans.push(plan::compile(update, false, backend)?);
         }
     }
     Ok(backend.footprint(&plans))

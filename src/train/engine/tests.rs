@@ -31,7 +31,7 @@ fn small(micro_steps: usize) -> (Engine, Batch, StepConfig) {
     let engine = Engine::new(backend, std::slice::from_ref(&step), options).unwrap();
     let persons = SynthConfig { identities: 4, images_per_identity: 4, ..SynthConfig::default() };
     let source = Arc::new(SynthSource::new(persons).unwrap());
-    let planner = ViewPlanner::new(&step, &[], cfg.augment.clone()).unwrap();
+    let planner = ViewPlanner::new(&step.geometry(), step.mask_ratio, &[], cfg.augment.clone()).unwrap();
     let loader = LoaderConfig { batch: step.batch, ..LoaderConfig::default() };
     let batch = Loader::new(source, loader, planner).unwrap().next().unwrap();
     (engine, batch, step)

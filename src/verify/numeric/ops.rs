@@ -1,14 +1,14 @@
 //! Single ops: those of the step, at its own shapes, on random operands.
 
-use super::{Backends, Check, Subject, bound, compare, norm, normal, numbers};
+use super::compare::{Backends, Check, Subject, bound, compare, norm, normal, numbers};
 use crate::backend::{Backend, HostSlice, HostSliceMut, ProgramId};
 use crate::data::batch::Batch;
 use crate::data::views::random_batch;
 use crate::error::{Error, Result};
 use crate::ir::{self, Binding, Graph, Node, OpKind, Region, ValueId, ops};
+use crate::objectives::saip::config::StepConfig;
+use crate::objectives::saip::{StepGraph, StepOptions, StepPoint, build_step, scalar_block};
 use crate::plan::plan;
-use crate::saip::config::StepConfig;
-use crate::saip::{StepGraph, StepOptions, StepPoint, build_step, scalar_block};
 use crate::tensor::DType;
 use crate::train::engine::{hidden_positions, view};
 use std::collections::BTreeSet;
@@ -30,7 +30,7 @@ pub fn op_names(cfg: &StepConfig) -> Result<BTreeSet<&'static str>> {
 /// # Errors
 /// When there is none of that name; those of building the step and of the devices.
 pub fn check(cfg: &StepConfig, only: Option<&str>, backends: Backends<'_>) -> Result<Vec<Check>> {
-    let batch = random_batch(cfg, 0);
+    let batch = random_batch(&cfg.geometry(), cfg.batch, 0);
     let dtype = (backends.device)()?.dtype();
     let [wide, own] =
         [DType::F64, dtype].map(|dtype| build_step(cfg, &StepOptions { dtype, ..StepOptions::default() }));

@@ -1,14 +1,14 @@
 //! The whole step: the gradient of the total loss with respect to every parameter.
 
-use super::{Backends, Check, Subject, bound, compare, norm, normal, numbers};
+use super::compare::{Backends, Check, Subject, bound, compare, norm, normal, numbers};
 use crate::backend::{Backend, HostSlice, HostSliceMut, ProgramId};
 use crate::data::batch::Batch;
 use crate::data::views::random_batch;
 use crate::error::{Error, Result};
 use crate::ir::{self, Region};
+use crate::objectives::saip::config::StepConfig;
+use crate::objectives::saip::{IoSlot, StepGraph, StepOptions, StepPoint, build_step, scalar_block};
 use crate::plan::{eliminate_dead, plan};
-use crate::saip::config::StepConfig;
-use crate::saip::{IoSlot, StepGraph, StepOptions, StepPoint, build_step, scalar_block};
 use crate::train::engine::{Engine, EngineOptions, hidden_positions, view, write_checked};
 use std::collections::HashMap;
 
@@ -20,7 +20,7 @@ const SPREAD: f64 = 0.05;
 /// # Errors
 /// Those of building the step and of the devices.
 pub fn check(cfg: &StepConfig, backends: Backends<'_>) -> Result<Vec<Check>> {
-    let batch = random_batch(cfg, 0);
+    let batch = random_batch(&cfg.geometry(), cfg.batch, 0);
     let options = EngineOptions { micro_steps: 1, drop_path: 0.0, recompute: false, seed: 0 };
     let mut engine = Engine::new((backends.device)()?, std::slice::from_ref(cfg), options)?;
     engine.initialise()?;

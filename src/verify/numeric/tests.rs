@@ -1,4 +1,6 @@
+use super::compare::{F64_BOUND, Subject, compare, norm};
 use super::*;
+use crate::backend::Backend;
 use crate::cpu::CpuBackend;
 
 fn f64s() -> Result<Box<dyn Backend>> {

@@ -3,13 +3,13 @@
 //! Stem and stages halve the resolution with 3x3 convolutions; a block multiplies two branches ("Rewrite the Stars",
 //! arXiv:2403.19967). The patch tokens are the stride-16 stage, the image token is the mean of the normalised last one.
 
-use super::encoder::{EncoderDims, TapGroup, Tokens, View};
 use super::feature_maps::{Entry, MapStream, check_depths, check_widths, views_with_image};
-use super::layers::{Mode, Net};
-use super::params::Init;
-use super::vit::{DropPath, scale_branch};
+use super::tokens::{DropPath, scale_branch};
+use super::tokens::{EncoderDims, TapGroup, Tokens, View};
 use crate::error::Result;
 use crate::ir::ops;
+use crate::nn::layers::{Mode, Net};
+use crate::nn::params::Init;
 
 /// Channels of the stem, whatever the width.
 const STEM: usize = 32;

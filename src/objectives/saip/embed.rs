@@ -1,11 +1,13 @@
 //! Inference: the encoder alone, in evaluation mode.
 
-use super::config::{EncoderConfig, PATCH};
 use super::io::{IoSlot, Slots, Types};
 use super::views::grid;
 use crate::error::{Error, Result};
+use crate::ir::PATCH;
 use crate::ir::{Graph, Region};
-use crate::nn::{Encoder, Mode, Net, ParamRegistry, TapGroup, View, Weights};
+use crate::models::EncoderConfig;
+use crate::models::{Encoder, TapGroup, View};
+use crate::nn::{Mode, Net, ParamRegistry, Weights};
 use crate::tensor::DType;
 
 /// How an [`EmbedGraph`] is built.

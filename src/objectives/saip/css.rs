@@ -2,11 +2,11 @@
 //! kernel that marks the instance in that image's feature map.
 
 use super::csr::check_block;
-use super::layers::{Net, first_rows, register_attention, register_mlp};
-use super::params::{Init, ParamRegistry};
 use crate::error::{Error, Result};
 use crate::ir::{ConvGeometry, SegmentRun, Segments, TokenLayout, TokenView, ValueId, ops};
-use crate::saip::config::CssConfig;
+use crate::nn::layers::{Net, first_rows, register_attention, register_mlp};
+use crate::nn::params::{Init, ParamRegistry};
+use crate::objectives::saip::config::CssConfig;
 
 /// Instances searched in each multi-person image.
 const INSTANCES: usize = 2;

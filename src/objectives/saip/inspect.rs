@@ -39,8 +39,8 @@ pub fn build_inspect(cfg: &StepConfig, dtype: DType) -> Result<InspectGraph> {
     let (mut inputs, mut outputs, mut graph) = (Slots::default(), Slots::default(), Graph::new());
     // Without CSM the streams hold what the pixel-level decoders read, and no other view is asked for.
     let model = Model { csm: None, ..model };
-    let slots = ViewSlots::declare(cfg, &model, &mut inputs);
-    let mut views = ViewValues::read(&mut graph, cfg, &model, &slots, types, false);
+    let slots = ViewSlots::declare(cfg, model.parts(), &mut inputs);
+    let mut views = ViewValues::read(&mut graph, cfg, model.parts(), &slots, types, false);
     views.student[0].image_token = true;
 
     let mut weights = Weights::new(&expert, Region::Expert, types.compute).with_buffers(&others, evaluation);

@@ -1,10 +1,10 @@
 //! Image-level decoder (CSM): an MLP, L2 normalisation, and prototypes that are unit vectors.
 
-use super::layers::Net;
-use super::params::{Init, ParamRegistry};
 use crate::error::{Error, Result};
 use crate::ir::{ValueId, ops};
-use crate::saip::config::CsmConfig;
+use crate::nn::layers::Net;
+use crate::nn::params::{Init, ParamRegistry};
+use crate::objectives::saip::config::CsmConfig;
 
 /// `torch.nn.functional.normalize`'s epsilon.
 const UNIT_EPS: f64 = 1e-12;

@@ -3,14 +3,14 @@
 //! A fixture is a safetensors file with the configuration in its metadata, inputs under `view.*`, the state before the step
 //! under `student.*`, `expert.*` and `state.*`, and what the step must give under `loss.*`, `grad.*` and `after.*`.
 
-use super::engine::{Engine, EngineOptions};
 use crate::backend::Backend;
-use crate::data::batch::{Batch, ViewGeometry};
+use crate::data::batch::Batch;
 use crate::error::{Error, Result};
 use crate::ir::{Op, Region};
-use crate::saip::config::StepConfig;
-use crate::saip::{StepOptions, StepPoint, build_step};
+use crate::objectives::saip::config::StepConfig;
+use crate::objectives::saip::{StepOptions, StepPoint, build_step};
 use crate::tensor::DType;
+use crate::train::engine::{Engine, EngineOptions};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -119,9 +119,9 @@ impl Fixture {
     /// The recorded views.
     fn batch(&self) -> Result<Batch> {
         let (all, c) = (self.tensors()?, &self.config);
-        let geometry = ViewGeometry::of(c);
+        let geometry = c.geometry();
         let image = |n: usize, size: [usize; 2]| [n, c.batch, 3, size[0], size[1]];
-        let g = c.scene_size / crate::saip::config::PATCH;
+        let g = c.scene_size / crate::ir::PATCH;
         let shape = [c.batch, geometry.visible];
         let keep = self.tensor(&all, "view.keep", &shape, Dtype::I64)?;
         let patches = geometry.masked_tokens();

@@ -1,11 +1,12 @@
 //! Pixel-level decoder for reconstruction (CSR): the masked image's visible tokens read the anchor's tokens and predict
 //! the hidden patches.
 
-use super::layers::{Net, register_attention, register_mlp};
-use super::params::{Init, ParamRegistry};
 use crate::error::{Error, Result};
+use crate::ir::PATCH;
 use crate::ir::{SegmentRun, Segments, ValueId, ops};
-use crate::saip::config::{CsrConfig, PATCH};
+use crate::nn::layers::{Net, register_attention, register_mlp};
+use crate::nn::params::{Init, ParamRegistry};
+use crate::objectives::saip::config::CsrConfig;
 
 /// The decoder; `tap` and `expert_tap` are the widths of the student's and the expert's patch tokens.
 #[derive(Clone, Debug)]

@@ -3,6 +3,9 @@
 pub mod config;
 pub mod schedule;
 
+mod csm;
+mod csr;
+mod css;
 mod embed;
 mod inspect;
 mod io;

@@ -1,12 +1,19 @@
 //! The views of a step as inputs of the graph, and as token streams of the two encoders.
 
-use super::config::{PATCH, StepConfig};
+use super::config::StepConfig;
 use super::io::{Slots, Types};
-use super::model::Model;
 use crate::error::{Error, Result};
-use crate::ir::{Binding, Graph, Region, ValueId};
-use crate::nn::{TapGroup, View};
+use crate::ir::{Binding, Graph, PATCH, Region, ValueId};
+use crate::models::{TapGroup, View};
 use crate::tensor::DType;
+
+/// Which of the three losses a step has.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Parts {
+    pub csm: bool,
+    pub csr: bool,
+    pub css: bool,
+}
 
 /// Checks what the views' sizes must fulfil.
 pub(super) fn check(cfg: &StepConfig) -> Result<()> {
@@ -55,20 +62,20 @@ pub(super) struct ViewSlots {
 }
 
 impl ViewSlots {
-    pub fn declare(cfg: &StepConfig, model: &Model, slots: &mut Slots) -> Self {
+    pub fn declare(cfg: &StepConfig, parts: Parts, slots: &mut Slots) -> Self {
         let b = cfg.batch;
         let image = |views: usize, [h, w]: [usize; 2]| vec![views, b, 3, h, w];
-        let csm = model.csm.is_some();
+        let csm = parts.csm;
         let mut input = |name: &str, shape: Vec<usize>| slots.add(name, Region::Inputs, &shape[..]);
         let global = input("global", image(2, cfg.global_size));
         let local = (csm && cfg.locals > 0).then(|| input("local", image(cfg.locals, cfg.local_size)));
-        let rescaled = (csm || model.css.is_some()).then(|| input("rescaled", image(2, cfg.rescaled_size)));
+        let rescaled = (csm || parts.css).then(|| input("rescaled", image(2, cfg.rescaled_size)));
         let [gh, gw] = grid([cfg.scene_size; 2]);
-        let scene = model.css.is_some().then(|| {
+        let scene = parts.css.then(|| {
             let image = input("scene", vec![b, 3, cfg.scene_size, cfg.scene_size]);
             (image, input("boxes", vec![2, b, gh, gw]))
         });
-        let masked_image = model.csr.is_some().then(|| {
+        let masked_image = parts.csr.then(|| {
             let [h, w] = cfg.masked_size;
             input("masked", vec![b, 3, h, w])
         });
@@ -118,7 +125,7 @@ impl ViewValues {
     pub fn read(
         graph: &mut Graph,
         cfg: &StepConfig,
-        model: &Model,
+        parts: Parts,
         slots: &ViewSlots,
         types: Types,
         image_tokens: bool,
@@ -135,16 +142,16 @@ impl ViewValues {
             let n = cfg.locals * b;
             student.push(view(image("local", at, n, cfg.local_size), n, cfg.local_size, true));
         }
-        if let Some(at) = slots.rescaled.filter(|_| image_tokens || model.css.is_some()) {
+        if let Some(at) = slots.rescaled.filter(|_| image_tokens || parts.css) {
             let value = image("rescaled", at, views * b, cfg.rescaled_size);
             student.push(view(value, views * b, cfg.rescaled_size, image_tokens));
         }
-        let mut parts = vec![(0, b)];
-        if model.css.is_some() {
-            parts.push((student.len() - 1, b));
+        let mut taps = vec![(0, b)];
+        if parts.css {
+            taps.push((student.len() - 1, b));
         }
-        let reads_patches = model.csr.is_some() || model.css.is_some();
-        let student_taps = if reads_patches { vec![TapGroup::new(parts)] } else { Vec::new() };
+        let reads_patches = parts.csr || parts.css;
+        let student_taps = if reads_patches { vec![TapGroup::new(taps)] } else { Vec::new() };
 
         let (mut expert, mut expert_taps) = (Vec::new(), Vec::new());
         if image_tokens {

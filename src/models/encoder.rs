@@ -1,82 +1,14 @@
-//! What an encoder is to the rest of the model, whatever its kind.
+//! An encoder of any kind.
 
 use super::feature_maps;
-use super::layers::Net;
-use super::params::ParamRegistry;
 use super::star_net::StarNet;
 use super::tiny_vit::TinyVit;
-use super::vit::{DropPath, Vit};
+use super::tokens::{DropPath, EncoderDims, TapGroup, Tokens, View};
+use super::vit::Vit;
 use crate::error::Result;
-use crate::ir::ValueId;
-use crate::saip::config::{EncoderConfig, PATCH};
-
-/// Widths of an encoder's outputs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EncoderDims {
-    /// Image token.
-    pub image: usize,
-    /// Patch tokens.
-    pub tap: usize,
-}
-
-/// The images of one view.
-#[derive(Clone, Copy, Debug)]
-pub struct View {
-    /// `[count, 3, H, W]`
-    pub image: ValueId,
-    pub count: usize,
-    /// `[H, W]` in pixels.
-    pub size: [usize; 2],
-    /// Whether image tokens are wanted. Views that want one come before those that do not.
-    pub image_token: bool,
-    /// Positions of the visible patches `[count, k]`, with their number `k`: the others are not encoded. At most one
-    /// view of a stream is masked.
-    pub keep: Option<(ValueId, usize)>,
-}
-
-impl View {
-    /// Patches along height and width.
-    pub fn grid(&self) -> [usize; 2] {
-        self.size.map(|s| s / PATCH)
-    }
-
-    /// Patch tokens that are encoded, per image.
-    pub fn tokens(&self) -> usize {
-        let [h, w] = self.grid();
-        self.keep.map_or(h * w, |(_, k)| k)
-    }
-}
-
-/// Patch tokens wanted as one value: of each named view (by index, ascending) those of its first `images` images.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TapGroup {
-    pub parts: Vec<TapPart>,
-}
-
-/// One view's share of a [`TapGroup`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TapPart {
-    pub view: usize,
-    pub images: usize,
-}
-
-impl TapGroup {
-    /// `parts` are `(view, images)`.
-    pub fn new(parts: impl IntoIterator<Item = (usize, usize)>) -> Self {
-        TapGroup { parts: parts.into_iter().map(|(view, images)| TapPart { view, images }).collect() }
-    }
-}
-
-/// What an encoder gives.
-#[derive(Clone, Debug, Default)]
-pub struct Tokens {
-    /// `[images, D]`: the image tokens of all views that want them, in stream order.
-    pub image: Option<ValueId>,
-    /// `[rows, T]` per tap group.
-    pub taps: Vec<ValueId>,
-    /// A ViT's last block's packed queries, keys and values `[rows, 3D]` over the views that want image tokens.
-    pub last_qkv: Option<ValueId>,
-}
+use crate::models::EncoderConfig;
+use crate::nn::layers::Net;
+use crate::nn::params::ParamRegistry;
 
 /// timm's name of an encoder's parameter or running statistic; `None` for what belongs to no encoder. The norm of the tapped
 /// block, which timm does not have, is `tap_norm`.

@@ -1,9 +1,9 @@
 //! The configuration of one step: exactly the JSON that the reference's fixtures carry in their metadata.
 
+use crate::data::batch::{ViewGeometry, visible_patches};
+use crate::ir::PATCH;
+use crate::models::EncoderConfig;
 use serde::{Deserialize, Serialize};
-
-/// Edge of a patch in pixels, the same for every encoder.
-pub const PATCH: usize = 16;
 
 /// Image-level decoder (CSM): MLP `D -> hidden -> hidden -> bottleneck`, then `prototypes` unit vectors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,19 +32,6 @@ pub struct CssConfig {
     pub depth: usize,
     pub heads: usize,
     pub convs: usize,
-}
-
-/// Which encoder, under timm's argument names.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
-pub enum EncoderConfig {
-    /// timm `VisionTransformer` with 16x16 patches. `img_size` is `[height, width]` of the position table;
-    /// `tap` is the 0-based block whose output gives the patch tokens.
-    Vit { img_size: [usize; 2], embed_dim: usize, depth: usize, num_heads: usize, tap: usize },
-    /// timm `TinyVit`.
-    TinyVit { embed_dims: [usize; 4], depths: [usize; 4], num_heads: [usize; 4], window_sizes: [usize; 4] },
-    /// timm `StarNet`.
-    StarNet { base_dim: usize, depths: [usize; 4], mlp_ratio: usize },
 }
 
 /// One training step: views, temperatures, optimizer, decoders and encoders. Sizes are `[height, width]` in pixels.
@@ -84,9 +71,29 @@ pub struct StepConfig {
 }
 
 impl StepConfig {
-    /// Visible patches of the masked view per image: `floor(n * (1 - mask_ratio))`.
+    /// Visible patches of the masked view per image.
     pub fn visible_patches(&self) -> usize {
-        let n = (self.masked_size[0] / PATCH) * (self.masked_size[1] / PATCH);
-        (n as f64 * (1.0 - self.mask_ratio)) as usize
+        self.geometry().visible
+    }
+
+    /// The sizes of the views.
+    pub fn geometry(&self) -> ViewGeometry {
+        let [height, width] = self.masked_size;
+        ViewGeometry {
+            global_size: self.global_size,
+            local_size: self.local_size,
+            locals: self.locals,
+            rescaled_size: self.rescaled_size,
+            masked_size: self.masked_size,
+            scene_size: self.scene_size,
+            visible: visible_patches((height / PATCH) * (width / PATCH), self.mask_ratio),
+        }
+    }
+
+    /// The same step with the rescaled and the masked view at `scale`.
+    pub fn at_scale(&self, scale: f64) -> StepConfig {
+        let ViewGeometry { rescaled_size, masked_size, .. } =
+            self.geometry().at_scale(scale, self.mask_ratio);
+        StepConfig { rescaled_size, masked_size, ..self.clone() }
     }
 }

@@ -3,13 +3,13 @@
 //! A convolutional first stage, then three stages of attention inside windows ("TinyViT", arXiv:2207.10666). The patch
 //! tokens are the stride-16 stage, the image token is the normalised mean of the last one.
 
-use super::encoder::{EncoderDims, TapGroup, Tokens, View};
 use super::feature_maps::{Entry, MapStream, check_depths, check_widths, views_with_image};
-use super::layers::{Mode, Net, range};
-use super::params::Init;
-use super::vit::{DropPath, scale_branch};
+use super::tokens::{DropPath, scale_branch};
+use super::tokens::{EncoderDims, TapGroup, Tokens, View};
 use crate::error::{Error, Result};
 use crate::ir::{ValueId, ops};
+use crate::nn::layers::{Mode, Net, range};
+use crate::nn::params::Init;
 
 /// The stage on the stride-16 grid.
 const TAP: usize = 2;

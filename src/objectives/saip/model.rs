@@ -1,12 +1,14 @@
 //! The student, the expert, and what the objectives compute from their tokens.
 
 use super::config::StepConfig;
-use super::views::{self, MaskedView, ViewValues, grid};
+use super::csm::CsmDecoder;
+use super::csr::{CsrDecoder, CsrInputs};
+use super::css::{CssDecoder, CssInstances};
+use super::views::{self, MaskedView, Parts, ViewValues, grid};
 use crate::error::{Error, Result};
 use crate::ir::{ParamSegment, ValueId};
-use crate::nn::{
-    CsmDecoder, CsrDecoder, CsrInputs, CssDecoder, CssInstances, Encoder, Mode, Net, ParamRegistry, Tokens,
-};
+use crate::models::{Encoder, Tokens};
+use crate::nn::{Mode, Net, ParamRegistry};
 
 /// The modules of one configuration. An objective of weight 0 has no decoder.
 #[derive(Clone, Debug)]
@@ -22,6 +24,11 @@ pub struct Model {
 }
 
 impl Model {
+    /// The losses that it has decoders for.
+    pub(super) fn parts(&self) -> Parts {
+        Parts { csm: self.csm.is_some(), csr: self.csr.is_some(), css: self.css.is_some() }
+    }
+
     /// # Errors
     /// [`Error::Config`] naming the key that is out of range.
     pub fn new(cfg: &StepConfig) -> Result<Self> {

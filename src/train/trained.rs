@@ -2,9 +2,10 @@
 
 use crate::data::augment::normalize::{MEAN, STD};
 use crate::error::{Error, Result};
+use crate::ir::PATCH;
 use crate::ir::{Op, Region, ops};
-use crate::saip::config::{EncoderConfig, PATCH};
-use crate::saip::{StepOptions, build_step};
+use crate::models::EncoderConfig;
+use crate::objectives::saip::{StepOptions, build_step};
 use crate::tensor::DType;
 use crate::train::checkpoint::{Loaded, RunState};
 use crate::train::config::TrainConfig;

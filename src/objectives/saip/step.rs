@@ -6,7 +6,8 @@ use super::model::{Model, PatchTokens, present, reconstruct, search};
 use super::views::{ViewSlots, ViewValues};
 use crate::error::{Error, Result};
 use crate::ir::{Binding, Graph, Region, RowRun, Scalar, ValueId, differentiate, ops};
-use crate::nn::{DropPath, Mode, Net, ParamRegistry, Tokens, Weights};
+use crate::models::{DropPath, Tokens};
+use crate::nn::{Mode, Net, ParamRegistry, Weights};
 use crate::tensor::DType;
 
 /// How a step is built.
@@ -129,7 +130,7 @@ struct Forward {
 impl StepBuilder<'_> {
     fn build(mut self) -> Result<StepGraph> {
         let mut graph = Graph::new();
-        let slots = ViewSlots::declare(self.cfg, &self.model, &mut self.inputs);
+        let slots = ViewSlots::declare(self.cfg, self.model.parts(), &mut self.inputs);
         let at = self.inputs.add("scalars", Region::Scalars, [Scalar::COUNT]);
         let scalars = self.scalars(&mut graph, at);
         let center = self
@@ -186,7 +187,7 @@ impl StepBuilder<'_> {
         center: Option<Binding>,
     ) -> Result<Forward> {
         let (cfg, model) = (self.cfg, self.model.clone());
-        let views = ViewValues::read(graph, cfg, &model, slots, self.types, model.csm.is_some());
+        let views = ViewValues::read(graph, cfg, model.parts(), slots, self.types, model.csm.is_some());
         let drop_path = self.drop_path(&views);
         let (registry, buffers) = (self.expert.clone(), self.expert_buffers.clone());
         let mut expert_weights = Weights::new(&registry, Region::Expert, self.types.compute)

@@ -1,10 +1,10 @@
 //! What convolutional encoders share: a stream of feature maps, layers on it, and the table of their parameters.
 
-use super::encoder::{TapGroup, View};
-use super::layers::{Net, range};
-use super::params::{Init, ParamRegistry};
+use super::tokens::{TapGroup, View};
 use crate::error::{Error, Result};
 use crate::ir::{ConvGeometry, Epilogue, FeatureMap, ValueId, ops};
+use crate::nn::layers::{Net, range};
+use crate::nn::params::{Init, ParamRegistry};
 
 /// One entry of an encoder's table of layers, in the order of the registry.
 pub(super) enum Entry {

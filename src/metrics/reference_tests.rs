@@ -1,8 +1,8 @@
 use super::*;
 use crate::data::decode::decode;
 use crate::data::synth::{SynthConfig, SynthPersons};
-use crate::eval::Features;
-use crate::eval::retrieval::retrieval;
+use crate::metrics::Features;
+use crate::metrics::retrieval::retrieval;
 use image::ImageEncoder;
 use rayon::prelude::*;
 

@@ -3,26 +3,12 @@
 //! Only what is read is computed: rows that feed the tap alone leave the stream behind it, and the last block computes
 //! the class rows only.
 
-use super::encoder::{TapGroup, Tokens, View};
-use super::layers::{Net, first_rows, range};
-use super::params::{Init, ParamRegistry};
+use super::tokens::{DropPath, TapGroup, Tokens, View, scale_branch};
 use crate::error::{Error, Result};
-use crate::ir::{AttentionLayout, Binding, Region, RowRun, Segments, TokenLayout, TokenView, ValueId, ops};
-use crate::saip::config::PATCH;
-use crate::tensor::DType;
-
-/// Stochastic depth: factors written by the host, `[branches, segments]`, 0 or `1 / (1 - p)` where `p` rises linearly
-/// from 0 in the first block to `rate` in the last; one row per residual branch, in order (a ViT's block has two:
-/// attention, then feed-forward).
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct DropPath {
-    pub region: Region,
-    /// Place of the first factor.
-    pub offset: usize,
-    /// Images of the stream.
-    pub segments: usize,
-    pub dtype: DType,
-}
+use crate::ir::PATCH;
+use crate::ir::{AttentionLayout, RowRun, Segments, TokenLayout, TokenView, ValueId, ops};
+use crate::nn::layers::{Net, first_rows, range};
+use crate::nn::params::{Init, ParamRegistry};
 
 /// A vision transformer.
 #[derive(Clone, Debug)]
@@ -245,20 +231,4 @@ impl Vit {
         stream.x = net.select("encoder.after_tap", stream.x, vec![range(0, rows)])?;
         Ok(stream)
     }
-}
-
-/// Multiplies each image's rows by its factor of row `row` of the table.
-pub(super) fn scale_branch(
-    net: &mut Net<'_, '_>,
-    path: &str,
-    y: ValueId,
-    lengths: &[(usize, usize)],
-    drop: Option<(DropPath, usize)>,
-) -> Result<ValueId> {
-    let Some((table, row)) = drop else { return Ok(y) };
-    // Views that left the stream behind the tap were its last ones: the others are a prefix of the row.
-    let images: usize = lengths.iter().map(|l| l.0).sum();
-    let binding = Binding { region: table.region, offset: table.offset + row * table.segments };
-    let factors = net.graph.source(format!("drop_path.{row}"), [images], table.dtype, binding);
-    net.push(path, ops::ScaleSegments { segments: lengths.to_vec() }, &[y, factors])
 }

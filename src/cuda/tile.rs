@@ -1,0 +1,96 @@
+//! Tiles of the matrix product.
+
+use super::kernel::Given;
+
+/// How a tile multiplies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    /// f32 in registers, `each` by `each` outputs a thread.
+    Plain { each: u32 },
+    /// bf16 by `mma.sync`, sm_80 and newer; warps along m and n.
+    Mma { warps: [u32; 2], stages: u32 },
+    /// bf16 by `wgmma` and tensor copies, sm_90a; blocks that a multiprocessor holds.
+    Wgmma { stages: u32, blocks: u32 },
+}
+
+/// The part of the product that a block computes, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tile {
+    pub tier: Tier,
+    pub m: u32,
+    pub n: u32,
+    /// Depth of one step.
+    pub k: u32,
+    pub threads: u32,
+    /// Dynamic shared memory, bytes.
+    pub shared: u32,
+}
+
+impl Tile {
+    const fn plain(m: u32, n: u32, each: u32) -> Tile {
+        Tile { tier: Tier::Plain { each }, m, n, k: 16, threads: (m / each) * (n / each), shared: 0 }
+    }
+
+    const fn mma(m: u32, n: u32, warps: [u32; 2], stages: u32) -> Tile {
+        let k = 32;
+        let (threads, shared) = (32 * warps[0] * warps[1], stages * (m + n) * k * 2);
+        Tile { tier: Tier::Mma { warps, stages }, m, n, k, threads, shared }
+    }
+
+    /// Two warpgroups multiply, one copies.
+    const fn wgmma(n: u32, stages: u32, blocks: u32) -> Tile {
+        let (m, k) = (128, 64);
+        // Behind the stages a matrix of ones and two barriers a stage: TAIL of the kernel.
+        let shared = stages * (m + n) * k * 2 + 256 + 16 * stages;
+        Tile { tier: Tier::Wgmma { stages, blocks }, m, n, k, threads: 384, shared }
+    }
+
+    /// Such as `wgmma 128x192`: unique among all tiles.
+    pub fn name(&self) -> String {
+        let tier = match self.tier {
+            Tier::Plain { .. } => "plain",
+            Tier::Mma { .. } => "mma",
+            Tier::Wgmma { .. } => "wgmma",
+        };
+        format!("{tier} {}x{}", self.m, self.n)
+    }
+
+    /// The constants that the kernels' files list as given for a tile.
+    pub fn given(&self) -> Given {
+        let mut given: Given =
+            vec![("BM", self.m as usize), ("BN", self.n as usize), ("BK", self.k as usize)];
+        match self.tier {
+            Tier::Plain { each } => given.extend([("TM", each as usize), ("TN", each as usize)]),
+            Tier::Mma { warps: [m, n], stages } => {
+                given.extend(
+                    [("WARPS_M", m), ("WARPS_N", n), ("STAGES", stages)].map(|(k, v)| (k, v as usize)),
+                );
+            }
+            Tier::Wgmma { stages, blocks } => {
+                given.extend([("STAGES", stages as usize), ("BLOCKS", blocks as usize)]);
+            }
+        }
+        given
+    }
+
+    /// Tiles that cover `m` by `n`.
+    pub fn items(&self, m: u32, n: u32) -> u64 {
+        u64::from(m.div_ceil(self.m)) * u64::from(n.div_ceil(self.n))
+    }
+
+    /// Outputs that they compute.
+    pub fn covered(&self, m: u32, n: u32) -> u64 {
+        self.items(m, n) * u64::from(self.m) * u64::from(self.n)
+    }
+}
+
+/// Tiles to choose from, the largest first.
+pub const PLAIN_TILES: [Tile; 3] = [Tile::plain(128, 128, 8), Tile::plain(64, 64, 4), Tile::plain(32, 32, 4)];
+pub const TENSOR_TILES: [Tile; 4] = [
+    Tile::mma(128, 128, [2, 4], 4),
+    Tile::mma(128, 64, [2, 2], 4),
+    Tile::mma(64, 64, [2, 2], 4),
+    Tile::mma(32, 32, [2, 1], 3),
+];
+pub const HOPPER_TILES: [Tile; 4] =
+    [Tile::wgmma(256, 4, 1), Tile::wgmma(192, 4, 1), Tile::wgmma(128, 5, 1), Tile::wgmma(64, 4, 2)];
