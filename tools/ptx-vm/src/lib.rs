@@ -4,6 +4,7 @@
 
 mod cfg;
 mod decode;
+mod env;
 mod error;
 mod exec;
 mod ir;
@@ -17,9 +18,10 @@ mod shared;
 mod tensor_map;
 mod warp;
 
+pub use env::{OnFault, Options};
 pub use error::{Error, Fault, FaultKind, Result};
 pub use ir::Param;
-pub use launch::{OnFault, Options, launch};
+pub use launch::launch;
 pub use memory::Memory;
 pub use module::{Kernel, Module};
 pub use report::{CLASSES, Class, Counts, Report, Traffic};

@@ -1,10 +1,11 @@
 //! Loads, stores, atomics and matrix instructions.
 
+use crate::decode::mods::{Decoded, Mods};
 use crate::decode::operands::space;
-use crate::decode::{Decoded, Mods};
 use crate::error::Result;
 use crate::ir::{AtomOp, MmaKind, Op, Space, Src, Ty};
-use crate::parse::{FnCtx, Operand};
+use crate::parse::context::FnCtx;
+use crate::parse::cursor::Operand;
 use crate::report::Class;
 
 /// Caching, ordering and scope: of no consequence to an interpreter that keeps memory coherent.

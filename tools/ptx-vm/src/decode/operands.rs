@@ -2,7 +2,8 @@
 
 use crate::error::Result;
 use crate::ir::{Addr, FRAME_BASE, Guard, Reg, Space, Src, Sreg, Ty};
-use crate::parse::{FnCtx, Name, Operand};
+use crate::parse::context::{FnCtx, Name};
+use crate::parse::cursor::Operand;
 
 impl FnCtx<'_> {
     /// The operand count must be one of `counts`.

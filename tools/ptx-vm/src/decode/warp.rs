@@ -1,8 +1,9 @@
 //! Exchanges between the lanes of a warp.
 
-use crate::decode::{Decoded, Mods};
+use crate::decode::mods::{Decoded, Mods};
 use crate::ir::{Op, Redux, Shfl, Ty, Vote};
-use crate::parse::{FnCtx, Operand};
+use crate::parse::context::FnCtx;
+use crate::parse::cursor::Operand;
 use crate::report::Class;
 
 pub(crate) fn decode(ctx: &mut FnCtx<'_>, base: &str, m: &mut Mods<'_>, ops: &[Operand<'_>]) -> Decoded {

@@ -1,7 +1,7 @@
 //! `cp.async`: the data moves at once, but the destination counts as in flight until the thread waits for it.
 
-use super::mem::resolve;
-use super::{Cx, Run};
+use super::address::resolve;
+use super::context::{Cx, Run};
 use crate::error::FaultKind;
 use crate::ir::{Op, Space};
 use crate::shared::Touch;

@@ -3,9 +3,9 @@
 use std::sync::Mutex;
 use std::sync::atomic::Ordering::Relaxed;
 
+use super::address::resolve;
+use super::context::{Cx, Run};
 use super::float::narrow;
-use super::mem::resolve;
-use super::{Cx, Run};
 use crate::ir::{Addr, AtomOp, FMod, FloatOp, Reg, Space, Src, Ty};
 use crate::memory::Alloc;
 use crate::shared::Touch;

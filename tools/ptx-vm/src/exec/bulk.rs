@@ -4,8 +4,8 @@
 //! mbarrier complete that the bytes were counted at; what is read from shared memory counts as being read until
 //! `cp.async.bulk.wait_group`.
 
-use super::mem::resolve;
-use super::{Cx, Run};
+use super::address::resolve;
+use super::context::{Cx, Run};
 use crate::error::FaultKind;
 use crate::ir::{Addr, Bulk, Space};
 use crate::shared::{Touch, Who};

@@ -1,6 +1,6 @@
 //! Conversions between all types.
 
-use super::Cx;
+use super::context::Cx;
 use super::round::{decode, encode, flush, integral};
 use crate::ir::{FMod, Op, Round, Ty};
 use crate::warp::{Lanes, Wide, each};

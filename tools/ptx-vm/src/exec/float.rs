@@ -1,8 +1,8 @@
 //! Float arithmetic of every width. Approximate functions are computed in f64 and rounded once: closer than the
 //! hardware's documented error.
 
+use super::context::{Cx, Run};
 use super::round::{NAN, add_odd, decode, encode, flush};
-use super::{Cx, Run};
 use crate::ir::{FMod, FloatOp, Reg, Round, Src, Ty};
 use crate::warp::{Lanes, Wide, each};
 

@@ -1,6 +1,6 @@
 //! Integer arithmetic and logic.
 
-use super::{Cx, Run};
+use super::context::{Cx, Run};
 use crate::ir::{CarryOp, IntOp, PrmtMode, Reg, Src, Ty};
 use crate::warp::{Lanes, Wide, each};
 

@@ -1,7 +1,8 @@
 //! Moves, comparisons, selections and predicates.
 
+use super::address::{LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, resolve};
+use super::context::Cx;
 use super::round::decode;
-use super::{Cx, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW};
 use crate::ir::{Bool, Cmp, Guard, Op, Space, Src, TestP, Ty};
 use crate::warp::{Lanes, Wide, each};
 
@@ -141,7 +142,7 @@ impl Cx<'_> {
             }
             Op::IsSpace { space, p, a } => {
                 let a = self.fetch_wide(a);
-                let v = lanes(|l| super::mem::resolve(Space::Generic, a[l]).0 == *space);
+                let v = lanes(|l| resolve(Space::Generic, a[l]).0 == *space);
                 self.w.set_pred(*p, self.mask, v);
             }
             _ => {}

@@ -7,7 +7,8 @@
 
 use half::{bf16, f16};
 
-use super::{Cx, Run};
+use super::address::resolve;
+use super::context::{Cx, Run};
 use crate::error::FaultKind;
 use crate::ir::{Addr, MmaKind, Reg, Space, Src, Ty};
 use crate::shared::Touch;
@@ -27,7 +28,7 @@ impl Cx<'_> {
     /// Checks the row addresses of `n` matrices (lane 8i + r names row r of matrix i).
     fn rows(&mut self, n: u8, addr: &Addr, what: Touch) -> Run<[Option<u32>; 32]> {
         self.whole_warp()?;
-        let addrs = self.addresses(addr).map(|a| super::mem::resolve(Space::Generic, a).1);
+        let addrs = self.addresses(addr).map(|a| resolve(Space::Generic, a).1);
         let mut rows = [None; 32];
         for lane in 0..usize::from(n) * 8 {
             if self.aligned(addrs[lane], 16, lane)? && self.shared_access(addrs[lane], 16, lane, what)? {

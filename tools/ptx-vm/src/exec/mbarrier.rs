@@ -3,44 +3,17 @@
 //! A phase hands the clocks of all that arrived to every thread that sees it complete. The eight bytes in shared memory
 //! are opaque: the state lives beside them, the bytes only carry the race check of initialisation against use.
 
-use super::{Core, Cx, Run, Stop, describe};
+use super::address::resolve;
+use super::barriers::Mbarrier;
+use super::context::{Core, Cx, Run, Stop, describe};
+use crate::env::Env;
 use crate::error::FaultKind;
 use crate::ir::{Addr, MbarOp, Reg, Space, Src};
-use crate::launch::Env;
 use crate::shared::Touch;
 use crate::warp::Warp;
 
 /// Largest count of arrivals, and of bytes in flight.
 const MOST: u32 = (1 << 20) - 1;
-
-/// An initialised barrier.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Mbarrier {
-    /// Arrivals a phase takes, and those still missing in this one.
-    count: u32,
-    missing: u32,
-    bytes: i64,
-    phase: u64,
-    /// Clocks of the arrivals of this phase, and of those of all complete phases.
-    arriving: [u32; 32],
-    arrived: [u32; 32],
-    /// Pieces of shared memory that bulk copies of this phase filled, and of complete phases that no thread has seen.
-    landing: Vec<u32>,
-    landed: Vec<u32>,
-}
-
-impl Mbarrier {
-    fn complete(&mut self) {
-        if self.missing == 0 && self.bytes == 0 {
-            self.phase += 1;
-            self.missing = self.count;
-            for (done, new) in self.arrived.iter_mut().zip(self.arriving) {
-                *done = (*done).max(new);
-            }
-            self.landed.append(&mut self.landing);
-        }
-    }
-}
 
 /// At the end of a block every bulk copy must have been waited for by somebody.
 pub(crate) fn unseen(env: &Env<'_>, core: &mut Core, warps: &[Warp]) -> Run {
@@ -89,7 +62,7 @@ impl Cx<'_> {
         let (addrs, values) = (self.addresses(addr), a.map_or([1; 32], |a| self.fetch_wide(a)));
         let (mut states, mut done) = ([0u64; 32], 0u32);
         for lane in self.lanes() {
-            let (_, at) = super::mem::resolve(Space::Generic, addrs[lane]);
+            let (_, at) = resolve(Space::Generic, addrs[lane]);
             let touch = if op == MbarOp::Init { Touch::Write } else { Touch::Atomic };
             let known = u32::try_from(at).is_ok_and(|at| self.core.mbarriers.contains_key(&at));
             if op != MbarOp::Init && !known {

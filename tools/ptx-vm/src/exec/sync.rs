@@ -1,26 +1,11 @@
 //! Barriers, and exchanges between the lanes of a warp.
 
-use super::{Core, Cx, Run, Stop, describe};
+use super::barriers::Barrier;
+use super::context::{Core, Cx, Run, Stop, describe};
+use crate::env::Env;
 use crate::error::FaultKind;
 use crate::ir::{BarKind, Guard, Op, Redux, Shfl, Src, Ty, Vote};
-use crate::launch::Env;
 use crate::warp::{Lanes, State, Warp};
-
-/// One of the block's sixteen barriers.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Barrier {
-    waiting: u32,
-    warps: u32,
-    /// Threads that arrived, and how many complete the barrier.
-    threads: u32,
-    expected: u32,
-    /// Join of the clocks of all that arrived, and the largest of them.
-    clocks: [u32; 32],
-    newest: u32,
-    count: u32,
-    any: bool,
-    none_false: bool,
-}
 
 /// The barrier is complete: joins the clocks and wakes the waiting warps.
 pub(crate) fn release(env: &Env<'_>, core: &mut Core, warps: &mut [Warp]) -> Run {

@@ -4,8 +4,8 @@
 //! sums count as unwritten and the rows of shared memory as being read. Matrix descriptors follow the layouts that the
 //! PTX manual calls canonical; an address is swizzled by its own bits 7 to 9, as the hardware does.
 
+use super::context::{Cx, Run};
 use super::matrix::lane_elements;
-use super::{Cx, Run};
 use crate::error::FaultKind;
 use crate::ir::{Op, Space, Src, Wgmma};
 use crate::warp::{ALL, Lanes, Products, each};

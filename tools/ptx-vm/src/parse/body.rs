@@ -3,43 +3,13 @@
 use std::collections::HashMap;
 
 use crate::decode;
-use crate::error::{Error, Result};
-use crate::ir::{FRAME_BASE, Function, Guard, Inst, Op, Reg, Space, Ty};
+use crate::error::Result;
+use crate::ir::{FRAME_BASE, Function, Guard, Inst, Op, Reg, Ty};
 use crate::lex::Tok;
-use crate::parse::{Cursor, Parts, param, vars};
+use crate::parse::context::{FnCtx, Name, Parts};
+use crate::parse::cursor::Cursor;
+use crate::parse::vars::{param, variable};
 use crate::report::Class;
-
-/// What a name inside a function stands for.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Name {
-    Reg(Reg),
-    Pred(u16),
-    Local(u32),
-    /// Address in parameter space and size.
-    Param(u32, u32),
-    Symbol(u32),
-}
-
-/// Names and counters of the function being decoded, and the operands of the current instruction.
-pub(crate) struct FnCtx<'p> {
-    pub parts: &'p mut Parts,
-    pub f: Function,
-    scopes: Vec<HashMap<String, Name>>,
-    /// Enclosing scopes by id, innermost last; ids are never reused.
-    scope_ids: Vec<u32>,
-    next_scope: u32,
-    labels: HashMap<(u32, String), u32>,
-    targets: HashMap<(u32, String), Vec<String>>,
-    /// Instructions whose targets are resolved at the end of the body.
-    pending: Vec<(usize, String, Vec<u32>)>,
-    pub line: u32,
-    pub reads: Vec<u16>,
-    pub pred_reads: Vec<u16>,
-    pub writes: Vec<u16>,
-    pub pred_writes: Vec<u16>,
-    /// Label operand of the current branch.
-    pub label: Option<String>,
-}
 
 /// Most registers of one kind in one function.
 const MAX_REGS: u32 = 60_000;
@@ -47,27 +17,7 @@ const MAX_REGS: u32 = 60_000;
 const MAX_SCOPES: usize = 64;
 
 pub(crate) fn body(c: &mut Cursor<'_, '_>, parts: &mut Parts, f: Function) -> Result<Function> {
-    let mut names = HashMap::new();
-    let base = if f.entry { 0 } else { FRAME_BASE as u32 };
-    for p in f.params.iter().chain(&f.rets) {
-        names.insert(p.name.clone(), Name::Param(base + p.offset, p.size));
-    }
-    let mut ctx = FnCtx {
-        parts,
-        f,
-        scopes: vec![names],
-        scope_ids: vec![0],
-        next_scope: 1,
-        labels: HashMap::new(),
-        targets: HashMap::new(),
-        pending: Vec::new(),
-        line: c.line(),
-        reads: Vec::new(),
-        pred_reads: Vec::new(),
-        writes: Vec::new(),
-        pred_writes: Vec::new(),
-        label: None,
-    };
+    let mut ctx = FnCtx::new(parts, f, c.line());
     c.expect(b'{')?;
     while !ctx.scope_ids.is_empty() {
         ctx.statement(c)?;
@@ -76,24 +26,6 @@ pub(crate) fn body(c: &mut Cursor<'_, '_>, parts: &mut Parts, f: Function) -> Re
 }
 
 impl FnCtx<'_> {
-    pub fn error<T>(&self, message: impl Into<String>) -> Result<T> {
-        Err(Error::Parse { line: self.line, function: String::new(), message: message.into() })
-    }
-
-    /// The meaning of a name, innermost scope first.
-    pub fn lookup(&self, name: &str) -> Option<Name> {
-        let local = self.scopes.iter().rev().find_map(|s| s.get(name).copied());
-        local.or_else(|| self.parts.names.get(name).map(|&id| Name::Symbol(id)))
-    }
-
-    fn declare(&mut self, name: String, what: Name) -> Result<()> {
-        let Some(scope) = self.scopes.last_mut() else { return self.error("declaration outside a body") };
-        if scope.insert(name.clone(), what).is_some() {
-            return self.error(format!("`{name}` is declared twice"));
-        }
-        Ok(())
-    }
-
     fn statement(&mut self, c: &mut Cursor<'_, '_>) -> Result<()> {
         self.line = c.line();
         match c.peek() {
@@ -144,14 +76,14 @@ impl FnCtx<'_> {
         match word {
             ".reg" => self.registers(c),
             ".shared" => {
-                let symbol = vars::variable(c, word, false, &self.parts.names)?;
+                let symbol = variable(c, word, false, &self.parts.names)?;
                 let id = self.parts.symbols.len() as u32;
                 self.declare(symbol.name.clone(), Name::Symbol(id))?;
                 self.parts.symbols.push(symbol);
                 Ok(())
             }
             ".local" => {
-                let symbol = vars::variable(c, word, false, &self.parts.names)?;
+                let symbol = variable(c, word, false, &self.parts.names)?;
                 let offset = self.f.local_bytes.next_multiple_of(symbol.align.max(1));
                 let end = u64::from(offset) + symbol.size;
                 if end > 512 << 10 {
@@ -284,12 +216,6 @@ impl FnCtx<'_> {
         self.f.symbols.sort_unstable();
         self.f.symbols.dedup();
         Ok(self.f)
-    }
-
-    /// Notes that the body uses a module symbol.
-    pub fn uses_symbol(&mut self, id: u32) -> Space {
-        self.f.symbols.push(id);
-        self.parts.symbols.get(id as usize).map_or(Space::Global, |s| s.space)
     }
 }
 

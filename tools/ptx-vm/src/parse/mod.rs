@@ -1,29 +1,17 @@
 //! Module level of the grammar: variables, kernels and device functions.
 
 mod body;
-mod cursor;
+pub(crate) mod context;
+pub(crate) mod cursor;
 mod vars;
 
-use std::collections::HashMap;
-
-pub(crate) use body::{FnCtx, Name};
-pub(crate) use cursor::{Cursor, Operand};
+use context::Parts;
+use cursor::Cursor;
+use vars::param;
 
 use crate::error::{Error, Result};
-use crate::ir::{Function, Op, Param, Symbol, Ty};
+use crate::ir::{Function, Op, Param};
 use crate::lex::{Tok, tokenise};
-
-/// The parts of a module while it is parsed.
-#[derive(Default)]
-pub(crate) struct Parts {
-    pub symbols: Vec<Symbol>,
-    pub functions: Vec<Function>,
-    /// Module-scope names.
-    pub names: HashMap<String, u32>,
-    pub by_name: HashMap<String, u32>,
-    pub target: String,
-    pub version: String,
-}
 
 /// Parses a whole module.
 pub(crate) fn parse(text: &str) -> Result<Parts> {
@@ -109,46 +97,6 @@ fn params(c: &mut Cursor<'_, '_>, base: u32) -> Result<Vec<Param>> {
         }
         c.expect(b',')?;
     }
-}
-
-/// The declaration behind `.param`, placed at the next aligned offset.
-pub(crate) fn param(c: &mut Cursor<'_, '_>, offset: u32) -> Result<Param> {
-    let mut align = 0;
-    let mut ty = None;
-    let name = loop {
-        let word = c.word()?;
-        match word {
-            ".align" => align = vars::alignment(c)?,
-            ".ptr" => {
-                while c.accept_word(".global")
-                    || c.accept_word(".const")
-                    || c.accept_word(".shared")
-                    || c.accept_word(".local")
-                {}
-                if c.accept_word(".align") {
-                    c.int()?;
-                }
-            }
-            _ => match word.strip_prefix('.').map(Ty::parse) {
-                Some(Some(t)) => ty = Some(t),
-                Some(None) => return c.error(format!("unknown parameter attribute `{word}`")),
-                None => break word,
-            },
-        }
-    };
-    let Some(ty) = ty else { return c.error(format!("parameter `{name}` has no type")) };
-    let mut size = u64::from(ty.size());
-    if c.accept(b'[') {
-        size = size.saturating_mul(c.int()?);
-        c.expect(b']')?;
-    }
-    let align = align.max(ty.size()).max(1);
-    let offset = offset.next_multiple_of(align);
-    // 32,764 bytes is the largest parameter block that any device takes.
-    if size > 32764 || u64::from(offset) + size > 60000 {
-        return c.error(format!("parameter `{name}` is too large"));
-    }
-    Ok(Param { name: name.to_string(), offset, size: size as u32, align })
 }
 
 fn function(c: &mut Cursor<'_, '_>, parts: &mut Parts, entry: bool) -> Result<()> {

@@ -1,17 +1,17 @@
-//! Declarations of variables with their initialisers.
+//! Declarations of parameters, and of variables with their initialisers.
 
 use std::collections::HashMap;
 
 use crate::error::Result;
-use crate::ir::{Space, Symbol, Ty};
+use crate::ir::{Param, Space, Symbol, Ty};
 use crate::lex::Tok;
-use crate::parse::Cursor;
+use crate::parse::cursor::Cursor;
 
 /// Largest variable accepted: keeps a malformed size from exhausting the host's memory.
 const MAX_BYTES: u64 = 1 << 30;
 
 /// The number behind `.align`.
-pub(crate) fn alignment(c: &mut Cursor<'_, '_>) -> Result<u32> {
+fn alignment(c: &mut Cursor<'_, '_>) -> Result<u32> {
     let align = c.small_int()?;
     if !align.is_power_of_two() || align > 1 << 16 {
         return c.error(format!("alignment {align} is not a power of two up to 65536"));
@@ -85,6 +85,46 @@ pub(crate) fn variable(
         init: init.bytes,
         relocations: init.relocations,
     })
+}
+
+/// The declaration behind `.param`, placed at the next aligned offset.
+pub(crate) fn param(c: &mut Cursor<'_, '_>, offset: u32) -> Result<Param> {
+    let mut align = 0;
+    let mut ty = None;
+    let name = loop {
+        let word = c.word()?;
+        match word {
+            ".align" => align = alignment(c)?,
+            ".ptr" => {
+                while c.accept_word(".global")
+                    || c.accept_word(".const")
+                    || c.accept_word(".shared")
+                    || c.accept_word(".local")
+                {}
+                if c.accept_word(".align") {
+                    c.int()?;
+                }
+            }
+            _ => match word.strip_prefix('.').map(Ty::parse) {
+                Some(Some(t)) => ty = Some(t),
+                Some(None) => return c.error(format!("unknown parameter attribute `{word}`")),
+                None => break word,
+            },
+        }
+    };
+    let Some(ty) = ty else { return c.error(format!("parameter `{name}` has no type")) };
+    let mut size = u64::from(ty.size());
+    if c.accept(b'[') {
+        size = size.saturating_mul(c.int()?);
+        c.expect(b']')?;
+    }
+    let align = align.max(ty.size()).max(1);
+    let offset = offset.next_multiple_of(align);
+    // 32,764 bytes is the largest parameter block that any device takes.
+    if size > 32764 || u64::from(offset) + size > 60000 {
+        return c.error(format!("parameter `{name}` is too large"));
+    }
+    Ok(Param { name: name.to_string(), offset, size: size as u32, align })
 }
 
 struct Initialiser<'n> {
