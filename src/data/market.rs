@@ -26,7 +26,6 @@ pub struct RetrievalSet {
 
 const QUERY: &str = "query";
 const GALLERY: &str = "bounding_box_test";
-const TRAIN: &str = "bounding_box_train";
 const EXPECTED: &str = "expected Market-1501's layout (the folders `query` and `bounding_box_test`), or one folder of \
                         images named <identity>_c<camera>..., such as 0002_c1s1_000451_03.jpg";
 
@@ -60,18 +59,6 @@ impl RetrievalSet {
             }
         }
         Ok(RetrievalSet { query, gallery, left_out })
-    }
-}
-
-/// The training images (`bounding_box_train`) of a folder with Market-1501's layout, or all of a flat folder's. What is
-/// no picture that can be read joins `left_out`.
-///
-/// # Errors
-/// As [`RetrievalSet::open`].
-pub fn training_images(path: &Path, left_out: &mut Vec<LeftOut>) -> Result<Vec<Labelled>> {
-    match root_of(path)? {
-        Some(root) => read_folder(&root.join(TRAIN), TRAIN, left_out),
-        None => read_folder(path, "", left_out),
     }
 }
 
@@ -227,7 +214,6 @@ mod tests {
             let names: Vec<&str> = set.left_out.iter().map(|l| l.name.as_str()).collect();
             assert_eq!(names, ["query/._0001_c2s1_000451_03.jpg"]);
             assert!(set.gallery.iter().all(|l| l.path.is_file()));
-            assert_eq!(labels(&training_images(dir.path(), &mut Vec::new()).unwrap()), [(900, 3)]);
         }
     }
 

@@ -8,7 +8,7 @@ pub use rand_chacha::ChaCha8Rng as StreamRng;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Purpose {
-    Init = 1,
+    // 1 and 9 were given before: a purpose keeps its number for good, and the others theirs.
     Shuffle = 2,
     Views = 3,
     Mask = 4,
@@ -16,7 +16,6 @@ pub enum Purpose {
     Scale = 6,
     DropPath = 7,
     Synth = 8,
-    Split = 9,
 }
 
 /// The stream for (`seed`, `epoch`, `sample`, `purpose`): ChaCha8 keyed by the four numbers themselves.

@@ -162,7 +162,6 @@ pub struct Quarantine {
 struct Seen {
     /// By index; ordered, so that reports do not depend on threads.
     bad: BTreeMap<usize, LeftOut>,
-    unreported: Vec<usize>,
 }
 
 impl Quarantine {
@@ -199,23 +198,12 @@ impl Quarantine {
     }
 
     fn add(&self, source: &dyn ImageSource, i: usize, why: Error) {
-        let mut seen = self.seen();
-        if seen.bad.insert(i, LeftOut::picture(source.name(i), why)).is_none() {
-            seen.unreported.push(i);
-        }
+        self.seen().bad.insert(i, LeftOut::picture(source.name(i), why));
     }
 
     /// All unusable pictures met so far, by index.
     pub fn skipped(&self) -> Vec<LeftOut> {
         self.seen().bad.values().cloned().collect()
-    }
-
-    /// The unusable pictures met since the last call: each is handed out once, for the log.
-    pub fn take_new(&self) -> Vec<LeftOut> {
-        let mut seen = self.seen();
-        let mut fresh = std::mem::take(&mut seen.unreported);
-        fresh.sort_unstable();
-        fresh.iter().filter_map(|i| seen.bad.get(i).cloned()).collect()
     }
 
     /// Decodes up to `limit` pictures spread evenly over the source, in parallel, so that a bad folder is known at the
@@ -363,7 +351,5 @@ mod tests {
         let scanned = Quarantine::new();
         assert_eq!(scanned.scan(&source, 100), 6);
         assert_eq!(scanned.skipped(), skipped);
-        assert_eq!(scanned.take_new(), skipped);
-        assert!(scanned.take_new().is_empty());
     }
 }

@@ -1,7 +1,7 @@
 //! Model cards: what an exported encoder is, what it was trained with, and how to load it.
 
 use super::Format;
-use super::timm::timm_name;
+use super::timm::timm_model;
 use crate::ir::PATCH;
 use crate::models::Encoder;
 use crate::models::EncoderConfig;
@@ -32,7 +32,7 @@ pub fn card(encoder: &TrainedEncoder, format: Format, out: &Path) -> String {
     let _ = writeln!(
         text,
         "{}: {whose}, exported by saip-engine {}.\n",
-        timm_name(&encoder.config).0,
+        timm_model(&encoder.config).0,
         env!("CARGO_PKG_VERSION")
     );
     facts(&mut text, encoder);
@@ -97,7 +97,7 @@ fn facts(text: &mut String, encoder: &TrainedEncoder) {
 }
 
 fn loading(text: &mut String, encoder: &TrainedEncoder, format: Format, name: &str) {
-    let (architecture, args) = timm_name(&encoder.config);
+    let (architecture, args) = timm_model(&encoder.config);
     let mut given = String::new();
     for (key, value) in &args {
         let _ = write!(given, ", {key}={value}");

@@ -5,7 +5,7 @@ pub mod onnx;
 mod timm;
 
 pub use self::card::card;
-pub use self::timm::{timm_config, timm_name};
+pub use self::timm::{timm_config, timm_model};
 use crate::atomic;
 use crate::error::{Error, Result};
 use crate::models::EncoderConfig;
@@ -194,7 +194,7 @@ pub fn metadata(encoder: &TrainedEncoder) -> BTreeMap<String, String> {
     let list = |v: [f32; 3]| v.map(|x| x.to_string()).join(",");
     let [h, w] = encoder.size;
     let mut all = BTreeMap::from([
-        ("architecture".to_owned(), timm_name(&encoder.config).0.to_owned()),
+        ("architecture".to_owned(), timm_model(&encoder.config).0.to_owned()),
         (SIZE_KEY.to_owned(), format!("{h}x{w}")),
         ("patch_tokens".to_owned(), "stride 16".to_owned()),
         (MEAN_KEY.to_owned(), list(encoder.mean)),

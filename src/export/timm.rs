@@ -6,7 +6,7 @@ use crate::train::trained::TrainedEncoder;
 use serde_json::{Map, Value, json};
 
 /// timm's name of an encoder, and the arguments that its `create_model` needs beside it.
-pub fn timm_name(config: &EncoderConfig) -> (&'static str, Map<String, Value>) {
+pub fn timm_model(config: &EncoderConfig) -> (&'static str, Map<String, Value>) {
     let (name, known, args) = match config {
         EncoderConfig::Vit { embed_dim, depth, num_heads, .. } => {
             let (name, known) = match (embed_dim, depth, num_heads) {
@@ -56,7 +56,7 @@ pub fn timm_name(config: &EncoderConfig) -> (&'static str, Map<String, Value>) {
 
 /// The `config.json` of a folder that timm opens.
 pub fn timm_config(encoder: &TrainedEncoder) -> Value {
-    let (architecture, model_args) = timm_name(&encoder.config);
+    let (architecture, model_args) = timm_model(&encoder.config);
     let (first_conv, classifier, fixed) = match encoder.config {
         EncoderConfig::Vit { .. } => ("patch_embed.proj", "head", true),
         EncoderConfig::TinyVit { .. } => ("patch_embed.conv1.conv", "head.fc", false),

@@ -97,24 +97,8 @@ impl EventWriter {
     /// # Errors
     /// The file cannot be written.
     pub fn scalar(&mut self, tag: &str, step: u64, value: f32) -> Result<()> {
-        self.summary(tag, step, Content::SimpleValue(value))
-    }
-
-    /// Logs a picture: `png` is a complete PNG file of `height` x `width` pixels in RGB.
-    ///
-    /// # Errors
-    /// `png` is no PNG file, the sizes are beyond the format, or the file cannot be written.
-    pub fn image_png(&mut self, tag: &str, step: u64, png: &[u8], height: u32, width: u32) -> Result<()> {
-        if !png.starts_with(b"\x89PNG\r\n\x1a\n") {
-            return Err(Error::usage(format!("the picture logged as `{tag}` is no PNG file")));
-        }
-        let side = |v: u32| {
-            i32::try_from(v)
-                .map_err(|_| Error::usage(format!("the picture logged as `{tag}` is too large: {v} pixels")))
-        };
-        let image =
-            Image { height: side(height)?, width: side(width)?, colorspace: RGB, encoded: png.to_vec() };
-        self.summary(tag, step, Content::Image(image))
+        let value = Value { tag: tag.to_owned(), simple_value: Some(value) };
+        self.write(step, What::Summary(Summary { value: vec![value] }))
     }
 
     /// Hands everything to the operating system; what was logged before is visible to TensorBoard afterwards.
@@ -123,11 +107,6 @@ impl EventWriter {
     /// The file cannot be written.
     pub fn flush(&mut self) -> Result<()> {
         self.file.flush().map_err(|e| Error::io(&self.path, "write", e))
-    }
-
-    fn summary(&mut self, tag: &str, step: u64, content: Content) -> Result<()> {
-        let value = Value { tag: tag.to_owned(), content: Some(content) };
-        self.write(step, What::Summary(Summary { value: vec![value] }))
     }
 
     /// One record: length, masked checksum of the length, payload, masked checksum of the payload.
@@ -207,8 +186,6 @@ fn masked_crc(bytes: &[u8]) -> u32 {
 
 /// `SessionLog.SessionStatus.START`
 const SESSION_START: i32 = 1;
-/// `Summary.Image.colorspace` of RGB.
-const RGB: i32 = 3;
 
 // The parts of tensorboard's event.proto and summary.proto in use.
 
@@ -248,26 +225,6 @@ struct Summary {
 struct Value {
     #[prost(string, tag = "1")]
     tag: String,
-    #[prost(oneof = "Content", tags = "2, 4")]
-    content: Option<Content>,
-}
-
-#[derive(Clone, PartialEq, prost::Oneof)]
-enum Content {
-    #[prost(float, tag = "2")]
-    SimpleValue(f32),
-    #[prost(message, tag = "4")]
-    Image(Image),
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Image {
-    #[prost(int32, tag = "1")]
-    height: i32,
-    #[prost(int32, tag = "2")]
-    width: i32,
-    #[prost(int32, tag = "3")]
-    colorspace: i32,
-    #[prost(bytes = "vec", tag = "4")]
-    encoded: Vec<u8>,
+    #[prost(float, optional, tag = "2")]
+    simple_value: Option<f32>,
 }

@@ -216,11 +216,6 @@ impl Loader {
         self.shared.quarantine.skipped()
     }
 
-    /// The unusable pictures met since the last call, for a log that lists each once.
-    pub fn take_newly_skipped(&self) -> Vec<LeftOut> {
-        self.shared.quarantine.take_new()
-    }
-
     /// Decodes up to `limit` pictures now, to know of a bad folder at the start; returns how many were tried.
     pub fn scan(&self, limit: usize) -> usize {
         self.shared.quarantine.scan(&*self.shared.source, limit)

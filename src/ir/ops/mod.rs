@@ -2,7 +2,7 @@
 //! place, and its derivative.
 //!
 //! Letters used below: `M` rows, `D` width, `N`/`K` a linear layer's outputs/inputs, `T` rows of a token stream,
-//! `S` segments of it, `G` groups of rows, `B` images, `n` tokens of an image, `k` kept tokens of an image, `K` prototypes, `V` views.
+//! `S` segments of it, `G` groups of rows, `B` images, `n` tokens of an image, `k` kept tokens of an image, `P` prototypes, `V` views.
 //! Every op overwrites its outputs; none accumulates unless its name says so.
 
 pub(super) mod attention;

@@ -6,7 +6,7 @@ use crate::ir::rules::{Cx, Facts, OpSet, Rules, Shapes, Slots};
 use crate::ir::vjp::{Gradient, Gradients, Vjp};
 use crate::tensor::Shape;
 
-/// `z: [V * B, d]`, `w: [K, d]`, `zt: [2B, d]`, `wt: [K, d]`, `center: [1, K]`, `scalars`
+/// `z: [V * B, d]`, `w: [P, d]`, `zt: [2B, d]`, `wt: [P, d]`, `center: [1, P]`, `scalars`
 /// -> `loss: [1]`, `lse: [V * B]`, `lse_t: [2B]`: cross-entropy of every student view against the expert's two
 /// views, the same view skipped, mean over pairs and images. All rows of z, w, zt, wt are unit vectors.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,7 +81,7 @@ impl Rules for PrototypeCrossEntropyBackward {
 
 impl<O: OpSet> Gradient<O> for PrototypeCrossEntropyBackward {}
 
-/// `zt: [2B, d]`, `wt: [K, d]`, `center`, `scalars`, `lse_t: [2B]`, `features: [2B, D]` -> `[3]`: mean entropy of the
+/// `zt: [2B, d]`, `wt: [P, d]`, `center`, `scalars`, `lse_t: [2B]`, `features: [2B, D]` -> `[3]`: mean entropy of the
 /// expert's distributions, entropy of their mean (nats), spread of the features, which the op itself scales to unit
 /// rows (`sqrt(D)` times the mean over dimensions of the population standard deviation over rows; 1 when isotropic,
 /// 0 collapsed).
@@ -110,7 +110,7 @@ impl Rules for ExpertStatistics {
 
 impl<O: OpSet> Gradient<O> for ExpertStatistics {}
 
-/// `center: [1, K]`, `zt: [2B, d]`, `wt: [K, d]`, `scalars`, `health: [3]` -> `center`, updated in place unless
+/// `center: [1, P]`, `zt: [2B, d]`, `wt: [P, d]`, `scalars`, `health: [3]` -> `center`, updated in place unless
 /// the step is skipped: `m center + (1 - m) mean over rows of zt wt^T`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CenterUpdate;
