@@ -238,10 +238,19 @@ pub fn refuse_to_replace(path: &Path, force: bool) -> Result<()> {
     if path.is_dir() {
         return Err(Error::usage(format!("{}: is a folder: name a file", path.display())));
     }
-    if !force && !is_special(path) && exists(path)? {
+    if !force && !is_special(path) && is_taken(path)? {
         return Err(Error::usage(format!("{}: is there already: replace it with --force", path.display())));
     }
     Ok(())
+}
+
+/// Whether something has the name `path`, be it a link that leads nowhere: to write would replace it.
+pub fn is_taken(path: &Path) -> Result<bool> {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(Error::io(path, "look up", e)),
+    }
 }
 
 /// Whether it is no file that can be replaced but something that takes bytes, such as `/dev/stdout`.

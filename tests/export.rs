@@ -408,6 +408,15 @@ fn what_cannot_be_exported_is_refused_with_its_reason() {
     export(&["run", "--format", "pth", "--step", "3"]).refused(&["step 3", "2, 4"]);
     export(&["run", "--format", "onnx", "--prefix", "x."]).refused(&["--prefix", "pth"]);
     export(&["run", "--format", "onnx", "--img-size", "60", "32"]).refused(&["60", "16"]);
+    // Positions of so many patches would not fit any memory.
+    export(&["run", "--format", "onnx", "--img-size", "1600000", "1600000"]).refused(&["--img-size", "4096"]);
+    // Links that lead nowhere are somebody's, as are those to files.
+    std::os::unix::fs::symlink("nowhere", dir.path().join("link.onnx")).unwrap();
+    let link = ["run", "--format", "onnx", "--out", "link.onnx"];
+    export(&link).refused(&["link.onnx: is there already", "--force"]);
+    std::os::unix::fs::symlink("nowhere", dir.path().join("card.onnx.md")).unwrap();
+    export(&["run", "--format", "onnx", "--out", "card.onnx"]).refused(&["card.onnx.md", "another --out"]);
+    export(&[&link[..], &["--force"]].concat()).ok();
     // What an option asks for and cannot be.
     export(&["run", "--format", "pth", "--names", "tiny-vit"]).refused(&[
         "--names tiny-vit",

@@ -125,6 +125,26 @@ fn tensors_stay_inside_their_storage() {
 }
 
 #[test]
+fn an_entry_is_only_asked_for_where_there_is_one() {
+    let dict = |items: &[(&str, &[u8])]| {
+        let items: Vec<u8> = items.iter().flat_map(|(key, value)| [&text(key), *value].concat()).collect();
+        [&b"}("[..], &items, b"u"].concat()
+    };
+    let error =
+        |pickle: &[u8]| read(&pth(&[b"\x80\x02", pickle, b"."].concat(), &[])).unwrap_err().to_string();
+    let only = dict(&[("model", b"}")]);
+    for pickle in [&only, &dict(&[("epoch", &int(3))]), &dict(&[("model", b"}"), ("optimizer", b"}")])] {
+        let e = error(pickle);
+        assert!(e.contains("save `model.state_dict()`") && !e.contains("--from-entry"), "{e}");
+    }
+    let numbers = dict(&[("step", &int(3))]);
+    let e = error(&dict(&[("model", &only), ("optimizer", &numbers)]));
+    assert!(e.contains("below `model") && e.contains("but entries `optimizer`: name the one"), "{e}");
+    let e = error(&dict(&[("model", &dict(&[("a", &numbers)]))]));
+    assert!(e.contains("below `model` by name, but entries `model.a`: name the one"), "{e}");
+}
+
+#[test]
 fn pickles_beyond_reason_are_refused() {
     let p = |tail: &[u8]| pth(&[b"\x80\x02", tail].concat(), &[]);
     refused(&p(b"cos\nsystem\n."), &["`os.system`", "not run"]);
@@ -133,7 +153,7 @@ fn pickles_beyond_reason_are_refused() {
     refused(&p(b"\x8d\xff\xff\xff\xff\xff\xff\xff\xff"), &["bytes expected"]);
     refused(&p(b"Nr\xff\xff\xff\xffj\xfe\xff\xff\xff."), &["no memo entry 4294967294"]);
     refused(&p(b"N."), &["no dictionary"]);
-    refused(&p(b"}."), &["no tensors"]);
+    refused(&p(b"}."), &["no tensors", "save `model.state_dict()`"]);
     refused(&p(b""), &["bytes expected"]);
     refused(&p(b"0."), &["empty stack"]);
     refused(&p(b"(0."), &["empty stack"]);

@@ -64,13 +64,27 @@ impl SynthArgs {
     }
 }
 
+/// The error with the option that brought the value, in place of the configuration's key.
+fn as_option(error: Error) -> Error {
+    let Error::Config { key, message } = &error else { return error };
+    let option = match key.as_str() {
+        "synth.height" => "--size: the height",
+        "synth.width" => "--size: the width",
+        "synth.identities" => "--identities:",
+        "synth.images_per_identity" => "--images-per-identity:",
+        "synth.cameras" => "--cameras:",
+        _ => return error,
+    };
+    Error::usage(format!("{option} {message}"))
+}
+
 /// Writes the folder and says what it holds.
 ///
 /// # Errors
 /// Options out of range, a folder that holds something else, or one that cannot be written.
 pub fn run(args: &SynthArgs) -> Result<()> {
     let export = args.export()?;
-    export.validate()?;
+    export.validate().map_err(as_option)?;
     let total = (export.config.identities * export.config.images_per_identity) as u64;
     let bar = if std::io::stderr().is_terminal() { ProgressBar::new(total) } else { ProgressBar::hidden() };
     if let Ok(style) = ProgressStyle::with_template("drawing persons {wide_bar} {pos}/{len} {per_sec} {eta}")
@@ -129,6 +143,16 @@ mod tests {
         }
         for line in ["--out x --size 9999x128", "--out x --cameras 12", "--out x --queries-per-identity 7"] {
             assert!(run(&args(line).unwrap()).is_err(), "{line}");
+        }
+        for (line, named) in [
+            ("--out x --size 1x64", "--size: the height 1 is not in 64..=2048"),
+            ("--out x --size 64x1", "--size: the width 1 is not"),
+            ("--out x --identities 0", "--identities: 0 is not in 1..="),
+            ("--out x --images-per-identity 0", "--images-per-identity: 0"),
+            ("--out x --cameras 0", "--cameras: 0"),
+        ] {
+            let error = run(&args(line).unwrap()).unwrap_err().to_string();
+            assert!(error.starts_with(named) && !error.contains("synth."), "{error}");
         }
         assert!(!std::path::Path::new("x").exists());
     }

@@ -176,7 +176,7 @@ fn seal(card: &str) -> String {
 /// Refuses to replace a file beside `out` that is no card of an earlier export, or was edited since.
 fn refuse_edited(beside: &Path) -> Result<()> {
     let text = match fs::read_to_string(beside) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && !atomic::is_taken(beside)? => return Ok(()),
         text => text.unwrap_or_default(),
     };
     let ours = text.rfind(CARD_SEAL).is_some_and(|at| seal(&text[..at]) == text[at..]);

@@ -4,6 +4,8 @@ mod resolve;
 mod schema;
 mod validate;
 
+pub use validate::MAX_EDGE;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};

@@ -8,7 +8,7 @@ use crate::models::EncoderConfig;
 use crate::objectives::saip::{StepOptions, build_step};
 use crate::tensor::DType;
 use crate::train::checkpoint::{Loaded, RunState};
-use crate::train::config::TrainConfig;
+use crate::train::config::{MAX_EDGE, TrainConfig};
 use crate::train::pretrained::{expert_options, recognise, usual_grid};
 use crate::train::source::{WeightsSource, encoder_of};
 use crate::weights::{
@@ -128,11 +128,14 @@ impl TrainedEncoder {
     /// The encoder for images of `size` pixels: a ViT's positions are resampled, the others take any size.
     ///
     /// # Errors
-    /// [`Error::Usage`] for sizes that are no multiples of 16.
+    /// [`Error::Usage`] for sizes that are no multiples of 16, or larger than a configuration may have.
     pub fn resized(mut self, size: [usize; 2]) -> Result<Self> {
         let [h, w] = size;
         if size.iter().any(|s| *s == 0 || !s.is_multiple_of(PATCH)) {
             return Err(Error::usage(format!("--img-size {h} {w}: sizes must be multiples of {PATCH}")));
+        }
+        if size.iter().any(|s| *s > MAX_EDGE) {
+            return Err(Error::usage(format!("--img-size {h} {w}: sizes must be at most {MAX_EDGE}")));
         }
         self.size = size;
         let EncoderConfig::Vit { img_size, embed_dim, .. } = &mut self.config else { return Ok(self) };

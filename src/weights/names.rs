@@ -238,6 +238,9 @@ fn find(state: &StateDict) -> Result<(&str, Naming)> {
 /// An error that says which tensors a file has.
 pub(super) fn unknown(state: &StateDict, what: &str) -> Error {
     const SHOWN: usize = 8;
+    if state.is_empty() {
+        return state.error("holds no tensors: name a file of weights");
+    }
     let shown: Vec<_> = state.iter().take(SHOWN).map(|(n, t)| format!("`{n}` {}", t.shape())).collect();
     let more = match state.len().saturating_sub(SHOWN) {
         0 => String::new(),

@@ -152,16 +152,35 @@ fn choose<'a>(
                 value = inner;
             }
             None if tensors.is_empty() => {
-                return Err(format!(
-                    "holds no tensors by name; its entries are {}: name the one to read with {}",
-                    listed(items.iter().map(|(k, _)| &**k)),
-                    asks.name(Hint::Entry)
-                ));
+                return Err(no_tensors(pickle, top, &entry, items, asks));
             }
             None => return Ok(Chosen { entry: entry.join("."), others, tensors, dict: *i }),
         }
     }
     Err(format!("nests its weights more than {MAX_DEPTH} deep: save `model.state_dict()` alone"))
+}
+
+/// Why there is nothing to read under `entry`, whose contents are `items`: another one is only to be named where there is one.
+fn no_tensors(pickle: &Pickle, top: &Value, entry: &[&str], items: &Items, asks: Asks) -> String {
+    let place = match entry.join(".") {
+        name if name.is_empty() => String::new(),
+        name => format!("below `{name}` "),
+    };
+    let full = |v: &Value| if let Value::Dict(i) = v { !pickle.dicts[*i].is_empty() } else { false };
+    let inner = items.iter().filter(|(_, v)| full(v)).map(|(k, _)| [entry, &[&**k]].concat().join("."));
+    let mut others: Vec<String> = inner.collect();
+    if let (Value::Dict(i), true) = (top, others.is_empty()) {
+        let beside = pickle.dicts[*i].iter().filter(|(k, v)| full(v) && entry.first() != Some(&&**k));
+        others.extend(beside.map(|(k, _)| k.to_string()));
+    }
+    if others.is_empty() {
+        return format!("holds no tensors {place}by name: save `model.state_dict()` with torch.save");
+    }
+    let (others, name) = (others.iter().map(String::as_str), asks.name(Hint::Entry));
+    format!(
+        "holds no tensors {place}by name, but entries {}: name the one to read with {name}",
+        listed(others)
+    )
 }
 
 type Items = [(std::rc::Rc<str>, Value)];

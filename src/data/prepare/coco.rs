@@ -90,6 +90,9 @@ pub fn read(path: &Path, category: &str, boxes: BoxFormat) -> Result<CocoFile> {
             Error::file(path, format!("{e}; {EXPECTED}"))
         }
     })?;
+    if !raw.is_object {
+        return Err(Error::file(path, format!("is no JSON object; {EXPECTED}")));
+    }
     let images = raw.images.ok_or_else(|| Error::file(path, format!("has no `images`; {EXPECTED}")))?;
     let annotations =
         raw.annotations.ok_or_else(|| Error::file(path, format!("has no `annotations`; {EXPECTED}")))?;
@@ -196,14 +199,15 @@ impl Wanted {
     }
 }
 
-/// The file; a list that is none makes the file unusable.
-#[derive(Deserialize)]
-struct RawFile {
-    images: Option<Vec<RawImage>>,
-    annotations: Option<Vec<RawAnnotation>>,
-    categories: Option<Vec<RawCategory>>,
-}
-
+object!(
+    /// The file; a list that is none makes the file unusable.
+    RawFile,
+    RawFileVisitor {
+        images: Option<Vec<RawImage>>,
+        annotations: Option<Vec<RawAnnotation>>,
+        categories: Option<Vec<RawCategory>>,
+    }
+);
 object!(
     RawImage,
     RawImageVisitor { id: Scalar, file_name: Scalar, coco_url: Scalar, width: Scalar, height: Scalar }
@@ -369,6 +373,9 @@ mod tests {
         for (text, hint) in [
             ("", "EOF"),
             ("[1, 2]", "COCO-style"),
+            ("[]", "is no JSON object; expected COCO-style"),
+            ("[[], [], []]", "is no JSON object; expected COCO-style"),
+            ("7", "is no JSON object; expected COCO-style"),
             (r#"{"annotations": []}"#, "`images`"),
             (r#"{"images": []}"#, "`annotations`"),
             (r#"{"images": [{"id": 1}], "annotations": []}"#, "`file_name`"),

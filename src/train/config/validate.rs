@@ -7,7 +7,7 @@ use crate::ir::PATCH;
 use crate::models::EncoderConfig;
 
 /// Edges beyond this are slips of the keyboard, and would overflow sizes further on.
-const MAX_EDGE: usize = 4096;
+pub const MAX_EDGE: usize = 4096;
 /// Likewise for widths, depths and counts of model parts.
 const MAX_WIDTH: usize = 1 << 20;
 const MAX_DEPTH: usize = 1024;
