@@ -164,11 +164,10 @@ fn assert_nothing_stays(counts: &[Count], threads: usize) {
     assert!(slabs.len() <= threads, "{slabs:?}");
     let exact = counts.iter().filter(|c| c.live_bytes == 0 && c.live_blocks == 0).count();
     assert!(2 * exact > counts.len(), "{counts:?}");
-    // What other threads give back meanwhile is not kept.
-    let near = |c: &Count| c.live_blocks <= QUEUE_BLOCKS && c.live_bytes <= QUEUE_BYTES;
+    let near = |c: &Count| c.live_blocks.abs() <= QUEUE_BLOCKS && c.live_bytes.abs() <= QUEUE_BYTES;
     assert!(counts.iter().all(near), "{counts:?}");
     let drift: i64 = counts.iter().map(|c| c.live_bytes).sum();
-    assert!(drift <= QUEUE_BYTES, "what is kept adds up: {counts:?}");
+    assert!(drift.abs() <= QUEUE_BYTES, "what is kept adds up: {counts:?}");
 }
 
 /// Blocks that one product of the GEMM crate takes from the allocator and gives back: a packed panel of each operand.
@@ -201,6 +200,8 @@ fn products(op: &Op) -> i64 {
 #[test]
 fn a_step_keeps_nothing_that_it_allocates() {
     let vits = [(VIT, 1, 1), (VIT, 2, 1), (VIT, 1, 2)];
+    // They live on: a pool's threads end after it was dropped, and would give back what they hold while another is measured.
+    let mut engines = Vec::new();
     for (encoder, threads, micro_steps) in vits.into_iter().chain([(STAR_NET, 2, 1), (TINY_VIT, 2, 1)]) {
         let (mut engine, batch, step) = tiny(encoder, threads, micro_steps);
         for t in 1..=2 {
@@ -221,6 +222,7 @@ fn a_step_keeps_nothing_that_it_allocates() {
         let programs = micro_steps as i64 + i64::from(micro_steps > 1);
         let most = programs * (scratch + QUEUE_BLOCKS) + micro_steps as i64 * HOST_BLOCKS;
         assert!(whole.iter().all(|c| c.asked_blocks <= most), "{whole:?}");
+        engines.push(engine);
     }
     // The counter itself: a block that stays is seen.
     let mut kept = Vec::new();

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::cases::{Case, cases, in_place};
+use common::cases::{Case, cases};
 use common::check::Precision;
 use common::device::{self, compiler};
 use common::judge::Judge;
@@ -12,7 +12,7 @@ use common::runner::{Placement, run_op};
 use common::tensor::in_bf16;
 use rayon::prelude::*;
 use saip_engine::cuda::{Compiler, CudaBackend, Driver, Family, Sources};
-use saip_engine::ir::OpKind;
+use saip_engine::ir::{OpKind, Rules};
 use saip_engine::tensor::DType;
 use std::collections::BTreeSet;
 
@@ -30,7 +30,7 @@ fn check_case(case: &Case, dtype: DType, open: Open) -> Result<(), String> {
     for placement in [Placement::Regions, Placement::Arena] {
         let poison =
             |b: &mut CudaBackend<Box<dyn Driver>>| b.poison_arena().expect("the arena can be written");
-        let updated = in_place(case.kind());
+        let updated = case.op.facts().updates;
         let got = run_op(&case.op, &case.inputs, updated, placement, open(dtype), poison)?;
         judge.outputs(&got).map_err(|e| format!("{e} ({placement:?})"))?;
         if placement == Placement::Regions && got.len() != judge.count() {

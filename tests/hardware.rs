@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::cases::{Case, cases, in_place};
+use common::cases::{Case, cases};
 use common::check::Precision;
 use common::device::{HOPPER, capability, compiler, driver as other, interpreter};
 use common::judge::Judge;
@@ -13,14 +13,14 @@ use common::runner::{Placement, run_op};
 use common::tensor::in_bf16;
 use rayon::prelude::*;
 use saip_engine::cuda::{CudaBackend, Driver, Launch, Work};
-use saip_engine::ir::OpKind;
+use saip_engine::ir::{OpKind, Rules};
 use saip_engine::tensor::DType;
 
 fn outputs(case: &Case, dtype: DType, driver: Box<dyn Driver>) -> Result<Vec<Vec<f64>>, String> {
     let compiler = compiler(driver.info().capability);
     let backend = CudaBackend::new(driver, compiler, dtype).map_err(|e| e.to_string())?;
     let poison = |b: &mut CudaBackend<Box<dyn Driver>>| b.poison_arena().expect("the arena can be written");
-    run_op(&case.op, &case.inputs, in_place(case.kind()), Placement::Regions, backend, poison)
+    run_op(&case.op, &case.inputs, case.op.facts().updates, Placement::Regions, backend, poison)
 }
 
 /// Runs every case of an op on both; gives a line about it, and what differs by more than rounding.

@@ -207,19 +207,11 @@ fn the_library_is_asked_for_the_product_that_the_op_is() {
     let (rows, wide, narrow) = (19, 13, 6);
     let zero: Input = Tensor::zeros([narrow]).into();
     let (x, w, dy) = (integers(rows, wide, 1), integers(narrow, wide, 3), integers(rows, narrow, 2));
-    let forward = Op::Linear(ops::Linear { epilogue: Epilogue::None });
+    let forward = Op::from(ops::Linear { epilogue: Epilogue::None });
     let cases = [
         (forward, vec![x.clone(), w.clone(), zero], [rows, narrow, wide]),
-        (
-            Op::LinearBackwardInput(ops::LinearBackwardInput { gelu: false }),
-            vec![dy.clone(), w],
-            [rows, wide, narrow],
-        ),
-        (
-            Op::LinearBackwardWeight(ops::LinearBackwardWeight { weight: vec![narrow, wide] }),
-            vec![dy, x],
-            [narrow, wide, rows],
-        ),
+        (ops::LinearBackwardInput { gelu: false }.into(), vec![dy.clone(), w], [rows, wide, narrow]),
+        (ops::LinearBackwardWeight { weight: vec![narrow, wide] }.into(), vec![dy, x], [narrow, wide, rows]),
     ];
     for dtype in [DType::F32, DType::Bf16] {
         for (op, inputs, shape) in &cases {
@@ -234,7 +226,7 @@ fn the_library_is_asked_for_the_product_that_the_op_is() {
 #[test]
 fn a_product_that_the_library_does_faster_is_the_librarys() {
     let inputs = [integers(19, 6, 2), integers(6, 13, 3)];
-    let op = Op::LinearBackwardInput(ops::LinearBackwardInput { gelu: false });
+    let op = Op::from(ops::LinearBackwardInput { gelu: false });
     let run = |library: bool| {
         let (backend, seen) = backend(DType::F32, false, usize::MAX);
         let tuner = Tuner::new(

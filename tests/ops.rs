@@ -6,13 +6,13 @@ mod common;
 #[path = "common/golden.rs"]
 mod golden;
 
-use common::cases::{Case, cases, in_place};
+use common::cases::{Case, cases};
 use common::check::Precision;
 use common::judge::Judge;
 use common::runner::{Placement, constant, run_on_cpu};
 use common::tensor::{Tensor, scalars};
 use saip_engine::cpu::Real;
-use saip_engine::ir::{Op, OpKind, ops};
+use saip_engine::ir::{OpKind, Rules, ops};
 
 /// Runs all cases of an op and lists those that fail.
 fn check<T: Real>(kind: OpKind, precision: Precision) {
@@ -35,7 +35,7 @@ fn check<T: Real>(kind: OpKind, precision: Precision) {
 
 fn check_case<T: Real>(case: &Case, precision: Precision) -> Result<(), String> {
     let run = |placement, threads| {
-        run_on_cpu::<T>(&case.op, &case.inputs, in_place(case.kind()), placement, threads)
+        run_on_cpu::<T>(&case.op, &case.inputs, case.op.facts().updates, placement, threads)
     };
     let judge = Judge::new(case, precision);
     for placement in [Placement::Regions, Placement::Arena] {
@@ -146,7 +146,7 @@ op_tests! {
 /// Whether `grad_health` calls a step sound.
 fn sound<T: Real>(grads: Vec<f64>, loss: f64) -> bool {
     let x = [Tensor::new([grads.len()], grads).into(), constant(loss), scalars(&[])];
-    let health = run_on_cpu::<T>(&Op::GradHealth(ops::GradHealth), &x, &[], Placement::Regions, 1)
+    let health = run_on_cpu::<T>(&ops::GradHealth.into(), &x, &[], Placement::Regions, 1)
         .expect("runs")
         .swap_remove(0);
     assert!(health[2] == 0.0 || health[2] == 1.0, "{health:?}");
@@ -172,7 +172,7 @@ fn non_finite_steps_are_recognised() {
 fn a_skipped_step_changes_nothing() {
     for mut case in cases(OpKind::AdamW).into_iter().filter(|c| c.name.ends_with("finite 0")) {
         case.inputs[1].float_mut().data.fill(f64::NAN);
-        let placed = in_place(OpKind::AdamW);
+        let placed = case.op.facts().updates;
         let got = run_on_cpu::<f32>(&case.op, &case.inputs, placed, Placement::Regions, 2).expect("runs");
         for (slot, input) in [0, 2, 3, 4].into_iter().enumerate() {
             assert_eq!(got[slot], case.inputs[input].float().data, "{} output {slot}", case.name);

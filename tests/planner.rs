@@ -19,8 +19,8 @@ impl Target for Greedy {
     }
     fn in_place(&self, op: &Op) -> &'static [usize] {
         match op {
-            Op::Add(ops::Add) => &[0, 1],
-            Op::Gelu(ops::Gelu) | Op::GeluBackward(ops::GeluBackward) => &[0],
+            Op::Add(_) => &[0, 1],
+            Op::Gelu(_) | Op::GeluBackward(_) => &[0],
             _ => &[],
         }
     }
@@ -70,21 +70,17 @@ fn network(choices: &[(u8, usize, usize, bool)], rows: usize, width: usize) -> G
         let w = source(&mut g, &format!("{path}.w"), vec![width, width]);
         let c = source(&mut g, &format!("{path}.b"), vec![width]);
         let push = |g: &mut Graph| match op % 4 {
-            0 => g.push1(&path, Op::Gelu(ops::Gelu), &[a]),
-            1 => g.push1(&path, Op::Add(ops::Add), &[a, b]),
+            0 => g.push1(&path, ops::Gelu, &[a]),
+            1 => g.push1(&path, ops::Add, &[a, b]),
             2 => {
                 let y = g.push1(
                     format!("{path}.fc"),
-                    Op::Linear(ops::Linear { epilogue: saip_engine::ir::Epilogue::None }),
+                    ops::Linear { epilogue: saip_engine::ir::Epilogue::None },
                     &[a, w, c],
                 )?;
-                if i % 2 == 0 {
-                    g.push1(&path, Op::Gelu(ops::Gelu), &[y])
-                } else {
-                    g.push1(&path, Op::Add(ops::Add), &[b, y])
-                }
+                if i % 2 == 0 { g.push1(&path, ops::Gelu, &[y]) } else { g.push1(&path, ops::Add, &[b, y]) }
             }
-            _ => g.push1(&path, Op::LayerNorm(ops::LayerNorm { eps: 1e-6 }), &[a, c, c]),
+            _ => g.push1(&path, ops::LayerNorm { eps: 1e-6 }, &[a, c, c]),
         };
         let y = if block { g.in_block(push) } else { push(&mut g) }.unwrap();
         if op % 4 == 2 {
@@ -94,7 +90,7 @@ fn network(choices: &[(u8, usize, usize, bool)], rows: usize, width: usize) -> G
     }
     let target = g.source("target", [rows, width], DType::F32, Binding { region: Region::Inputs, offset: 0 });
     let last = *values.last().unwrap();
-    let loss = g.push1("loss", Op::BceWithLogits(ops::BceWithLogits { groups: 1 }), &[last, target]).unwrap();
+    let loss = g.push1("loss", ops::BceWithLogits { groups: 1 }, &[last, target]).unwrap();
     g.bind(loss, Binding { region: Region::Outputs, offset: 0 });
     let grads = differentiate(&mut g, loss, &params).unwrap();
     let mut offset = 0;
@@ -221,7 +217,7 @@ fn recomputation_keeps_less() {
     let source = |g: &mut Graph, shape: [usize; 2], offset| {
         g.source("p", shape, DType::F32, Binding { region: Region::Params, offset })
     };
-    let linear = Op::Linear(ops::Linear { epilogue: saip_engine::ir::Epilogue::None });
+    let linear = Op::from(ops::Linear { epilogue: saip_engine::ir::Epilogue::None });
     let x = source(&mut g, [64, 16], 0);
     let mut v = x;
     let mut weights = Vec::new();
@@ -236,14 +232,14 @@ fn recomputation_keeps_less() {
         v = g
             .in_block(|g| {
                 let h = g.push1(format!("{i}.fc1"), linear.clone(), &[v, up, b])?;
-                let h = g.push1(format!("{i}.act"), Op::Gelu(ops::Gelu), &[h])?;
+                let h = g.push1(format!("{i}.act"), ops::Gelu, &[h])?;
                 let y = g.push1(format!("{i}.fc2"), linear.clone(), &[h, down, c])?;
-                g.push1(format!("{i}.add"), Op::Add(ops::Add), &[v, y])
+                g.push1(format!("{i}.add"), ops::Add, &[v, y])
             })
             .unwrap();
     }
     let target = g.source("t", [64, 16], DType::F32, Binding { region: Region::Inputs, offset: 0 });
-    let loss = g.push1("loss", Op::BceWithLogits(ops::BceWithLogits { groups: 1 }), &[v, target]).unwrap();
+    let loss = g.push1("loss", ops::BceWithLogits { groups: 1 }, &[v, target]).unwrap();
     g.bind(loss, Binding { region: Region::Outputs, offset: 0 });
     let grads = differentiate(&mut g, loss, &weights).unwrap();
     for (i, d) in grads.into_iter().enumerate() {

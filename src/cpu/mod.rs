@@ -26,6 +26,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod window_attention;
+mod windows;
 
 pub use program::CpuBackend;
 pub use real::Real;

@@ -49,44 +49,31 @@ fn linear() {
             (0..k).map(|p| float(&x)[row * k + p] * float(&w)[col * k + p]).sum::<f64>() + float(&b)[col]
         })
         .collect();
-    let plain = Op::Linear(ops::Linear { epilogue: Epilogue::None });
+    let plain = Op::from(ops::Linear { epilogue: Epilogue::None });
     let inputs = [x.clone(), w.clone(), b.clone()];
     assert_close(&check_op(&plain, &inputs)[0], &naive);
-    let out = check_op(&Op::Linear(ops::Linear { epilogue: Epilogue::Gelu }), &inputs);
+    let out = check_op(&ops::Linear { epilogue: Epilogue::Gelu }.into(), &inputs);
     assert_close(&out[1], &naive);
-    assert_close(&out[0], &run_op::<f64>(&Op::Gelu(ops::Gelu), &[tensor(&[m, n], &naive)])[0]);
-    let out = check_op(
-        &Op::Linear(ops::Linear { epilogue: Epilogue::Residual }),
-        &[x.clone(), w.clone(), b, r.clone()],
-    );
+    assert_close(&out[0], &run_op::<f64>(&ops::Gelu.into(), &[tensor(&[m, n], &naive)])[0]);
+    let out =
+        check_op(&ops::Linear { epilogue: Epilogue::Residual }.into(), &[x.clone(), w.clone(), b, r.clone()]);
     assert_close(&out[0], &naive.iter().zip(float(&r)).map(|(y, r)| y + r).collect::<Vec<_>>());
 
-    let dx =
-        check_op(&Op::LinearBackwardInput(ops::LinearBackwardInput { gelu: false }), &[r.clone(), w.clone()]);
+    let dx = check_op(&ops::LinearBackwardInput { gelu: false }.into(), &[r.clone(), w.clone()]);
     check_gradient(&plain, &inputs, float(&r), 0, &dx[0]);
-    let dw = check_op(
-        &Op::LinearBackwardWeight(ops::LinearBackwardWeight { weight: vec![n, k] }),
-        &[r.clone(), x.clone()],
-    );
+    let dw = check_op(&ops::LinearBackwardWeight { weight: vec![n, k] }.into(), &[r.clone(), x.clone()]);
     check_gradient(&plain, &inputs, float(&r), 1, &dw[0]);
     check_gradient(&plain, &inputs, float(&r), 2, &dw[1]);
-    let fused =
-        check_op(&Op::LinearBackwardInput(ops::LinearBackwardInput { gelu: true }), &[r, w, x.clone()]);
-    assert_close(
-        &fused[0],
-        &run_op::<f64>(&Op::GeluBackward(ops::GeluBackward), &[tensor(&[m, k], &dx[0]), x])[0],
-    );
+    let fused = check_op(&ops::LinearBackwardInput { gelu: true }.into(), &[r, w, x.clone()]);
+    assert_close(&fused[0], &run_op::<f64>(&ops::GeluBackward.into(), &[tensor(&[m, k], &dx[0]), x])[0]);
 }
 
 #[test]
 fn large_products_do_not_depend_on_threads() {
     let (m, k, n) = (400, 700, 300);
     let (x, w, b) = (random(&[m, k], 1), random(&[n, k], 2), random(&[n], 3));
-    check_op(&Op::Linear(ops::Linear { epilogue: Epilogue::Gelu }), &[x.clone(), w, b]);
-    check_op(
-        &Op::LinearBackwardWeight(ops::LinearBackwardWeight { weight: vec![n, k] }),
-        &[random(&[m, n], 5), x],
-    );
+    check_op(&ops::Linear { epilogue: Epilogue::Gelu }.into(), &[x.clone(), w, b]);
+    check_op(&ops::LinearBackwardWeight { weight: vec![n, k] }.into(), &[random(&[m, n], 5), x]);
 }
 
 #[test]
@@ -109,34 +96,31 @@ fn conv2d() {
             sum
         })
         .collect();
-    let op = Op::Conv2d(ops::Conv2d { geometry: g.clone(), epilogue: Epilogue::None });
+    let op = Op::from(ops::Conv2d { geometry: g.clone(), epilogue: Epilogue::None });
     let inputs = [x.clone(), w.clone(), b.clone()];
     assert_close(&check_op(&op, &inputs)[0], &naive);
     let r = random(&[m, o], 4);
     let out = check_op(
-        &Op::Conv2d(ops::Conv2d { geometry: g.clone(), epilogue: Epilogue::Residual }),
+        &ops::Conv2d { geometry: g.clone(), epilogue: Epilogue::Residual }.into(),
         &[x.clone(), w.clone(), b, r.clone()],
     );
     assert_close(&out[0], &naive.iter().zip(float(&r)).map(|(y, r)| y + r).collect::<Vec<_>>());
-    let out = check_op(&Op::Conv2d(ops::Conv2d { geometry: g.clone(), epilogue: Epilogue::Gelu }), &inputs);
+    let out = check_op(&ops::Conv2d { geometry: g.clone(), epilogue: Epilogue::Gelu }.into(), &inputs);
     assert_close(&out[1], &naive);
     let dx = check_op(
-        &Op::Conv2dBackwardInput(ops::Conv2dBackwardInput { geometry: g.clone(), gelu: false }),
+        &ops::Conv2dBackwardInput { geometry: g.clone(), gelu: false }.into(),
         &[r.clone(), w.clone()],
     );
     check_gradient(&op, &inputs, float(&r), 0, &dx[0]);
     let fused = check_op(
-        &Op::Conv2dBackwardInput(ops::Conv2dBackwardInput { geometry: g.clone(), gelu: true }),
+        &ops::Conv2dBackwardInput { geometry: g.clone(), gelu: true }.into(),
         &[r.clone(), w, x.clone()],
     );
     assert_close(
         &fused[0],
-        &run_op::<f64>(&Op::GeluBackward(ops::GeluBackward), &[tensor(&[m, c], &dx[0]), x.clone()])[0],
+        &run_op::<f64>(&ops::GeluBackward.into(), &[tensor(&[m, c], &dx[0]), x.clone()])[0],
     );
-    let dw = check_op(
-        &Op::Conv2dBackwardWeight(ops::Conv2dBackwardWeight { geometry: g.clone() }),
-        &[r.clone(), x],
-    );
+    let dw = check_op(&ops::Conv2dBackwardWeight { geometry: g.clone() }.into(), &[r.clone(), x]);
     check_gradient(&op, &inputs, float(&r), 1, &dw[0]);
     check_gradient(&op, &inputs, float(&r), 2, &dw[1]);
 }
@@ -146,18 +130,16 @@ fn conv2d_over_several_ranges() {
     let g = ConvGeometry::same(7, 14, 14, 3);
     let (c, o) = (256, 8);
     let (x, w, b) = (random(&[g.rows(), c], 1), random(&[o, c, 3, 3], 2), random(&[o], 3));
-    let (op, r) = (
-        Op::Conv2d(ops::Conv2d { geometry: g.clone(), epilogue: Epilogue::Residual }),
-        random(&[g.rows(), o], 4),
-    );
+    let (op, r) =
+        (ops::Conv2d { geometry: g.clone(), epilogue: Epilogue::Residual }.into(), random(&[g.rows(), o], 4));
     check_op(&op, &[x.clone(), w, b, r.clone()]);
-    check_op(&Op::Conv2dBackwardWeight(ops::Conv2dBackwardWeight { geometry: g.clone() }), &[r, x]);
+    check_op(&ops::Conv2dBackwardWeight { geometry: g.clone() }.into(), &[r, x]);
 }
 
 #[test]
 fn dynamic_conv() {
     let (b, m, d, groups) = (3, 10, 6, 2);
-    let op = Op::DynamicConv(ops::DynamicConv { tokens: m });
+    let op = Op::from(ops::DynamicConv { tokens: m });
     let inputs = [random(&[groups * b, d], 1), random(&[b * m, d], 2)];
     let y = check_op(&op, &inputs);
     let (kernel, features) = (float(&inputs[0]), float(&inputs[1]));
@@ -165,7 +147,7 @@ fn dynamic_conv() {
     assert!((y[0][4 * m + 3] - want).abs() < 1e-12);
     let dy = random(&[groups * b, m], 3);
     let grads = check_op(
-        &Op::DynamicConvBackward(ops::DynamicConvBackward { tokens: m }),
+        &ops::DynamicConvBackward { tokens: m }.into(),
         &[dy.clone(), inputs[0].clone(), inputs[1].clone()],
     );
     check_gradient(&op, &inputs, float(&dy), 0, &grads[0]);
@@ -175,7 +157,7 @@ fn dynamic_conv() {
 #[test]
 fn layer_norm() {
     let (m, d) = (1300, 24);
-    let op = Op::LayerNorm(ops::LayerNorm { eps: 1e-6 });
+    let op = Op::from(ops::LayerNorm { eps: 1e-6 });
     let inputs = [random(&[m, d], 1), random(&[d], 2), random(&[d], 3)];
     let out = check_op(&op, &inputs);
     let row = &float(&inputs[0])[..d];
@@ -188,11 +170,11 @@ fn layer_norm() {
     let dy = random(&[m, d], 4);
     let (mean, rstd) = (tensor(&[m], &out[1]), tensor(&[m], &out[2]));
     let operands = [dy.clone(), inputs[0].clone(), inputs[1].clone(), mean, rstd];
-    let grads = check_op(&Op::LayerNormBackward(ops::LayerNormBackward { residual: false }), &operands);
+    let grads = check_op(&ops::LayerNormBackward { residual: false }.into(), &operands);
     (0..3).for_each(|i| check_gradient(&op, &inputs, float(&dy), i, &grads[i]));
     let r = random(&[m, d], 5);
     let with = check_op(
-        &Op::LayerNormBackward(ops::LayerNormBackward { residual: true }),
+        &ops::LayerNormBackward { residual: true }.into(),
         &[&operands[..], std::slice::from_ref(&r)].concat(),
     );
     assert_close(&with[0], &grads[0].iter().zip(float(&r)).map(|(a, b)| a + b).collect::<Vec<_>>());
@@ -205,7 +187,7 @@ fn attention_case(segments: Segments, layout: AttentionLayout, heads: usize, d: 
         AttentionLayout::Packed => vec![random(&[tk, 3 * d], 1)],
         AttentionLayout::Separate => vec![random(&[tq, d], 1), random(&[tk, 2 * d], 2)],
     };
-    let op = Op::Attention(ops::Attention { heads, layout, segments: segments.clone() });
+    let op = Op::from(ops::Attention { heads, layout, segments: segments.clone() });
     let out = check_op(&op, &inputs);
     let dh = d / heads;
     let last = inputs.len() - 1;
@@ -230,8 +212,7 @@ fn attention_case(segments: Segments, layout: AttentionLayout, heads: usize, d: 
     let dy = random(&[tq, d], 3);
     let mut operands = vec![dy.clone(), tensor(&[tq, d], &out[0]), tensor(&[tq, heads], &out[1])];
     operands.extend(inputs.iter().cloned());
-    let grads =
-        check_op(&Op::AttentionBackward(ops::AttentionBackward { heads, layout, segments }), &operands);
+    let grads = check_op(&ops::AttentionBackward { heads, layout, segments }.into(), &operands);
     for (i, grad) in grads.iter().enumerate() {
         check_gradient(&op, &inputs, float(&dy), i, grad);
     }
@@ -252,20 +233,19 @@ fn attention() {
 #[test]
 fn pointwise() {
     let (a, b) = (random(&[7, 3001], 1), random(&[7, 3001], 2));
-    let sum = check_op(&Op::Add(ops::Add), &[a.clone(), b.clone()]);
+    let sum = check_op(&ops::Add.into(), &[a.clone(), b.clone()]);
     assert_close(&sum[0], &float(&a).iter().zip(float(&b)).map(|(a, b)| a + b).collect::<Vec<_>>());
     let x = random(&[30, 20], 3);
-    check_op(&Op::Gelu(ops::Gelu), std::slice::from_ref(&x));
+    check_op(&ops::Gelu.into(), std::slice::from_ref(&x));
     let dy = random(&[30, 20], 4);
-    let dx = check_op(&Op::GeluBackward(ops::GeluBackward), &[dy.clone(), x.clone()]);
-    check_gradient(&Op::Gelu(ops::Gelu), std::slice::from_ref(&x), float(&dy), 0, &dx[0]);
+    let dx = check_op(&ops::GeluBackward.into(), &[dy.clone(), x.clone()]);
+    check_gradient(&ops::Gelu.into(), std::slice::from_ref(&x), float(&dy), 0, &dx[0]);
     assert_close(
-        &check_op(&Op::Scale(ops::Scale { factor: 2.5 }), &[random(&[1], 1)])[0],
+        &check_op(&ops::Scale { factor: 2.5 }.into(), &[random(&[1], 1)])[0],
         &[2.5 * float(&random(&[1], 1))[0]],
     );
     let f = tensor(&[4], &[0.0, 2.0, 1.0, 0.5]);
-    let y =
-        check_op(&Op::ScaleSegments(ops::ScaleSegments { segments: vec![(3, 6), (1, 12)] }), &[x.clone(), f]);
+    let y = check_op(&ops::ScaleSegments { segments: vec![(3, 6), (1, 12)] }.into(), &[x.clone(), f]);
     let want: Vec<f64> = float(&x)
         .iter()
         .enumerate()
@@ -279,20 +259,20 @@ fn pointwise() {
         })
         .collect();
     assert_close(&y[0], &want);
-    let fill = Op::Fill(ops::Fill { shape: vec![2, 3], value: 1.5, dtype: DType::F32 });
+    let fill = Op::from(ops::Fill { shape: vec![2, 3], value: 1.5, dtype: DType::F32 });
     assert_eq!(run_op::<f32>(&fill, &[])[0], [1.5; 6]);
 }
 
 #[test]
 fn l2_normalize() {
-    let op = Op::L2Normalize(ops::L2Normalize { eps: 1e-12 });
+    let op = Op::from(ops::L2Normalize { eps: 1e-12 });
     let x = random(&[30, 20], 1);
     let out = check_op(&op, std::slice::from_ref(&x));
     let norm = float(&x)[..20].iter().map(|v| v * v).sum::<f64>().sqrt();
     assert_close(&out[0][..1], &[float(&x)[0] / norm]);
     let dy = random(&[30, 20], 2);
     let operands = [dy.clone(), tensor(&[30, 20], &out[0]), tensor(&[30], &out[1])];
-    let dx = check_op(&Op::L2NormalizeBackward(ops::L2NormalizeBackward { eps: 1e-12 }), &operands);
+    let dx = check_op(&ops::L2NormalizeBackward { eps: 1e-12 }.into(), &operands);
     check_gradient(&op, &[x], float(&dy), 0, &dx[0]);
     let zero = run_op::<f64>(&op, &[tensor(&[1, 2], &[0.0, 0.0])]);
     assert_eq!(zero, [vec![0.0, 0.0], vec![1e-12]]);
@@ -302,10 +282,8 @@ fn l2_normalize() {
 fn patch_rows() {
     let (a, b) = (random(&[2, 3, 32, 16], 1), random(&[2, 3, 32, 48], 2));
     let keep = index(&[2, 2], &[4, 1, 0, 5]);
-    let rows = check_op(
-        &Op::PatchRows(ops::PatchRows { kept: Some(1), dtype: DType::F64 }),
-        &[a.clone(), b.clone(), keep],
-    );
+    let rows =
+        check_op(&ops::PatchRows { kept: Some(1), dtype: DType::F64 }.into(), &[a.clone(), b.clone(), keep]);
     // Image 1 of a, patch 1, channel 2, row 3, column 4.
     assert_close(
         &rows[0][3 * 768 + 2 * 256 + 3 * 16 + 4..][..1],
@@ -328,14 +306,14 @@ fn embed_tokens() {
         random(&[6, d], 5),
         index(&[2, 2], &[5, 1, 2, 3]),
     ];
-    let op = Op::EmbedTokens(ops::EmbedTokens { layout: layout.clone() });
+    let op = Op::from(ops::EmbedTokens { layout: layout.clone() });
     let y = check_op(&op, &inputs);
     // Second image of the second view, its first patch: row 8 of the patches at position 2.
     let want: Vec<f64> =
         (0..d).map(|i| float(&inputs[0])[8 * d + i] + float(&inputs[4])[2 * d + i]).collect();
     assert_close(&y[0][12 * d..13 * d], &want);
     let dy = random(&[14, d], 6);
-    let back = Op::EmbedTokensBackward(ops::EmbedTokensBackward { layout, tables: vec![3, 6] });
+    let back = Op::from(ops::EmbedTokensBackward { layout, tables: vec![3, 6] });
     let grads = check_op(&back, &[dy.clone(), inputs[5].clone()]);
     for (i, grad) in [0, 1, 3, 4].into_iter().zip(&grads) {
         check_gradient(&op, &inputs, float(&dy), i, grad);
@@ -345,21 +323,21 @@ fn embed_tokens() {
 
 #[test]
 fn resize_positions() {
-    let same = Op::ResizePositions(ops::ResizePositions { prefix: 1, from: [3, 4], to: [3, 4] });
+    let same = Op::from(ops::ResizePositions { prefix: 1, from: [3, 4], to: [3, 4] });
     let table = random(&[13, 2], 1);
     assert_close(&check_op(&same, std::slice::from_ref(&table))[0], &float(&table)[2..]);
     let squares = tensor(&[5, 1], &[0.0, 1.0, 4.0, 9.0, 16.0]);
     let constant = tensor(&[5, 1], &[2.0; 5]);
     for to in [1, 2, 3, 7, 11] {
-        let op = Op::ResizePositions(ops::ResizePositions { prefix: 0, from: [1, 5], to: [1, to] });
+        let op = Op::from(ops::ResizePositions { prefix: 0, from: [1, 5], to: [1, to] });
         assert_close(&check_op(&op, std::slice::from_ref(&constant))[0], &vec![2.0; to]);
         check_op(&op, std::slice::from_ref(&squares));
     }
     for to in [[2, 3], [5, 4], [6, 9]] {
-        let op = Op::ResizePositions(ops::ResizePositions { prefix: 1, from: [3, 4], to });
+        let op = Op::from(ops::ResizePositions { prefix: 1, from: [3, 4], to });
         let dy = random(&[to[0] * to[1], 2], 2);
         let grad = check_op(
-            &Op::ResizePositionsBackward(ops::ResizePositionsBackward { prefix: 1, from: [3, 4], to }),
+            &ops::ResizePositionsBackward { prefix: 1, from: [3, 4], to }.into(),
             std::slice::from_ref(&dy),
         );
         check_gradient(&op, std::slice::from_ref(&table), float(&dy), 0, &grad[0]);
@@ -374,7 +352,7 @@ fn row_selection() {
         RowRun { start: 10, len: 2, stride: 2, count: 1 },
     ];
     let (x, d) = (random(&[13, 3], 1), 3);
-    let y = check_op(&Op::SelectRows(ops::SelectRows { runs: runs.clone() }), std::slice::from_ref(&x));
+    let y = check_op(&ops::SelectRows { runs: runs.clone() }.into(), std::slice::from_ref(&x));
     let want = [1, 2, 5, 6, 8, 10, 11];
     let rows: Vec<f64> = want.iter().flat_map(|r| float(&x)[r * d..(r + 1) * d].to_vec()).collect();
     assert_close(&y[0], &rows);
@@ -382,7 +360,7 @@ fn row_selection() {
     let scatter = |accumulate| Op::ScatterRows(ops::ScatterRows { runs: runs.clone(), rows: 13, accumulate });
     let dx = check_op(&scatter(false), std::slice::from_ref(&dy));
     check_gradient(
-        &Op::SelectRows(ops::SelectRows { runs: runs.clone() }),
+        &ops::SelectRows { runs: runs.clone() }.into(),
         std::slice::from_ref(&x),
         float(&dy),
         0,
@@ -397,11 +375,11 @@ fn tokens() {
     let (b, n, k, d) = (2, 5, 3, 4);
     let keep = index(&[b, k], &[4, 0, 2, 1, 3, 0]);
     let (x, visible) = (random(&[b * n, d], 1), random(&[b * k, d], 2));
-    let y = check_op(&Op::GatherTokens(ops::GatherTokens { tokens: n }), &[x.clone(), keep.clone()]);
+    let y = check_op(&ops::GatherTokens { tokens: n }.into(), &[x.clone(), keep.clone()]);
     assert_close(&y[0][4 * d..5 * d], &float(&x)[8 * d..9 * d]);
-    let dx = check_op(&Op::ScatterTokens(ops::ScatterTokens { tokens: n }), &[visible.clone(), keep.clone()]);
+    let dx = check_op(&ops::ScatterTokens { tokens: n }.into(), &[visible.clone(), keep.clone()]);
     check_gradient(
-        &Op::GatherTokens(ops::GatherTokens { tokens: n }),
+        &ops::GatherTokens { tokens: n }.into(),
         &[x.clone(), keep.clone()],
         float(&visible),
         0,
@@ -409,19 +387,19 @@ fn tokens() {
     );
 
     let inputs = [visible, keep.clone(), random(&[1, d], 3), random(&[n, d], 4)];
-    let y = check_op(&Op::RestoreTokens(ops::RestoreTokens), &inputs);
+    let y = check_op(&ops::RestoreTokens.into(), &inputs);
     let want: Vec<f64> = (0..d).map(|i| float(&inputs[2])[i] + float(&inputs[3])[d + i]).collect();
     assert_close(&y[0][d..2 * d], &want);
-    let grads = check_op(&Op::RestoreTokensBackward(ops::RestoreTokensBackward), &[x.clone(), keep]);
+    let grads = check_op(&ops::RestoreTokensBackward.into(), &[x.clone(), keep]);
     for (i, grad) in [0, 2, 3].into_iter().zip(&grads) {
-        check_gradient(&Op::RestoreTokens(ops::RestoreTokens), &inputs, float(&x), i, grad);
+        check_gradient(&ops::RestoreTokens.into(), &inputs, float(&x), i, grad);
     }
 
     let inputs = [x.clone(), random(&[n, d], 5)];
-    let y = check_op(&Op::AddPositions(ops::AddPositions), &inputs);
+    let y = check_op(&ops::AddPositions.into(), &inputs);
     assert_close(&y[0][n * d..n * d + 1], &[float(&x)[n * d] + float(&inputs[1])[0]]);
-    let dpos = check_op(&Op::SumImages(ops::SumImages { tokens: n }), std::slice::from_ref(&x));
-    check_gradient(&Op::AddPositions(ops::AddPositions), &inputs, float(&x), 1, &dpos[0]);
+    let dpos = check_op(&ops::SumImages { tokens: n }.into(), std::slice::from_ref(&x));
+    check_gradient(&ops::AddPositions.into(), &inputs, float(&x), 1, &dpos[0]);
 }
 
 fn scalars() -> HostTensor {
@@ -464,7 +442,7 @@ fn prototype_cross_entropy() {
     let center = HostTensor::Float(vec![1, k], float(&random(&[1, k], 5)).iter().map(|x| 0.05 * x).collect());
     let inputs =
         [unit([v * b, d], 1), unit([k, d], 2), unit([2 * b, d], 3), unit([k, d], 4), center, scalars()];
-    let op = Op::PrototypeCrossEntropy(ops::PrototypeCrossEntropy { batch: b });
+    let op = Op::from(ops::PrototypeCrossEntropy { batch: b });
     let out = check_op(&op, &inputs);
     let row = |t: &HostTensor, r: usize| float(t)[r * d..(r + 1) * d].to_vec();
     let (w, wt, c) = (float(&inputs[1]), float(&inputs[3]), float(&inputs[4]));
@@ -478,10 +456,7 @@ fn prototype_cross_entropy() {
     let mut operands = vec![tensor(&[1], &[0.7])];
     operands.extend(inputs.iter().cloned());
     operands.extend([tensor(&[v * b], &out[1]), tensor(&[2 * b], &out[2])]);
-    let grads = check_op(
-        &Op::PrototypeCrossEntropyBackward(ops::PrototypeCrossEntropyBackward { batch: b }),
-        &operands,
-    );
+    let grads = check_op(&ops::PrototypeCrossEntropyBackward { batch: b }.into(), &operands);
     check_gradient(&op, &inputs, &[0.7], 0, &grads[0]);
     check_gradient(&op, &inputs, &[0.7], 1, &grads[1]);
 }
@@ -503,7 +478,7 @@ fn expert_statistics_and_center() {
         })
         .collect();
     let inputs = [zt.clone(), wt.clone(), center.clone(), scalars(), tensor(&[rows], &lse), features.clone()];
-    let y = check_op(&Op::ExpertStatistics(ops::ExpertStatistics), &inputs);
+    let y = check_op(&ops::ExpertStatistics.into(), &inputs);
     let entropy = log_q.iter().flatten().map(|q| -q.exp() * q).sum::<f64>() / rows as f64;
     let mean = (0..k).map(|i| log_q.iter().map(|q| q[i].exp()).sum::<f64>() / rows as f64);
     assert_close(&y[0][..2], &[entropy, mean.map(|p| -p * p.ln()).sum()]);
@@ -517,10 +492,7 @@ fn expert_statistics_and_center() {
 
     let update = |healthy: f64| {
         let health = tensor(&[3], &[1.0, 1.0, healthy]);
-        check_op(
-            &Op::CenterUpdate(ops::CenterUpdate),
-            &[center.clone(), zt.clone(), wt.clone(), scalars(), health],
-        )
+        check_op(&ops::CenterUpdate.into(), &[center.clone(), zt.clone(), wt.clone(), scalars(), health])
     };
     assert_close(&update(0.0)[0], float(&center));
     let mean: f64 =
@@ -531,7 +503,7 @@ fn expert_statistics_and_center() {
 #[test]
 fn masked_mse() {
     let inputs = [random(&[4, 768], 1), random(&[2, 3, 32, 48], 2), index(&[2, 2], &[4, 1, 0, 5])];
-    let loss = check_op(&Op::MaskedMse(ops::MaskedMse), &inputs);
+    let loss = check_op(&ops::MaskedMse.into(), &inputs);
     let mut want = 0.0;
     for (r, (image, patch)) in [(0, 4), (0, 1), (1, 0), (1, 5)].into_iter().enumerate() {
         let value = |i: usize| {
@@ -545,25 +517,23 @@ fn masked_mse() {
     }
     assert_close(&loss[0], &[want / (4.0 * 768.0)]);
     let operands = [&[tensor(&[1], &[0.3])], &inputs[..]].concat();
-    let grad = check_op(&Op::MaskedMseBackward(ops::MaskedMseBackward), &operands);
-    check_gradient(&Op::MaskedMse(ops::MaskedMse), &inputs, &[0.3], 0, &grad[0]);
+    let grad = check_op(&ops::MaskedMseBackward.into(), &operands);
+    check_gradient(&ops::MaskedMse.into(), &inputs, &[0.3], 0, &grad[0]);
 }
 
 #[test]
 fn bce_with_logits() {
-    let (op, shape) = (Op::BceWithLogits(ops::BceWithLogits { groups: 2 }), [6, 900]);
+    let (op, shape) = (ops::BceWithLogits { groups: 2 }.into(), [6, 900]);
     let target = float(&random(&shape, 2)).iter().map(|&x| f64::from(x > 0.0)).collect::<Vec<_>>();
     let logits = float(&random(&shape, 1)).iter().map(|x| 20.0 * x).collect::<Vec<_>>();
     let inputs = [tensor(&shape, &logits), tensor(&shape, &target)];
     let want: f64 = logits.iter().zip(&target).map(|(x, t)| -t * x + x.exp().ln_1p()).sum();
     assert_close(&check_op(&op, &inputs)[0], &[want / 2700.0]);
     let operands = [&[tensor(&[1], &[0.3])], &inputs[..]].concat();
-    let grad = check_op(&Op::BceWithLogitsBackward(ops::BceWithLogitsBackward { groups: 2 }), &operands);
+    let grad = check_op(&ops::BceWithLogitsBackward { groups: 2 }.into(), &operands);
     check_gradient(&op, &inputs, &[0.3], 0, &grad[0]);
-    let sum = check_op(
-        &Op::WeightedSum(ops::WeightedSum { weights: vec![2.0, -0.5] }),
-        &[random(&[1], 1), random(&[1], 2)],
-    );
+    let sum =
+        check_op(&ops::WeightedSum { weights: vec![2.0, -0.5] }.into(), &[random(&[1], 1), random(&[1], 2)]);
     assert_close(&sum[0], &[2.0 * float(&random(&[1], 1))[0] - 0.5 * float(&random(&[1], 2))[0]]);
 }
 
@@ -572,25 +542,24 @@ fn optimizer() {
     let n = 70_000;
     let (p, g, m, e) = (random(&[n], 1), random(&[n], 2), random(&[n], 3), random(&[100], 5));
     let v = HostTensor::Float(vec![n], float(&random(&[n], 4)).iter().map(|x| x.abs()).collect());
-    let total = check_op(&Op::AccumulateGrads(ops::AccumulateGrads), &[p.clone(), g.clone(), scalars()]);
+    let total = check_op(&ops::AccumulateGrads.into(), &[p.clone(), g.clone(), scalars()]);
     assert_close(&total[0][5..6], &[float(&p)[5] + 0.5 * float(&g)[5]]);
     let norm = float(&g).iter().map(|g| g * g).sum::<f64>().sqrt();
     let loss = tensor(&[1], &[1.0]);
-    let health = check_op(&Op::GradHealth(ops::GradHealth), &[g.clone(), loss.clone(), scalars()]);
+    let health = check_op(&ops::GradHealth.into(), &[g.clone(), loss.clone(), scalars()]);
     assert_close(&health[0], &[norm, 0.5 / (norm + 1e-6), 1.0]);
     let mut bad = float(&g).to_vec();
     bad[40_000] = f64::INFINITY;
-    let skipped = run_op::<f32>(&Op::GradHealth(ops::GradHealth), &[tensor(&[n], &bad), loss, scalars()]);
+    let skipped = run_op::<f32>(&ops::GradHealth.into(), &[tensor(&[n], &bad), loss, scalars()]);
     assert_eq!(skipped[0][2], 0.0);
-    let lost =
-        run_op::<f32>(&Op::GradHealth(ops::GradHealth), &[g.clone(), tensor(&[1], &[f64::NAN]), scalars()]);
+    let lost = run_op::<f32>(&ops::GradHealth.into(), &[g.clone(), tensor(&[1], &[f64::NAN]), scalars()]);
     assert_eq!(lost[0][2], 0.0);
 
     let segments = vec![
         ParamSegment { start: 0, len: 100, decay: true, expert: Some(0) },
         ParamSegment { start: 100, len: n - 100, decay: false, expert: None },
     ];
-    let op = Op::AdamW(ops::AdamW { segments, copies: false });
+    let op = Op::from(ops::AdamW { segments, copies: false });
     let step = |healthy: f64| {
         let h = tensor(&[3], &[norm, 0.5, healthy]);
         check_op(&op, &[p.clone(), g.clone(), m.clone(), v.clone(), e.clone(), scalars(), h])

@@ -3,7 +3,7 @@
 use super::kernel::{Call, Family, Given, KernelParams, kernel_params};
 use super::lower::{Lower, Lowered, Operands};
 use super::pointwise::{THREADS, vector};
-use crate::ir::ops;
+use crate::ir::{PATCH_VALUES, ops};
 use crate::plan::OperandType;
 
 kernel_params! {
@@ -23,7 +23,7 @@ kernel_params! {
 }
 
 /// Values of a patch.
-const VALUES: u64 = 3 * 16 * 16;
+const VALUES: u64 = PATCH_VALUES as u64;
 /// Elements of a block: BCE_CHUNK of the kernel.
 const BCE_CHUNK: u64 = 2048;
 /// Packs of a block: KERNEL_COLUMNS of the kernel.

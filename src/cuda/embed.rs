@@ -5,7 +5,7 @@ use super::layout::{self, Kept, Rows};
 use super::lower::{Lower, Lowered, Operand, Operands};
 use super::pointwise::{THREADS, blocks, vector};
 use crate::ir::resample_weights;
-use crate::ir::{RowRun, TokenView, ops};
+use crate::ir::{PATCH, PATCH_VALUES, RowRun, TokenView, ops};
 use crate::plan::OperandType;
 use crate::tensor::DType;
 use std::mem::offset_of;
@@ -36,7 +36,9 @@ kernel_params! {
 }
 
 /// Values of one pixel patch.
-const PATCH_VALUES: u64 = 3 * 16 * 16;
+const VALUES: u64 = PATCH_VALUES as u64;
+/// Edge of a patch.
+const EDGE: u32 = PATCH as u32;
 /// Threads that a sum over images should have at least, to keep a large GPU busy.
 const ENOUGH_THREADS: u64 = 1 << 16;
 
@@ -176,15 +178,15 @@ impl Lower for ops::PatchRows {
             let (height, width) = (width_u32(height)?, width_u32(width)?);
             let (keep, each) = match kept {
                 Some(view) if view == i => (o.inputs[images].at, index(&o.inputs[images])?.1),
-                _ => (0, height / 16 * (width / 16)),
+                _ => (0, height / EDGE * (width / EDGE)),
             };
             let count = count as u64 * u64::from(each);
-            let rows = o.outputs[0].at + row * PATCH_VALUES * o.outputs[0].dtype.bytes() as u64;
+            let rows = o.outputs[0].at + row * VALUES * o.outputs[0].dtype.bytes() as u64;
             let vec = vector(16, o.element(), &[rows, image.at]);
             let params =
                 PatchParams { rows, image: image.at, keep, count, kept: each, height, width, unused: 0 };
             if count > 0 {
-                calls.push(call("patch_rows", count * PATCH_VALUES / vec, vec, &params));
+                calls.push(call("patch_rows", count * VALUES / vec, vec, &params));
             }
             row += count;
         }
@@ -196,7 +198,7 @@ impl Lower for ops::PixelRows {
     fn workspace(&self, inputs: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
         let Some(view) = self.masked else { return 0 };
         let dims = inputs[view].shape.dims();
-        inverse_bytes(dims[0] as u64, (dims[2] / 16 * (dims[3] / 16)) as u64) as usize
+        inverse_bytes(dims[0] as u64, (dims[2] / PATCH * (dims[3] / PATCH)) as u64) as usize
     }
 
     fn lower(&self, o: &Operands<'_>) -> Lowered {
@@ -217,7 +219,7 @@ impl Lower for ops::PixelRows {
                     inverse,
                     batch as u64,
                     kept,
-                    height / 16 * (width / 16),
+                    height / EDGE * (width / EDGE),
                 ));
             }
             let count = batch as u64 * u64::from(height) * u64::from(width);

@@ -1,12 +1,12 @@
 //! Matrix products: linear layers and their gradients, and the product that convolutions become.
 
+use super::choices::{Choice, Choices};
 use super::driver::{LibraryProduct, TensorMap};
 use super::kernel::{Call, Family, Given};
 use super::lower::{Lowered, Operands};
 use super::pixels::Pixels;
 use super::product::{Alignment, Finish, Gather, GemmSm90Params, PixelGemmParams, Product, SplitSumParams};
 use super::tile::{HOPPER_TILES, PLAIN_TILES, TENSOR_TILES, Tier, Tile};
-use super::tiles::{Choice, Choices};
 use crate::ir::Epilogue;
 use crate::tensor::DType;
 use std::mem::offset_of;

@@ -1,10 +1,12 @@
 //! From a call to work of the driver.
 
-use super::compiler::Compiler;
+use super::compiler::{Compiler, Wanted};
 use super::driver::{Driver, Launch, Work};
 use super::kernel::Call;
+use super::sources::Sources;
 use crate::error::Result;
 use crate::tensor::DType;
+use std::collections::HashSet;
 
 /// Compiles and loads what `call` needs; addresses of its constant tables are added to `tables`.
 ///
@@ -54,4 +56,11 @@ pub(super) fn fill<D: Driver>(driver: &mut D, at: u64, bytes: usize, dtype: DTyp
         (0..PART / 4).flat_map(|_| random().to_ne_bytes()).collect()
     };
     (0..bytes).step_by(PART).try_for_each(|i| driver.upload(at + i as u64, &part[..PART.min(bytes - i)]))
+}
+
+/// Adds the texts of `calls`.
+pub(super) fn want(wanted: &mut Wanted, sources: &Sources, calls: impl IntoIterator<Item = Call>) {
+    let mut seen = HashSet::new();
+    let new = calls.into_iter().filter(|call| seen.insert(call.variant()));
+    wanted.extend(new.map(|call| (call.source(sources), call.family.file())));
 }

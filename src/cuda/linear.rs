@@ -1,9 +1,20 @@
 //! Linear layers, by the products of `kernels/gemm.cu`.
 
+use super::driver::LibraryProduct;
 use super::gemm::{backward_input, backward_weight, linear, weight_workspace};
-use super::lower::{Lower, Lowered, Operands};
+use super::lower::{Lower, Lowered, Operand, Operands};
 use crate::ir::ops;
 use crate::plan::OperandType;
+
+/// Addresses and types of a product of the first two operands, if they are of one type; rows and width of the first, width of
+/// the second.
+fn bare(inputs: &[Operand<'_>], outputs: &[Operand<'_>]) -> Option<(LibraryProduct, [u32; 2], u32)> {
+    let (a, b, y) = (inputs.first()?, inputs.get(1)?, outputs.first()?);
+    let ((rows, width), (_, across)) = (a.rows_width().ok()?, b.rows_width().ok()?);
+    let (element, stored) = (a.dtype, y.dtype);
+    let bare = LibraryProduct { y: y.at, a: a.at, b: b.at, element, stored, ..LibraryProduct::default() };
+    (a.dtype == b.dtype).then_some((bare, [rows, width], across))
+}
 
 impl Lower for ops::Linear {
     fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
@@ -12,6 +23,11 @@ impl Lower for ops::Linear {
 
     fn lower(&self, o: &Operands<'_>) -> Lowered {
         linear(o, self.epilogue)
+    }
+
+    fn product(&self, inputs: &[Operand<'_>], outputs: &[Operand<'_>]) -> Option<LibraryProduct> {
+        let (bare, [m, k], _) = bare(inputs, outputs)?;
+        Some(LibraryProduct { m, n: u32::try_from(inputs.get(2)?.count()).ok()?, k, ..bare })
     }
 }
 
@@ -22,6 +38,12 @@ impl Lower for ops::LinearBackwardInput {
 
     fn lower(&self, o: &Operands<'_>) -> Lowered {
         backward_input(o, self.gelu)
+    }
+
+    fn product(&self, inputs: &[Operand<'_>], outputs: &[Operand<'_>]) -> Option<LibraryProduct> {
+        let (bare, [m, k], _) = bare(inputs, outputs)?;
+        let (_, n) = outputs[0].rows_width().ok()?;
+        Some(LibraryProduct { m, n, k, b_trans: true, ..bare })
     }
 }
 
@@ -34,5 +56,10 @@ impl Lower for ops::LinearBackwardWeight {
 
     fn lower(&self, o: &Operands<'_>) -> Lowered {
         backward_weight(o)
+    }
+
+    fn product(&self, inputs: &[Operand<'_>], outputs: &[Operand<'_>]) -> Option<LibraryProduct> {
+        let (bare, [k, m], n) = bare(inputs, outputs)?;
+        Some(LibraryProduct { m, n, k, a_trans: true, b_trans: true, ..bare })
     }
 }

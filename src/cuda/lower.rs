@@ -1,7 +1,8 @@
 //! From an op and its operands' addresses to kernel calls.
 
+use super::choices::Choices;
+use super::driver::LibraryProduct;
 use super::kernel::Call;
-use super::tiles::Choices;
 use crate::ir::{Op, for_op};
 use crate::plan::OperandType;
 use crate::tensor::{DType, Shape};
@@ -63,6 +64,12 @@ pub trait Lower {
     /// # Errors
     /// Why there are none.
     fn lower(&self, o: &Operands<'_>) -> Lowered;
+
+    /// The plain product that the op is, without its bias and what follows it, for a library to be measured at; None for any
+    /// other op.
+    fn product(&self, _inputs: &[Operand<'_>], _outputs: &[Operand<'_>]) -> Option<LibraryProduct> {
+        None
+    }
 }
 
 impl Lower for Op {
@@ -72,5 +79,9 @@ impl Lower for Op {
 
     fn lower(&self, operands: &Operands<'_>) -> Lowered {
         for_op!(self, o => o.lower(operands))
+    }
+
+    fn product(&self, inputs: &[Operand<'_>], outputs: &[Operand<'_>]) -> Option<LibraryProduct> {
+        for_op!(self, o => o.product(inputs, outputs))
     }
 }

@@ -3,14 +3,13 @@
 use super::driver::{Driver, LibraryProduct, Measured, Work};
 use super::kernel::Call;
 use super::launch::{fill, prepare};
-use super::lower::Operand;
+use super::lower::Lower;
 use super::nvrtc::CompiledKernel;
 use super::occupancy::architecture;
 use super::product::Product;
 use super::program::{CudaBackend, Program};
 use crate::backend::{Ceilings, OpKernel, OpMeasure, ProductCeiling, ProgramId};
 use crate::error::{Error, Result};
-use crate::ir::Op;
 use crate::plan::{Slot, Step};
 use crate::tensor::DType;
 use std::collections::HashMap;
@@ -41,7 +40,7 @@ impl<D: Driver> CudaBackend<D> {
             let program = &self.programs[program.0];
             let (step, end) = (&program.plan.steps[i], program.ends[i]);
             let [inputs, outputs] = self.operands(step)?;
-            let peer = peer(&step.op, &inputs, &outputs);
+            let peer = step.op.product(&inputs, &outputs);
             let measured = self.driver.measure(&program.work[first..end], repeats)?;
             let mut measure = op_measure(step, end - first, measured);
             measure.product = peer.map(|p| [p.m, p.n, p.k].map(u64::from));
@@ -195,30 +194,6 @@ impl<D: Driver> CudaBackend<D> {
 
 fn seconds(measured: Measured) -> Result<f64> {
     measured.seconds.ok_or_else(|| Error::invariant("measure", "a timed device told no time"))
-}
-
-/// The product that an op is, without its bias and what follows it; None for an op that is no plain product.
-fn peer(op: &Op, inputs: &[Operand<'_>], outputs: &[Operand<'_>]) -> Option<LibraryProduct> {
-    let (a, b, y) = (inputs.first()?, inputs.get(1)?, outputs.first()?);
-    let (rows, width) = a.rows_width().ok()?;
-    let (_, across) = b.rows_width().ok()?;
-    let (element, stored) = (a.dtype, y.dtype);
-    let bare = LibraryProduct { y: y.at, a: a.at, b: b.at, element, stored, ..LibraryProduct::default() };
-    let product = match op {
-        Op::Linear { .. } => {
-            let n = u32::try_from(inputs.get(2)?.count()).ok()?;
-            LibraryProduct { m: rows, n, k: width, ..bare }
-        }
-        Op::LinearBackwardInput { .. } => {
-            let (_, n) = y.rows_width().ok()?;
-            LibraryProduct { m: rows, n, k: width, b_trans: true, ..bare }
-        }
-        Op::LinearBackwardWeight { .. } => {
-            LibraryProduct { m: width, n: across, k: rows, a_trans: true, b_trans: true, ..bare }
-        }
-        _ => return None,
-    };
-    (a.dtype == b.dtype).then_some(product)
 }
 
 fn op_measure(step: &Step, launches: usize, measured: Measured) -> OpMeasure {

@@ -4,6 +4,7 @@
 mod attention;
 mod batch_norm;
 mod cache;
+mod choices;
 mod compiler;
 mod conv;
 mod cublaslt;
@@ -37,7 +38,6 @@ mod program;
 mod prototype_ce;
 mod sources;
 mod tile;
-mod tiles;
 mod tune;
 mod vm;
 mod window_attention;
@@ -49,6 +49,7 @@ pub use driver::{
     ProductId, TensorMap, Work,
 };
 
+pub use choices::{Choice, Choices};
 pub use gpu::GpuDriver;
 pub use kernel::{Call, Family, Given, KernelParams, Layout};
 pub use nvrtc::CompiledKernel;
@@ -60,6 +61,5 @@ pub use products::{PlannedProduct, products};
 pub use program::CudaBackend;
 pub use sources::Sources;
 pub use tile::{HOPPER_TILES, PLAIN_TILES, TENSOR_TILES, Tier, Tile};
-pub use tiles::{Choice, Choices};
 pub use tune::{TuneProgress, Tuner, Tuning};
 pub use vm::VmDriver;

@@ -1,12 +1,13 @@
 //! Planning for the device without one.
 
+use super::choices::Choices;
 use super::compiler::Wanted;
 use super::driver::DeviceInfo;
 use super::kernel::Call;
+use super::launch::want;
 use super::lower::{Lower, Operands};
-use super::program::{want, with_shapes};
+use super::program::with_shapes;
 use super::sources::Sources;
-use super::tiles::Choices;
 use crate::backend::{Backend, HostSlice, HostSliceMut, NullBackend, ProgramId};
 use crate::error::{Error, Result};
 use crate::ir::{Op, Region, Rules};

@@ -1,9 +1,9 @@
 //! The matrix products of a plan.
 
+use super::choices::Choices;
 use super::driver::DeviceInfo;
 use super::planning::lowered;
 use super::product::Product;
-use super::tiles::Choices;
 use crate::error::Result;
 use crate::plan::Plan;
 use crate::tensor::DType;

@@ -1,12 +1,11 @@
 //! The CUDA backend: owns the regions and the arena on the device, turns plans into prepared launches, runs them.
 
+use super::choices::Choices;
 use super::compiler::{Compiler, Wanted};
 use super::driver::{Driver, GraphId, Work};
 use super::kernel::Call;
-use super::launch::prepare;
+use super::launch::{prepare, want};
 use super::lower::{Lower, Operand, Operands};
-use super::sources::Sources;
-use super::tiles::Choices;
 use super::tune::Tuner;
 use crate::backend::{Backend, Ceilings, HostSlice, HostSliceMut, OpKernel, OpMeasure, ProgramId, footprint};
 use crate::error::{Error, Result};
@@ -14,7 +13,7 @@ use crate::ir::{Op, Region, Rules};
 use crate::plan::{OperandType, Plan, Slot, Space, Step, Target};
 use crate::tensor::DType;
 use half::bf16;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 /// What moves between host and device at a time, bytes.
 const PART: usize = 4 << 20;
@@ -286,13 +285,6 @@ impl<D: Driver> CudaBackend<D> {
             )),
         }
     }
-}
-
-/// Adds the texts of `calls`.
-pub(super) fn want(wanted: &mut Wanted, sources: &Sources, calls: impl IntoIterator<Item = Call>) {
-    let mut seen = HashSet::new();
-    let new = calls.into_iter().filter(|call| seen.insert(call.variant()));
-    wanted.extend(new.map(|call| (call.source(sources), call.family.file())));
 }
 
 impl<D: Driver> Drop for CudaBackend<D> {

@@ -1,12 +1,12 @@
 //! The prototype cross-entropy and what else reads the expert's distributions, a chunk of prototypes at a time.
 
+use super::choices::Choices;
 use super::embed::{self, Run};
 use super::gemm::{self};
 use super::kernel::{Call, Family, Given, KernelParams, kernel_params};
 use super::lower::{Lower, Lowered, Operand, Operands};
 use super::pointwise::THREADS;
 use super::product::{Finish, Product};
-use super::tiles::Choices;
 use crate::ir::{Scalar, ops};
 use crate::plan::OperandType;
 use crate::tensor::{DType, Shape};

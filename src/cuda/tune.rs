@@ -1,12 +1,12 @@
 //! Finds the fastest way to every product by measuring, once per shape and device, and keeps what it found.
 
+use super::choices::{Choice, Choices};
 use super::compiler::Compiler;
 use super::driver::{DeviceInfo, Driver, Work};
 use super::kernel::{Call, Family};
 use super::launch::{fill, prepare};
 use super::product::{Gather, Product};
 use super::sources::Sources;
-use super::tiles::{Choice, Choices};
 use crate::atomic::Temporary;
 use crate::error::{Error, Result};
 use crate::tensor::DType;

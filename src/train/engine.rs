@@ -3,13 +3,14 @@
 mod feed;
 mod memory;
 mod options;
+mod results;
 
-pub use feed::{hidden_positions, read_output, view, write_checked};
-
-use feed::{check_length, drop_path_factors};
-use memory::with_remedy;
-
+pub use self::feed::{hidden_positions, read_output, view, write_checked};
 pub use self::options::EngineOptions;
+pub use self::results::{Health, Losses};
+
+use self::feed::{check_length, drop_path_factors};
+use self::memory::with_remedy;
 use self::options::step_options;
 use crate::backend::{Backend, HostSlice, HostSliceMut, OpKernel, OpMeasure, ProgramId};
 use crate::data::batch::Batch;
@@ -21,34 +22,6 @@ use crate::objectives::saip::{IoSlot, StepGraph, StepPoint, build_step, scalar_b
 use crate::plan::{self, Plan};
 use std::collections::HashMap;
 
-/// What one micro step has to say. Losses of objectives that are switched off are absent.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Losses {
-    pub total: f64,
-    pub parts: Vec<(&'static str, f64)>,
-    /// Mean entropy of the expert's distributions and entropy of their mean (nats), spread of its features.
-    pub statistics: Option<[f64; 3]>,
-}
-
-impl Losses {
-    /// With `self` the mean of `n` micro steps, that of these and one more.
-    pub fn with(&self, next: &Losses, n: u64) -> Losses {
-        if n == 0 {
-            return next.clone();
-        }
-        let w = 1.0 / (n as f64 + 1.0);
-        let blend = |a: f64, b: f64| a + (b - a) * w;
-        Losses {
-            total: blend(self.total, next.total),
-            parts: self.parts.iter().zip(&next.parts).map(|(a, b)| (a.0, blend(a.1, b.1))).collect(),
-            statistics: self
-                .statistics
-                .zip(next.statistics)
-                .map(|(a, b)| [0, 1, 2].map(|i| blend(a[i], b[i]))),
-        }
-    }
-}
-
 /// Name, shape, values.
 pub type NamedTensor = (String, Vec<usize>, Vec<f64>);
 
@@ -57,16 +30,6 @@ pub type NamedTensor = (String, Vec<usize>, Vec<f64>);
 pub struct Initial {
     pub student: HashMap<String, Vec<f32>>,
     pub expert: HashMap<String, Vec<f32>>,
-}
-
-/// What the update found.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Health {
-    /// Norm of the whole gradient before clipping.
-    pub grad_norm: f64,
-    pub clip_factor: f64,
-    /// False when loss or gradient was not finite: then nothing was updated.
-    pub finite: bool,
 }
 
 struct Bucket {

@@ -48,8 +48,8 @@ fn close(got: &[f64], want: &[f64]) {
     }
 }
 
-fn close1(op: Op, inputs: &[Input], want: &[f64]) {
-    close(&forward(&op, inputs)[0].data, want);
+fn close1(op: impl Into<Op>, inputs: &[Input], want: &[f64]) {
+    close(&forward(&op.into(), inputs)[0].data, want);
 }
 
 fn block(set: &[(Scalar, f64)]) -> Input {
@@ -134,7 +134,7 @@ fn resize_matches() {
         ),
     ];
     for (to, want) in want {
-        let op = Op::ResizePositions(ops::ResizePositions { prefix: 1, from: [4, 3], to });
+        let op = Op::from(ops::ResizePositions { prefix: 1, from: [4, 3], to });
         let mut table = vec![f64::NAN; 2];
         table.extend(r(&[24], 5).data);
         close1(op, &[Tensor::new([1, 13, 2], table).into()], want);
@@ -154,11 +154,7 @@ fn resize_to_one_token_wide_matches() {
         ([4, 1], &[-0.375, 0.25, 0.0, -0.4375, 0.375, -0.0625, -0.3125, 0.3125]),
     ];
     for (to, want) in want {
-        close1(
-            Op::ResizePositions(ops::ResizePositions { prefix: 0, from: [4, 2], to }),
-            &[input(&[1, 8, 2], 5)],
-            want,
-        );
+        close1(ops::ResizePositions { prefix: 0, from: [4, 2], to }, &[input(&[1, 8, 2], 5)], want);
     }
 }
 
@@ -166,7 +162,7 @@ fn resize_to_one_token_wide_matches() {
 fn gelu_matches() {
     let x = Tensor::new([6], vec![-6.0, -1.5, -0.25, 0.0, 0.75, 3.0]);
     close1(
-        Op::Gelu(ops::Gelu),
+        ops::Gelu,
         &[x.into()],
         &[
             -5.919525869479969e-09,
@@ -183,7 +179,7 @@ fn gelu_matches() {
 fn layer_norm_matches() {
     let x = [input(&[2, 4], 3), input(&[4], 5), input(&[4], 7)];
     close1(
-        Op::LayerNorm(ops::LayerNorm { eps: 1e-6 }),
+        ops::LayerNorm { eps: 1e-6 },
         &x,
         &[
             0.3416369702934747,
@@ -203,7 +199,7 @@ fn conv2d_matches() {
     let geometry = ConvGeometry::same(1, 3, 3, 3);
     let x = [input(&[9, 2], 5), input(&[1, 2, 3, 3], 7), input(&[1], 1)];
     close1(
-        Op::Conv2d(ops::Conv2d { geometry, epilogue: Epilogue::None }),
+        ops::Conv2d { geometry, epilogue: Epilogue::None },
         &x,
         &[-0.90625, 0.09375, 0.03125, 1.3125, -4.25, 0.53125, -0.125, -2.25, 0.375],
     );
@@ -227,23 +223,20 @@ fn attention_matches() {
     ];
     let segments = Segments::full([(1, 3)]);
     let qkv = r(&[3, 12], 5);
-    let packed = Op::Attention(ops::Attention {
-        heads: 2,
-        layout: AttentionLayout::Packed,
-        segments: segments.clone(),
-    });
+    let packed =
+        Op::from(ops::Attention { heads: 2, layout: AttentionLayout::Packed, segments: segments.clone() });
     close1(packed, &[qkv.clone().into()], &want);
     let part = |from: usize, to: usize| -> Input {
         let data = (0..3).flat_map(|row| qkv.row(row)[from..to].to_vec()).collect();
         Tensor::new([3, to - from], data).into()
     };
-    let separate = Op::Attention(ops::Attention { heads: 2, layout: AttentionLayout::Separate, segments });
+    let separate = Op::from(ops::Attention { heads: 2, layout: AttentionLayout::Separate, segments });
     close1(separate, &[part(0, 4), part(4, 12)], &want);
 }
 
 #[test]
 fn adamw_matches_three_steps() {
-    let op = Op::AdamW(ops::AdamW {
+    let op = Op::from(ops::AdamW {
         segments: vec![ParamSegment { start: 0, len: 4, decay: true, expert: None }],
         copies: false,
     });
@@ -272,12 +265,12 @@ fn adamw_matches_three_steps() {
 #[test]
 fn gradient_clipping_matches() {
     let x = [input(&[4], 5), constant(1.0), block(&[(Scalar::ClipNorm, 0.5)])];
-    close1(Op::GradHealth(ops::GradHealth), &x, &[1.403121520040228, 0.3563480685818262, 1.0]);
+    close1(ops::GradHealth, &x, &[1.403121520040228, 0.3563480685818262, 1.0]);
 }
 
 /// Rows of unit length.
 fn unit(shape: &[usize], k: usize) -> Input {
-    forward(&Op::L2Normalize(ops::L2Normalize { eps: 1e-12 }), &[input(shape, k)]).swap_remove(0).into()
+    forward(&ops::L2Normalize { eps: 1e-12 }.into(), &[input(shape, k)]).swap_remove(0).into()
 }
 
 #[test]
@@ -286,10 +279,10 @@ fn prototype_cross_entropy_and_entropies_match() {
     let scalars = block(&[(Scalar::StudentTemp, 0.5), (Scalar::TeacherTemp, 0.25)]);
     let (zt, wt) = (unit(&[4, 2], 7), unit(&[3, 2], 11));
     let x = [unit(&[6, 2], 3), unit(&[3, 2], 5), zt.clone(), wt.clone(), center.clone(), scalars.clone()];
-    let y = forward(&Op::PrototypeCrossEntropy(ops::PrototypeCrossEntropy { batch: 2 }), &x);
+    let y = forward(&ops::PrototypeCrossEntropy { batch: 2 }.into(), &x);
     close(&y[0].data, &[1.716030659771636]);
     let statistics = forward(
-        &Op::ExpertStatistics(ops::ExpertStatistics),
+        &ops::ExpertStatistics.into(),
         &[zt, wt, center, scalars, y[2].clone().into(), input(&[4, 3], 5)],
     );
     close(&statistics[0].data[..2], &[0.1640133870831031, 1.036026931213587]);
@@ -298,11 +291,7 @@ fn prototype_cross_entropy_and_entropies_match() {
 #[test]
 fn bce_with_logits_matches() {
     let target: Input = r(&[1, 6], 3).map(|v| f64::from(u8::from(v > 0.0))).into();
-    close1(
-        Op::BceWithLogits(ops::BceWithLogits { groups: 1 }),
-        &[input(&[1, 6], 5), target],
-        &[0.6262694685630711],
-    );
+    close1(ops::BceWithLogits { groups: 1 }, &[input(&[1, 6], 5), target], &[0.6262694685630711]);
 }
 
 #[test]
@@ -310,9 +299,5 @@ fn masked_mse_matches() {
     let mut image = r(&[1, 3, 16, 32], 5);
     image.data.iter_mut().enumerate().for_each(|(i, v)| *v += i as f64 / 1000.0);
     let hidden = Input::Index { shape: vec![1, 1], data: vec![1] };
-    close1(
-        Op::MaskedMse(ops::MaskedMse),
-        &[input(&[1, 768], 11), image.into(), hidden],
-        &[1.374853205402474],
-    );
+    close1(ops::MaskedMse, &[input(&[1, 768], 11), image.into(), hidden], &[1.374853205402474]);
 }

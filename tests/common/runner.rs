@@ -81,16 +81,16 @@ impl Bench {
     pub fn push(&mut self, op: &Op, inputs: &[ValueId]) -> Result<Vec<ValueId>> {
         let op = match op {
             Op::Fill(ops::Fill { shape, value, .. }) => {
-                Op::Fill(ops::Fill { shape: shape.clone(), value: *value, dtype: self.dtype })
+                ops::Fill { shape: shape.clone(), value: *value, dtype: self.dtype }.into()
             }
             Op::PatchRows(ops::PatchRows { kept, .. }) => {
-                Op::PatchRows(ops::PatchRows { kept: *kept, dtype: self.dtype })
+                ops::PatchRows { kept: *kept, dtype: self.dtype }.into()
             }
             Op::PixelRows(ops::PixelRows { masked, .. }) => {
-                Op::PixelRows(ops::PixelRows { masked: *masked, dtype: self.dtype })
+                ops::PixelRows { masked: *masked, dtype: self.dtype }.into()
             }
-            Op::Cast(ops::Cast { dtype: NARROW }) => Op::Cast(ops::Cast { dtype: self.dtype }),
-            Op::Cast(_) => Op::Cast(ops::Cast { dtype: self.dtype.accumulator() }),
+            Op::Cast(ops::Cast { dtype: NARROW }) => ops::Cast { dtype: self.dtype }.into(),
+            Op::Cast(_) => ops::Cast { dtype: self.dtype.accumulator() }.into(),
             other => other.clone(),
         };
         let path = format!("test.{}", op.name());
@@ -297,7 +297,7 @@ fn copied(bench: &mut Bench, id: ValueId) -> Result<ValueId> {
         return Ok(id);
     }
     let all = RowRun { start: 0, len: rows, stride: rows, count: 1 };
-    Ok(bench.push(&Op::SelectRows(ops::SelectRows { runs: vec![all] }), &[id])?[0])
+    Ok(bench.push(&ops::SelectRows { runs: vec![all] }.into(), &[id])?[0])
 }
 
 /// Contents of float sources; indices count as empty.

@@ -17,18 +17,17 @@ pub struct Conv2d {
 
 impl Rules for Conv2d {
     fn facts(&self) -> Facts {
-        let facts = Facts::new(Slots::only(&[2]), Slots::NONE);
-        match self.epilogue {
-            Epilogue::None => facts,
-            // The value before GELU is for the backward pass.
-            Epilogue::Gelu => facts.droppable(&[1]),
-            Epilogue::Residual => facts.in_place(&[3]),
-        }
+        self.epilogue.facts()
     }
 
     fn shapes(&self, cx: &Cx<'_>) -> Shapes {
-        let Conv2d { geometry, epilogue } = self;
-        conv2d(cx, geometry, *epilogue)
+        let Conv2d { geometry: g, epilogue } = self;
+        let epilogue = *epilogue;
+        cx.arity(if epilogue == Epilogue::Residual { 4 } else { 3 })?;
+        let [o, c] = conv_weight(cx, 1, g)?;
+        cx.matrix(0, "x", g.rows(), c)?;
+        cx.vector(2, "the bias", o)?;
+        epilogue_outputs(cx, epilogue, g.output_rows(), o)
     }
 
     fn products(&self, inputs: &[&Shape], _: &[&Shape]) -> usize {
@@ -115,11 +114,3 @@ impl Rules for Conv2dBackwardWeight {
 }
 
 impl<O: OpSet> Gradient<O> for Conv2dBackwardWeight {}
-
-fn conv2d(cx: &Cx<'_>, g: &ConvGeometry, epilogue: Epilogue) -> Shapes {
-    cx.arity(if epilogue == Epilogue::Residual { 4 } else { 3 })?;
-    let [o, c] = conv_weight(cx, 1, g)?;
-    cx.matrix(0, "x", g.rows(), c)?;
-    cx.vector(2, "the bias", o)?;
-    epilogue_outputs(cx, epilogue, g.output_rows(), o)
-}

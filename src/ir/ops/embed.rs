@@ -52,8 +52,30 @@ impl Rules for PatchRows {
     }
 
     fn shapes(&self, cx: &Cx<'_>) -> Shapes {
-        let PatchRows { kept, .. } = self;
-        patch_rows(cx, *kept)
+        let kept = self.kept;
+        let images = cx.inputs.len() - usize::from(kept.is_some() && !cx.inputs.is_empty());
+        if images == 0 || kept.is_some_and(|k| k >= images) {
+            return cx.err("needs at least one image, and the kept view among them".into());
+        }
+        let mut rows = 0;
+        for i in 0..images {
+            let (b, h, w) = cx.image(i)?;
+            rows += match kept {
+                Some(k) if k == i => {
+                    let (bi, n) = cx.index(images)?;
+                    if bi != b || n > h * w {
+                        return cx.err(format!(
+                            "kept positions {} do not fit {}",
+                            cx.shape(images),
+                            cx.shape(i)
+                        ));
+                    }
+                    b * n
+                }
+                _ => b * h * w,
+            };
+        }
+        Ok(vec![vec![rows, PATCH_VALUES]])
     }
 }
 
@@ -73,8 +95,23 @@ impl Rules for PixelRows {
     }
 
     fn shapes(&self, cx: &Cx<'_>) -> Shapes {
-        let PixelRows { masked, .. } = self;
-        pixel_rows(cx, *masked)
+        let masked = self.masked;
+        let images = cx.inputs.len() - usize::from(masked.is_some() && !cx.inputs.is_empty());
+        if images == 0 || masked.is_some_and(|m| m >= images) {
+            return cx.err("needs at least one image, and the masked view among them".into());
+        }
+        let mut rows = 0;
+        for i in 0..images {
+            let (b, h, w) = cx.image(i)?;
+            rows += cx.shape(i).count() / 3;
+            if masked == Some(i) {
+                let (of, _) = cx.kept(images, h * w)?;
+                if of != b {
+                    return cx.err(format!("kept positions {} do not fit {}", cx.shape(images), cx.shape(i)));
+                }
+            }
+        }
+        Ok(vec![vec![rows, 3]])
     }
 }
 
@@ -93,8 +130,30 @@ impl Rules for EmbedTokens {
     }
 
     fn shapes(&self, cx: &Cx<'_>) -> Shapes {
-        let EmbedTokens { layout } = self;
-        embed_tokens(cx, layout)
+        let layout = &self.layout;
+        let tables = if layout.positions { 1 + layout.views.len() } else { 0 };
+        cx.arity(2 + tables + usize::from(layout.kept.is_some()))?;
+        let d = cx.rows_cols(0).1;
+        cx.matrix(0, "rows", layout.patch_rows(), d)?;
+        cx.vector(1, "the token", d)?;
+        let keep = match layout.kept {
+            Some(_) => Some(cx.index(2 + tables)?),
+            None => None,
+        };
+        if layout.positions {
+            cx.vector(2, "the token's position", d)?;
+        }
+        for (v, view) in layout.views.iter().enumerate() {
+            if layout.kept == Some(v) && keep != Some((view.count, view.tokens)) {
+                return cx.err(format!("kept positions must be [{}, {}]", view.count, view.tokens));
+            }
+            if layout.positions && layout.kept != Some(v) {
+                cx.matrix(3 + v, "a view's positions", view.tokens, d)?;
+            } else if layout.positions && cx.rows_cols(3 + v).1 != d {
+                return cx.err(format!("positions {} need width {d}", cx.shape(3 + v)));
+            }
+        }
+        Ok(vec![vec![layout.stream_rows(), d]])
     }
 }
 
@@ -137,7 +196,17 @@ impl Rules for EmbedTokensBackward {
 
     fn shapes(&self, cx: &Cx<'_>) -> Shapes {
         let EmbedTokensBackward { layout, tables } = self;
-        embed_tokens_backward(cx, layout, tables)
+        cx.arity(1 + usize::from(layout.kept.is_some()))?;
+        let d = cx.rows_cols(0).1;
+        cx.matrix(0, "dy", layout.stream_rows(), d)?;
+        let mut out = vec![vec![layout.patch_rows(), d], vec![1, d]];
+        if layout.positions {
+            if tables.len() != layout.views.len() {
+                return cx.err("needs the size of every view's position table".into());
+            }
+            out.extend(tables.iter().map(|&n| vec![n, d]));
+        }
+        Ok(out)
     }
 }
 
@@ -312,85 +381,4 @@ impl<O: OpSet + From<SumImages>> Gradient<O> for AddPositions {
         };
         Ok(vec![Some(dy), dpos])
     }
-}
-
-fn patch_rows(cx: &Cx<'_>, kept: Option<usize>) -> Shapes {
-    let images = cx.inputs.len() - usize::from(kept.is_some() && !cx.inputs.is_empty());
-    if images == 0 || kept.is_some_and(|k| k >= images) {
-        return cx.err("needs at least one image, and the kept view among them".into());
-    }
-    let mut rows = 0;
-    for i in 0..images {
-        let (b, h, w) = cx.image(i)?;
-        rows += match kept {
-            Some(k) if k == i => {
-                let (bi, n) = cx.index(images)?;
-                if bi != b || n > h * w {
-                    return cx.err(format!("kept positions {} do not fit {}", cx.shape(images), cx.shape(i)));
-                }
-                b * n
-            }
-            _ => b * h * w,
-        };
-    }
-    Ok(vec![vec![rows, PATCH_VALUES]])
-}
-
-fn embed_tokens(cx: &Cx<'_>, layout: &TokenLayout) -> Shapes {
-    let tables = if layout.positions { 1 + layout.views.len() } else { 0 };
-    cx.arity(2 + tables + usize::from(layout.kept.is_some()))?;
-    let d = cx.rows_cols(0).1;
-    cx.matrix(0, "rows", layout.patch_rows(), d)?;
-    cx.vector(1, "the token", d)?;
-    let keep = match layout.kept {
-        Some(_) => Some(cx.index(2 + tables)?),
-        None => None,
-    };
-    if layout.positions {
-        cx.vector(2, "the token's position", d)?;
-    }
-    for (v, view) in layout.views.iter().enumerate() {
-        if layout.kept == Some(v) && keep != Some((view.count, view.tokens)) {
-            return cx.err(format!("kept positions must be [{}, {}]", view.count, view.tokens));
-        }
-        if layout.positions && layout.kept != Some(v) {
-            cx.matrix(3 + v, "a view's positions", view.tokens, d)?;
-        } else if layout.positions && cx.rows_cols(3 + v).1 != d {
-            return cx.err(format!("positions {} need width {d}", cx.shape(3 + v)));
-        }
-    }
-    Ok(vec![vec![layout.stream_rows(), d]])
-}
-
-fn embed_tokens_backward(cx: &Cx<'_>, layout: &TokenLayout, tables: &[usize]) -> Shapes {
-    cx.arity(1 + usize::from(layout.kept.is_some()))?;
-    let d = cx.rows_cols(0).1;
-    cx.matrix(0, "dy", layout.stream_rows(), d)?;
-    let mut out = vec![vec![layout.patch_rows(), d], vec![1, d]];
-    if layout.positions {
-        if tables.len() != layout.views.len() {
-            return cx.err("needs the size of every view's position table".into());
-        }
-        out.extend(tables.iter().map(|&n| vec![n, d]));
-    }
-    Ok(out)
-}
-
-fn pixel_rows(cx: &Cx<'_>, masked: Option<usize>) -> Shapes {
-    let images = cx.inputs.len() - usize::from(masked.is_some() && !cx.inputs.is_empty());
-    if images == 0 || masked.is_some_and(|m| m >= images) {
-        return cx.err("needs at least one image, and the masked view among them".into());
-    }
-    let mut rows = 0;
-    for i in 0..images {
-        let (b, h, w) = cx.image(i)?;
-        rows += cx.shape(i).count() / 3;
-        if masked == Some(i) {
-            let (of, _) = cx.kept(images, h * w)?;
-            if of != b {
-                return cx.err(format!("kept positions {} do not fit {}", cx.shape(images), cx.shape(i)));
-            }
-        }
-    }
-    Ok(vec![vec![rows, 3]])
 }

@@ -16,6 +16,17 @@ pub enum Epilogue {
 }
 
 impl Epilogue {
+    /// What is true of a product with it: operands are x, w, the bias, and what the epilogue adds.
+    pub(super) fn facts(self) -> Facts {
+        let facts = Facts::new(Slots::only(&[2]), Slots::NONE);
+        match self {
+            Epilogue::None => facts,
+            // The value before GELU is for the backward pass.
+            Epilogue::Gelu => facts.droppable(&[1]),
+            Epilogue::Residual => facts.in_place(&[3]),
+        }
+    }
+
     /// The epilogue that does `next` as well.
     pub(super) fn fused(self, next: Fusion) -> Option<Epilogue> {
         match (self, next) {
@@ -35,18 +46,19 @@ pub struct Linear {
 
 impl Rules for Linear {
     fn facts(&self) -> Facts {
-        let facts = Facts::new(Slots::only(&[2]), Slots::NONE);
-        match self.epilogue {
-            Epilogue::None => facts,
-            // The value before GELU is for the backward pass.
-            Epilogue::Gelu => facts.droppable(&[1]),
-            Epilogue::Residual => facts.in_place(&[3]),
-        }
+        self.epilogue.facts()
     }
 
     fn shapes(&self, cx: &Cx<'_>) -> Shapes {
-        let Linear { epilogue } = self;
-        linear(cx, *epilogue)
+        let epilogue = self.epilogue;
+        cx.arity(if epilogue == Epilogue::Residual { 4 } else { 3 })?;
+        let (m, k) = cx.rows_cols(0);
+        let (n, wk) = cx.shape(1).as_weight();
+        if k != wk {
+            return cx.err(format!("x {} has width {k}, the weight {} takes {wk}", cx.shape(0), cx.shape(1)));
+        }
+        cx.vector(2, "the bias", n)?;
+        epilogue_outputs(cx, epilogue, m, n)
     }
 
     fn products(&self, inputs: &[&Shape], _: &[&Shape]) -> usize {
@@ -140,17 +152,6 @@ impl Rules for LinearBackwardWeight {
 }
 
 impl<O: OpSet> Gradient<O> for LinearBackwardWeight {}
-
-fn linear(cx: &Cx<'_>, epilogue: Epilogue) -> Shapes {
-    cx.arity(if epilogue == Epilogue::Residual { 4 } else { 3 })?;
-    let (m, k) = cx.rows_cols(0);
-    let (n, wk) = cx.shape(1).as_weight();
-    if k != wk {
-        return cx.err(format!("x {} has width {k}, the weight {} takes {wk}", cx.shape(0), cx.shape(1)));
-    }
-    cx.vector(2, "the bias", n)?;
-    epilogue_outputs(cx, epilogue, m, n)
-}
 
 /// Outputs of a product of `m` rows and `n` columns.
 pub(super) fn epilogue_outputs(cx: &Cx<'_>, epilogue: Epilogue, m: usize, n: usize) -> Shapes {

@@ -8,12 +8,18 @@ use crate::common::tensor::{Gen, Input};
 use saip_engine::ir::{Epilogue, Op, OpKind, Scalar, ops};
 
 /// Builds a case of backward op `op` with operands `inputs` from the derivative it stands for.
-pub(super) fn case(name: impl Into<String>, op: Op, inputs: Vec<Input>, derivative: Derivative) -> Case {
-    Case { name: name.into(), op, inputs, expected: Expected::Derivative(derivative) }
+pub(super) fn case(
+    name: impl Into<String>,
+    op: impl Into<Op>,
+    inputs: Vec<Input>,
+    derivative: Derivative,
+) -> Case {
+    Case { name: name.into(), op: op.into(), inputs, expected: Expected::Derivative(derivative) }
 }
 
 /// The derivative of `op` at `at` in the inputs `wrt`, with random cotangents for its first output.
-pub(super) fn derivative(g: &mut Gen, op: Op, at: Vec<Input>, wrt: &[usize]) -> Derivative {
+pub(super) fn derivative(g: &mut Gen, op: impl Into<Op>, at: Vec<Input>, wrt: &[usize]) -> Derivative {
+    let op = op.into();
     let shape = forward(&op, &at)[0].shape.clone();
     let cotangents = vec![g.normal(&shape).float().clone()];
     Derivative {
@@ -48,15 +54,9 @@ pub fn embed_tokens() -> Vec<Case> {
                     tables.push(if layout.kept == Some(v) { table } else { view.tokens });
                 }
             }
-            let derivative =
-                derivative(&mut g, Op::EmbedTokens(ops::EmbedTokens { layout: layout.clone() }), at, &wrt);
+            let derivative = derivative(&mut g, ops::EmbedTokens { layout: layout.clone() }, at, &wrt);
             let inputs = [dy(&derivative)].into_iter().chain(keep).collect();
-            case(
-                name,
-                Op::EmbedTokensBackward(ops::EmbedTokensBackward { layout, tables }),
-                inputs,
-                derivative,
-            )
+            case(name, ops::EmbedTokensBackward { layout, tables }, inputs, derivative)
         })
         .collect()
 }
@@ -68,19 +68,19 @@ pub fn resize_positions() -> Vec<Case> {
             let name = format!("{prefix}+{from:?}->{to:?} D {d}");
             let mut g = Gen::new(&format!("resize_positions_backward/{name}"));
             let at = vec![g.normal(&[prefix + from[0] * from[1], d])];
-            let derivative =
-                derivative(&mut g, Op::ResizePositions(ops::ResizePositions { prefix, from, to }), at, &[0]);
-            let op = Op::ResizePositionsBackward(ops::ResizePositionsBackward { prefix, from, to });
+            let derivative = derivative(&mut g, ops::ResizePositions { prefix, from, to }, at, &[0]);
+            let op = Op::from(ops::ResizePositionsBackward { prefix, from, to });
             case(name, op, vec![dy(&derivative)], derivative)
         })
         .collect()
 }
 
 /// `inner(gelu(x[0]), ...)` as one function.
-pub(super) fn behind_gelu(inner: Op) -> Function {
+pub(super) fn behind_gelu(inner: impl Into<Op>) -> Function {
+    let inner = inner.into();
     Box::new(move |x| {
         let mut x = x.to_vec();
-        x[0] = forward(&Op::Gelu(ops::Gelu), &x[..1]).swap_remove(0).into();
+        x[0] = forward(&ops::Gelu.into(), &x[..1]).swap_remove(0).into();
         forward(&inner, &x)
     })
 }
@@ -93,19 +93,13 @@ pub fn linear_input() -> Vec<Case> {
             let mut g = Gen::new(&format!("linear_backward_input/{name}"));
             let at = vec![g.normal(&[m, k]), g.scaled(&[n, k], 0.5), g.normal(&[n])];
             let (x, w) = (at[0].clone(), at[1].clone());
-            let mut derivative =
-                derivative(&mut g, Op::Linear(ops::Linear { epilogue: Epilogue::None }), at, &[0]);
+            let mut derivative = derivative(&mut g, ops::Linear { epilogue: Epilogue::None }, at, &[0]);
             let mut inputs = vec![dy(&derivative), w];
             if gelu {
-                derivative.forward = behind_gelu(Op::Linear(ops::Linear { epilogue: Epilogue::None }));
+                derivative.forward = behind_gelu(ops::Linear { epilogue: Epilogue::None });
                 inputs.push(x);
             }
-            out.push(case(
-                name,
-                Op::LinearBackwardInput(ops::LinearBackwardInput { gelu }),
-                inputs,
-                derivative,
-            ));
+            out.push(case(name, ops::LinearBackwardInput { gelu }, inputs, derivative));
         }
     }
     out
@@ -120,14 +114,8 @@ pub fn linear_weight() -> Vec<Case> {
             let mut g = Gen::new(&format!("linear_backward_weight/{name}"));
             let at = vec![g.normal(&[m, k]), g.scaled(&weight, 0.5), g.normal(&weight[..1])];
             let x = at[0].clone();
-            let derivative =
-                derivative(&mut g, Op::Linear(ops::Linear { epilogue: Epilogue::None }), at, &[1, 2]);
-            case(
-                name,
-                Op::LinearBackwardWeight(ops::LinearBackwardWeight { weight }),
-                vec![dy(&derivative), x],
-                derivative,
-            )
+            let derivative = derivative(&mut g, ops::Linear { epilogue: Epilogue::None }, at, &[1, 2]);
+            case(name, ops::LinearBackwardWeight { weight }, vec![dy(&derivative), x], derivative)
         })
         .collect()
 }
@@ -138,8 +126,8 @@ pub fn gelu() -> Vec<Case> {
         .map(|c| {
             let mut g = Gen::new(&format!("gelu_backward/{}", c.name));
             let x = c.inputs[0].clone();
-            let derivative = derivative(&mut g, Op::Gelu(ops::Gelu), c.inputs, &[0]);
-            case(c.name, Op::GeluBackward(ops::GeluBackward), vec![dy(&derivative), x], derivative)
+            let derivative = derivative(&mut g, ops::Gelu, c.inputs, &[0]);
+            case(c.name, ops::GeluBackward, vec![dy(&derivative), x], derivative)
         })
         .collect()
 }
@@ -161,12 +149,7 @@ pub fn layer_norm() -> Vec<Case> {
                 derivative.plus = Some(r.float().clone());
                 inputs.push(r);
             }
-            out.push(case(
-                name,
-                Op::LayerNormBackward(ops::LayerNormBackward { residual }),
-                inputs,
-                derivative,
-            ));
+            out.push(case(name, ops::LayerNormBackward { residual }, inputs, derivative));
         }
     }
     out
@@ -185,12 +168,7 @@ pub fn attention() -> Vec<Case> {
             let derivative = derivative(&mut g, c.op, c.inputs, &wrt);
             let mut inputs = vec![dy(&derivative), y[0].clone().into(), y[1].clone().into()];
             inputs.extend(operands);
-            case(
-                c.name,
-                Op::AttentionBackward(ops::AttentionBackward { heads, layout, segments }),
-                inputs,
-                derivative,
-            )
+            case(c.name, ops::AttentionBackward { heads, layout, segments }, inputs, derivative)
         })
         .collect()
 }
@@ -202,12 +180,7 @@ pub fn restore_tokens() -> Vec<Case> {
             let mut g = Gen::new(&format!("restore_tokens_backward/{}", c.name));
             let keep = c.inputs[1].clone();
             let derivative = derivative(&mut g, c.op, c.inputs, &[0, 2, 3]);
-            case(
-                c.name,
-                Op::RestoreTokensBackward(ops::RestoreTokensBackward),
-                vec![dy(&derivative), keep],
-                derivative,
-            )
+            case(c.name, ops::RestoreTokensBackward, vec![dy(&derivative), keep], derivative)
         })
         .collect()
 }
@@ -223,7 +196,7 @@ pub fn dynamic_conv() -> Vec<Case> {
             let operands = c.inputs.clone();
             let derivative = derivative(&mut g, c.op, c.inputs, &[0, 1]);
             let inputs = [dy(&derivative)].into_iter().chain(operands).collect();
-            case(c.name, Op::DynamicConvBackward(ops::DynamicConvBackward { tokens }), inputs, derivative)
+            case(c.name, ops::DynamicConvBackward { tokens }, inputs, derivative)
         })
         .collect()
 }
@@ -240,7 +213,7 @@ pub fn l2_normalize() -> Vec<Case> {
             let derivative = derivative(&mut g, c.op, c.inputs, &[0]);
             // eps itself must survive the conversion: a row is clamped where its norm equals it.
             let inputs = vec![dy(&derivative), y[0].clone().into(), y[1].clone().into()];
-            case(c.name, Op::L2NormalizeBackward(ops::L2NormalizeBackward { eps }), inputs, derivative)
+            case(c.name, ops::L2NormalizeBackward { eps }, inputs, derivative)
         })
         .collect()
 }
@@ -260,12 +233,7 @@ pub fn prototype_cross_entropy() -> Vec<Case> {
             let mut inputs = vec![dy(&derivative)];
             inputs.extend(operands);
             inputs.extend([y[1].clone().into(), y[2].clone().into()]);
-            case(
-                c.name,
-                Op::PrototypeCrossEntropyBackward(ops::PrototypeCrossEntropyBackward { batch }),
-                inputs,
-                derivative,
-            )
+            case(c.name, ops::PrototypeCrossEntropyBackward { batch }, inputs, derivative)
         })
         .collect()
 }
@@ -278,7 +246,7 @@ pub fn masked_mse() -> Vec<Case> {
             let operands = c.inputs.clone();
             let derivative = derivative(&mut g, c.op, c.inputs, &[0]);
             let inputs = [dy(&derivative)].into_iter().chain(operands).collect();
-            case(c.name, Op::MaskedMseBackward(ops::MaskedMseBackward), inputs, derivative)
+            case(c.name, ops::MaskedMseBackward, inputs, derivative)
         })
         .collect()
 }
@@ -294,7 +262,7 @@ pub fn bce_with_logits() -> Vec<Case> {
             let operands = c.inputs.clone();
             let derivative = derivative(&mut g, c.op, c.inputs, &[0]);
             let inputs = [dy(&derivative)].into_iter().chain(operands).collect();
-            case(c.name, Op::BceWithLogitsBackward(ops::BceWithLogitsBackward { groups }), inputs, derivative)
+            case(c.name, ops::BceWithLogitsBackward { groups }, inputs, derivative)
         })
         .collect()
 }

@@ -45,7 +45,7 @@ pub fn conv2d() -> Vec<Case> {
         for (geometry, c, o) in convs() {
             let name = format!("{epilogue:?} {} {c}->{o}", describe(&geometry));
             let (k, rows, written) = (geometry.kernel, geometry.rows(), geometry.output_rows());
-            out.push(case(name, Op::Conv2d(ops::Conv2d { geometry, epilogue }), |g| {
+            out.push(case(name, ops::Conv2d { geometry, epilogue }, |g| {
                 let mut x = vec![g.normal(&[rows, c]), g.scaled(&[o, c, k, k], 0.3), g.normal(&[o])];
                 if epilogue == Epilogue::Residual {
                     x.push(g.normal(&[written, o]));
@@ -78,19 +78,14 @@ pub fn conv2d_input() -> Vec<Case> {
             let name = format!("{name} gelu {gelu}");
             let mut g = Gen::new(&name);
             let (x, w) = (at[0].clone(), at[1].clone());
-            let conv = Op::Conv2d(ops::Conv2d { geometry: geometry.clone(), epilogue: Epilogue::None });
+            let conv = Op::from(ops::Conv2d { geometry: geometry.clone(), epilogue: Epilogue::None });
             let mut of = derivative(&mut g, conv.clone(), at, &[0]);
             let mut inputs = vec![dy(&of), w];
             if gelu {
                 of.forward = behind_gelu(conv);
                 inputs.push(x);
             }
-            out.push(backward(
-                name,
-                Op::Conv2dBackwardInput(ops::Conv2dBackwardInput { geometry, gelu }),
-                inputs,
-                of,
-            ));
+            out.push(backward(name, ops::Conv2dBackwardInput { geometry, gelu }, inputs, of));
         }
     }
     out
@@ -102,14 +97,9 @@ pub fn conv2d_weight() -> Vec<Case> {
         .map(|(name, geometry, at)| {
             let mut g = Gen::new(&name);
             let x = at[0].clone();
-            let conv = Op::Conv2d(ops::Conv2d { geometry: geometry.clone(), epilogue: Epilogue::None });
+            let conv = Op::from(ops::Conv2d { geometry: geometry.clone(), epilogue: Epilogue::None });
             let of = derivative(&mut g, conv, at, &[1, 2]);
-            backward(
-                name,
-                Op::Conv2dBackwardWeight(ops::Conv2dBackwardWeight { geometry }),
-                vec![dy(&of), x],
-                of,
-            )
+            backward(name, ops::Conv2dBackwardWeight { geometry }, vec![dy(&of), x], of)
         })
         .collect()
 }
@@ -131,7 +121,7 @@ pub fn depthwise_conv2d() -> Vec<Case> {
         .map(|(maps, kernel, stride, c)| {
             let geometry = ConvGeometry { maps: maps.to_vec(), kernel, stride };
             let (name, rows) = (format!("{} C {c}", describe(&geometry)), geometry.rows());
-            case(name, Op::DepthwiseConv2d(ops::DepthwiseConv2d { geometry }), |g| {
+            case(name, ops::DepthwiseConv2d { geometry }, |g| {
                 vec![g.normal(&[rows, c]), g.scaled(&[c, 1, kernel, kernel], 0.4), g.normal(&[c])]
             })
         })
@@ -165,10 +155,7 @@ pub fn depthwise_conv2d_input() -> Vec<Case> {
         let Op::DepthwiseConv2d(ops::DepthwiseConv2d { geometry }) = op.clone() else {
             unreachable!("a depthwise case")
         };
-        (
-            Op::DepthwiseConv2dBackwardInput(ops::DepthwiseConv2dBackwardInput { geometry }),
-            vec![dy(of), x[1].clone()],
-        )
+        (ops::DepthwiseConv2dBackwardInput { geometry }.into(), vec![dy(of), x[1].clone()])
     })
 }
 
@@ -177,10 +164,7 @@ pub fn depthwise_conv2d_weight() -> Vec<Case> {
         let Op::DepthwiseConv2d(ops::DepthwiseConv2d { geometry }) = op.clone() else {
             unreachable!("a depthwise case")
         };
-        (
-            Op::DepthwiseConv2dBackwardWeight(ops::DepthwiseConv2dBackwardWeight { geometry }),
-            vec![dy(of), x[0].clone()],
-        )
+        (ops::DepthwiseConv2dBackwardWeight { geometry }.into(), vec![dy(of), x[0].clone()])
     })
 }
 
@@ -194,7 +178,7 @@ pub fn pixel_rows() -> Vec<Case> {
     ];
     all.into_iter()
         .map(|(images, masked)| {
-            let op = Op::PixelRows(ops::PixelRows { masked: masked.map(|m| m.0), dtype: DType::F64 });
+            let op = Op::from(ops::PixelRows { masked: masked.map(|m| m.0), dtype: DType::F64 });
             case(format!("{images:?} masked {masked:?}"), op, |g| {
                 let mut x: Vec<Input> = images.iter().map(|&(b, h, w)| g.normal(&[b, 3, h, w])).collect();
                 if let Some((view, k)) = masked {
@@ -223,7 +207,7 @@ pub fn batch_norm() -> Vec<Case> {
         .into_iter()
         .map(|(groups, c, eps)| {
             let (name, rows) = (format!("{groups:?}x{c} eps {eps}"), groups.iter().sum::<usize>());
-            case(name, Op::BatchNorm(ops::BatchNorm { eps, groups: groups.to_vec() }), |g| {
+            case(name, ops::BatchNorm { eps, groups: groups.to_vec() }, |g| {
                 // Away from 0: the variance must not be a difference of squares.
                 let x = g.tensor(&[rows, c], |g| g.gauss() + 3.0).into();
                 vec![x, g.uniform(&[c], 0.5, 1.5), g.normal(&[c])]
@@ -239,7 +223,7 @@ pub fn batch_norm_backward() -> Vec<Case> {
         };
         let statistics = [y[1].clone().into(), y[2].clone().into()];
         let inputs = [dy(of), x[0].clone(), x[1].clone()].into_iter().chain(statistics).collect();
-        (Op::BatchNormBackward(ops::BatchNormBackward { eps, groups }), inputs)
+        (ops::BatchNormBackward { eps, groups }.into(), inputs)
     })
 }
 
@@ -247,7 +231,7 @@ pub fn batch_norm_inference() -> Vec<Case> {
     [(1, 1, 1e-5), (9, 5, 1e-5), (600, 33, 1e-3), (300, 48, 1e-5)]
         .into_iter()
         .map(|(m, c, eps)| {
-            case(format!("{m}x{c} eps {eps}"), Op::BatchNormInference(ops::BatchNormInference { eps }), |g| {
+            case(format!("{m}x{c} eps {eps}"), ops::BatchNormInference { eps }, |g| {
                 let (gamma, var) = (g.uniform(&[c], 0.5, 1.5), g.uniform(&[c], 0.3, 2.0));
                 vec![g.normal(&[m, c]), gamma, g.normal(&[c]), g.normal(&[c]), var]
             })
@@ -259,7 +243,7 @@ pub fn running_statistics() -> Vec<Case> {
     [(&[2][..], 1, 0.1), (&[7, 3], 5, 0.1), (&[100, 2, 9], 70, 0.25)]
         .into_iter()
         .map(|(groups, c, momentum)| {
-            let op = Op::RunningStatistics(ops::RunningStatistics { momentum, groups: groups.to_vec() });
+            let op = Op::from(ops::RunningStatistics { momentum, groups: groups.to_vec() });
             let k = groups.len();
             case(format!("{groups:?}x{c} momentum {momentum}"), op, |g| {
                 vec![
@@ -286,29 +270,23 @@ fn away_from_kinks(g: &mut Gen, shape: &[usize]) -> Input {
 const RELU6: [&[usize]; 3] = [&[1], &[7, 5], &[170, 100]];
 
 pub fn relu6() -> Vec<Case> {
-    RELU6
-        .map(|shape| case(format!("{shape:?}"), Op::Relu6(ops::Relu6), |g| vec![away_from_kinks(g, shape)]))
-        .into()
+    RELU6.map(|shape| case(format!("{shape:?}"), ops::Relu6, |g| vec![away_from_kinks(g, shape)])).into()
 }
 
 pub fn relu6_backward() -> Vec<Case> {
-    of_cases(OpKind::Relu6, &[0], |_, of, x, _| {
-        (Op::Relu6Backward(ops::Relu6Backward), vec![dy(of), x[0].clone()])
-    })
+    of_cases(OpKind::Relu6, &[0], |_, of, x, _| (ops::Relu6Backward.into(), vec![dy(of), x[0].clone()]))
 }
 
 pub fn relu6_gate() -> Vec<Case> {
     let gate = |shape| {
-        case(format!("{shape:?}"), Op::Relu6Gate(ops::Relu6Gate), |g| {
-            vec![away_from_kinks(g, shape), g.normal(shape)]
-        })
+        case(format!("{shape:?}"), ops::Relu6Gate, |g| vec![away_from_kinks(g, shape), g.normal(shape)])
     };
     RELU6.map(gate).into()
 }
 
 pub fn relu6_gate_backward() -> Vec<Case> {
     of_cases(OpKind::Relu6Gate, &[0, 1], |_, of, x, _| {
-        (Op::Relu6GateBackward(ops::Relu6GateBackward), vec![dy(of), x[0].clone(), x[1].clone()])
+        (ops::Relu6GateBackward.into(), vec![dy(of), x[0].clone(), x[1].clone()])
     })
 }
 
@@ -317,7 +295,7 @@ pub fn global_average_pool() -> Vec<Case> {
         .into_iter()
         .map(|(images, c)| {
             let rows = images.iter().map(|i| i.0 * i.1).sum();
-            let op = Op::GlobalAveragePool(ops::GlobalAveragePool { images: images.to_vec() });
+            let op = Op::from(ops::GlobalAveragePool { images: images.to_vec() });
             case(format!("{images:?} C {c}"), op, |g| vec![g.normal(&[rows, c])])
         })
         .collect()
@@ -328,7 +306,7 @@ pub fn global_average_pool_backward() -> Vec<Case> {
         let Op::GlobalAveragePool(ops::GlobalAveragePool { images }) = op.clone() else {
             unreachable!("a pooling case")
         };
-        (Op::GlobalAveragePoolBackward(ops::GlobalAveragePoolBackward { images }), vec![dy(of)])
+        (ops::GlobalAveragePoolBackward { images }.into(), vec![dy(of)])
     })
 }
 
@@ -351,7 +329,7 @@ pub fn window_attention() -> Vec<Case> {
         .map(|(heads, d, window, maps)| {
             let rows = maps.iter().map(FeatureMap::rows).sum();
             let name = format!("heads {heads} D {d} window {window} {maps:?}");
-            let op = Op::WindowAttention(ops::WindowAttention { heads, window, maps: maps.to_vec() });
+            let op = Op::from(ops::WindowAttention { heads, window, maps: maps.to_vec() });
             case(name, op, |g| {
                 let biases = g.normal(&[heads, window * window]);
                 vec![g.scaled(&[rows, 3 * d], 1.2), g.scaled(&[1, 3 * d], 1.2), biases]
@@ -367,6 +345,6 @@ pub fn window_attention_backward() -> Vec<Case> {
         };
         let mut inputs = vec![dy(of), y[0].clone().into(), y[1].clone().into()];
         inputs.extend(x.iter().cloned());
-        (Op::WindowAttentionBackward(ops::WindowAttentionBackward { heads, window, maps }), inputs)
+        (ops::WindowAttentionBackward { heads, window, maps }.into(), inputs)
     })
 }

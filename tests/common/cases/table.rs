@@ -78,7 +78,8 @@ pub fn cases(kind: OpKind) -> Vec<Case> {
 }
 
 /// A case whose operands come from a generator seeded by its name.
-pub(super) fn case(name: String, op: Op, inputs: impl FnOnce(&mut Gen) -> Vec<Input>) -> Case {
+pub(super) fn case(name: String, op: impl Into<Op>, inputs: impl FnOnce(&mut Gen) -> Vec<Input>) -> Case {
+    let op = op.into();
     let inputs = inputs(&mut Gen::new(&format!("{}/{name}", op.name())));
     Case::new(name, op, inputs)
 }
@@ -89,7 +90,7 @@ fn cast() -> Vec<Case> {
         .into_iter()
         .flat_map(|dtype| shapes.map(|shape| (dtype, shape)))
         .map(|(dtype, shape)| {
-            case(format!("{shape:?} to {dtype}"), Op::Cast(ops::Cast { dtype }), |g| vec![g.normal(shape)])
+            case(format!("{shape:?} to {dtype}"), ops::Cast { dtype }, |g| vec![g.normal(shape)])
         })
         .collect()
 }
@@ -106,7 +107,7 @@ fn patch_rows() -> Vec<Case> {
     ];
     all.into_iter()
         .map(|(images, kept)| {
-            let op = Op::PatchRows(ops::PatchRows { kept: kept.map(|k| k.0), dtype: DType::F64 });
+            let op = Op::from(ops::PatchRows { kept: kept.map(|k| k.0), dtype: DType::F64 });
             case(format!("{images:?} kept {kept:?}"), op, |g| {
                 let mut x: Vec<Input> = images.iter().map(|&(b, h, w)| g.normal(&[b, 3, h, w])).collect();
                 if let Some((view, k)) = kept {
@@ -158,7 +159,7 @@ fn embed_tokens() -> Vec<Case> {
     token_layouts()
         .into_iter()
         .map(|(layout, table, d)| {
-            let op = Op::EmbedTokens(ops::EmbedTokens { layout: layout.clone() });
+            let op = Op::from(ops::EmbedTokens { layout: layout.clone() });
             case(format!("{layout:?} D {d}"), op, |g| token_operands(g, &layout, table, d))
         })
         .collect()
@@ -184,7 +185,7 @@ fn resize_positions() -> Vec<Case> {
     GRIDS
         .into_iter()
         .map(|(prefix, from, to, d)| {
-            let op = Op::ResizePositions(ops::ResizePositions { prefix, from, to });
+            let op = Op::from(ops::ResizePositions { prefix, from, to });
             case(format!("{prefix}+{from:?}->{to:?} D {d}"), op, |g| {
                 vec![g.normal(&[1, prefix + from[0] * from[1], d])]
             })
@@ -202,7 +203,7 @@ fn linear() -> Vec<Case> {
     let mut out = Vec::new();
     for epilogue in EPILOGUES {
         for (m, k, n) in MATRICES {
-            out.push(case(format!("{epilogue:?} {m}x{k}->{n}"), Op::Linear(ops::Linear { epilogue }), |g| {
+            out.push(case(format!("{epilogue:?} {m}x{k}->{n}"), ops::Linear { epilogue }, |g| {
                 let mut x = vec![g.normal(&[m, k]), g.scaled(&[n, k], 0.5), g.normal(&[n])];
                 if epilogue == Epilogue::Residual {
                     x.push(g.normal(&[m, n]));
@@ -212,7 +213,7 @@ fn linear() -> Vec<Case> {
         }
     }
     // A patch embedding: the weight has four dimensions.
-    out.push(case("patch embedding".into(), Op::Linear(ops::Linear { epilogue: Epilogue::None }), |g| {
+    out.push(case("patch embedding".into(), ops::Linear { epilogue: Epilogue::None }, |g| {
         vec![g.normal(&[4, 768]), g.scaled(&[5, 3, 16, 16], 0.05), g.normal(&[5])]
     }));
     out
@@ -221,10 +222,10 @@ fn linear() -> Vec<Case> {
 fn gelu() -> Vec<Case> {
     [[1, 1], [3, 5], [17, 33]]
         .into_iter()
-        .map(|s| case(format!("{s:?}"), Op::Gelu(ops::Gelu), |g| vec![g.scaled(&s, 2.0)]))
+        .map(|s| case(format!("{s:?}"), ops::Gelu, |g| vec![g.scaled(&s, 2.0)]))
         .chain([Case::new(
             "tails",
-            Op::Gelu(ops::Gelu),
+            ops::Gelu,
             vec![Tensor::new([8], vec![-40.0, -10.0, -6.0, -1e-6, 0.0, 1e-6, 6.0, 40.0]).into()],
         )])
         .collect()
@@ -233,14 +234,14 @@ fn gelu() -> Vec<Case> {
 fn add() -> Vec<Case> {
     [vec![1], vec![3, 5], vec![2, 7, 9], vec![129, 4]]
         .into_iter()
-        .map(|s| case(format!("{s:?}"), Op::Add(ops::Add), |g| vec![g.normal(&s), g.normal(&s)]))
+        .map(|s| case(format!("{s:?}"), ops::Add, |g| vec![g.normal(&s), g.normal(&s)]))
         .collect()
 }
 
 fn scale() -> Vec<Case> {
     [1.0, -0.5, 0.0, 2.75]
         .into_iter()
-        .map(|factor| case(format!("{factor}"), Op::Scale(ops::Scale { factor }), |g| vec![g.normal(&[1])]))
+        .map(|factor| case(format!("{factor}"), ops::Scale { factor }, |g| vec![g.normal(&[1])]))
         .collect()
 }
 
@@ -248,11 +249,7 @@ fn fill() -> Vec<Case> {
     [(vec![1], 1.0), (vec![3, 5], 0.0), (vec![2, 3, 17], -0.25)]
         .into_iter()
         .map(|(shape, value)| {
-            case(
-                format!("{shape:?} {value}"),
-                Op::Fill(ops::Fill { shape, value, dtype: DType::F64 }),
-                |_| vec![],
-            )
+            case(format!("{shape:?} {value}"), ops::Fill { shape, value, dtype: DType::F64 }, |_| vec![])
         })
         .collect()
 }
@@ -262,7 +259,7 @@ fn scale_segments() -> Vec<Case> {
         [(&[(1, 1)], 1), (&[(3, 4)], 5), (&[(2, 33), (5, 1), (1, 9)], 7), (&[(40, 1)], 3)];
     all.into_iter()
         .map(|(segments, d)| {
-            let op = Op::ScaleSegments(ops::ScaleSegments { segments: segments.to_vec() });
+            let op = Op::from(ops::ScaleSegments { segments: segments.to_vec() });
             case(format!("{segments:?} D {d}"), op, |g| {
                 let rows: usize = segments.iter().map(|s| s.0 * s.1).sum();
                 let count: usize = segments.iter().map(|s| s.0).sum();
@@ -290,7 +287,7 @@ fn layer_norm() -> Vec<Case> {
         .into_iter()
         .chain(wide)
         .map(|(m, d, eps)| {
-            case(format!("{m}x{d} eps {eps}"), Op::LayerNorm(ops::LayerNorm { eps }), |g| {
+            case(format!("{m}x{d} eps {eps}"), ops::LayerNorm { eps }, |g| {
                 // Rows away from 0: the variance must not be a difference of squares.
                 let x = g.tensor(&[m, d], |g| g.gauss() + 3.0).into();
                 vec![x, g.uniform(&[d], 0.5, 1.5), g.normal(&[d])]
@@ -332,7 +329,7 @@ fn attention() -> Vec<Case> {
         .map(|(heads, d, layout, segments)| {
             let (q, k) = (segments.query_rows(), segments.key_rows());
             let name = format!("{layout:?} heads {heads} D {d} {segments:?}");
-            case(name, Op::Attention(ops::Attention { heads, layout, segments }), |g| match layout {
+            case(name, ops::Attention { heads, layout, segments }, |g| match layout {
                 Packed => vec![g.scaled(&[k, 3 * d], 1.2)],
                 Separate => vec![g.scaled(&[q, d], 1.2), g.scaled(&[k, 2 * d], 1.2)],
             })
@@ -358,7 +355,7 @@ fn select_rows() -> Vec<Case> {
         .into_iter()
         .map(|(runs, rows, d)| {
             let name = format!("{runs:?} of {rows}x{d}");
-            case(name, Op::SelectRows(ops::SelectRows { runs }), |g| vec![g.normal(&[rows, d])])
+            case(name, ops::SelectRows { runs }, |g| vec![g.normal(&[rows, d])])
         })
         .collect()
 }
@@ -369,7 +366,7 @@ fn scatter_rows() -> Vec<Case> {
         for (runs, rows, d) in row_runs() {
             let taken: usize = runs.iter().map(RowRun::rows).sum();
             let name = format!("{runs:?} into {rows}x{d} accumulate {accumulate}");
-            out.push(case(name, Op::ScatterRows(ops::ScatterRows { runs, rows, accumulate }), |g| {
+            out.push(case(name, ops::ScatterRows { runs, rows, accumulate }, |g| {
                 let mut x = vec![g.normal(&[taken, d])];
                 if accumulate {
                     x.push(g.normal(&[rows, d]));
@@ -389,7 +386,7 @@ fn gather_tokens() -> Vec<Case> {
     TOKENS
         .into_iter()
         .map(|(b, n, k, d)| {
-            case(format!("{b}x{n} {k} kept D {d}"), Op::GatherTokens(ops::GatherTokens { tokens: n }), |g| {
+            case(format!("{b}x{n} {k} kept D {d}"), ops::GatherTokens { tokens: n }, |g| {
                 vec![g.normal(&[b * n, d]), g.index(b, k, n)]
             })
         })
@@ -400,11 +397,9 @@ fn scatter_tokens() -> Vec<Case> {
     TOKENS
         .into_iter()
         .map(|(b, n, k, d)| {
-            case(
-                format!("{b}x{n} {k} kept D {d}"),
-                Op::ScatterTokens(ops::ScatterTokens { tokens: n }),
-                |g| vec![g.normal(&[b * k, d]), g.index(b, k, n)],
-            )
+            case(format!("{b}x{n} {k} kept D {d}"), ops::ScatterTokens { tokens: n }, |g| {
+                vec![g.normal(&[b * k, d]), g.index(b, k, n)]
+            })
         })
         .collect()
 }
@@ -413,7 +408,7 @@ fn restore_tokens() -> Vec<Case> {
     TOKENS
         .into_iter()
         .map(|(b, n, k, d)| {
-            case(format!("{b}x{n} {k} visible D {d}"), Op::RestoreTokens(ops::RestoreTokens), |g| {
+            case(format!("{b}x{n} {k} visible D {d}"), ops::RestoreTokens, |g| {
                 vec![g.normal(&[b * k, d]), g.index(b, k, n), g.normal(&[1, 1, d]), g.normal(&[n, d])]
             })
         })
@@ -424,7 +419,7 @@ fn add_positions() -> Vec<Case> {
     TOKENS
         .into_iter()
         .map(|(b, n, _, d)| {
-            case(format!("{b}x{n} D {d}"), Op::AddPositions(ops::AddPositions), |g| {
+            case(format!("{b}x{n} D {d}"), ops::AddPositions, |g| {
                 vec![g.normal(&[b * n, d]), g.normal(&[n, d])]
             })
         })
@@ -435,9 +430,7 @@ fn sum_images() -> Vec<Case> {
     [(1, 1, 1), (5, 3, 7), (130, 1, 1), (33, 2, 9)]
         .into_iter()
         .map(|(b, n, d)| {
-            case(format!("{b}x{n} D {d}"), Op::SumImages(ops::SumImages { tokens: n }), |g| {
-                vec![g.normal(&[b * n, d])]
-            })
+            case(format!("{b}x{n} D {d}"), ops::SumImages { tokens: n }, |g| vec![g.normal(&[b * n, d])])
         })
         .collect()
 }
@@ -447,7 +440,7 @@ fn dynamic_conv() -> Vec<Case> {
     [(1, 1, 1, 1), (2, 3, 4, 5), (1, 2, 33, 16), (3, 1, 7, 3), (2, 2, 49, 8)]
         .into_iter()
         .map(|(groups, b, m, d)| {
-            case(format!("{groups}x{b} m {m} D {d}"), Op::DynamicConv(ops::DynamicConv { tokens: m }), |g| {
+            case(format!("{groups}x{b} m {m} D {d}"), ops::DynamicConv { tokens: m }, |g| {
                 vec![g.normal(&[groups * b, d]), g.normal(&[b * m, d])]
             })
         })
@@ -459,9 +452,7 @@ fn l2_normalize() -> Vec<Case> {
     [(1, 1, 1e-12), (3, 5, 1e-12), (33, 16, 1e-12), (130, 3, 1e-12), (9, 4, 2.0)]
         .into_iter()
         .map(|(m, d, eps)| {
-            case(format!("{m}x{d} eps {eps}"), Op::L2Normalize(ops::L2Normalize { eps }), |g| {
-                vec![g.normal(&[m, d])]
-            })
+            case(format!("{m}x{d} eps {eps}"), ops::L2Normalize { eps }, |g| vec![g.normal(&[m, d])])
         })
         .collect()
 }
@@ -480,7 +471,7 @@ fn prototype_cross_entropy() -> Vec<Case> {
     .into_iter()
     .map(|(views, batch, d, k, student, teacher)| {
         let name = format!("V {views} B {batch} d {d} K {k} temperatures {student} {teacher}");
-        case(name, Op::PrototypeCrossEntropy(ops::PrototypeCrossEntropy { batch }), |g| {
+        case(name, ops::PrototypeCrossEntropy { batch }, |g| {
             vec![
                 g.unit_rows(&[views * batch, d]),
                 g.unit_rows(&[k, d]),
@@ -499,21 +490,17 @@ fn expert_statistics() -> Vec<Case> {
     [(1, 3, 5, 4), (2, 8, 33, 7), (3, 16, 130, 12), (5, 4, 257, 192), (2, 4, 2100, 8)]
         .into_iter()
         .map(|(batch, d, k, width)| {
-            case(
-                format!("B {batch} d {d} K {k} D {width}"),
-                Op::ExpertStatistics(ops::ExpertStatistics),
-                |g| {
-                    let (zt, wt, center) =
-                        (g.unit_rows(&[2 * batch, d]), g.unit_rows(&[k, d]), g.scaled(&[1, k], 0.05));
-                    let block = scalars(&[]);
-                    // The log-sum-exp as the loss leaves it behind; the student plays no part in it.
-                    let ce = Op::PrototypeCrossEntropy(ops::PrototypeCrossEntropy { batch });
-                    let x = [zt.clone(), wt.clone(), zt, wt, center, block];
-                    let lse_t = crate::common::reference::forward(&ce, &x).swap_remove(2);
-                    let [_, _, zt, wt, center, block] = x;
-                    vec![zt, wt, center, block, lse_t.into(), g.scaled(&[2 * batch, width], 3.0)]
-                },
-            )
+            case(format!("B {batch} d {d} K {k} D {width}"), ops::ExpertStatistics, |g| {
+                let (zt, wt, center) =
+                    (g.unit_rows(&[2 * batch, d]), g.unit_rows(&[k, d]), g.scaled(&[1, k], 0.05));
+                let block = scalars(&[]);
+                // The log-sum-exp as the loss leaves it behind; the student plays no part in it.
+                let ce = Op::from(ops::PrototypeCrossEntropy { batch });
+                let x = [zt.clone(), wt.clone(), zt, wt, center, block];
+                let lse_t = crate::common::reference::forward(&ce, &x).swap_remove(2);
+                let [_, _, zt, wt, center, block] = x;
+                vec![zt, wt, center, block, lse_t.into(), g.scaled(&[2 * batch, width], 3.0)]
+            })
         })
         .collect()
 }
@@ -526,7 +513,7 @@ fn center_update() -> Vec<Case> {
     [(1, 3, 5, 1.0), (2, 8, 33, 1.0), (3, 16, 257, 1.0), (1, 3, 5, 0.0)]
         .into_iter()
         .map(|(batch, d, k, finite)| {
-            case(format!("B {batch} d {d} K {k} finite {finite}"), Op::CenterUpdate(ops::CenterUpdate), |g| {
+            case(format!("B {batch} d {d} K {k} finite {finite}"), ops::CenterUpdate, |g| {
                 vec![
                     g.scaled(&[1, k], 0.1),
                     g.unit_rows(&[2 * batch, d]),
@@ -544,7 +531,7 @@ fn masked_mse() -> Vec<Case> {
     [(1, 16, 16, 1), (2, 48, 32, 4), (3, 16, 80, 5), (1, 80, 48, 11)]
         .into_iter()
         .map(|(b, h, w, hidden)| {
-            case(format!("{b}x{h}x{w} {hidden} hidden"), Op::MaskedMse(ops::MaskedMse), |g| {
+            case(format!("{b}x{h}x{w} {hidden} hidden"), ops::MaskedMse, |g| {
                 let mut image = g.normal(&[b, 3, h, w]);
                 image.float_mut().data.iter_mut().for_each(|v| *v = f64::from((*v * 0.3 + 1.0) as f32));
                 vec![g.normal(&[b * hidden, 768]), image, g.index(b, hidden, h / 16 * (w / 16))]
@@ -558,13 +545,13 @@ fn bce_with_logits() -> Vec<Case> {
     [(1, 1, 1), (2, 3, 5), (2, 1, 196), (3, 2, 33)]
         .into_iter()
         .map(|(groups, b, m)| {
-            case(format!("{groups}x{b} m {m}"), Op::BceWithLogits(ops::BceWithLogits { groups }), |g| {
+            case(format!("{groups}x{b} m {m}"), ops::BceWithLogits { groups }, |g| {
                 vec![g.scaled(&[groups * b, m], 3.0), g.coin(&[groups * b, m], 0.3)]
             })
         })
         .chain([Case::new(
             "saturated",
-            Op::BceWithLogits(ops::BceWithLogits { groups: 1 }),
+            ops::BceWithLogits { groups: 1 },
             vec![
                 Tensor::new([1, 4], vec![100.0, -100.0, 100.0, -100.0]).into(),
                 Tensor::new([1, 4], vec![1.0, 0.0, 0.0, 1.0]).into(),
@@ -578,7 +565,7 @@ fn weighted_sum() -> Vec<Case> {
         .into_iter()
         .map(|weights| {
             let n = weights.len();
-            case(format!("{weights:?}"), Op::WeightedSum(ops::WeightedSum { weights }), |g| {
+            case(format!("{weights:?}"), ops::WeightedSum { weights }, |g| {
                 (0..n).map(|_| g.normal(&[1])).collect()
             })
         })
@@ -589,7 +576,7 @@ fn accumulate_grads() -> Vec<Case> {
     [(1, 0.0, 1.0), (300, 0.0, 0.25), (1037, 1.0, 0.5), (64, 3.0, 0.25)]
         .into_iter()
         .map(|(n, step, weight)| {
-            case(format!("{n} step {step} weight {weight}"), Op::AccumulateGrads(ops::AccumulateGrads), |g| {
+            case(format!("{n} step {step} weight {weight}"), ops::AccumulateGrads, |g| {
                 let block = scalars(&[(Scalar::MicroStep, step), (Scalar::MicroWeight, weight)]);
                 vec![g.normal(&[n]), g.normal(&[n]), block]
             })
@@ -602,7 +589,7 @@ fn grad_health() -> Vec<Case> {
     [(1, 0.0, 1.0), (37, 0.5, 1.0), (5000, 100.0, 1e-3), (20000, 1.0, 1.0)]
         .into_iter()
         .map(|(n, clip, size)| {
-            case(format!("{n} clip {clip} size {size}"), Op::GradHealth(ops::GradHealth), |g| {
+            case(format!("{n} clip {clip} size {size}"), ops::GradHealth, |g| {
                 vec![g.scaled(&[n], size), g.normal(&[1]), scalars(&[(Scalar::ClipNorm, clip)])]
             })
         })
@@ -621,7 +608,7 @@ fn adamw() -> Vec<Case> {
     let mut out = Vec::new();
     for (params, expert, segments) in all {
         for (factor, finite, copies) in [(1.0, 1.0, false), (0.3, 1.0, true), (1.0, 0.0, true)] {
-            let op = Op::AdamW(ops::AdamW { segments: segments.clone(), copies });
+            let op = Op::from(ops::AdamW { segments: segments.clone(), copies });
             out.push(case(format!("{params} factor {factor} finite {finite} copies {copies}"), op, |g| {
                 let mut x = vec![
                     g.normal(&[params]),
@@ -642,7 +629,7 @@ fn adamw() -> Vec<Case> {
     // The first step: moments are 0.
     out.push(case(
         "first step".into(),
-        Op::AdamW(ops::AdamW { segments: vec![segment(0, 9, true, None)], copies: false }),
+        ops::AdamW { segments: vec![segment(0, 9, true, None)], copies: false },
         |g| {
             vec![
                 g.normal(&[9]),

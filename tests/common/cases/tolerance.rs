@@ -15,16 +15,16 @@ pub fn longest_sum(op: &Op, x: &[Input]) -> usize {
     match op {
         Op::PatchRows(_)
         | Op::EmbedTokens(_)
-        | Op::Gelu(ops::Gelu)
-        | Op::GeluBackward(ops::GeluBackward)
+        | Op::Gelu(_)
+        | Op::GeluBackward(_)
         | Op::PixelRows(_)
-        | Op::Relu6(ops::Relu6)
-        | Op::Relu6Backward(ops::Relu6Backward)
-        | Op::Relu6Gate(ops::Relu6Gate)
-        | Op::Relu6GateBackward(ops::Relu6GateBackward)
+        | Op::Relu6(_)
+        | Op::Relu6Backward(_)
+        | Op::Relu6Gate(_)
+        | Op::Relu6GateBackward(_)
         | Op::BatchNormInference(_)
         | Op::GlobalAveragePoolBackward(_)
-        | Op::Add(ops::Add)
+        | Op::Add(_)
         | Op::Scale(_)
         | Op::Fill(_)
         | Op::Cast(_)
@@ -33,15 +33,13 @@ pub fn longest_sum(op: &Op, x: &[Input]) -> usize {
         | Op::ScatterRows(_)
         | Op::GatherTokens(_)
         | Op::ScatterTokens(_)
-        | Op::RestoreTokens(ops::RestoreTokens)
-        | Op::AddPositions(ops::AddPositions)
-        | Op::MaskedMseBackward(ops::MaskedMseBackward)
+        | Op::RestoreTokens(_)
+        | Op::AddPositions(_)
+        | Op::MaskedMseBackward(_)
         | Op::BceWithLogitsBackward(_)
-        | Op::AccumulateGrads(ops::AccumulateGrads)
+        | Op::AccumulateGrads(_)
         | Op::AdamW(_) => 1,
-        Op::EmbedTokensBackward(_)
-        | Op::RestoreTokensBackward(ops::RestoreTokensBackward)
-        | Op::SumImages(_) => rows(0),
+        Op::EmbedTokensBackward(_) | Op::RestoreTokensBackward(_) | Op::SumImages(_) => rows(0),
         Op::ResizePositions(ops::ResizePositions { from, .. }) => from[0] * from[1],
         Op::ResizePositionsBackward(ops::ResizePositionsBackward { to, .. }) => to[0] * to[1],
         Op::Linear(_) | Op::L2Normalize(_) | Op::L2NormalizeBackward(_) => cols(0),
@@ -82,9 +80,9 @@ pub fn longest_sum(op: &Op, x: &[Input]) -> usize {
         Op::DynamicConvBackward(_) => rows(0).max(cols(0)),
         Op::PrototypeCrossEntropy(_) => rows(0) * rows(1) + cols(0),
         Op::PrototypeCrossEntropyBackward(_) => rows(1) * rows(2) + cols(1),
-        Op::ExpertStatistics(ops::ExpertStatistics) => rows(0) * rows(1) + cols(0) + count(5),
-        Op::CenterUpdate(ops::CenterUpdate) => rows(1) + cols(1),
-        Op::MaskedMse(ops::MaskedMse) | Op::BceWithLogits(_) | Op::GradHealth(ops::GradHealth) => count(0),
+        Op::ExpertStatistics(_) => rows(0) * rows(1) + cols(0) + count(5),
+        Op::CenterUpdate(_) => rows(1) + cols(1),
+        Op::MaskedMse(_) | Op::BceWithLogits(_) | Op::GradHealth(_) => count(0),
         Op::WeightedSum(ops::WeightedSum { weights }) => weights.len(),
     }
 }
@@ -108,7 +106,7 @@ fn magnitudes(op: &Op, x: &[Input], outputs: &[Tensor]) -> Vec<Tensor> {
         // Values are moved, not computed.
         Op::PatchRows(_)
         | Op::PixelRows(_)
-        | Op::Relu6(ops::Relu6)
+        | Op::Relu6(_)
         | Op::Fill(_)
         | Op::Cast(_)
         | Op::SelectRows(_)
@@ -117,19 +115,19 @@ fn magnitudes(op: &Op, x: &[Input], outputs: &[Tensor]) -> Vec<Tensor> {
         | Op::ScatterTokens(_) => outputs.iter().map(|o| o.map(|_| 0.0)).collect(),
         // Sums of products: the same op on absolute values.
         Op::EmbedTokens(_)
-        | Op::Add(ops::Add)
+        | Op::Add(_)
         | Op::ScaleSegments(_)
         | Op::ScatterRows(ops::ScatterRows { accumulate: true, .. })
-        | Op::RestoreTokens(ops::RestoreTokens)
-        | Op::AddPositions(ops::AddPositions)
+        | Op::RestoreTokens(_)
+        | Op::AddPositions(_)
         | Op::SumImages(_)
         | Op::DynamicConv(_)
         | Op::DepthwiseConv2d(_)
-        | Op::Relu6Gate(ops::Relu6Gate)
+        | Op::Relu6Gate(_)
         | Op::GlobalAveragePool(_)
         | Op::RunningStatistics(_)
-        | Op::AccumulateGrads(ops::AccumulateGrads)
-        | Op::CenterUpdate(ops::CenterUpdate)
+        | Op::AccumulateGrads(_)
+        | Op::CenterUpdate(_)
         | Op::Linear(ops::Linear { epilogue: Epilogue::None | Epilogue::Residual })
         | Op::Conv2d(ops::Conv2d { epilogue: Epilogue::None | Epilogue::Residual, .. }) => {
             forward(op, &absolute(x))
@@ -147,7 +145,7 @@ fn magnitudes(op: &Op, x: &[Input], outputs: &[Tensor]) -> Vec<Tensor> {
         }
         // The weights of a resampled row sum to 1 and their absolute values to less than 2.
         Op::ResizePositions(_) => vec![outputs[0].map(|_| 2.0 * x[0].float().max_abs())],
-        Op::Gelu(ops::Gelu) => vec![x[0].float().map(f64::abs)],
+        Op::Gelu(_) => vec![x[0].float().map(f64::abs)],
         // Errors of x - mean are relative to |x| and enlarged by rstd.
         Op::LayerNorm(_) => {
             let (rstd, size) = (&outputs[2], x[0].float().max_abs());
@@ -194,11 +192,11 @@ fn magnitudes(op: &Op, x: &[Input], outputs: &[Tensor]) -> Vec<Tensor> {
                 outputs[2].map(|v| v.abs() + 1.0 / t),
             ]
         }
-        Op::ExpertStatistics(ops::ExpertStatistics) => {
+        Op::ExpertStatistics(_) => {
             let t = temperature(3, Scalar::TeacherTemp);
             vec![outputs[0].map(|v| (v.abs() + 1.0) / t)]
         }
-        Op::MaskedMse(ops::MaskedMse) | Op::BceWithLogits(_) | Op::GradHealth(ops::GradHealth) => {
+        Op::MaskedMse(_) | Op::BceWithLogits(_) | Op::GradHealth(_) => {
             // Every output has its own size here.
             outputs.iter().map(|o| o.map(|v| v.abs().max(1e-3))).collect()
         }
@@ -207,23 +205,23 @@ fn magnitudes(op: &Op, x: &[Input], outputs: &[Tensor]) -> Vec<Tensor> {
         | Op::ResizePositionsBackward(_)
         | Op::LinearBackwardInput(_)
         | Op::LinearBackwardWeight(_)
-        | Op::GeluBackward(ops::GeluBackward)
+        | Op::GeluBackward(_)
         | Op::LayerNormBackward(_)
         | Op::AttentionBackward(_)
-        | Op::RestoreTokensBackward(ops::RestoreTokensBackward)
+        | Op::RestoreTokensBackward(_)
         | Op::Conv2dBackwardInput(_)
         | Op::Conv2dBackwardWeight(_)
         | Op::DepthwiseConv2dBackwardInput(_)
         | Op::DepthwiseConv2dBackwardWeight(_)
         | Op::BatchNormBackward(_)
-        | Op::Relu6Backward(ops::Relu6Backward)
-        | Op::Relu6GateBackward(ops::Relu6GateBackward)
+        | Op::Relu6Backward(_)
+        | Op::Relu6GateBackward(_)
         | Op::GlobalAveragePoolBackward(_)
         | Op::WindowAttentionBackward(_)
         | Op::DynamicConvBackward(_)
         | Op::L2NormalizeBackward(_)
         | Op::PrototypeCrossEntropyBackward(_)
-        | Op::MaskedMseBackward(ops::MaskedMseBackward)
+        | Op::MaskedMseBackward(_)
         | Op::BceWithLogitsBackward(_) => {
             panic!("{} has no reference of its own", op.name())
         }
