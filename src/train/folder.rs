@@ -41,25 +41,35 @@ pub struct RunFolder {
     _lock: File,
     /// What the user should know, such as a file system without locks.
     pub warnings: Vec<String>,
+    /// Until a new run has begun, whether its folder was made for it.
+    unbegun: Option<bool>,
 }
 
 impl RunFolder {
-    /// A new run: the folder must not exist or be empty. Writes `config.toml`.
+    /// A new run: the folder must not exist or be empty. Writes `config.toml`. Unless the run [begins](Self::begin), dropping
+    /// the value undoes this.
     ///
     /// # Errors
     /// [`Error::Usage`] for a folder with contents or one that another process holds; [`Error::Io`].
     pub fn create(path: impl Into<PathBuf>, config: &TrainConfig) -> Result<Self> {
         let path = path.into();
         refuse_contents(&path)?;
+        let made = !atomic::exists(&path)?;
         fs::create_dir_all(&path).map_err(|e| Error::io(&path, "create the folder", e))?;
-        let folder = Self::lock(path)?;
+        let mut folder = Self::lock(path)?;
         // Again under the lock: another process may have begun a run in between.
         refuse_contents(&folder.path)?;
+        folder.unbegun = Some(made);
         let checkpoints = folder.checkpoints();
         fs::create_dir_all(&checkpoints).map_err(|e| Error::io(&checkpoints, "create the folder", e))?;
         // Last, because it is what makes the folder a run.
         folder.write_config(config)?;
         Ok(folder)
+    }
+
+    /// Keeps a new run: from here on it can be resumed.
+    pub fn begin(&mut self) {
+        self.unbegun = None;
     }
 
     /// A run to be resumed.
@@ -173,7 +183,21 @@ impl RunFolder {
         if warnings.is_empty() {
             atomic::sweep(&path)?;
         }
-        Ok(RunFolder { path, _lock: lock, warnings })
+        Ok(RunFolder { path, _lock: lock, warnings, unbegun: None })
+    }
+}
+
+impl Drop for RunFolder {
+    /// What could not begin (the device has too little memory) must not stand in the way of the next try.
+    fn drop(&mut self) {
+        let Some(made) = self.unbegun else { return };
+        let _ = fs::remove_file(self.config());
+        // Folders go only if nothing lies in them.
+        let _ = fs::remove_dir(self.checkpoints());
+        let _ = fs::remove_file(self.path.join(LOCK));
+        if made {
+            let _ = fs::remove_dir(&self.path);
+        }
     }
 }
 
@@ -239,10 +263,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("runs/a");
         assert!(RunFolder::open(&path).unwrap_err().to_string().contains("leave out --resume"));
-        let run = RunFolder::create(&path, &demo()).unwrap();
+        // One that did not begin leaves nothing, and no other's folder goes with it.
+        drop(RunFolder::create(&path, &demo()).unwrap());
+        assert!(!path.exists());
+        fs::create_dir(&path).unwrap();
+        drop(RunFolder::create(&path, &demo()).unwrap());
+        assert!(is_empty(&path));
+        let mut run = RunFolder::create(&path, &demo()).unwrap();
         assert!(run.warnings.is_empty());
         assert_eq!(TrainConfig::load(&run.config()).unwrap(), demo());
         assert!(run.checkpoints().is_dir());
+        run.begin();
         drop(run);
         let before = fs::read(path.join("config.toml")).unwrap();
         let e = RunFolder::create(&path, &demo()).unwrap_err().to_string();
@@ -255,7 +286,8 @@ mod tests {
     fn a_second_holder_is_refused_and_a_dead_one_is_not_waited_for() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
-        let first = RunFolder::create(&path, &demo()).unwrap();
+        let mut first = RunFolder::create(&path, &demo()).unwrap();
+        first.begin();
         let e = RunFolder::open(&path).unwrap_err().to_string();
         assert!(e.contains(&format!("in use by process {}", std::process::id())), "{e}");
         drop(first);

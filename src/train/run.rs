@@ -49,7 +49,7 @@ pub fn train(
     let micro_steps = cfg.optim.accumulation(1)?;
     let images = ImageSet::of(&*source);
     let fresh = if resume.is_some() { None } else { Some(Pretrained::open(cfg)?) };
-    let folder = if resume.is_some() { RunFolder::open(out)? } else { RunFolder::create(out, cfg)? };
+    let mut folder = if resume.is_some() { RunFolder::open(out)? } else { RunFolder::create(out, cfg)? };
     let checkpoints = Checkpoints::open(folder.checkpoints(), cfg.run.keep_checkpoints)?;
     let loaded = match resume {
         Some(Resume { step: Some(step), .. }) => Some(checkpoints.at(*step)?),
@@ -89,6 +89,8 @@ pub fn train(
         Some(set) => Some(Probe::new(&mut engine, &cfg.encoder.architecture, cfg.views.global_size, set)?),
         None => None,
     };
+    // The device has all its memory: what goes wrong from here on can be resumed.
+    folder.begin();
     let recorder = Recorder::open(&folder, resume.then_some(start))?;
     let (probed, baselines) = if resume { earlier_probes(&folder.metrics())? } else { Default::default() };
     let skipped = counters.get("skipped_steps").copied().unwrap_or(0);
