@@ -237,8 +237,13 @@ fn refuse_contents(path: &Path) -> Result<()> {
             || name.starts_with(atomic::TEMPORARY)
             || (name == "checkpoints" && is_empty(&entry.path()));
         if !is_ours {
+            let advice = if atomic::exists(&path.join("config.toml"))? {
+                "pass --resume to continue the run in it, or choose another --out"
+            } else {
+                "it is no run's, so choose another --out"
+            };
             return Err(Error::usage(format!(
-                "{}: is not empty (it holds {name}): pass --resume to continue the run in it, or choose another --out",
+                "{}: is not empty (it holds {name}): {advice}",
                 path.display()
             )));
         }
@@ -301,7 +306,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("thesis.txt"), "x").unwrap();
         let e = RunFolder::create(dir.path(), &demo()).unwrap_err().to_string();
-        assert!(e.contains("thesis.txt"), "{e}");
+        assert!(e.contains("thesis.txt") && e.contains("another --out") && !e.contains("--resume"), "{e}");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was added");
         let e = RunFolder::create(dir.path().join("thesis.txt"), &demo()).unwrap_err().to_string();
         assert!(e.contains("is a file"), "{e}");
