@@ -157,7 +157,7 @@ pub trait Backend: Target + Send {
     /// that [`Backend::run`] allocates nothing.
     fn compile(&mut self, plan: Plan) -> Result<ProgramId>;
 
-    /// Bytes of device memory that are free now; None where programs use the host's.
+    /// Bytes of the memory that programs use which are free now; None where nobody tells.
     fn free_memory(&self) -> Option<u64> {
         None
     }

@@ -13,7 +13,7 @@ use std::ops::Range;
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
-/// Zeroed memory that owns its bytes; addresses handed out stay valid until it is grown or dropped.
+/// Zeroed memory that owns its bytes; addresses handed out stay valid until it is moved or dropped.
 pub(super) struct Memory {
     /// From `Box::into_raw`, so that operands' addresses and the slices below share one provenance.
     lines: *mut [Line],
@@ -24,10 +24,18 @@ unsafe impl Send for Memory {}
 // SAFETY: as above: `&Memory` only reads.
 unsafe impl Sync for Memory {}
 
+impl Default for Memory {
+    /// Of no bytes.
+    fn default() -> Self {
+        Memory { lines: Box::into_raw(Box::<[Line]>::default()) }
+    }
+}
+
 impl Memory {
-    pub fn zeroed(bytes: usize) -> Self {
-        let lines = bytemuck::zeroed_vec::<Line>(bytes.div_ceil(size_of::<Line>()));
-        Memory { lines: Box::into_raw(lines.into_boxed_slice()) }
+    /// None when the system does not grant so many bytes.
+    pub fn zeroed(bytes: usize) -> Option<Self> {
+        let lines = bytemuck::try_zeroed_vec::<Line>(bytes.div_ceil(size_of::<Line>())).ok()?;
+        Some(Memory { lines: Box::into_raw(lines.into_boxed_slice()) })
     }
 
     /// Length in bytes, a multiple of a cache line.
@@ -45,10 +53,10 @@ impl Memory {
         unsafe { &mut *self.lines }
     }
 
-    /// Enlarges to at least `bytes`, keeping the contents.
-    pub fn grow(&mut self, bytes: usize) {
-        let mut larger = Memory::zeroed(bytes);
-        larger.lines_mut()[..self.lines.len()].copy_from_slice(self.lines());
+    /// Goes over to `larger`, with the contents.
+    pub fn move_to(&mut self, mut larger: Memory) {
+        let kept = self.lines.len().min(larger.lines.len());
+        larger.lines_mut()[..kept].copy_from_slice(&self.lines()[..kept]);
         *self = larger;
     }
 

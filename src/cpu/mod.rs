@@ -8,6 +8,7 @@ mod dense_loss;
 mod depthwise_conv;
 mod embed;
 mod gemm;
+mod host_memory;
 mod kernel;
 mod layer_norm;
 mod layout;

@@ -1,13 +1,14 @@
 //! The CPU backend: owns the regions and the arena, resolves plans to addresses, runs them step by step.
 
 use super::buffers::{Arg, Io, Memory};
-use super::kernel;
 use super::real::Real;
+use super::{host_memory, kernel};
 use crate::backend::{Backend, HostSlice, HostSliceMut, ProgramId};
 use crate::error::{Error, Result};
 use crate::ir::{Op, Region, Rules};
-use crate::plan::{OperandType, Plan, Slot, Space, Step, Target};
+use crate::plan::{OperandType, Plan, RegionSize, Slot, Space, Step, Target};
 use crate::tensor::{DType, Shape};
+use crate::units::human_bytes;
 use std::collections::BTreeMap;
 
 /// Executes plans on CPU threads in f32 or f64.
@@ -15,6 +16,8 @@ pub struct CpuBackend<T> {
     pool: rayon::ThreadPool,
     regions: BTreeMap<Region, RegionMemory>,
     arena: Memory,
+    /// Bytes of the machine's memory that were free before anything was compiled, and all of them.
+    room: Option<[u64; 2]>,
     programs: Vec<Program>,
     _type: std::marker::PhantomData<T>,
 }
@@ -51,7 +54,8 @@ impl<T: Real> CpuBackend<T> {
         Ok(CpuBackend {
             pool,
             regions: BTreeMap::new(),
-            arena: Memory::zeroed(0),
+            arena: Memory::default(),
+            room: host_memory::free_and_total(),
             programs: Vec::new(),
             _type: std::marker::PhantomData,
         })
@@ -67,7 +71,8 @@ impl<T: Real> CpuBackend<T> {
         self.arena.fill(0xff);
     }
 
-    /// Makes room for what `plan` needs; contents of regions are kept.
+    /// Makes room for what `plan` needs; contents of regions are kept. Without the memory everything stays as it is, because
+    /// earlier programs hold addresses.
     fn grow(&mut self, plan: &Plan) -> Result<()> {
         for size in &plan.regions {
             if size.dtype != T::DTYPE && size.dtype != DType::I32 {
@@ -75,20 +80,42 @@ impl<T: Real> CpuBackend<T> {
                     format!("computes in {}, the plan's {} is {}", T::DTYPE, size.region.name(), size.dtype);
                 return Err(Error::device("cpu", message));
             }
+        }
+        self.refuse_beyond_room(plan)?;
+        let mut larger = Vec::with_capacity(plan.regions.len());
+        for size in &plan.regions {
+            let have = self.regions.get(&size.region).map_or(0, |r| r.elements);
+            larger.push(if have < size.elements { Some(allocate(size.bytes())?) } else { None });
+        }
+        if self.arena.len() < plan.arena_bytes {
+            self.arena = allocate(plan.arena_bytes)?;
+        }
+        for (size, memory) in plan.regions.iter().zip(larger) {
             let have = self.regions.entry(size.region).or_insert_with(|| RegionMemory {
-                memory: Memory::zeroed(0),
+                memory: Memory::default(),
                 dtype: size.dtype,
                 elements: 0,
             });
-            if have.elements < size.elements {
-                have.memory.grow(size.bytes());
+            if let Some(memory) = memory {
+                have.memory.move_to(memory);
                 have.elements = size.elements;
             }
         }
-        if self.arena.len() < plan.arena_bytes {
-            self.arena = Memory::zeroed(plan.arena_bytes);
-        }
         Ok(())
+    }
+
+    /// Refuses a plan with which the programs need more than was free before the first: the system would promise the memory
+    /// all the same, and end the process when it is used.
+    fn refuse_beyond_room(&self, plan: &Plan) -> Result<()> {
+        let Some([free, total]) = self.room else { return Ok(()) };
+        let grown = |size: &RegionSize| match self.regions.get(&size.region) {
+            Some(have) => size.bytes().saturating_sub(have.memory.len()),
+            None => size.bytes(),
+        };
+        let held = self.regions.values().map(|r| r.memory.len());
+        let needed = held.chain(plan.regions.iter().map(grown));
+        let needed = needed.fold(self.arena.len().max(plan.arena_bytes), usize::saturating_add) as u64;
+        if needed > free { Err(Error::memory("cpu", needed, [free, total])) } else { Ok(()) }
     }
 
     fn resolve(&self, step: &Step) -> Result<Resolved> {
@@ -174,6 +201,10 @@ impl<T: Real> Backend for CpuBackend<T> {
         Ok(ProgramId(self.programs.len() - 1))
     }
 
+    fn free_memory(&self) -> Option<u64> {
+        host_memory::free_and_total().map(|[free, _]| free)
+    }
+
     fn write(&mut self, region: Region, offset: usize, data: HostSlice<'_>) -> Result<()> {
         let (range, dtype) = self.range(region, offset, data.len())?;
         let Some(have) = self.regions.get_mut(&region) else { return Ok(()) };
@@ -225,6 +256,14 @@ impl<T: Real> Backend for CpuBackend<T> {
         });
         Ok(())
     }
+}
+
+fn allocate(bytes: usize) -> Result<Memory> {
+    Memory::zeroed(bytes).ok_or_else(|| {
+        let asked = human_bytes(bytes as u64);
+        let remedy = "use a smaller batch, or raise the limit of the process (ulimit -v)";
+        Error::device("cpu", format!("cannot allocate {asked}: {remedy}"))
+    })
 }
 
 fn type_mismatch(region: Region, dtype: DType) -> Error {

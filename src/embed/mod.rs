@@ -83,7 +83,7 @@ impl Embedder {
             })
             .collect();
         let plan = plan::compile(built.graph, false, &*backend)?;
-        let program = backend.compile(plan)?;
+        let program = backend.compile(plan).map_err(smaller)?;
         let slot = |list: &[IoSlot], name: &str| list.iter().find(|s| s.name == name).cloned();
         let missing = |name: &str| Error::invariant("embedding", format!("no `{name}`"));
         let mut embedder = Embedder {
@@ -302,6 +302,14 @@ pub fn embed(
     folder.write(ABOUT, &text)?;
     done.written = folder.commit()?;
     Ok(done)
+}
+
+/// What helps against a lack of memory here.
+fn smaller(mut error: Error) -> Error {
+    if let Error::Memory { remedy, .. } = &mut error {
+        *remedy = "use a smaller --batch or --img-size".to_owned();
+    }
+    error
 }
 
 /// Decodes some images in parallel; their order stays.
