@@ -5,13 +5,12 @@ mod memory;
 mod options;
 mod results;
 
-pub use self::feed::{hidden_positions, read_output, view, write_checked};
-pub use self::options::EngineOptions;
-pub use self::results::{Health, Losses};
-
 use self::feed::{check_length, drop_path_factors};
+pub use self::feed::{hidden_positions, read_output, view, write_checked};
 use self::memory::with_remedy;
+pub use self::options::EngineOptions;
 use self::options::step_options;
+pub use self::results::{Health, Losses};
 use crate::backend::{Backend, HostSlice, HostSliceMut, OpKernel, OpMeasure, ProgramId};
 use crate::data::batch::Batch;
 use crate::error::{Error, Result};
