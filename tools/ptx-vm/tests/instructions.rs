@@ -308,10 +308,7 @@ fn single_precision() {
     check_f32("div.rn.f32 %f10, %f1, %f2;", |a, b, _| a / b);
     check_f32("sqrt.rn.f32 %f10, %f1;", |a, _, _| a.sqrt());
     check_f32("rcp.rn.f32 %f10, %f1;", |a, _, _| 1.0 / a);
-    check_f32(
-        "add.sat.f32 %f10, %f1, %f2;",
-        |a, b, _| if (a + b).is_nan() { 0.0 } else { (a + b).clamp(0.0, 1.0) },
-    );
+    check_f32("add.sat.f32 %f10, %f1, %f2;", |a, b, _| if a + b > 0.0 { (a + b).min(1.0) } else { 0.0 });
     check_f32("max.f32 %f10, %f1, %f2;", |a, b, _| match (a.is_nan(), b.is_nan()) {
         (true, _) => b,
         (_, true) => a,

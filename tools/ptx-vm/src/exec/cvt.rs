@@ -90,7 +90,7 @@ fn float_to_int(x: f64, to: Ty, round: Round) -> u64 {
 fn float_to_float(x: f64, from: Ty, to: Ty, m: FMod, bits: u64) -> u64 {
     let mut x = if m.integral { integral(x, m.round) } else { x };
     if m.sat {
-        x = if x.is_nan() { 0.0 } else { x.clamp(0.0, 1.0) };
+        x = super::float::saturate(x);
     }
     if m.relu && x <= 0.0 {
         x = 0.0;

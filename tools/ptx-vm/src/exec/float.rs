@@ -119,13 +119,18 @@ pub(crate) fn narrow(op: FloatOp, ty: Ty, m: FMod, a: u64, b: u64, c: u64) -> u6
     };
     let mut r = r;
     if m.sat {
-        r = if r.is_nan() { 0.0 } else { r.clamp(0.0, 1.0) };
+        r = saturate(r);
     }
     if m.relu && r <= 0.0 {
         r = 0.0;
     }
     let bits = encode(r, ty, m.round);
     if m.ftz { encode(flush(decode(bits, ty), ty), ty, Round::Near) } else { bits }
+}
+
+/// `.sat`: within 0 and 1; NaN becomes 0, and so does -0, as an H200 does it.
+pub(super) fn saturate(x: f64) -> f64 {
+    if x > 0.0 { x.min(1.0) } else { 0.0 }
 }
 
 fn odd_quotient(x: f64, y: f64) -> f64 {
