@@ -2,7 +2,7 @@
 // distributions, its gradient, the expert's statistics, the center. The logits of a chunk, cosines in float, come from
 // gemm.cu; those of all prototypes never exist at once.
 //
-// Given: STUDENT_TEMP, TEACHER_TEMP, CENTER_MOMENTUM: places in the scalar block.
+// Given: STUDENT_TEMP, TEACHER_TEMP, CENTER_MOMENTUM: places in the vector of temperatures.
 // B images, V student views (row v B + b), 2 expert views, K prototypes, C of them in this chunk.
 // Deterministic: every sum has an order that the shape determines.
 
@@ -18,7 +18,7 @@ struct ChunkParams {
     const float* student;  // [V * B, C]: cosines
     const float* expert;   // [2B, C]
     const float* center;   // [C], of this chunk
-    const float* scalars;
+    const float* temperatures;
     float* tops;           // [V * B + 2B]: largest exponent of a row in this chunk
     float* sums;           // [V * B + 2B]: sum of exponentials less it
     float* cross;          // [2B, V]: sum of the expert's exponentials times the student's exponents
@@ -31,7 +31,7 @@ struct ChunkParams {
 extern "C" __global__ void __launch_bounds__(THREADS) chunk_sums(const ChunkParams p) {
     extern __shared__ __align__(16) float weights[];
     const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, image = blockIdx.x;
-    const float cool = 1.0f / p.scalars[STUDENT_TEMP], sharp = 1.0f / p.scalars[TEACHER_TEMP];
+    const float cool = 1.0f / p.temperatures[STUDENT_TEMP], sharp = 1.0f / p.temperatures[TEACHER_TEMP];
     const u32 rows = p.views * p.images;
     if (warp < 2) {
         const float* x = p.expert + (u64)(warp * p.images + image) * p.count;
@@ -135,7 +135,7 @@ struct GradientParams {
     const float* student;  // [V * B, C]: cosines
     const float* expert;   // [2B, C]
     const float* center;   // [C], of this chunk
-    const float* scalars;
+    const float* temperatures;
     const float* dloss;    // [1]
     const float* lse;      // [V * B]
     const float* lse_t;    // [2B]
@@ -149,7 +149,7 @@ struct GradientParams {
 extern "C" __global__ void __launch_bounds__(THREADS) chunk_gradient(const GradientParams p) {
     const u32 k = blockIdx.x * THREADS + threadIdx.x, image = blockIdx.y;
     if (k >= p.count) return;
-    const float cool = 1.0f / p.scalars[STUDENT_TEMP], sharp = 1.0f / p.scalars[TEACHER_TEMP];
+    const float cool = 1.0f / p.temperatures[STUDENT_TEMP], sharp = 1.0f / p.temperatures[TEACHER_TEMP];
     const float factor = *p.dloss * cool / (2.0f * (p.views - 1) * p.images);
     const float center = p.center[k];
     float q[2];
@@ -186,7 +186,7 @@ struct EntropyParams {
     float* parts;         // [blocks][2]: entropies summed over rows, entropy of the mean
     const float* expert;  // [2B, C]: cosines
     const float* center;  // [C], of this chunk
-    const float* scalars;
+    const float* temperatures;
     const float* lse_t;   // [2B]
     u32 rows;             // 2B
     u32 count;            // C
@@ -196,7 +196,7 @@ struct EntropyParams {
 extern "C" __global__ void __launch_bounds__(THREADS) chunk_entropy(const EntropyParams p) {
     __shared__ float shares[WARPS][WARP];
     const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, k = blockIdx.x * WARP + lane;
-    const float sharp = 1.0f / p.scalars[TEACHER_TEMP];
+    const float sharp = 1.0f / p.temperatures[TEACHER_TEMP];
     float entropy = 0.0f, share = 0.0f;
     if (k < p.count) {
         for (u32 row = warp; row < p.rows; row += WARPS) {
@@ -282,7 +282,7 @@ struct CenterParams {
     float* center;       // [K], in place
     const float* sum;    // [d]: sum of the expert's unit vectors
     const T* wt;         // [K, d]
-    const float* scalars;
+    const float* temperatures;
     const float* health; // [3]
     u32 count;           // K
     u32 width;           // d
@@ -297,6 +297,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) center_update(const Center
     float dot = 0.0f;
     for (u32 i = lane; i < p.width; i += WARP) dot += to_float(p.wt[(u64)k * p.width + i]) * p.sum[i];
     dot = warp_sum(dot) / p.rows;
-    const float keep = p.scalars[CENTER_MOMENTUM];
+    const float keep = p.temperatures[CENTER_MOMENTUM];
     if (lane == 0) p.center[k] = keep * p.center[k] + (1.0f - keep) * dot;
 }

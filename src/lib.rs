@@ -1,7 +1,7 @@
 //! saip-engine: pretrains lightweight human-centric vision models with SAIP (Scale-Aware Image Pretraining).
 //!
 //! The floors, each using only those below it: [`cli`]; [`verify`], [`export`], [`embed`]; [`train`]; [`objectives`]; [`report`];
-//! [`metrics`]; [`data`]; [`weights`]; [`models`]; [`nn`]; [`cpu`], [`cuda`]; [`backend`]; [`plan`]; [`ir`]; and the ground: [`tensor`],
+//! [`metrics`]; [`data`]; [`weights`]; [`models`]; [`step`]; [`nn`]; [`cpu`], [`cuda`]; [`backend`]; [`plan`]; [`ir`]; and the ground: [`tensor`],
 //! [`error`], [`console`], [`interrupt`], [`atomic`], [`output_folder`], [`units`].
 
 // First, so that all others print by its macros.
@@ -26,6 +26,7 @@ pub mod objectives;
 pub mod output_folder;
 pub mod plan;
 pub mod report;
+pub mod step;
 pub mod tensor;
 pub mod train;
 pub mod units;

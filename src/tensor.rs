@@ -114,3 +114,31 @@ impl fmt::Display for Shape {
         f.write_str("]")
     }
 }
+
+/// A named tensor of a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorSpec {
+    pub name: &'static str,
+    pub shape: Shape,
+    /// [`DType::F32`] or [`DType::I32`].
+    pub dtype: DType,
+    /// The dimension of `shape` that counts images; those before it count views.
+    pub images: usize,
+}
+
+impl TensorSpec {
+    /// `[B, ...]`, or with views `[V, B, ...]`: `images` is the dimension of B.
+    pub fn new(name: &'static str, dtype: DType, images: usize, shape: impl Into<Shape>) -> Self {
+        TensorSpec { name, shape: shape.into(), dtype, images }
+    }
+
+    /// How many views of each image there are.
+    pub fn views(&self) -> usize {
+        self.shape.dims()[..self.images].iter().product()
+    }
+
+    /// Elements of one view of one image.
+    pub fn part(&self) -> usize {
+        self.shape.dims()[self.images + 1..].iter().product()
+    }
+}

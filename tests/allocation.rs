@@ -9,12 +9,12 @@ use saip_engine::cpu::CpuBackend;
 use saip_engine::data::batch::Batch;
 use saip_engine::data::loader::{Loader, LoaderConfig};
 use saip_engine::data::synth::SynthConfig;
-use saip_engine::data::views::ViewPlanner;
 use saip_engine::ir::{FeatureMap, Op, ops};
-use saip_engine::objectives::saip::StepPoint;
-use saip_engine::objectives::saip::config::StepConfig;
+use saip_engine::objectives::Objective;
+use saip_engine::step::StepPoint;
 use saip_engine::train::config::TrainConfig;
 use saip_engine::train::engine::{Engine, EngineOptions};
+use saip_engine::train::objective::objective;
 use saip_engine::train::sources::SynthSource;
 
 /// The system's allocator with a count of what is live and of what was ever asked for, over all threads.
@@ -121,25 +121,24 @@ const TINY: &[&str] = &[
 ];
 
 /// The step of a tiny configuration on the CPU, and a batch for it.
-fn tiny((preset, encoder): Small, threads: usize, micro_steps: usize) -> (Engine, Batch, StepConfig) {
+fn tiny((preset, encoder): Small, threads: usize, micro_steps: usize) -> (Engine, Batch, Arc<dyn Objective>) {
     let sets: Vec<String> = TINY.iter().chain(encoder).map(|s| (*s).to_owned()).collect();
     let cfg = TrainConfig::resolve(Some(preset), None, &sets).unwrap();
-    let step = cfg.step_config(cfg.views.local_size, cfg.views.global_size);
+    let step: Arc<dyn Objective> = Arc::from(objective(&cfg).unwrap().at_scale(1.0).unwrap());
     let backend: Box<dyn Backend> = Box::new(CpuBackend::<f32>::new(threads).unwrap());
     let options = EngineOptions { micro_steps, drop_path: cfg.encoder.drop_path, recompute: false, seed: 0 };
-    let mut engine = Engine::new(backend, std::slice::from_ref(&step), options).unwrap();
+    let mut engine = Engine::new(backend, Arc::clone(&step), options).unwrap();
     engine.initialise().unwrap();
     let persons = SynthConfig { identities: 4, images_per_identity: 4, ..SynthConfig::default() };
     let source = Arc::new(SynthSource::new(persons).unwrap());
-    let planner = ViewPlanner::new(&step.geometry(), step.mask_ratio, &[], cfg.augment.clone()).unwrap();
-    let loader = LoaderConfig { batch: step.batch, workers: 0, prefetch: 1, ..LoaderConfig::default() };
-    let batch = Loader::new(source, loader, planner).unwrap().next().unwrap();
+    let loader = LoaderConfig { batch: step.batch(), workers: 0, prefetch: 1, ..LoaderConfig::default() };
+    let batch = Loader::new(source, loader, step.recipe().unwrap()).unwrap().next().unwrap();
     (engine, batch, step)
 }
 
-fn whole_step(engine: &mut Engine, batch: &Batch, step: &StepConfig, micro_steps: usize, t: u64) {
+fn whole_step(engine: &mut Engine, batch: &Batch, step: &dyn Objective, micro_steps: usize, t: u64) {
     for micro_step in 0..micro_steps {
-        let point = StepPoint { micro_step, micro_steps, ..StepPoint::constant(step, t) };
+        let point = StepPoint { micro_step, micro_steps, ..step.point(t) };
         let losses = engine.micro_step(0, batch, &point).unwrap();
         assert!(losses.total.is_finite() && losses.parts.len() == 3);
     }
@@ -205,10 +204,10 @@ fn a_step_keeps_nothing_that_it_allocates() {
     for (encoder, threads, micro_steps) in vits.into_iter().chain([(STAR_NET, 2, 1), (TINY_VIT, 2, 1)]) {
         let (mut engine, batch, step) = tiny(encoder, threads, micro_steps);
         for t in 1..=2 {
-            whole_step(&mut engine, &batch, &step, micro_steps, t);
+            whole_step(&mut engine, &batch, &*step, micro_steps, t);
         }
         let whole: Vec<Count> =
-            (3..=12).map(|t| during(|| whole_step(&mut engine, &batch, &step, micro_steps, t))).collect();
+            (3..=12).map(|t| during(|| whole_step(&mut engine, &batch, &*step, micro_steps, t))).collect();
         assert_nothing_stays(&whole, threads);
         let alone: Vec<Count> =
             (0..10).map(|_| during(|| engine.backend().run(ProgramId(0)).unwrap())).collect();

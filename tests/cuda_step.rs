@@ -8,17 +8,18 @@ use kernels::{cache, compiler};
 use saip_engine::backend::Backend;
 use saip_engine::cuda::{Choices, CudaBackend, Driver, VmDriver};
 use saip_engine::error::Error;
-use saip_engine::objectives::saip::config::StepConfig;
-use saip_engine::objectives::saip::{StepOptions, build_step};
+use saip_engine::objectives::Objective;
 use saip_engine::plan;
+use saip_engine::step::StepOptions;
 use saip_engine::tensor::DType;
 use saip_engine::train::config::TrainConfig;
 use saip_engine::train::engine::{Engine, EngineOptions};
-use saip_engine::train::pretrained::base_step;
+use saip_engine::train::objective::objective;
 use saip_engine::verify::fixture::{Fixture, Verdict};
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use support::{TINY, column, engine, lab, metrics, run, tensors, train, train_encoder};
 
 const CAPABILITY: (u32, u32) = (8, 0);
@@ -140,9 +141,9 @@ fn three_training_steps_with_batch_normalisation_are_those_of_the_cpu() {
 /// Bytes that the demo's step needs at a batch, on a device that copies inputs while a step runs.
 fn needed(cfg: &TrainConfig, batch: usize, recompute: bool) -> u64 {
     let backend = backend(DType::F32);
-    let step = StepConfig { batch, ..base_step(cfg).unwrap() };
+    let step = objective(cfg).unwrap().at_scale(1.0).unwrap().with_batch(batch);
     let opts = StepOptions { dtype: DType::F32, micro_steps: 1, drop_path: cfg.encoder.drop_path };
-    let plan = plan::compile(build_step(&step, &opts).unwrap().graph, recompute, &*backend).unwrap();
+    let plan = plan::compile(step.step(0, &opts).unwrap().graph, recompute, &*backend).unwrap();
     backend.footprint(&[plan])
 }
 
@@ -151,13 +152,13 @@ fn a_lack_of_memory_names_the_batch_that_fits() {
     const ASKED: usize = 1024;
     let keys = [format!("optim.batch={ASKED}"), format!("optim.effective_batch={ASKED}")];
     let cfg = TrainConfig::resolve(Some("demo"), None, &keys).unwrap();
-    let step = StepConfig { batch: ASKED, ..base_step(&cfg).unwrap() };
+    let step: Arc<dyn Objective> = Arc::from(objective(&cfg).unwrap().at_scale(1.0).unwrap());
     let open = |memory, recompute| {
         let driver = VmDriver::new(CAPABILITY, memory);
         let compiler = compiler(CAPABILITY);
         let backend = CudaBackend::new(driver, compiler, DType::F32).unwrap();
         let options = EngineOptions { micro_steps: 1, drop_path: cfg.encoder.drop_path, recompute, seed: 0 };
-        Engine::new(Box::new(backend), std::slice::from_ref(&step), options).err().expect("no lack of memory")
+        Engine::new(Box::new(backend), Arc::clone(&step), options).err().expect("no lack of memory")
     };
     let reserve = 512 << 20;
     let room = needed(&cfg, 100, false);

@@ -10,15 +10,15 @@ use saip_engine::backend::ProgramId;
 use saip_engine::cuda::{
     Collected, CudaBackend, Driver, GpuDriver, ImageKind, PlanningBackend, Sources, Tuner,
 };
-use saip_engine::data::batch::ViewGeometry;
-use saip_engine::data::views::{ViewPlanner, scale_buckets};
 use saip_engine::error::{Error, Result};
-use saip_engine::objectives::saip::config::StepConfig;
+use saip_engine::objectives::Objective;
 use saip_engine::tensor::DType;
 use saip_engine::train::config::TrainConfig;
 use saip_engine::train::engine::{Engine, EngineOptions};
+use saip_engine::train::objective::objective;
 use stand_in::{Live, StandIn, folder};
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::Once;
 use std::time::Instant;
 
@@ -44,7 +44,7 @@ fn compile_ahead() {
         all.par_iter().for_each(|(preset, (dtype, collected))| {
             let (cfg, steps) = buckets(preset, BATCH);
             let planner = PlanningBackend::collecting(*dtype, CAPABILITY, collected.clone());
-            Engine::new(Box::new(planner), &steps, options(&cfg)).unwrap();
+            Engine::new(Box::new(planner), steps, options(&cfg)).unwrap();
         });
         let wanted = collected.iter().flat_map(|(_, collected)| collected.take()).collect();
         compiler(CAPABILITY).prepare(&wanted, ImageKind::Cubin).unwrap();
@@ -57,18 +57,10 @@ fn options(cfg: &TrainConfig) -> EngineOptions {
 }
 
 /// The steps of a preset at every scale, as `train` compiles them.
-fn buckets(preset: &str, sets: &[&str]) -> (TrainConfig, Vec<StepConfig>) {
+fn buckets(preset: &str, sets: &[&str]) -> (TrainConfig, Arc<dyn Objective>) {
     let sets: Vec<String> = sets.iter().map(|s| (*s).to_owned()).collect();
     let cfg = TrainConfig::resolve(Some(preset), None, &sets).unwrap();
-    let base = cfg.step_config(cfg.views.local_size, cfg.views.global_size);
-    let scales = scale_buckets(cfg.views.scale, cfg.views.scale_buckets);
-    let planner = ViewPlanner::new(&base.geometry(), base.mask_ratio, &scales, cfg.augment.clone()).unwrap();
-    let of = |g: &ViewGeometry| StepConfig {
-        rescaled_size: g.rescaled_size,
-        masked_size: g.masked_size,
-        ..base.clone()
-    };
-    let steps = planner.geometries().iter().map(of).collect();
+    let steps = objective(&cfg).unwrap();
     (cfg, steps)
 }
 
@@ -86,23 +78,23 @@ fn step_runs(memory: u64, preset: &str, dtype: DType, tuned: bool) {
     }
     let options = options(&cfg);
     let refused = |what: &str, e: Error| panic!("{preset} in {dtype}, {what}: {e}\n{}", stand_in.refusal());
-    let mut engine = Engine::new(Box::new(backend), &steps, options)
+    let mut engine = Engine::new(Box::new(backend), Arc::clone(&steps), options)
         .unwrap_or_else(|e| panic!("{}", refused("compiling", e)));
     let compiled = began.elapsed();
-    for bucket in 0..steps.len() {
+    for bucket in 0..steps.buckets() {
         engine.start(bucket).unwrap_or_else(|e| panic!("{}", refused("starting", e)));
     }
     engine.start_update().unwrap_or_else(|e| panic!("{}", refused("the optimizer's part", e)));
     let launches = stand_in.calls("cuLaunchKernel");
     println!(
         "{preset} in {dtype}: {} buckets, {launches} launches, compiled in {compiled:.1?}, all in {:.1?}",
-        steps.len(),
+        steps.buckets(),
         began.elapsed()
     );
-    assert!(launches > 100 * steps.len() as u64, "{launches} launches");
+    assert!(launches > 100 * steps.buckets() as u64, "{launches} launches");
     // With accumulation, as the presets have it, the optimizer's part is a program of its own.
     assert!(options.micro_steps > 1);
-    assert_eq!(stand_in.calls("cuGraphLaunch"), steps.len() as u64 + 1);
+    assert_eq!(stand_in.calls("cuGraphLaunch"), steps.buckets() as u64 + 1);
     drop(engine);
     assert_eq!(stand_in.live(), Live::default(), "something is not given back");
 }
@@ -159,9 +151,9 @@ fn small_step_runs() -> Result<()> {
     let driver = GpuDriver::new(0)?;
     let backend = backend(driver, DType::Bf16);
     let options = EngineOptions { micro_steps: 1, drop_path: 0.0, recompute: false, seed: 0 };
-    let mut engine = Engine::new(Box::new(backend), &steps, options)?;
+    let mut engine = Engine::new(Box::new(backend), Arc::clone(&steps), options)?;
     engine.initialise()?;
-    for bucket in 0..steps.len() {
+    for bucket in 0..steps.buckets() {
         engine.start(bucket)?;
     }
     engine.kernels(0)?;

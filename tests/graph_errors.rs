@@ -69,6 +69,7 @@ fn accepted(op: impl Into<Op>, operands: &[Of]) {
 }
 
 const BLOCK: Of = F(&[Scalar::COUNT]);
+const TEMPERATURES: Of = F(&[ops::Temperature::COUNT]);
 
 fn patches(kept: Option<usize>) -> Op {
     ops::PatchRows { kept, dtype: DType::F32 }.into()
@@ -301,14 +302,34 @@ fn feature_maps() {
 #[test]
 fn losses() {
     let op = || Op::PrototypeCrossEntropy(ops::PrototypeCrossEntropy { batch: 2 });
-    accepted(op(), &[F(&[6, 5]), F(&[9, 5]), F(&[4, 5]), F(&[9, 5]), F(&[1, 9]), BLOCK]);
-    refused(op(), &[F(&[5, 5]), F(&[9, 5]), F(&[4, 5]), F(&[9, 5]), F(&[9]), BLOCK], &["5", "2"]);
-    refused(op(), &[F(&[2, 5]), F(&[9, 5]), F(&[4, 5]), F(&[9, 5]), F(&[9]), BLOCK], &["two global", "1"]);
-    refused(op(), &[F(&[6, 5]), F(&[9, 4]), F(&[4, 5]), F(&[9, 5]), F(&[9]), BLOCK], &["w must", "[9, 4]"]);
-    refused(op(), &[F(&[6, 5]), F(&[9, 5]), F(&[6, 5]), F(&[9, 5]), F(&[9]), BLOCK], &["zt", "[4, 5]"]);
-    refused(op(), &[F(&[6, 5]), F(&[9, 5]), F(&[4, 5]), F(&[8, 5]), F(&[9]), BLOCK], &["wt", "[9, 5]"]);
-    refused(op(), &[F(&[6, 5]), F(&[9, 5]), F(&[4, 5]), F(&[9, 5]), F(&[8]), BLOCK], &["center", "9"]);
-    refused(op(), &[F(&[6, 5]), F(&[9, 5]), F(&[4, 5]), F(&[9, 5]), F(&[9]), F(&[2])], &["scalar", "14"]);
+    accepted(op(), &[F(&[6, 5]), F(&[9, 5]), F(&[4, 5]), F(&[9, 5]), F(&[1, 9]), TEMPERATURES]);
+    refused(op(), &[F(&[5, 5]), F(&[9, 5]), F(&[4, 5]), F(&[9, 5]), F(&[9]), TEMPERATURES], &["5", "2"]);
+    refused(
+        op(),
+        &[F(&[2, 5]), F(&[9, 5]), F(&[4, 5]), F(&[9, 5]), F(&[9]), TEMPERATURES],
+        &["two global", "1"],
+    );
+    refused(
+        op(),
+        &[F(&[6, 5]), F(&[9, 4]), F(&[4, 5]), F(&[9, 5]), F(&[9]), TEMPERATURES],
+        &["w must", "[9, 4]"],
+    );
+    refused(
+        op(),
+        &[F(&[6, 5]), F(&[9, 5]), F(&[6, 5]), F(&[9, 5]), F(&[9]), TEMPERATURES],
+        &["zt", "[4, 5]"],
+    );
+    refused(
+        op(),
+        &[F(&[6, 5]), F(&[9, 5]), F(&[4, 5]), F(&[8, 5]), F(&[9]), TEMPERATURES],
+        &["wt", "[9, 5]"],
+    );
+    refused(op(), &[F(&[6, 5]), F(&[9, 5]), F(&[4, 5]), F(&[9, 5]), F(&[8]), TEMPERATURES], &["center", "9"]);
+    refused(
+        op(),
+        &[F(&[6, 5]), F(&[9, 5]), F(&[4, 5]), F(&[9, 5]), F(&[9]), F(&[2])],
+        &["temperatures", "3"],
+    );
 
     let mse = || ops::MaskedMse;
     refused(mse(), &[F(&[4, 768]), F(&[2, 3, 32, 24]), I(&[2, 2])], &["multiples of 16"]);
@@ -335,14 +356,14 @@ fn losses() {
 fn updates() {
     refused(ops::AccumulateGrads, &[F(&[5]), F(&[6]), BLOCK], &["[5]", "[6]"]);
     refused(ops::GradHealth, &[F(&[5]), F(&[2]), BLOCK], &["loss", "[2]"]);
-    refused(ops::GradHealth, &[F(&[5]), F(&[1]), F(&[3])], &["scalar block", "14", "[3]"]);
-    let center = |c, zt, wt, h| [c, zt, wt, BLOCK, h];
+    refused(ops::GradHealth, &[F(&[5]), F(&[1]), F(&[3])], &["scalar block", "11", "[3]"]);
+    let center = |c, zt, wt, h| [c, zt, wt, TEMPERATURES, h];
     refused(ops::CenterUpdate, &center(F(&[8]), F(&[4, 5]), F(&[9, 5]), F(&[3])), &["center", "9", "[8]"]);
     refused(ops::CenterUpdate, &center(F(&[9]), F(&[4, 5]), F(&[9, 4]), F(&[3])), &["wt", "[9, 5]"]);
     refused(ops::CenterUpdate, &center(F(&[9]), F(&[4, 5]), F(&[9, 5]), F(&[2])), &["health", "3", "[2]"]);
     refused(
         ops::ExpertStatistics,
-        &[F(&[4, 5]), F(&[9, 5]), F(&[9]), BLOCK, F(&[4]), F(&[3, 7])],
+        &[F(&[4, 5]), F(&[9, 5]), F(&[9]), TEMPERATURES, F(&[4]), F(&[3, 7])],
         &["features", "[3, 7]", "4"],
     );
     let segment = |start, len, expert| ParamSegment { start, len, decay: true, expert };

@@ -257,15 +257,15 @@ fn recomputation_keeps_less() {
 
 #[test]
 fn the_full_step_fits_closely() {
-    use saip_engine::objectives::saip::{StepOptions, build_step};
+    use saip_engine::step::StepOptions;
     use saip_engine::train::config::TrainConfig;
+    use saip_engine::train::objective::objective;
     let sets = ["optim.batch=256".to_owned(), "optim.effective_batch=256".to_owned()];
     let cfg = TrainConfig::resolve(Some("saip-vit-tiny"), None, &sets).unwrap();
     let cpu = saip_engine::cpu::CpuBackend::<f32>::new(2).unwrap();
     for scale in [0.75, 1.25, 1.5] {
-        let base = cfg.step_config(cfg.views.local_size, cfg.views.global_size);
-        let step = base.at_scale(scale);
-        let graph = build_step(&step, &StepOptions::default()).unwrap().graph;
+        let step = objective(&cfg).unwrap().at_scale(scale).unwrap();
+        let graph = step.step(0, &StepOptions::default()).unwrap().graph;
         let plan = saip_engine::plan::compile(graph, false, &cpu).unwrap();
         assert!(
             plan.arena_bytes as f64 <= 1.005 * plan.lower_bound_bytes as f64,

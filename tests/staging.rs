@@ -10,13 +10,13 @@ use saip_engine::cuda::{
 use saip_engine::data::batch::Batch;
 use saip_engine::data::loader::{Loader, LoaderConfig};
 use saip_engine::data::synth::SynthConfig;
-use saip_engine::data::views::ViewPlanner;
 use saip_engine::error::Result;
-use saip_engine::objectives::saip::StepPoint;
-use saip_engine::objectives::saip::config::StepConfig;
+use saip_engine::objectives::Objective;
+use saip_engine::step::StepPoint;
 use saip_engine::tensor::DType;
 use saip_engine::train::config::TrainConfig;
 use saip_engine::train::engine::{Engine, EngineOptions, Losses};
+use saip_engine::train::objective::objective;
 use saip_engine::train::sources::SynthSource;
 use std::sync::{Arc, Mutex};
 
@@ -122,44 +122,43 @@ impl Driver for Recorder {
 type Log = Arc<Mutex<Vec<&'static str>>>;
 
 /// The step of a tiny configuration, three batches for it, and what the driver is asked.
-fn tiny(careless: bool) -> (Engine, Vec<Batch>, StepConfig, Log) {
+fn tiny(careless: bool) -> (Engine, Vec<Batch>, Arc<dyn Objective>, Log) {
     let sets: Vec<String> = TINY.iter().map(|s| (*s).to_owned()).collect();
     let cfg = TrainConfig::resolve(Some("demo"), None, &sets).unwrap();
-    let step = cfg.step_config(cfg.views.local_size, cfg.views.global_size);
+    let step: Arc<dyn Objective> = Arc::from(objective(&cfg).unwrap().at_scale(1.0).unwrap());
     let log = Log::default();
     let driver = Recorder { vm: VmDriver::new((8, 0), 1 << 30), log: log.clone(), careless };
     let backend = Box::new(CudaBackend::new(driver, compiler((8, 0)), DType::F32).unwrap());
     let options = EngineOptions { micro_steps: 1, drop_path: 0.0, recompute: false, seed: 0 };
-    let mut engine = Engine::new(backend, std::slice::from_ref(&step), options).unwrap();
+    let mut engine = Engine::new(backend, Arc::clone(&step), options).unwrap();
     engine.initialise().unwrap();
     let persons = SynthConfig { identities: 2, images_per_identity: 4, ..SynthConfig::default() };
     let source = Arc::new(SynthSource::new(persons).unwrap());
-    let planner = ViewPlanner::new(&step.geometry(), step.mask_ratio, &[], cfg.augment.clone()).unwrap();
-    let loader = LoaderConfig { batch: step.batch, workers: 0, prefetch: 1, ..LoaderConfig::default() };
-    let mut loader = Loader::new(source, loader, planner).unwrap();
+    let loader = LoaderConfig { batch: step.batch(), workers: 0, prefetch: 1, ..LoaderConfig::default() };
+    let mut loader = Loader::new(source, loader, step.recipe().unwrap()).unwrap();
     let batches = (0..3).map(|_| loader.next().unwrap()).collect();
     (engine, batches, step, log)
 }
 
-fn point(step: &StepConfig, i: usize) -> StepPoint {
-    StepPoint::constant(step, i as u64 + 1)
+fn point(step: &dyn Objective, i: usize) -> StepPoint {
+    step.point(i as u64 + 1)
 }
 
 #[test]
 fn looking_ahead_changes_no_bit() {
     let (mut engine, batches, step, log) = tiny(false);
     let one_by_one: Vec<Losses> =
-        (0..3).map(|i| engine.micro_step(0, &batches[i], &point(&step, i)).unwrap()).collect();
+        (0..3).map(|i| engine.micro_step(0, &batches[i], &point(&*step, i)).unwrap()).collect();
     let end = engine.state().unwrap();
 
     let (mut engine, batches, step, ahead_log) = tiny(false);
-    engine.feed(0, &batches[0], &point(&step, 0)).unwrap();
+    engine.feed(0, &batches[0], &point(&*step, 0)).unwrap();
     ahead_log.lock().unwrap().clear();
     let mut ahead = Vec::new();
     for i in 0..3 {
         engine.start(0).unwrap();
         if i + 1 < 3 {
-            engine.feed(0, &batches[i + 1], &point(&step, i + 1)).unwrap();
+            engine.feed(0, &batches[i + 1], &point(&*step, i + 1)).unwrap();
         }
         ahead.push(engine.losses(0).unwrap());
     }
@@ -181,16 +180,16 @@ fn looking_ahead_changes_no_bit() {
 #[test]
 fn a_driver_that_orders_nothing_is_caught() {
     let (mut engine, batches, step, _) = tiny(true);
-    let message = engine.micro_step(0, &batches[0], &point(&step, 0)).unwrap_err().to_string();
+    let message = engine.micro_step(0, &batches[0], &point(&*step, 0)).unwrap_err().to_string();
     assert!(message.contains("nobody wrote it"), "{message}");
 }
 
 #[test]
 fn what_was_staged_for_one_step_waits_for_it() {
     let (mut engine, batches, step, _) = tiny(false);
-    let first = engine.micro_step(0, &batches[0], &point(&step, 0)).unwrap();
+    let first = engine.micro_step(0, &batches[0], &point(&*step, 0)).unwrap();
     let (mut again, _, _, _) = tiny(false);
     // Fed twice before the start: the later inputs count.
-    again.feed(0, &batches[1], &point(&step, 5)).unwrap();
-    assert_eq!(again.micro_step(0, &batches[0], &point(&step, 0)).unwrap(), first);
+    again.feed(0, &batches[1], &point(&*step, 5)).unwrap();
+    assert_eq!(again.micro_step(0, &batches[0], &point(&*step, 0)).unwrap(), first);
 }

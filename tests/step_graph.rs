@@ -7,17 +7,17 @@ use saip_engine::backend::Backend;
 use saip_engine::backend::NullBackend;
 use saip_engine::cuda::PlanningBackend;
 use saip_engine::ir::{Graph, Node, Op, Region, ValueId, ops, verify};
+use saip_engine::models::{EmbedOptions, build_embed};
 use saip_engine::nn::{ParamRegistry, initialise};
+use saip_engine::objectives::Objective;
 use saip_engine::objectives::saip::config::StepConfig;
-use saip_engine::objectives::saip::{
-    EmbedOptions, Model, StepGraph, StepOptions, StepPoint, build_embed, build_inspect, build_step,
-    scalar_block,
-};
+use saip_engine::objectives::saip::{Model, Saip, build_step};
 use saip_engine::plan;
 use saip_engine::plan::{fuse, plan};
+use saip_engine::step::{Step, StepOptions, StepPoint};
 use saip_engine::tensor::{DType, Shape};
 use saip_engine::train::config::TrainConfig;
-use saip_engine::train::pretrained::base_step;
+use saip_engine::train::objective::objective;
 
 const FIXTURE: &[u8] = include_bytes!("fixtures/vit-micro.safetensors");
 
@@ -55,7 +55,7 @@ fn micro() -> StepConfig {
     fixture().0
 }
 
-fn build(cfg: &StepConfig) -> StepGraph {
+fn build(cfg: &StepConfig) -> Step {
     let step = build_step(cfg, &StepOptions { dtype: DType::F64, ..Default::default() }).unwrap();
     verify(&step.graph, "build").unwrap();
     step
@@ -65,7 +65,7 @@ fn build(cfg: &StepConfig) -> StepGraph {
 fn parameters_are_those_of_the_reference() {
     let (cfg, tensors) = fixture();
     let step = build(&cfg);
-    for (prefix, registry) in [("student.", &step.student), ("expert.", &step.expert)] {
+    for (prefix, registry) in [("student.", &step.registries.student), ("expert.", &step.registries.expert)] {
         let wanted: BTreeMap<&str, &Vec<usize>> =
             tensors.iter().filter_map(|(n, s)| Some((n.strip_prefix(prefix)?, s))).collect();
         let have: BTreeMap<&str, &Vec<usize>> =
@@ -83,14 +83,14 @@ fn inputs_are_those_of_the_reference() {
     let have: BTreeMap<&str, &[usize]> = step
         .inputs
         .iter()
-        .filter(|s| !["hidden", "scalars"].contains(&s.name.as_str()))
+        .filter(|s| !["hidden", "scalars", "own_scalars"].contains(&s.name.as_str()))
         .map(|s| (s.name.as_str(), s.shape.dims()))
         .collect();
     assert_eq!(have, wanted);
     assert_eq!(step.input("hidden").unwrap().shape.dims(), [2, 12]);
     assert_eq!(step.state[0].shape.dims(), tensors["state.center"]);
     let names: Vec<_> = step.outputs.iter().map(|s| s.name.as_str()).collect();
-    assert_eq!(names, ["csm", "statistics", "csr", "css", "total", "health"]);
+    assert_eq!(names, ["statistics", "csm", "csr", "css", "total", "health"]);
 }
 
 #[test]
@@ -111,11 +111,11 @@ fn inputs_do_not_overlap() {
 fn the_encoder_has_as_many_parameters_as_timms() {
     let step = build(&vit_tiny());
     let count = |prefix: &str| -> usize {
-        step.student.iter().filter(|p| p.name.starts_with(prefix)).map(|p| p.len).sum()
+        step.registries.student.iter().filter(|p| p.name.starts_with(prefix)).map(|p| p.len).sum()
     };
     // vit_tiny_patch16_224 without head: 5,524,416 with 197 positions; 129 rows at 256x128.
     assert_eq!(count("encoder.vit."), 5_524_416 - (197 - 129) * 192);
-    let tensors = step.student.iter().filter(|p| p.name.starts_with("encoder.vit.")).count();
+    let tensors = step.registries.student.iter().filter(|p| p.name.starts_with("encoder.vit.")).count();
     assert_eq!(tensors, 2 + 2 + 12 * 12 + 2, "cls_token, pos_embed, patch_embed, blocks, norm");
 }
 
@@ -128,11 +128,11 @@ fn the_moving_average_is_one_range() {
     });
     let segments = segments.expect("the step ends with AdamW");
     let averaged: Vec<_> = segments.iter().filter(|s| s.expert.is_some()).collect();
-    assert_eq!(averaged.len(), step.expert.iter().count());
+    assert_eq!(averaged.len(), step.registries.expert.iter().count());
     assert!(averaged.iter().all(|s| s.expert == Some(s.start)));
     assert!(segments.iter().skip(averaged.len()).all(|s| s.expert.is_none()));
     let decayed = |name: &str| {
-        segments.iter().find(|s| s.start == step.student.get(name).unwrap().offset).unwrap().decay
+        segments.iter().find(|s| s.start == step.registries.student.get(name).unwrap().offset).unwrap().decay
     };
     assert!(decayed("csm.prototypes") && decayed("encoder.vit.blocks.0.attn.qkv.weight"));
     assert!(!decayed("encoder.vit.pos_embed") && !decayed("csr.mask_token") && !decayed("csr.pred.bias"));
@@ -164,7 +164,7 @@ fn every_gradient_has_its_place() {
         .filter(|v| v.producer.is_some())
         .filter_map(|v| v.binding.filter(|b| b.region == Region::Grads).map(|b| (b.offset, v.shape.count())))
         .collect();
-    let wanted: HashSet<_> = step.student.iter().map(|p| (p.offset, p.len)).collect();
+    let wanted: HashSet<_> = step.registries.student.iter().map(|p| (p.offset, p.len)).collect();
     assert_eq!(bound, wanted);
     // All parameters of the reference step receive a gradient: none is filled with zeros.
     let fills = step.graph.nodes.iter().filter(|n| matches!(n.op, Op::Fill(_)));
@@ -237,7 +237,7 @@ fn the_work_is_as_estimated() {
     }
 }
 
-fn names(step: &StepGraph) -> Vec<&str> {
+fn names(step: &Step) -> Vec<&str> {
     step.inputs.iter().map(|s| s.name.as_str()).collect()
 }
 
@@ -252,7 +252,7 @@ fn an_objective_of_weight_0_is_left_out() {
         for (i, name) in all.iter().enumerate() {
             let on = mask >> i & 1 == 1;
             assert_eq!(step.output(name).is_some(), on);
-            assert_eq!(step.student.iter().any(|p| p.name.starts_with(name)), on);
+            assert_eq!(step.registries.student.iter().any(|p| p.name.starts_with(name)), on);
         }
         let inputs = names(&step);
         for (input, bits) in [("local", 1), ("masked", 2), ("keep", 2), ("scene", 4), ("rescaled", 5)] {
@@ -304,11 +304,11 @@ fn a_frozen_expert_has_its_own_encoder_and_an_adapter() {
     let step = build(&cfg);
     assert_eq!(dead(&step.graph), [""; 0]);
     let shape = |r: &ParamRegistry, name: &str| r.get(name).map(|p| p.shape.clone());
-    assert_eq!(shape(&step.student, "adapter.weight"), Some(vec![20, 12]));
-    assert_eq!(shape(&step.student, "csr.embed_masked.weight"), Some(vec![16, 20]));
-    assert_eq!(shape(&step.expert, "encoder.vit.pos_embed"), Some(vec![1, 9, 20]));
+    assert_eq!(shape(&step.registries.student, "adapter.weight"), Some(vec![20, 12]));
+    assert_eq!(shape(&step.registries.student, "csr.embed_masked.weight"), Some(vec![16, 20]));
+    assert_eq!(shape(&step.registries.expert, "encoder.vit.pos_embed"), Some(vec![1, 9, 20]));
     let model = Model::new(&cfg).unwrap();
-    let followers = model.segments(&step.student, &step.expert).iter().filter(|s| s.expert.is_some()).count();
+    let followers = model.segments(&step.registries).iter().filter(|s| s.expert.is_some()).count();
     assert_eq!(followers, 7, "the image-level decoder alone");
 }
 
@@ -316,7 +316,9 @@ fn a_frozen_expert_has_its_own_encoder_and_an_adapter() {
 fn features_and_pictures() {
     let cfg = micro();
     let step = build(&cfg);
-    for (region, registry) in [(Region::Params, &step.student), (Region::Expert, &step.expert)] {
+    for (region, registry) in
+        [(Region::Params, &step.registries.student), (Region::Expert, &step.registries.expert)]
+    {
         let opts = EmbedOptions { dtype: DType::F32, region, batch: 5, size: [48, 32], patch_tokens: true };
         let embed = build_embed(&cfg.encoder, registry, &opts).unwrap();
         verify(&embed.graph, "build").unwrap();
@@ -328,10 +330,10 @@ fn features_and_pictures() {
             build_embed(&cfg.encoder, registry, &opts).unwrap_err().to_string().contains("multiples of 16")
         );
     }
-    let inspect = build_inspect(&cfg, DType::F32).unwrap();
+    let inspect = Saip::of(cfg.clone()).unwrap().inspect(DType::F32).unwrap();
     verify(&inspect.graph, "build").unwrap();
     assert_eq!(dead(&inspect.graph), [""; 0]);
-    assert_eq!(inspect.student, step.student);
+    assert_eq!(inspect.registries.student, step.registries.student);
     let shapes: Vec<_> = inspect.outputs.iter().map(|s| (s.name.as_str(), s.shape.dims())).collect();
     assert_eq!(
         shapes,
@@ -347,9 +349,10 @@ fn features_and_pictures() {
 #[test]
 fn initial_values_are_finite_and_follow_timm() {
     let step = build(&micro());
-    let values = initialise(&step.student, 3).unwrap();
+    let values = initialise(&step.registries.student, 3).unwrap();
     assert!(values.iter().all(|v| v.is_finite()));
-    let of = |name: &str| step.student.get(name).map(|p| &values[p.offset..p.offset + p.len]).unwrap();
+    let of =
+        |name: &str| step.registries.student.get(name).map(|p| &values[p.offset..p.offset + p.len]).unwrap();
     assert!(of("encoder.vit.blocks.1.attn.qkv.bias").iter().all(|v| *v == 0.0));
     assert!(of("encoder.vit.norm.weight").iter().all(|v| *v == 1.0));
     let largest = |name: &str| of(name).iter().fold(0.0f32, |a, v| a.max(v.abs()));
@@ -363,10 +366,10 @@ fn initial_values_are_finite_and_follow_timm() {
 #[test]
 fn the_scalar_block_follows_the_step() {
     let cfg = micro();
-    let at = StepPoint { micro_step: 1, micro_steps: 4, ..StepPoint::constant(&cfg, 2) };
-    let block = scalar_block(&cfg, &at);
-    let wanted =
-        [1e-3, 0.05, 0.9, 0.95, 1e-2, 1.0 - 0.81, 1.0 - 0.9025, 0.0, 0.996, 0.1, 0.04, 0.9, 1.0, 0.25];
+    let at = StepPoint { micro_step: 1, micro_steps: 4, ..Saip::of(cfg.clone()).unwrap().point(2) };
+    let block = at.block();
+    assert_eq!(at.own, [0.1, 0.04, 0.9]);
+    let wanted = [1e-3, 0.05, 0.9, 0.95, 1e-2, 1.0 - 0.81, 1.0 - 0.9025, 0.0, 0.996, 1.0, 0.25];
     for (have, wanted) in block.iter().zip(wanted) {
         assert!((have - wanted).abs() < 1e-15, "{block:?}");
     }
@@ -472,10 +475,10 @@ fn in_bf16_weight_matrices_and_activations_are_narrow_and_nothing_else() {
         assert_eq!(type_of(name), Some(dtype), "{name}");
     }
     for graph in [
-        build_inspect(&micro(), DType::Bf16).unwrap().graph,
+        Saip::of(micro()).unwrap().inspect(DType::Bf16).unwrap().graph,
         build_embed(
             &micro().encoder,
-            &step.student,
+            &step.registries.student,
             &EmbedOptions {
                 dtype: DType::Bf16,
                 region: Region::Params,
@@ -502,11 +505,11 @@ fn full_steps_in_bf16_fit_gpus_of_24_and_48_gb() {
     ] {
         let sets = ["optim.batch=256", "optim.effective_batch=256"].map(str::to_owned);
         let cfg = TrainConfig::resolve(Some(preset), None, &sets).unwrap();
-        let step = base_step(&cfg).unwrap().at_scale(cfg.views.scale[1]);
+        let step = objective(&cfg).unwrap().at_scale(cfg.views.scale[1]).unwrap();
         let opts = StepOptions { dtype: DType::Bf16, ..Default::default() };
         for (again, most) in [(false, kept), (true, recomputed)] {
             let mut backend = PlanningBackend::new(DType::Bf16);
-            let plan = plan::compile(build_step(&step, &opts).unwrap().graph, again, &backend).unwrap();
+            let plan = plan::compile(step.step(0, &opts).unwrap().graph, again, &backend).unwrap();
             let bytes = plan.arena_bytes + plan.regions.iter().map(|r| r.bytes()).sum::<usize>();
             assert!(bytes <= most, "{preset}, recomputed {again}: {bytes} bytes");
             backend.compile(plan).unwrap_or_else(|e| panic!("{preset}, recomputed {again}: {e}"));
@@ -519,8 +522,8 @@ fn parameters_and_statistics_of_convolutional_encoders_are_those_of_the_referenc
     for (cfg, tensors) in NETS.map(read) {
         let step = build(&cfg);
         let sides = [
-            ("student.", &step.student, &step.student_buffers),
-            ("expert.", &step.expert, &step.expert_buffers),
+            ("student.", &step.registries.student, &step.registries.student_buffers),
+            ("expert.", &step.registries.expert, &step.registries.expert_buffers),
         ];
         for (prefix, parameters, buffers) in sides {
             let wanted: BTreeMap<&str, &Vec<usize>> = tensors
@@ -575,14 +578,17 @@ fn features_of_convolutional_encoders_come_from_running_statistics() {
             size: [48, 32],
             patch_tokens: true,
         };
-        let embed = build_embed(&cfg.encoder, &step.expert, &opts).unwrap();
+        let embed = build_embed(&cfg.encoder, &step.registries.expert, &opts).unwrap();
         verify(&embed.graph, "build").unwrap();
         assert_eq!(dead(&embed.graph), [""; 0]);
         assert!(!embed.graph.nodes.iter().any(|n| matches!(n.op, Op::BatchNorm(_))));
         let reads =
             |v: &&saip_engine::ir::Value| v.binding.is_some_and(|b| b.region == Region::ExpertBuffers);
-        assert_eq!(embed.graph.values.iter().filter(reads).count(), step.expert_buffers.iter().count());
-        let inspect = build_inspect(&cfg, DType::F32).unwrap();
+        assert_eq!(
+            embed.graph.values.iter().filter(reads).count(),
+            step.registries.expert_buffers.iter().count()
+        );
+        let inspect = Saip::of(cfg.clone()).unwrap().inspect(DType::F32).unwrap();
         verify(&inspect.graph, "build").unwrap();
         assert_eq!(dead(&inspect.graph), [""; 0]);
     }

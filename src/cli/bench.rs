@@ -3,16 +3,16 @@
 use super::bench_ops_groups::{BenchOpsArgs, SCALE};
 use super::cuda::CudaArgs;
 use super::device::{Device, DeviceOptions, parse_dtype};
-use super::step::{StepArgs, at_scale};
-use crate::data::views::random_batch;
+use super::step::StepArgs;
 use crate::error::{Error, Result};
-use crate::objectives::saip::StepPoint;
+use crate::objectives::Objective;
 use crate::report::table::table;
 use crate::tensor::DType;
 use crate::train::engine::{Engine, EngineOptions};
-use crate::train::pretrained::base_step;
+use crate::train::objective::objective;
 use crate::units::{human_bytes, median};
 use serde_json::json;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Arguments of `bench`.
@@ -82,8 +82,7 @@ fn bench_step(args: &BenchStepArgs) -> Result<()> {
         return Err(Error::usage("--steps and --batch must be at least 1"));
     }
     let cfg = args.step.resolve(Some(args.batch))?;
-    let base = base_step(&cfg)?;
-    let step = at_scale(&base, args.scale)?;
+    let objective: Arc<dyn Objective> = Arc::from(objective(&cfg)?.at_scale(args.scale)?);
     let options =
         DeviceOptions { threads: args.threads, cuda: args.cuda.clone(), ..DeviceOptions::default() };
     let device = Device::parse(&args.device)?;
@@ -96,16 +95,16 @@ fn bench_step(args: &BenchStepArgs) -> Result<()> {
         recompute: args.recompute || cfg.run.recompute,
         seed: cfg.data.seed,
     };
-    let mut engine = Engine::new(backend, std::slice::from_ref(&step), options)?;
+    let mut engine = Engine::new(backend, Arc::clone(&objective), options)?;
     engine.initialise()?;
-    let batch = random_batch(&step.geometry(), step.batch, cfg.data.seed);
+    let batch = objective.random_batch(0, cfg.data.seed);
     let mut seconds = Vec::with_capacity(args.steps);
     let mut loss = 0.0;
     // The images stay: how fast they come is not the step's matter.
-    engine.feed(0, &batch, &StepPoint::constant(&step, 1))?;
+    engine.feed(0, &batch, &objective.point(1))?;
     for i in 0..args.warmup + args.steps {
         let began = Instant::now();
-        engine.feed_point(0, &StepPoint::constant(&step, i as u64 + 1))?;
+        engine.feed_point(0, &objective.point(i as u64 + 1))?;
         engine.start(0)?;
         engine.update(0)?;
         loss = engine.losses(0)?.total;

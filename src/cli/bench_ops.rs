@@ -3,16 +3,15 @@
 use super::bench_ops_groups::{BenchOpsArgs, Group, TARGET};
 use super::bench_ops_tables::print;
 use super::device::{Device, DeviceOptions};
-use super::step::at_scale;
 use crate::backend::{Ceilings, OpKernel, OpMeasure};
-use crate::data::views::random_batch;
 use crate::error::{Error, Result};
-use crate::objectives::saip::StepPoint;
+use crate::objectives::Objective;
 use crate::tensor::DType;
 use crate::train::engine::{Engine, EngineOptions};
-use crate::train::pretrained::base_step;
+use crate::train::objective::objective;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Measures and prints.
 ///
@@ -23,8 +22,7 @@ pub fn run(args: &BenchOpsArgs) -> Result<()> {
         return Err(Error::usage("--batch and --repeats must be at least 1"));
     }
     let cfg = args.step.resolve(Some(args.batch))?;
-    let base = base_step(&cfg)?;
-    let step = at_scale(&base, args.scale)?;
+    let objective: Arc<dyn Objective> = Arc::from(objective(&cfg)?.at_scale(args.scale)?);
     let device = Device::parse(&args.device)?;
     if let (Some(_), Device::Cuda(_)) = (args.target, device) {
         return Err(Error::usage(
@@ -43,10 +41,10 @@ pub fn run(args: &BenchOpsArgs) -> Result<()> {
         recompute: args.recompute || cfg.run.recompute,
         seed: cfg.data.seed,
     };
-    let mut engine = Engine::new(backend, std::slice::from_ref(&step), options)?;
+    let mut engine = Engine::new(backend, Arc::clone(&objective), options)?;
     engine.initialise()?;
-    let batch = random_batch(&step.geometry(), step.batch, cfg.data.seed);
-    let measures = engine.measure(0, &batch, &StepPoint::constant(&step, 1), args.repeats)?;
+    let batch = objective.random_batch(0, cfg.data.seed);
+    let measures = engine.measure(0, &batch, &objective.point(1), args.repeats)?;
     let kernels = engine.kernels(0)?;
     let groups = grouped(&measures, &kernels, ceilings.as_ref(), args.dtype);
     let timed = measures.iter().any(|m| m.seconds.is_some());

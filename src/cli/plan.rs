@@ -1,19 +1,19 @@
 //! `saip-engine plan`.
 
 use super::device::{Device, DeviceOptions, parse_dtype};
-use super::step::{StepArgs, at_scale};
+use super::step::StepArgs;
 use crate::atomic;
 use crate::backend::Backend;
 use crate::cuda::PlanningBackend;
 use crate::error::{Error, Result};
 use crate::ir::dump;
-use crate::objectives::saip::{StepOptions, build_step};
 use crate::plan;
 use crate::plan::Plan;
 use crate::report::memory_svg;
 use crate::report::table::table;
+use crate::step::StepOptions;
 use crate::tensor::DType;
-use crate::train::pretrained::base_step;
+use crate::train::objective::objective;
 use crate::train::summary::memory_picture;
 use crate::units::human_bytes;
 use std::path::PathBuf;
@@ -56,13 +56,12 @@ pub struct PlanArgs {
 pub fn run(args: &PlanArgs) -> Result<()> {
     args.svg.iter().chain(&args.graph).try_for_each(|path| atomic::refuse_to_replace(path, args.force))?;
     let cfg = args.step.resolve(args.batch)?;
-    let base = base_step(&cfg)?;
     let scale = args.scale.unwrap_or(cfg.views.scale[1]);
-    let step = at_scale(&base, scale)?;
+    let objective = objective(&cfg)?.at_scale(scale)?;
     let mut backend = planner(args, cfg.run.threads)?;
     let micro_steps = cfg.optim.accumulation(1)?;
     let opts = StepOptions { dtype: args.dtype, micro_steps, drop_path: cfg.encoder.drop_path };
-    let built = build_step(&step, &opts)?;
+    let built = objective.step(0, &opts)?;
     if let Some(path) = &args.graph {
         atomic::write(path, dump(&built.graph).as_bytes())?;
     }
@@ -71,7 +70,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         // Whether there are kernels for all of it.
         backend.compile(plan.clone())?;
     }
-    println!("{} at batch {}, scale {scale}, on {}", args.step.preset, step.batch, backend.name());
+    println!("{} at batch {}, scale {scale}, on {}", args.step.preset, objective.batch(), backend.name());
     print(&plan);
     if let Some(path) = &args.svg {
         atomic::write(path, memory_svg(&memory_picture(&plan)).as_bytes())?;

@@ -1,8 +1,6 @@
 //! The step that a command plans or times.
 
 use crate::error::{Error, Result};
-use crate::ir::PATCH;
-use crate::objectives::saip::config::StepConfig;
 use crate::train::config::TrainConfig;
 use std::path::PathBuf;
 
@@ -43,25 +41,4 @@ impl StepArgs {
         }
         TrainConfig::resolve(Some(&self.preset), self.config.as_deref(), &sets)
     }
-}
-
-/// `base` with the views of `scale`, as `--scale` gives it.
-///
-/// # Errors
-/// [`Error::Usage`] for a scale at which no step can be built.
-pub fn at_scale(base: &StepConfig, scale: f64) -> Result<StepConfig> {
-    // As `views.scale` is limited.
-    if !(scale > 0.0 && scale <= 16.0) {
-        return Err(Error::usage(format!("--scale {scale}: it must be above 0 and at most 16")));
-    }
-    let step = base.at_scale(scale);
-    let patches = step.masked_size.iter().map(|s| s / PATCH).product::<usize>();
-    if !(1..patches).contains(&step.visible_patches()) {
-        return Err(Error::usage(format!(
-            "--scale {scale} leaves {} of {patches} patches of the masked view visible, but at least 1 must be visible and \
-             1 hidden: take a larger --scale, or --set views.mask_ratio=0.5",
-            step.visible_patches()
-        )));
-    }
-    Ok(step)
 }

@@ -9,7 +9,7 @@ use super::kernel::{Kernel, rows};
 use crate::tensor::Shape;
 use rayon::prelude::*;
 
-use crate::ir::{Scalar, ops};
+use crate::ir::ops::{self, Temperature};
 
 use super::gemm::{Mat, Start, gemm_serial};
 use super::linear::column_sums;
@@ -35,7 +35,7 @@ pub struct Prototypes<'a, T> {
     pub wt: &'a [T],
     /// `[K]`.
     pub center: &'a [T],
-    pub scalars: &'a [T],
+    pub temperatures: &'a [T],
     pub shape: Extent,
 }
 
@@ -80,8 +80,8 @@ impl Extent {
     }
 }
 
-fn inverse<T: Real>(scalars: &[T], which: Scalar) -> T {
-    T::ONE / scalars[which as usize]
+fn inverse<T: Real>(temperatures: &[T], which: Temperature) -> T {
+    T::ONE / temperatures[which as usize]
 }
 
 impl<T: Real> Prototypes<'_, T> {
@@ -92,7 +92,7 @@ impl<T: Real> Prototypes<'_, T> {
 
     /// `s: [V * B, tile]`, the student's logits over its temperature.
     fn student(&self, s: &mut [T], t: usize) {
-        let inv = inverse(self.scalars, Scalar::StudentTemp);
+        let inv = inverse(self.temperatures, Temperature::Student);
         logits(
             s,
             self.z,
@@ -106,7 +106,7 @@ impl<T: Real> Prototypes<'_, T> {
 
     /// `s: [2B, tile]`, the expert's centered logits over its temperature.
     fn expert(&self, s: &mut [T], t: usize) {
-        let (inv, c) = (inverse(self.scalars, Scalar::TeacherTemp), self.center);
+        let (inv, c) = (inverse(self.temperatures, Temperature::Teacher), self.center);
         let first = t * TILE;
         let size = [self.shape.expert_rows, self.shape.width];
         logits(
@@ -243,8 +243,9 @@ pub fn cross_entropy_backward<T: Real>(
     let (partial, scratch) = workspace.split_at_mut(RANGES * e.rows * e.width);
     let partial = &mut partial[..ranges * e.rows * e.width];
     let slots = Slots::new(scratch, e.scratch());
-    let factor =
-        dloss * inverse(op.scalars, Scalar::StudentTemp) * T::from_f64(1.0 / (e.pairs() * e.batch()) as f64);
+    let factor = dloss
+        * inverse(op.temperatures, Temperature::Student)
+        * T::from_f64(1.0 / (e.pairs() * e.batch()) as f64);
     let tiles = partial.par_chunks_mut((e.rows * e.width).max(1));
     tiles.zip(dw.par_chunks_mut(per_range * TILE * e.width)).enumerate().for_each(|(range, (dz, dw))| {
         slots.with(|scratch| {
@@ -380,7 +381,7 @@ pub fn center_update<T: Real>(
     center: &mut [T],
     zt: &[T],
     wt: &[T],
-    scalars: &[T],
+    temperatures: &[T],
     health: &[T],
     rows: usize,
     workspace: &mut [T],
@@ -394,7 +395,7 @@ pub fn center_update<T: Real>(
     let inv = T::from_f64(1.0 / rows as f64);
     mean.iter_mut().for_each(|m| *m *= inv);
     let mean = &*mean;
-    let keep = scalars[Scalar::CenterMomentum as usize];
+    let keep = temperatures[Temperature::CenterMomentum as usize];
     for_rows(center, 1, |first, center| {
         vectorize(
             #[inline(always)]
@@ -416,7 +417,7 @@ fn extent(z: &Shape, w: &Shape, zt: &Shape) -> Extent {
 fn prototypes<'a, T: Real>(io: &Io<'a, T>, first: usize) -> Prototypes<'a, T> {
     let at = |i: usize| io.input(first + i);
     let shape = extent(io.input_shape(first), io.input_shape(first + 1), io.input_shape(first + 2));
-    Prototypes { z: at(0), w: at(1), zt: at(2), wt: at(3), center: at(4), scalars: at(5), shape }
+    Prototypes { z: at(0), w: at(1), zt: at(2), wt: at(3), center: at(4), temperatures: at(5), shape }
 }
 
 impl<T: Real> Kernel<T> for ops::PrototypeCrossEntropy {
@@ -458,7 +459,7 @@ impl<T: Real> Kernel<T> for ops::ExpertStatistics {
             zt,
             wt,
             center: io.input(2),
-            scalars: io.input(3),
+            temperatures: io.input(3),
             shape: extent(io.input_shape(0), io.input_shape(1), io.input_shape(0)),
         };
         expert_statistics(y, &op, io.input(4), io.input(5), workspace);
@@ -472,7 +473,7 @@ impl<T: Real> Kernel<T> for ops::CenterUpdate {
 
     fn execute(&self, io: &mut Io<'_, T>) {
         let (center, workspace, rows) = (io.output(0), io.workspace(), rows(io.input_shape(1)));
-        let (zt, wt, scalars, health) = (io.input(1), io.input(2), io.input(3), io.input(4));
-        center_update(center, zt, wt, scalars, health, rows, workspace);
+        let (zt, wt, temperatures, health) = (io.input(1), io.input(2), io.input(3), io.input(4));
+        center_update(center, zt, wt, temperatures, health, rows, workspace);
     }
 }

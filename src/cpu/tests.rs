@@ -414,15 +414,16 @@ fn scalars() -> HostTensor {
         (Scalar::BiasCorrection2, 1.0 - 0.95f64.powi(3)),
         (Scalar::ClipNorm, 0.5),
         (Scalar::ExpertMomentum, 0.99),
-        (Scalar::StudentTemp, 0.1),
-        (Scalar::TeacherTemp, 0.04),
-        (Scalar::CenterMomentum, 0.9),
         (Scalar::MicroStep, 1.0),
         (Scalar::MicroWeight, 0.5),
     ] {
         s[which as usize] = value;
     }
     tensor(&[Scalar::COUNT], &s)
+}
+
+fn temperatures() -> HostTensor {
+    tensor(&[3], &[0.1, 0.04, 0.9])
 }
 
 /// Softmax of `scale * (z_row . w_k - c_k)` over k, and its logarithm.
@@ -441,7 +442,7 @@ fn prototype_cross_entropy() {
     let (b, v, k, d) = (3, 4, 1100, 6);
     let center = HostTensor::Float(vec![1, k], float(&random(&[1, k], 5)).iter().map(|x| 0.05 * x).collect());
     let inputs =
-        [unit([v * b, d], 1), unit([k, d], 2), unit([2 * b, d], 3), unit([k, d], 4), center, scalars()];
+        [unit([v * b, d], 1), unit([k, d], 2), unit([2 * b, d], 3), unit([k, d], 4), center, temperatures()];
     let op = Op::from(ops::PrototypeCrossEntropy { batch: b });
     let out = check_op(&op, &inputs);
     let row = |t: &HostTensor, r: usize| float(t)[r * d..(r + 1) * d].to_vec();
@@ -477,7 +478,8 @@ fn expert_statistics_and_center() {
             25.0 * s - q[0]
         })
         .collect();
-    let inputs = [zt.clone(), wt.clone(), center.clone(), scalars(), tensor(&[rows], &lse), features.clone()];
+    let inputs =
+        [zt.clone(), wt.clone(), center.clone(), temperatures(), tensor(&[rows], &lse), features.clone()];
     let y = check_op(&ops::ExpertStatistics.into(), &inputs);
     let entropy = log_q.iter().flatten().map(|q| -q.exp() * q).sum::<f64>() / rows as f64;
     let mean = (0..k).map(|i| log_q.iter().map(|q| q[i].exp()).sum::<f64>() / rows as f64);
@@ -492,7 +494,7 @@ fn expert_statistics_and_center() {
 
     let update = |healthy: f64| {
         let health = tensor(&[3], &[1.0, 1.0, healthy]);
-        check_op(&ops::CenterUpdate.into(), &[center.clone(), zt.clone(), wt.clone(), scalars(), health])
+        check_op(&ops::CenterUpdate.into(), &[center.clone(), zt.clone(), wt.clone(), temperatures(), health])
     };
     assert_close(&update(0.0)[0], float(&center));
     let mean: f64 =

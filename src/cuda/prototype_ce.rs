@@ -7,14 +7,14 @@ use super::kernel::{Call, Family, Given, KernelParams, kernel_params};
 use super::lower::{Lower, Lowered, Operand, Operands};
 use super::pointwise::THREADS;
 use super::product::{Finish, Product};
-use crate::ir::{Scalar, ops};
+use crate::ir::ops::{self, Temperature};
 use crate::plan::OperandType;
 use crate::tensor::{DType, Shape};
 
 kernel_params! {
     pub const LAYOUTS;
     ChunkParams {
-        student: u64, expert: u64, center: u64, scalars: u64, tops: u64, sums: u64, cross: u64, images: u32, views: u32,
+        student: u64, expert: u64, center: u64, temperatures: u64, tops: u64, sums: u64, cross: u64, images: u32, views: u32,
         count: u32, unused: u32,
     }
     MergeParams {
@@ -24,18 +24,18 @@ kernel_params! {
         loss: u64, lse: u64, lse_t: u64, parts: u64, each: u64, chunks: u32, images: u32, views: u32, unused: u32,
     }
     GradientParams {
-        gradient: u64, student: u64, expert: u64, center: u64, scalars: u64, dloss: u64, lse: u64, lse_t: u64,
+        gradient: u64, student: u64, expert: u64, center: u64, temperatures: u64, dloss: u64, lse: u64, lse_t: u64,
         images: u32, views: u32, count: u32, unused: u32,
     }
     SumPartsParams { y: u64, parts: u64, n: u64, count: u32, unused: u32 }
     EntropyParams {
-        parts: u64, expert: u64, center: u64, scalars: u64, lse_t: u64, rows: u32, count: u32,
+        parts: u64, expert: u64, center: u64, temperatures: u64, lse_t: u64, rows: u32, count: u32,
     }
     SpreadParams {
         y: u64, lengths: u64, deviations: u64, parts: u64, features: u64, blocks: u64, rows: u32, width: u32,
     }
     CenterParams {
-        center: u64, sum: u64, wt: u64, scalars: u64, health: u64, count: u32, width: u32, rows: u32, unused: u32,
+        center: u64, sum: u64, wt: u64, temperatures: u64, health: u64, count: u32, width: u32, rows: u32, unused: u32,
     }
 }
 
@@ -130,16 +130,16 @@ fn places(e: &Extent, backward: Option<DType>) -> Places {
     Places { student, expert, parts, gradient, dz, end: layout.end }
 }
 
-/// Where scalars are, as the kernels name them.
-const SCALARS: [(&str, usize); 3] = [
-    ("STUDENT_TEMP", Scalar::StudentTemp as usize),
-    ("TEACHER_TEMP", Scalar::TeacherTemp as usize),
-    ("CENTER_MOMENTUM", Scalar::CenterMomentum as usize),
+/// Where temperatures are, as the kernels name them.
+const PLACES: [(&str, usize); 3] = [
+    ("STUDENT_TEMP", Temperature::Student as usize),
+    ("TEACHER_TEMP", Temperature::Teacher as usize),
+    ("CENTER_MOMENTUM", Temperature::CenterMomentum as usize),
 ];
 
 fn call<P: KernelParams>(kernel: &'static str, blocks: u32, params: &P) -> Call {
     let mut call = Call::new(Family::PrototypeCe, kernel, blocks.max(1), THREADS, params);
-    call.given = SCALARS.to_vec();
+    call.given = PLACES.to_vec();
     call
 }
 
@@ -204,7 +204,7 @@ impl Lower for ops::PrototypeCrossEntropy {
                 student,
                 expert,
                 center: row(&o.inputs[4], first, 1),
-                scalars: o.inputs[5].at,
+                temperatures: o.inputs[5].at,
                 tops: part,
                 sums: part + all,
                 cross: part + 2 * all,
@@ -246,14 +246,14 @@ impl Lower for ops::PrototypeCrossEntropyBackward {
         for (first, count) in e.chunks() {
             calls.push(cosines(student, z.at, e.rows, w, &e, (first, count), o.choices)?);
             calls.push(cosines(expert, zt.at, e.expert_rows, wt, &e, (first, count), o.choices)?);
-            let [center, scalars] = [row(&o.inputs[5], first, 1), o.inputs[6].at];
+            let [center, temperatures] = [row(&o.inputs[5], first, 1), o.inputs[6].at];
             let [dloss, lse, lse_t] = [0, 7, 8].map(|i: usize| o.inputs[i].at);
             let params = GradientParams {
                 gradient,
                 student,
                 expert,
                 center,
-                scalars,
+                temperatures,
                 dloss,
                 lse,
                 lse_t,
@@ -291,7 +291,7 @@ impl Lower for ops::ExpertStatistics {
     }
 
     fn lower(&self, o: &Operands<'_>) -> Lowered {
-        let [zt, wt, center, scalars, lse_t, features] = [0, 1, 2, 3, 4, 5].map(|i: usize| &o.inputs[i]);
+        let [zt, wt, center, temperatures, lse_t, features] = [0, 1, 2, 3, 4, 5].map(|i: usize| &o.inputs[i]);
         let (_, width) = features.rows_width()?;
         let e = Extent::of(zt.shape, wt.shape, zt.shape);
         let [expert, parts, lengths, deviations, _] =
@@ -303,7 +303,7 @@ impl Lower for ops::ExpertStatistics {
                 parts: parts + blocks * 8,
                 expert,
                 center: row(center, first, 1),
-                scalars: scalars.at,
+                temperatures: temperatures.at,
                 lse_t: lse_t.at,
                 rows: e.expert_rows,
                 count,
@@ -327,7 +327,7 @@ impl Lower for ops::CenterUpdate {
     }
 
     fn lower(&self, o: &Operands<'_>) -> Lowered {
-        let [center, zt, wt, scalars, health] = [0, 1, 2, 3, 4].map(|i: usize| &o.inputs[i]);
+        let [center, zt, wt, temperatures, health] = [0, 1, 2, 3, 4].map(|i: usize| &o.inputs[i]);
         let ((rows, width), (count, _)) = (zt.rows_width()?, wt.rows_width()?);
         let all = [Run { start: 0, stride: 1, count: u64::from(rows) }];
         let sum = embed::sum_rows("sum_rows_narrow", o.scratch, zt.at, width, &all);
@@ -335,7 +335,7 @@ impl Lower for ops::CenterUpdate {
             center: center.at,
             sum: o.scratch,
             wt: wt.at,
-            scalars: scalars.at,
+            temperatures: temperatures.at,
             health: health.at,
             count,
             width,
@@ -348,5 +348,5 @@ impl Lower for ops::CenterUpdate {
 
 /// Constants with which the recipes compile the kernels.
 pub fn variants() -> Vec<Given> {
-    vec![SCALARS.to_vec()]
+    vec![PLACES.to_vec()]
 }

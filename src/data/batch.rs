@@ -1,73 +1,81 @@
-//! One batch of views, as the step takes them.
+//! One batch: named tensors.
 
-use crate::ir::PATCH;
+use crate::backend::HostSlice;
+use crate::error::{Error, Result};
+use crate::tensor::{DType, TensorSpec};
 
-/// The sizes of all views of one step; `[height, width]` in pixels.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct ViewGeometry {
-    pub global_size: [usize; 2],
-    pub local_size: [usize; 2],
-    pub locals: usize,
-    pub rescaled_size: [usize; 2],
-    pub masked_size: [usize; 2],
-    pub scene_size: usize,
-    /// Visible patches of the masked view, per image.
-    pub visible: usize,
+/// The values of a tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Values {
+    /// Pixels are normalised with the ImageNet mean and deviation.
+    F32(Vec<f32>),
+    I32(Vec<i32>),
 }
 
-impl ViewGeometry {
-    /// The same at `scale`: the rescaled views take it from the local ones, the masked one from the global ones; of its
-    /// patches a share of `mask_ratio` is hidden.
-    pub fn at_scale(&self, scale: f64, mask_ratio: f64) -> ViewGeometry {
-        let geometry = ViewGeometry {
-            rescaled_size: scaled_size(self.local_size, scale),
-            masked_size: scaled_size(self.global_size, scale),
-            ..self.clone()
-        };
-        ViewGeometry { visible: visible_patches(geometry.masked_tokens(), mask_ratio), ..geometry }
+impl Values {
+    /// Room for what `spec` says, in the memory of `old` where that is of the same type.
+    pub fn room(spec: &TensorSpec, old: Option<Values>) -> Self {
+        // Every element is overwritten: only growth needs initialising.
+        let count = spec.shape.count();
+        match (spec.dtype, old) {
+            (DType::I32, Some(Values::I32(mut v))) => {
+                v.resize(count, 0);
+                Values::I32(v)
+            }
+            (DType::I32, _) => Values::I32(vec![0; count]),
+            (_, Some(Values::F32(mut v))) => {
+                v.resize(count, 0.0);
+                Values::F32(v)
+            }
+            _ => Values::F32(vec![0.0; count]),
+        }
     }
 
-    /// Tokens of the masked view, `(H'/P)(W'/P)`.
-    pub fn masked_tokens(&self) -> usize {
-        (self.masked_size[0] / PATCH) * (self.masked_size[1] / PATCH)
-    }
-
-    /// Tokens of the scene, `(S/P)^2`.
-    pub fn scene_tokens(&self) -> usize {
-        (self.scene_size / PATCH).pow(2)
+    pub fn host(&self) -> HostSlice<'_> {
+        match self {
+            Values::F32(v) => HostSlice::F32(v),
+            Values::I32(v) => HostSlice::I32(v),
+        }
     }
 }
 
-/// `size * scale`, each side rounded to the nearest multiple of the patch edge, at least one patch.
-pub fn scaled_size(size: [usize; 2], scale: f64) -> [usize; 2] {
-    let patch = PATCH as f64;
-    size.map(|s| ((s as f64 * scale / patch).round() as usize).max(1) * PATCH)
-}
-
-/// Patches of `tokens` that stay visible: `floor(tokens * (1 - mask_ratio))`.
-pub fn visible_patches(tokens: usize, mask_ratio: f64) -> usize {
-    (tokens as f64 * (1.0 - mask_ratio)) as usize
-}
-
-/// One batch, view-major as in the reference, pixels normalised with the ImageNet mean and deviation, NCHW.
-/// B is the number of images, P the patch edge.
+/// One batch, as its recipe describes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
-    pub geometry: ViewGeometry,
-    /// `[2, B, 3, H, W]`; view 0 is the anchor.
-    pub global: Vec<f32>,
-    /// `[L, B, 3, h, w]`
-    pub local: Vec<f32>,
-    /// `[2, B, 3, h', w']`; view 0 is the picture pasted as instance 1, view 1 the whole anchor view.
-    pub rescaled: Vec<f32>,
-    /// `[B, 3, H', W']`: global view 1 at this step's scale.
-    pub masked: Vec<f32>,
-    /// `[B, n_keep]`: row-major positions of the visible patches of `masked`, ascending.
-    pub keep: Vec<i32>,
-    /// `[B, 3, S, S]`
-    pub scene: Vec<f32>,
-    /// `[2, B, S/P, S/P]`: 1 on the tokens inside instance i, else 0.
-    pub boxes: Vec<f32>,
-    /// Where each image came from (a path, or the generator's name for it), for messages; length B.
+    /// The recipe's bucket: which shapes the tensors have.
+    pub bucket: usize,
+    pub tensors: Vec<(TensorSpec, Values)>,
+    /// Where each image came from (a path, or the generator's name for it), for messages.
     pub names: Vec<String>,
+}
+
+impl Batch {
+    /// # Errors
+    /// [`Error::Invariant`] when there is no tensor of that name.
+    pub fn tensor(&self, name: &str) -> Result<(&TensorSpec, &Values)> {
+        let found = self.tensors.iter().find(|t| t.0.name == name).map(|t| (&t.0, &t.1));
+        found.ok_or_else(|| Error::invariant("reading a batch", format!("it has no tensor `{name}`")))
+    }
+
+    /// The values of a tensor of floats.
+    ///
+    /// # Errors
+    /// [`Error::Invariant`] when there is no such tensor.
+    pub fn f32s(&self, name: &str) -> Result<&[f32]> {
+        match self.tensor(name)?.1 {
+            Values::F32(v) => Ok(v),
+            Values::I32(_) => Err(Error::invariant("reading a batch", format!("`{name}` holds indices"))),
+        }
+    }
+
+    /// The values of a tensor of indices.
+    ///
+    /// # Errors
+    /// [`Error::Invariant`] when there is no such tensor.
+    pub fn i32s(&self, name: &str) -> Result<&[i32]> {
+        match self.tensor(name)?.1 {
+            Values::I32(v) => Ok(v),
+            Values::F32(_) => Err(Error::invariant("reading a batch", format!("`{name}` holds numbers"))),
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! The scalar block.
+//! The scalar block: what the optimizer and the moving average are told.
 
 /// A number that changes from step to step: its place in the scalar block, a vector written like an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -17,9 +17,6 @@ pub enum Scalar {
     ClipNorm,
     /// EMA momentum of the expert.
     ExpertMomentum,
-    StudentTemp,
-    TeacherTemp,
-    CenterMomentum,
     /// Index of the micro step inside an accumulated step, from 0.
     MicroStep,
     /// `1 / micro steps per step`.
@@ -28,5 +25,5 @@ pub enum Scalar {
 
 impl Scalar {
     /// Length of the scalar block.
-    pub const COUNT: usize = 14;
+    pub const COUNT: usize = 11;
 }

@@ -14,7 +14,7 @@ use crate::data::augment::AugmentConfig;
 use crate::error::{Error, Result};
 use crate::models::EncoderConfig;
 use crate::objectives::saip::config::{CsmConfig, CsrConfig, CssConfig, StepConfig};
-use crate::objectives::saip::schedule::{Schedule, scaled_lr};
+use crate::step::schedule::{Schedule, scaled_lr};
 
 /// Everything that decides what a run does. Built by [`TrainConfig::resolve`], which also checks it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -252,7 +252,7 @@ impl OptimSection {
 impl TrainConfig {
     /// The step of one shape bucket. Learning rate, weight decay and momentum are those of the end of the warm-up and
     /// of the start; the loop writes the current ones of [`TrainConfig::schedule`] at every step. The encoder of a frozen expert
-    /// is left out: [`base_step`](super::pretrained::base_step) reads it from its file.
+    /// is left out: [`expert_encoder`](super::pretrained::expert_encoder) reads it from its file.
     pub fn step_config(&self, rescaled_size: [usize; 2], masked_size: [usize; 2]) -> StepConfig {
         let (views, optim) = (&self.views, &self.optim);
         StepConfig {

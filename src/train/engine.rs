@@ -5,8 +5,8 @@ mod memory;
 mod options;
 mod results;
 
-use self::feed::{check_length, drop_path_factors};
-pub use self::feed::{hidden_positions, read_output, view, write_checked};
+pub use self::feed::write_checked;
+use self::feed::{check_length, drop_path_factors, read_values};
 use self::memory::with_remedy;
 pub use self::options::EngineOptions;
 use self::options::step_options;
@@ -16,10 +16,13 @@ use crate::data::batch::Batch;
 use crate::error::{Error, Result};
 use crate::ir::Region;
 use crate::nn::{ParamRegistry, ParamSpec, copy_shared, initialise};
-use crate::objectives::saip::config::StepConfig;
-use crate::objectives::saip::{IoSlot, StepGraph, StepPoint, build_step, scalar_block};
+use crate::objectives::Objective;
 use crate::plan::{self, Plan};
+use crate::step::{
+    DROP_PATH, HEALTH, IoSlot, OWN_SCALARS, Registries, SCALARS, STATISTICS, Step, StepPoint, TOTAL,
+};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// Name, shape, values.
 pub type NamedTensor = (String, Vec<usize>, Vec<f64>);
@@ -32,10 +35,10 @@ pub struct Initial {
 }
 
 struct Bucket {
-    cfg: StepConfig,
     program: ProgramId,
     inputs: Vec<IoSlot>,
     outputs: Vec<IoSlot>,
+    losses: Vec<String>,
     /// The block of each row of the input `drop_path`.
     branch_blocks: Vec<usize>,
 }
@@ -43,14 +46,12 @@ struct Bucket {
 /// The training step of one run on one backend.
 pub struct Engine {
     backend: Box<dyn Backend>,
+    objective: Arc<dyn Objective>,
     options: EngineOptions,
     buckets: Vec<Bucket>,
     /// Gradient health and optimizer, when they are not part of the micro step.
     update: Option<(ProgramId, Vec<IoSlot>)>,
-    student: ParamRegistry,
-    expert: ParamRegistry,
-    student_buffers: ParamRegistry,
-    expert_buffers: ParamRegistry,
+    registries: Registries,
     /// State that outlives a step and belongs into checkpoints.
     state: Vec<IoSlot>,
     plans: Vec<Plan>,
@@ -59,62 +60,53 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Compiles the step of each of `configs`, which differ in the sizes of their views only. Parameters are zero until
+    /// Compiles the step of each of the objective's buckets. Parameters are zero until
     /// [`Engine::initialise`] or [`Engine::load`].
     ///
     /// # Errors
     /// Those of building, planning and compiling.
     pub fn new(
         mut backend: Box<dyn Backend>,
-        configs: &[StepConfig],
+        objective: Arc<dyn Objective>,
         options: EngineOptions,
     ) -> Result<Self> {
         let opts = step_options(&options, &*backend);
         let (mut buckets, mut plans, mut update) = (Vec::new(), Vec::new(), None);
         let mut layout = None;
         let room = backend.free_memory();
-        for cfg in configs {
-            let built = build_step(cfg, &opts)?;
+        for bucket in 0..objective.buckets() {
+            let built = objective.step(bucket, &opts)?;
             let planned = plan::compile(built.graph, options.recompute, &*backend)?;
             plans.push(planned.clone());
             let program = backend.compile(planned);
-            let program = program.map_err(|e| with_remedy(e, room, configs, &options, &*backend))?;
+            let program = program.map_err(|e| with_remedy(e, room, &*objective, &options, &*backend))?;
             if let (Some(graph), None) = (built.update, &update) {
                 let planned = plan::compile(graph, false, &*backend)?;
                 let program = backend.compile(planned);
-                let program = program.map_err(|e| with_remedy(e, room, configs, &options, &*backend))?;
+                let program = program.map_err(|e| with_remedy(e, room, &*objective, &options, &*backend))?;
                 update = Some((program, built.outputs.clone()));
             }
-            let StepGraph { inputs, outputs, branch_blocks, .. } = built;
-            buckets.push(Bucket { cfg: cfg.clone(), program, inputs, outputs, branch_blocks });
-            let StepGraph { student, expert, student_buffers, expert_buffers, .. } = built;
-            layout = Some(([student, expert, student_buffers, expert_buffers], built.state));
+            let Step { inputs, outputs, losses, branch_blocks, registries, state, .. } = built;
+            buckets.push(Bucket { program, inputs, outputs, losses, branch_blocks });
+            layout = Some((registries, state));
         }
-        let ([student, expert, student_buffers, expert_buffers], state) =
+        let (registries, state) =
             layout.ok_or_else(|| Error::usage("a run needs at least one view geometry"))?;
-        Ok(Engine {
-            backend,
-            options,
-            buckets,
-            update,
-            student,
-            expert,
-            student_buffers,
-            expert_buffers,
-            state,
-            plans,
-            room,
-        })
+        Ok(Engine { backend, objective, options, buckets, update, registries, state, plans, room })
     }
 
     pub fn backend(&mut self) -> &mut dyn Backend {
         &mut *self.backend
     }
     pub fn student(&self) -> &ParamRegistry {
-        &self.student
+        &self.registries.student
     }
     pub fn expert(&self) -> &ParamRegistry {
-        &self.expert
+        &self.registries.expert
+    }
+    /// What is learned.
+    pub fn objective(&self) -> &Arc<dyn Objective> {
+        &self.objective
     }
     /// The plan of each bucket.
     pub fn plans(&self) -> &[Plan] {
@@ -148,7 +140,7 @@ impl Engine {
                 }
             }
         }
-        let zero = vec![0.0; self.student.len()];
+        let zero = vec![0.0; self.student().len()];
         self.backend.write(Region::Moment1, 0, HostSlice::F32(&zero))?;
         self.backend.write(Region::Moment2, 0, HostSlice::F32(&zero))?;
         for slot in &self.state {
@@ -173,10 +165,8 @@ impl Engine {
     /// When the batch does not have the bucket's sizes, or the backend fails.
     pub fn feed(&mut self, bucket: usize, batch: &Batch, point: &StepPoint) -> Result<()> {
         self.feed_point(bucket, point)?;
-        self.stage(bucket, batch).map_err(|e| {
-            let configs: Vec<StepConfig> = self.buckets.iter().map(|b| b.cfg.clone()).collect();
-            with_remedy(e, self.room, &configs, &self.options, &*self.backend)
-        })
+        self.stage(bucket, batch)
+            .map_err(|e| with_remedy(e, self.room, &*self.objective, &self.options, &*self.backend))
     }
 
     fn stage(&mut self, bucket: usize, batch: &Batch) -> Result<()> {
@@ -187,9 +177,8 @@ impl Engine {
                 self.backend.stage(b.program, slot.region, slot.offset, data)
             };
             match slot.name.as_str() {
-                "scalars" | "drop_path" => {}
-                "hidden" => stage(HostSlice::I32(&hidden_positions(batch)))?,
-                name => stage(view(batch, name)?)?,
+                SCALARS | OWN_SCALARS | DROP_PATH => {}
+                name => stage(batch.tensor(name)?.1.host())?,
             }
         }
         Ok(())
@@ -205,10 +194,14 @@ impl Engine {
             .get(bucket)
             .ok_or_else(|| Error::usage(format!("there is no view geometry {bucket}")))?;
         for slot in &b.inputs {
-            let mut stage = |data| self.backend.stage(b.program, slot.region, slot.offset, data);
+            let mut stage = |data: HostSlice<'_>| {
+                check_length(slot, &data)?;
+                self.backend.stage(b.program, slot.region, slot.offset, data)
+            };
             match slot.name.as_str() {
-                "scalars" => stage(HostSlice::F64(&scalar_block(&b.cfg, point)))?,
-                "drop_path" => {
+                SCALARS => stage(HostSlice::F64(&point.block()))?,
+                OWN_SCALARS => stage(HostSlice::F64(&point.own))?,
+                DROP_PATH => {
                     let images = slot.shape.as_matrix().1;
                     let factors = drop_path_factors(&self.options, point, &b.branch_blocks, images);
                     stage(HostSlice::F32(&factors))?;
@@ -239,26 +232,23 @@ impl Engine {
         }
     }
 
-    /// Replaces the center by the mean of the expert's logits on `batch`; everything else stays as it is.
-    ///
-    /// Freshly drawn weights give all images almost the same features. Around a center of 0 all images would choose the
-    /// same few prototypes, and the student would learn that first; the running mean needs tens of steps to take the
-    /// common part away.
+    /// Gives state that depends on the first batch its first value, as [`Objective::setup`] says; everything else stays as
+    /// it is.
     ///
     /// # Errors
     /// Those of [`Engine::micro_step`].
-    pub fn calibrate_center(&mut self, bucket: usize, batch: &Batch, first: &StepPoint) -> Result<()> {
+    pub fn set_up(&mut self, bucket: usize, batch: &Batch, first: &StepPoint) -> Result<()> {
+        let Some((name, alone)) = self.objective.setup(first) else { return Ok(()) };
         let before = self.state()?;
-        let alone = StepPoint { center_momentum: 0.0, micro_step: 0, micro_steps: 1, ..*first };
         self.micro_step(bucket, batch, &alone)?;
         self.update(bucket)?;
-        let Some(center) = self.state.iter().find(|s| s.name == "center").cloned() else {
+        let Some(slot) = self.state.iter().find(|s| s.name == name).cloned() else {
             return self.load_state(&before);
         };
-        let mut values = vec![0.0; center.shape.count()];
-        self.backend.read(center.region, center.offset, HostSliceMut::F32(&mut values))?;
+        let mut values = vec![0.0; slot.shape.count()];
+        self.backend.read(slot.region, slot.offset, HostSliceMut::F32(&mut values))?;
         self.load_state(&before)?;
-        self.backend.write(center.region, center.offset, HostSlice::F32(&values))
+        self.backend.write(slot.region, slot.offset, HostSlice::F32(&values))
     }
 
     /// The optimizer's part of a step with accumulation; without, only reads what the step left.
@@ -276,7 +266,9 @@ impl Engine {
             Some((_, outputs)) => outputs,
             None => &self.buckets[bucket].outputs,
         };
-        let [grad_norm, clip_factor, finite] = read_output::<3>(&*self.backend, outputs, "health")?
+        let health = read_values(&*self.backend, outputs, HEALTH)?;
+        let [grad_norm, clip_factor, finite] = health
+            .and_then(|values| values.try_into().ok())
             .ok_or_else(|| Error::invariant("the step", "it reports no health"))?;
         Ok(Health { grad_norm, clip_factor, finite: finite == 1.0 })
     }
@@ -286,14 +278,15 @@ impl Engine {
     /// # Errors
     /// Those of the backend.
     pub fn losses(&self, bucket: usize) -> Result<Losses> {
-        let outputs = &self.buckets[bucket].outputs;
-        let scalar = |name| Ok::<_, Error>(read_output::<1>(&*self.backend, outputs, name)?.map(|[x]| x));
-        let mut parts = Vec::with_capacity(3);
-        for name in ["csm", "csr", "css"] {
-            parts.extend(scalar(name)?.map(|x| (name, x)));
+        let Bucket { outputs, losses, .. } = &self.buckets[bucket];
+        let values = |name: &str| read_values(&*self.backend, outputs, name);
+        let scalar = |name: &str| Ok::<_, Error>(values(name)?.and_then(|v| v.first().copied()));
+        let mut parts = Vec::with_capacity(losses.len());
+        for name in losses {
+            parts.extend(scalar(name)?.map(|x| (name.clone(), x)));
         }
-        let statistics = read_output::<3>(&*self.backend, outputs, "statistics")?;
-        Ok(Losses { total: scalar("total")?.unwrap_or(0.0), parts, statistics })
+        let statistics = values(STATISTICS)?.unwrap_or_default();
+        Ok(Losses { total: scalar(TOTAL)?.unwrap_or(0.0), parts, statistics })
     }
 
     /// The flat buffers that a checkpoint holds, as `(prefix of names, region)`.
@@ -308,10 +301,10 @@ impl Engine {
 
     fn registry(&self, region: Region) -> &ParamRegistry {
         match region {
-            Region::Expert => &self.expert,
-            Region::Buffers => &self.student_buffers,
-            Region::ExpertBuffers => &self.expert_buffers,
-            _ => &self.student,
+            Region::Expert => &self.registries.expert,
+            Region::Buffers => &self.registries.student_buffers,
+            Region::ExpertBuffers => &self.registries.expert_buffers,
+            _ => &self.registries.student,
         }
     }
 

@@ -7,6 +7,7 @@ pub mod folder;
 pub mod guard;
 pub mod image_set;
 pub mod metrics;
+pub mod objective;
 pub mod presets;
 pub mod pretrained;
 pub mod probe;

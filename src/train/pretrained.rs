@@ -9,7 +9,6 @@ use crate::ir::PATCH;
 use crate::models::EncoderConfig;
 use crate::models::{Encoder, timm_name};
 use crate::nn::ParamRegistry;
-use crate::objectives::saip::config::StepConfig;
 use crate::tensor::Shape;
 use crate::weights::{
     self, Architecture, Asks, Grid, Hint, LoadOptions, LoadReport, ReadOptions, StateDict, Vit,
@@ -84,19 +83,14 @@ impl Pretrained {
     }
 }
 
-/// The step of `cfg` at scale 1, with the expert of its file.
+/// The encoder of a frozen expert, as its file has it.
 ///
 /// # Errors
 /// Those of [`Pretrained::open`].
-pub fn base_step(cfg: &TrainConfig) -> Result<StepConfig> {
-    let expert = match &cfg.expert.path {
-        Some(path) => {
-            let options = expert_options(cfg);
-            Some(recognise(&source::read(path, &options)?.0, &options, usual_grid(cfg))?)
-        }
-        None => None,
-    };
-    Ok(StepConfig { expert_encoder: expert, ..cfg.step_config(cfg.views.local_size, cfg.views.global_size) })
+pub fn expert_encoder(cfg: &TrainConfig) -> Result<Option<EncoderConfig>> {
+    let Some(path) = &cfg.expert.path else { return Ok(None) };
+    let options = expert_options(cfg);
+    recognise(&source::read(path, &options)?.0, &options, usual_grid(cfg)).map(Some)
 }
 
 /// `cfg` with what the expert's file says of itself and no shape shows, so that the run goes on without the file.

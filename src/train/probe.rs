@@ -11,9 +11,9 @@ use crate::ir::Region;
 use crate::metrics::Features;
 use crate::metrics::reference::{self, Reference};
 use crate::metrics::retrieval::{RetrievalMetrics, nearest, retrieval};
-use crate::models::EncoderConfig;
-use crate::objectives::saip::{EmbedGraph, EmbedOptions, IoSlot, build_embed};
+use crate::models::{EmbedGraph, EmbedOptions, EncoderConfig, build_embed};
 use crate::plan;
+use crate::step::IoSlot;
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 

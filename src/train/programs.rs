@@ -2,37 +2,34 @@
 //! probe, features, the report's pictures.
 
 use super::engine::{Engine, EngineOptions};
-use super::pretrained::base_step;
+use super::objective::with_expert;
+use super::pretrained::expert_encoder;
 use super::probe;
 use super::summary;
 use crate::backend::Backend;
-use crate::data::views::scale_buckets;
 use crate::error::Result;
 use crate::ir::Region;
-use crate::objectives::saip::config::StepConfig;
-use crate::objectives::saip::{EmbedOptions, build_embed};
+use crate::models::{EmbedOptions, build_embed};
 use crate::plan;
 use crate::train::config::TrainConfig;
+use std::sync::Arc;
 
 /// Compiles all of them on backends that `open` makes, for the scales of the configuration and `more`.
 ///
 /// # Errors
 /// Those of the configuration, of building and of compiling.
 pub fn compile_all(cfg: &TrainConfig, more: &[f64], open: impl Fn() -> Box<dyn Backend>) -> Result<()> {
-    let base = base_step(cfg)?;
-    let mut scales = scale_buckets(cfg.views.scale, cfg.views.scale_buckets);
-    scales.extend(more);
-    let configs: Vec<StepConfig> = scales.iter().map(|scale| base.at_scale(*scale)).collect();
+    let objective = with_expert(cfg, expert_encoder(cfg)?, more)?;
     let accumulation = cfg.optim.accumulation(1)?;
     // Without accumulation is how steps are timed and the center is calibrated.
     for micro_steps in if accumulation > 1 { vec![1, accumulation] } else { vec![1] } {
         for recompute in [false, true] {
             let (drop_path, seed) = (cfg.encoder.drop_path, cfg.data.seed);
             let options = EngineOptions { micro_steps, drop_path, recompute, seed };
-            let mut engine = Engine::new(open(), &configs, options)?;
+            let mut engine = Engine::new(open(), Arc::clone(&objective), options)?;
             if micro_steps == 1 && !recompute {
                 probe::compile(&mut engine, &cfg.encoder.architecture, cfg.views.global_size)?;
-                summary::compile_pictures(&mut engine, &configs[0])?;
+                summary::compile_pictures(&mut engine, &*objective)?;
                 features(cfg, &mut engine)?;
             }
         }

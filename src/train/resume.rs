@@ -9,7 +9,7 @@ use super::engine::{Engine, Initial};
 use super::image_set::ImageSet;
 use super::metrics;
 use crate::error::{Error, Result};
-use crate::objectives::saip::schedule::REFERENCE_BATCH;
+use crate::step::schedule::REFERENCE_BATCH;
 use crate::tensor::DType;
 
 /// How a run is to go on.

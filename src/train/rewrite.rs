@@ -5,6 +5,7 @@ use super::config::TrainConfig;
 use super::engine::{Engine, EngineOptions};
 use super::folder::{OUTCOME, Outcome};
 use super::metrics::{self, Record};
+use super::objective::with_expert;
 use super::pretrained::Pretrained;
 use super::probe::Probe;
 use super::resume::restore;
@@ -13,9 +14,11 @@ use super::summary::{self, Drawn, Inputs, Shown};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
+use crate::objectives::Objective;
 use crate::report::{Compared, write_comparison};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// No file that says how a run ended is larger.
 const MAX_OUTCOME: u64 = 16 << 20;
@@ -115,25 +118,23 @@ fn draw(cfg: &TrainConfig, run: &Path, backend: Box<dyn Backend>) -> Result<Draw
     let source = sources::training_source(cfg)?;
     let probe_set = sources::probe_set(cfg)?;
     let pretrained = Pretrained::resumed(cfg, loaded.model())?;
-    let (_, mut configs) = sources::planner(cfg)?;
     // Pictures are drawn at the first scale.
-    configs.truncate(1);
-    configs.iter_mut().for_each(|c| c.expert_encoder = pretrained.expert.clone());
+    let objective: Arc<dyn Objective> = Arc::from(with_expert(cfg, pretrained.expert.clone(), &[])?.only(0)?);
     let options = EngineOptions {
         micro_steps: cfg.optim.accumulation(1)?,
         drop_path: cfg.encoder.drop_path,
         recompute: cfg.run.recompute,
         seed: cfg.data.seed,
     };
-    let mut engine = Engine::new(backend, &configs, options)?;
+    let mut engine = Engine::new(backend, Arc::clone(&objective), options)?;
     restore(&mut engine, Some(loaded), &pretrained.initial, &mut Vec::new())?;
     let probe = match probe_set {
         Some(set) => Some(Probe::new(&mut engine, &cfg.encoder.architecture, cfg.views.global_size, set)?),
         None => None,
     };
     let result = probe.as_ref().map(|probe| probe.run(&mut engine, &Interrupt::default())).transpose()?;
-    let shown = Shown { probe: probe.as_ref().zip(result.as_ref()), source, step_config: &configs[0] };
-    summary::draw(cfg, Some(&shown), &mut engine)
+    let shown = Shown { probe: probe.as_ref().zip(result.as_ref()), source, objective: &*objective };
+    summary::draw(Some(&shown), &mut engine)
 }
 
 /// Writes one page on which the folders `runs` lie beside each other to `out`.

@@ -4,9 +4,10 @@ use super::checkpoint::{Checkpoints, RunState, TensorView};
 use super::config::TrainConfig;
 use super::engine::{Engine, EngineOptions, Health, Losses};
 use super::folder::{Outcome, RunFolder};
-use super::guard::{CollapseAlarm, CollapseStats, FiniteGuard, Verdict};
+use super::guard::{FiniteGuard, Verdict};
 use super::image_set::ImageSet;
 use super::metrics;
+use super::objective::with_expert;
 use super::pretrained::Pretrained;
 use super::probe::{Probe, ProbeResult};
 use super::progress::{Progress, StepReport};
@@ -20,10 +21,10 @@ use crate::data::source::ImageSource;
 use crate::error::{Error, Result};
 use crate::interrupt::{Answering, Interrupt};
 use crate::metrics::reference::Reference;
-use crate::objectives::saip::StepPoint;
-use crate::objectives::saip::config::StepConfig;
-use crate::objectives::saip::schedule::Schedule;
+use crate::objectives::{Monitor, Objective};
 use crate::report::Baseline;
+use crate::step::StepPoint;
+use crate::step::schedule::Schedule;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -45,7 +46,7 @@ pub fn train(
     let source = sources::training_source(cfg)?;
     let schedule = cfg.schedule(source.len())?;
     let probe_set = sources::probe_set(cfg)?;
-    let (planner, mut configs) = sources::planner(cfg)?;
+    with_expert(cfg, None, &[])?.recipe()?;
     let micro_steps = cfg.optim.accumulation(1)?;
     let images = ImageSet::of(&*source);
     let fresh = if resume.is_some() { None } else { Some(Pretrained::open(cfg)?) };
@@ -62,7 +63,7 @@ pub fn train(
         // The run was stopped before its first checkpoint.
         (None, None) => Pretrained::open(cfg)?,
     };
-    configs.iter_mut().for_each(|c| c.expert_encoder = pretrained.expert.clone());
+    let objective = with_expert(cfg, pretrained.expert.clone(), &[])?;
     let mut warnings = folder.warnings.clone();
     if let Some(resume) = resume {
         let settings = cfg.check_resumable(&TrainConfig::load(&folder.config())?)?;
@@ -77,14 +78,14 @@ pub fn train(
         recompute: cfg.run.recompute,
         seed: cfg.data.seed,
     };
-    let mut engine = Engine::new(backend, &configs, options)?;
+    let mut engine = Engine::new(backend, Arc::clone(&objective), options)?;
     let (start, counters) = resume::restore(&mut engine, loaded, &pretrained.initial, &mut warnings)?;
     if resume.is_some_and(|r| r.step.is_some()) {
         checkpoints.go_back_to(start)?;
     }
     let resume = resume.is_some();
     let start_micro = start * micro_steps as u64;
-    let loader = sources::loader(cfg, &source, planner, start_micro)?.stopped_by(interrupt);
+    let loader = sources::loader(cfg, &source, objective.recipe()?, start_micro)?.stopped_by(interrupt);
     let probe = match probe_set {
         Some(set) => Some(Probe::new(&mut engine, &cfg.encoder.architecture, cfg.views.global_size, set)?),
         None => None,
@@ -97,7 +98,7 @@ pub fn train(
     let guard = FiniteGuard::new(folder.skipped_steps(), cfg.run.max_bad_steps, skipped);
     let mut run = Run {
         progress: Progress::new(schedule.steps, start, cfg.run.log_every),
-        alarm: CollapseAlarm::new(&cfg.run),
+        monitor: objective.monitor(),
         cfg,
         skipped: folder.skipped_images(),
         folder,
@@ -108,7 +109,7 @@ pub fn train(
         recorder,
         guard,
         schedule,
-        configs,
+        objective,
         micro_steps: micro_steps as u64,
         step: start,
         in_update: false,
@@ -147,10 +148,10 @@ struct Run<'a> {
     probe: Option<Probe>,
     recorder: Recorder,
     guard: FiniteGuard,
-    alarm: CollapseAlarm,
+    monitor: Box<dyn Monitor>,
     progress: Progress,
     schedule: Schedule,
-    configs: Vec<StepConfig>,
+    objective: Arc<dyn Objective>,
     micro_steps: u64,
     /// Completed updates.
     step: u64,
@@ -188,7 +189,7 @@ impl Run<'_> {
             "{}: {} parameters, {} view geometries, activations {}, run folder {}",
             self.engine.backend().name(),
             crate::units::human_count(parameters as u64),
-            self.configs.len(),
+            self.objective.buckets(),
             crate::units::human_bytes(arena),
             self.folder.path().display(),
         )];
@@ -246,11 +247,11 @@ impl Run<'_> {
         let shown = summary::Shown {
             probe: self.probe.as_ref().zip(last),
             source: Arc::clone(&self.source),
-            step_config: &self.configs[0],
+            objective: &*self.objective,
         };
         // Who stops a run does not wait for pictures.
         let shown = (!interrupted).then_some(&shown);
-        let drawn = summary::draw(self.cfg, shown, &mut self.engine)?;
+        let drawn = summary::draw(shown, &mut self.engine)?;
         summary::write(&self.folder.report(), &inputs, Some(&drawn))?;
         Ok(outcome)
     }
@@ -352,7 +353,7 @@ impl Run<'_> {
         }
         self.watch(&mean);
         let mut shown = vec![("loss", mean.total)];
-        shown.extend(mean.parts.iter().copied());
+        shown.extend(mean.parts.iter().map(|(name, value)| (name.as_str(), *value)));
         self.progress.step(&StepReport { step: self.step, images, losses: &shown, lr });
         // The first step is where every curve starts.
         let ends = self.step == 1 || self.step == self.schedule.steps;
@@ -374,10 +375,9 @@ impl Run<'_> {
     /// Feeds the engine for micro step `index` of the run.
     fn feed(&mut self, index: u64) -> Result<Fed> {
         let batch = self.loader.next()?;
-        let bucket = self.loader.planner().bucket(self.cfg.data.seed, index);
-        let point = self.point(index);
+        let (bucket, point) = (batch.bucket, self.point(index));
         if index == 0 {
-            self.engine.calibrate_center(bucket, &batch, &point)?;
+            self.engine.set_up(bucket, &batch, &point)?;
         }
         self.engine.feed(bucket, &batch, &point)?;
         let names = batch.names.clone();
@@ -388,29 +388,22 @@ impl Run<'_> {
     fn point(&self, index: u64) -> StepPoint {
         let (step, micro) = (index / self.micro_steps, index % self.micro_steps);
         StepPoint {
-            t: step + 1,
             learning_rate: self.schedule.lr_at(step),
             weight_decay: self.schedule.weight_decay_at(step),
             momentum: self.schedule.ema_momentum_at(step),
-            teacher_temp: self.cfg.optim.teacher_temp,
-            center_momentum: self.cfg.optim.center_momentum,
             betas: self.cfg.optim.betas,
             micro_step: micro as usize,
             micro_steps: self.micro_steps as usize,
+            ..self.objective.point(step + 1)
         }
     }
 
-    /// The collapse alarm.
+    /// What the objective has to say of the step.
     fn watch(&mut self, losses: &Losses) {
-        let Some(stats) = losses.statistics.map(|s| self.collapse_stats(s)) else { return };
-        for (_, message) in self.alarm.observe(self.step, 1, &stats) {
+        for message in self.monitor.observe(self.step, &losses.statistics) {
             self.progress.println(&format!("warning: {message}"));
             self.warnings.push(format!("step {}: {message}", self.step));
         }
-    }
-
-    fn collapse_stats(&self, measured: [f64; 3]) -> CollapseStats {
-        CollapseStats::new(measured, self.cfg.csm.prototypes, 2 * self.cfg.optim.batch)
     }
 
     fn log(&mut self, losses: &Losses, health: &Health, lr: f64, images_per_second: f64) -> Result<()> {
@@ -419,11 +412,8 @@ impl Run<'_> {
         values.push(("schedule/lr".into(), lr));
         values.push(("schedule/ema_momentum".into(), self.schedule.ema_momentum_at(self.step - 1)));
         values.push(("health/grad_norm".into(), health.grad_norm));
-        if let Some(s) = losses.statistics.map(|s| self.collapse_stats(s)) {
-            values.push(("health/sample_entropy".into(), s.sample_entropy));
-            values.push(("health/mean_entropy".into(), s.mean_entropy));
-            values.push(("health/spread".into(), s.spread));
-        }
+        let health = self.objective.health(&losses.statistics);
+        values.extend(health.into_iter().map(|(name, value)| (format!("health/{name}"), value)));
         values.push(("speed/images_per_second".into(), images_per_second));
         self.recorder.record(self.step, &values)
     }

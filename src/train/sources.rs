@@ -4,11 +4,10 @@ use super::config::TrainConfig;
 use crate::data::labelled::PersonSet;
 use crate::data::loader::{Loader, LoaderConfig};
 use crate::data::market::RetrievalSet;
+use crate::data::recipe::Recipe;
 use crate::data::source::{ImageSource, Quarantine, open_source};
 use crate::data::synth::{SynthConfig, SynthPersons};
-use crate::data::views::{ViewPlanner, scale_buckets};
 use crate::error::{Error, Result};
-use crate::objectives::saip::config::StepConfig;
 use image::RgbImage;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
@@ -121,19 +120,6 @@ fn held_out(cfg: &TrainConfig) -> Result<PersonSet> {
     Ok(PersonSet { source: Arc::new(source), identities, cameras, query, gallery, left_out: Vec::new() })
 }
 
-/// Geometry of the views at every scale, and the step's configuration of each.
-pub(super) fn planner(cfg: &TrainConfig) -> Result<(ViewPlanner, Vec<StepConfig>)> {
-    let scales = scale_buckets(cfg.views.scale, cfg.views.scale_buckets);
-    let base = cfg.step_config(cfg.views.local_size, cfg.views.global_size);
-    let planner = ViewPlanner::new(&base.geometry(), base.mask_ratio, &scales, cfg.augment.clone())?;
-    let configs = planner
-        .geometries()
-        .iter()
-        .map(|g| StepConfig { rescaled_size: g.rescaled_size, masked_size: g.masked_size, ..base.clone() })
-        .collect();
-    Ok((planner, configs))
-}
-
 /// The loader of a run's batches, from micro step `start` on.
 ///
 /// # Errors
@@ -141,7 +127,7 @@ pub(super) fn planner(cfg: &TrainConfig) -> Result<(ViewPlanner, Vec<StepConfig>
 pub(super) fn loader(
     cfg: &TrainConfig,
     source: &Arc<dyn ImageSource>,
-    planner: ViewPlanner,
+    recipe: Arc<dyn Recipe>,
     start: u64,
 ) -> Result<Loader> {
     let config = LoaderConfig {
@@ -152,7 +138,7 @@ pub(super) fn loader(
         start_step: start,
         ..LoaderConfig::default()
     };
-    Loader::new(Arc::clone(source), config, planner)
+    Loader::new(Arc::clone(source), config, recipe)
 }
 
 /// Loader threads: as configured, or one per four cores and at least one.

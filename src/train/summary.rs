@@ -1,28 +1,23 @@
 //! The end of a run: what the report shows, gathered from the log, the model and the plan.
 
 use super::config::TrainConfig;
-use super::engine::{Engine, hidden_positions, view, write_checked};
+use super::engine::{Engine, write_checked};
 use super::folder::Outcome;
 use super::metrics;
 use super::probe::{Probe, ProbeResult};
 use super::record::{PROBE_MAP, PROBE_RANK1, reference_tag};
-use crate::backend::{HostSlice, HostSliceMut, ProgramId};
-use crate::data::augment::normalize::denormalise;
-use crate::data::batch::Batch;
+use crate::backend::{HostSliceMut, ProgramId};
 use crate::data::loader::{Loader, LoaderConfig};
 use crate::data::source::ImageSource;
-use crate::data::views::ViewPlanner;
 use crate::error::Result;
-use crate::ir::PATCH;
 use crate::metrics::reference::Reference;
-use crate::models::EncoderConfig;
-use crate::objectives::saip::config::StepConfig;
-use crate::objectives::saip::{InspectGraph, IoSlot, build_inspect};
+use crate::objectives::{Inspect, Objective};
 use crate::plan::{self, Plan};
 use crate::report::{
-    AttentionMap, Baseline, BufferSpan, Curve, Curves, InstanceResult, MemoryPicture, Neighbours, Pictures,
-    Reconstruction, RunSummary, SceneResult, Series, reconstruct, write_report,
+    Baseline, BufferSpan, Curve, Curves, MemoryPicture, Neighbours, Pictures, RunSummary, Series,
+    write_report,
 };
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -49,7 +44,7 @@ pub struct Inputs<'a> {
 pub struct Shown<'a> {
     pub probe: Option<(&'a Probe, &'a ProbeResult)>,
     pub source: Arc<dyn ImageSource>,
-    pub step_config: &'a StepConfig,
+    pub objective: &'a dyn Objective,
 }
 
 /// What takes the model to draw.
@@ -63,9 +58,9 @@ pub struct Drawn {
 ///
 /// # Errors
 /// When no picture can be made, or the backend fails.
-pub fn draw(cfg: &TrainConfig, shown: Option<&Shown<'_>>, engine: &mut Engine) -> Result<Drawn> {
+pub fn draw(shown: Option<&Shown<'_>>, engine: &mut Engine) -> Result<Drawn> {
     let memory = engine.largest_plan().map(memory_picture);
-    Ok(Drawn { pictures: shown.map(|shown| pictures(cfg, shown, engine)).transpose()?, memory })
+    Ok(Drawn { pictures: shown.map(|shown| pictures(shown, engine)).transpose()?, memory })
 }
 
 /// Writes the report to `path`.
@@ -156,14 +151,13 @@ fn curves(records: &[metrics::Record]) -> Curves {
     };
     let probe =
         |name: &str, tag: &str| Curve { series: series(name, tag), baselines: baselines(records, tag) };
+    // The sum before its parts.
+    let tags = records.iter().flat_map(|r| r.keys()).filter_map(|tag| tag.strip_prefix("loss/"));
+    let parts: BTreeSet<&str> = tags.filter(|name| *name != "total").collect();
+    let losses: Vec<&str> = std::iter::once("total").chain(parts).collect();
     let collapse = |name: &str, tag: &str| Curve { series: series(name, tag), baselines: Vec::new() };
     Curves {
-        losses: vec![
-            series("total", "loss/total"),
-            series("csm", "loss/csm"),
-            series("csr", "loss/csr"),
-            series("css", "loss/css"),
-        ],
+        losses: losses.iter().map(|name| series(name, &format!("loss/{name}"))).collect(),
         learning_rate: series("learning rate", "schedule/lr"),
         ema_momentum: series("EMA momentum", "schedule/ema_momentum"),
         gradient_norm: series("gradient norm", "health/grad_norm"),
@@ -176,137 +170,40 @@ fn curves(records: &[metrics::Record]) -> Curves {
     }
 }
 
-/// Compiles the model in evaluation mode for the images that are shown; gives the configuration of that, too.
+/// Compiles the model in evaluation mode for the images that are shown; gives the objective for that many, too.
 ///
 /// # Errors
 /// Those of building and compiling.
 pub fn compile_pictures(
     engine: &mut Engine,
-    step: &StepConfig,
-) -> Result<(ProgramId, InspectGraph, StepConfig)> {
-    let cfg = StepConfig { batch: SHOWN, ..step.clone() };
-    let built = build_inspect(&cfg, engine.backend().dtype())?;
+    objective: &dyn Objective,
+) -> Result<(ProgramId, Inspect, Box<dyn Objective>)> {
+    let objective = objective.only(0)?.with_batch(SHOWN);
+    let built = objective.inspect(engine.backend().dtype())?;
     let plan = plan::compile(built.graph.clone(), false, engine.backend())?;
-    Ok((engine.backend().compile(plan)?, built, cfg))
+    Ok((engine.backend().compile(plan)?, built, objective))
 }
 
 /// Runs the model in evaluation mode on a few images and draws what it does.
-fn pictures(run: &TrainConfig, shown: &Shown<'_>, engine: &mut Engine) -> Result<Pictures> {
-    let (program, built, cfg) = compile_pictures(engine, shown.step_config)?;
-    let planner = ViewPlanner::new(&cfg.geometry(), cfg.mask_ratio, &[], run.augment.clone())?;
+fn pictures(shown: &Shown<'_>, engine: &mut Engine) -> Result<Pictures> {
+    let (program, built, objective) = compile_pictures(engine, shown.objective)?;
     let loader =
         LoaderConfig { batch: SHOWN, seed: PICTURE_SEED, workers: 0, prefetch: 1, ..LoaderConfig::default() };
-    let batch = Loader::new(Arc::clone(&shown.source), loader, planner)?.next()?;
+    let batch = Loader::new(Arc::clone(&shown.source), loader, objective.recipe()?)?.next()?;
     for slot in &built.inputs {
-        match slot.name.as_str() {
-            "hidden" => write_checked(engine.backend(), slot, HostSlice::I32(&hidden_positions(&batch)))?,
-            name => write_checked(engine.backend(), slot, view(&batch, name)?)?,
-        }
+        write_checked(engine.backend(), slot, batch.tensor(&slot.name)?.1.host())?;
     }
     engine.backend().run(program)?;
-    let read = |engine: &mut Engine, name: &str| -> Result<Option<(IoSlot, Vec<f32>)>> {
+    let mut pictures = objective.draw(&batch, &mut |name| {
         let Some(slot) = built.outputs.iter().find(|s| s.name == name) else { return Ok(None) };
         let mut values = vec![0.0; slot.shape.count()];
         engine.backend().read(slot.region, slot.offset, HostSliceMut::F32(&mut values))?;
-        Ok(Some((slot.clone(), values)))
-    };
-    let mut pictures = Pictures::default();
-    if let Some((_, values)) = read(engine, "reconstruction")? {
-        pictures.reconstructions = reconstructions(&cfg, &batch, &values)?;
-    }
-    if let Some((_, logits)) = read(engine, "search")? {
-        pictures.scenes = scenes(&cfg, &batch, &logits)?;
-    }
-    if let Some((_, qkv)) = read(engine, "qkv")? {
-        pictures.attention = attention(&cfg, &batch, &qkv)?;
-    }
+        Ok(Some(values))
+    })?;
     if let Some((probe, result)) = shown.probe {
         pictures.neighbours = neighbours(probe, result)?;
     }
     Ok(pictures)
-}
-
-/// The `i`-th of the images of `size` in `pixels`.
-fn image(pixels: &[f32], i: usize, [h, w]: [usize; 2]) -> &[f32] {
-    &pixels[i * 3 * h * w..(i + 1) * 3 * h * w]
-}
-
-fn reconstructions(cfg: &StepConfig, batch: &Batch, values: &[f32]) -> Result<Vec<Reconstruction>> {
-    let [h, w] = cfg.masked_size;
-    let hidden: Vec<usize> = hidden_positions(batch).into_iter().map(|i| i as usize).collect();
-    let per_image = hidden.len() / cfg.batch;
-    let width = values.len() / hidden.len().max(1);
-    (0..cfg.batch)
-        .map(|i| {
-            let input = image(&batch.masked, i, cfg.masked_size);
-            let positions = &hidden[i * per_image..(i + 1) * per_image];
-            let predictions = &values[i * per_image * width..(i + 1) * per_image * width];
-            let (masked, predicted) = reconstruct(input, h, w, positions, predictions)?;
-            Ok(Reconstruction { input: denormalise(input, h, w)?, masked, predicted })
-        })
-        .collect()
-}
-
-fn scenes(cfg: &StepConfig, batch: &Batch, logits: &[f32]) -> Result<Vec<SceneResult>> {
-    let (s, b) = (cfg.scene_size, cfg.batch);
-    let (side, m) = (s / PATCH, (s / PATCH).pow(2));
-    let probability = |x: &f32| 1.0 / (1.0 + (-x).exp());
-    (0..b)
-        .map(|i| {
-            let at = |instance: usize| (instance * b + i) * m..(instance * b + i + 1) * m;
-            let queries = [
-                (image(&batch.global, i, cfg.global_size), cfg.global_size),
-                (image(&batch.rescaled, i, cfg.rescaled_size), cfg.rescaled_size),
-            ];
-            let instances = queries
-                .iter()
-                .enumerate()
-                .map(|(instance, (pixels, [h, w]))| {
-                    Ok(InstanceResult {
-                        query: denormalise(pixels, *h, *w)?,
-                        truth: batch.boxes[at(instance)].to_vec(),
-                        predicted: logits[at(instance)].iter().map(probability).collect(),
-                    })
-                })
-                .collect::<Result<_>>()?;
-            let scene = denormalise(image(&batch.scene, i, [s, s]), s, s)?;
-            Ok(SceneResult { scene, instances, grid: [side, side] })
-        })
-        .collect()
-}
-
-/// Softmax of the image token's query against the patch tokens' keys, per head, from the last block's packed qkv
-/// `[B, 1 + N, 3D]`.
-fn attention(cfg: &StepConfig, batch: &Batch, qkv: &[f32]) -> Result<Vec<AttentionMap>> {
-    let EncoderConfig::Vit { num_heads, embed_dim, .. } = cfg.encoder else { return Ok(Vec::new()) };
-    let grid = cfg.global_size.map(|s| s / PATCH);
-    let (rows, width) = (1 + grid[0] * grid[1], embed_dim / num_heads);
-    let scale = 1.0 / (width as f32).sqrt();
-    (0..cfg.batch)
-        .map(|i| {
-            let tokens = &qkv[i * rows * 3 * embed_dim..(i + 1) * rows * 3 * embed_dim];
-            let heads = (0..num_heads)
-                .map(|head| {
-                    let q = &tokens[head * width..(head + 1) * width];
-                    let scores: Vec<f32> = tokens
-                        .chunks_exact(3 * embed_dim)
-                        .map(|row| &row[embed_dim + head * width..embed_dim + (head + 1) * width])
-                        .map(|k| scale * q.iter().zip(k).map(|(a, b)| a * b).sum::<f32>())
-                        .collect();
-                    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                    let exp: Vec<f32> = scores.iter().map(|s| (s - max).exp()).collect();
-                    let sum: f32 = exp.iter().sum();
-                    exp[1..].iter().map(|e| e / sum).collect()
-                })
-                .collect();
-            let [h, w] = cfg.global_size;
-            Ok(AttentionMap {
-                image: denormalise(image(&batch.global, i, cfg.global_size), h, w)?,
-                heads,
-                grid,
-            })
-        })
-        .collect()
 }
 
 /// Queries spread over the whole set, each with its nearest gallery images.

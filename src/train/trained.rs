@@ -5,10 +5,11 @@ use crate::error::{Error, Result};
 use crate::ir::PATCH;
 use crate::ir::{Op, Region, ops};
 use crate::models::EncoderConfig;
-use crate::objectives::saip::{StepOptions, build_step};
+use crate::step::StepOptions;
 use crate::tensor::DType;
 use crate::train::checkpoint::{Loaded, RunState};
 use crate::train::config::{MAX_EDGE, TrainConfig};
+use crate::train::objective::with_expert;
 use crate::train::pretrained::{expert_options, recognise, usual_grid};
 use crate::train::source::{WeightsSource, encoder_of};
 use crate::weights::{
@@ -208,11 +209,10 @@ fn replaced(state: &StateDict, name: &str, tensor: Tensor) -> Result<StateDict> 
 /// How often PyTorch would have counted: its batch normalisation is called once per group of rows with statistics of their
 /// own, in every micro step.
 fn batches_tracked(config: &TrainConfig, state: &RunState, expert: bool) -> Result<i64> {
-    let step = config.step_config(config.views.local_size, config.views.global_size);
     let micro_steps = config.optim.accumulation(1)?;
     let options = StepOptions { dtype: DType::F32, micro_steps, drop_path: 0.0 };
     let region = if expert { Region::ExpertBuffers } else { Region::Buffers };
-    let graph = build_step(&step, &options)?.graph;
+    let graph = with_expert(config, None, &[])?.step(0, &options)?.graph;
     let groups = graph.nodes.iter().find_map(|node| match &node.op {
         Op::RunningStatistics(ops::RunningStatistics { groups, .. }) => {
             let binding = graph.value(node.outputs[0]).binding;

@@ -4,17 +4,18 @@
 //! under `student.*`, `expert.*` and `state.*`, and what the step must give under `loss.*`, `grad.*` and `after.*`.
 
 use crate::backend::Backend;
-use crate::data::batch::Batch;
+use crate::data::batch::{Batch, Values};
 use crate::error::{Error, Result};
 use crate::ir::{Op, Region};
-use crate::objectives::saip::config::StepConfig;
-use crate::objectives::saip::{StepOptions, StepPoint, build_step};
+use crate::objectives::{self, Objective};
+use crate::step::StepOptions;
 use crate::tensor::DType;
 use crate::train::engine::{Engine, EngineOptions};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Fixtures are megabytes; nothing larger is read into memory.
 const MAX_BYTES: u64 = 1 << 30;
@@ -26,7 +27,7 @@ const SMALLEST_COMPARABLE_EPS: f64 = 1e-6;
 pub struct Fixture {
     path: PathBuf,
     bytes: Vec<u8>,
-    pub config: StepConfig,
+    pub objective: Arc<dyn Objective>,
 }
 
 /// How far one tensor is from the fixture's.
@@ -75,9 +76,9 @@ impl Fixture {
                 "carries no `config` in its metadata: write it with the reference's `write` command",
             )
         })?;
-        let config: StepConfig = serde_json::from_str(config)
+        let objective = objectives::of_reference(config)
             .map_err(|e| Error::file(&path, format!("the `config` in its metadata cannot be used: {e}")))?;
-        Ok(Fixture { path, bytes, config })
+        Ok(Fixture { path, bytes, objective })
     }
 
     pub fn path(&self) -> &Path {
@@ -116,50 +117,42 @@ impl Fixture {
         Ok(t.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
     }
 
-    /// The recorded views.
+    /// The recorded views: what the objective reads. What a recipe derives from others is derived.
     fn batch(&self) -> Result<Batch> {
-        let (all, c) = (self.tensors()?, &self.config);
-        let geometry = c.geometry();
-        let image = |n: usize, size: [usize; 2]| [n, c.batch, 3, size[0], size[1]];
-        let g = c.scene_size / crate::ir::PATCH;
-        let shape = [c.batch, geometry.visible];
-        let keep = self.tensor(&all, "view.keep", &shape, Dtype::I64)?;
-        let patches = geometry.masked_tokens();
-        let keep = keep
-            .data()
-            .as_chunks::<8>()
-            .0
-            .iter()
-            .map(|b| i64::from_le_bytes(*b))
-            .map(|i| usize::try_from(i).ok().filter(|i| *i < patches).map(|i| i as i32))
-            .collect::<Option<Vec<i32>>>()
-            .ok_or_else(|| {
-                Error::file(
-                    &self.path,
-                    format!("`view.keep` leaves the {patches} patches of the masked view"),
-                )
-            })?;
-        if keep.chunks_exact(geometry.visible.max(1)).any(|k| k.windows(2).any(|w| w[0] >= w[1])) {
-            return Err(Error::file(&self.path, "`view.keep` must ascend within each image"));
+        let all = self.tensors()?;
+        let images = self.objective.batch();
+        let specs = self.objective.recipe()?.tensors(0, images);
+        let tensors =
+            specs.into_iter().map(|spec| (Values::room(&spec, None), spec)).map(|(v, s)| (s, v)).collect();
+        let mut batch = Batch { bucket: 0, tensors, names: vec![self.path.display().to_string(); images] };
+        for (spec, values) in &mut batch.tensors {
+            let name = format!("view.{}", spec.name);
+            let shape = spec.shape.dims();
+            match values {
+                Values::F32(values) => *values = self.f32s(&all, &name, shape)?,
+                Values::I32(values) if all.tensor(&name).is_ok() => {
+                    *values = self.i32s(&all, &name, shape)?
+                }
+                // Derived from others.
+                Values::I32(_) => {}
+            }
         }
-        let [mh, mw] = c.masked_size;
-        Ok(Batch {
-            global: self.f32s(&all, "view.global", &image(2, c.global_size))?,
-            local: self.f32s(&all, "view.local", &image(c.locals, c.local_size))?,
-            rescaled: self.f32s(&all, "view.rescaled", &image(2, c.rescaled_size))?,
-            masked: self.f32s(&all, "view.masked", &[c.batch, 3, mh, mw])?,
-            keep,
-            scene: self.f32s(&all, "view.scene", &[c.batch, 3, c.scene_size, c.scene_size])?,
-            boxes: self.f32s(&all, "view.boxes", &[2, c.batch, g, g])?,
-            names: vec![self.path.display().to_string(); c.batch],
-            geometry,
-        })
+        self.objective.complete(&mut batch).map_err(|e| Error::file(&self.path, e.to_string()))?;
+        Ok(batch)
+    }
+
+    /// Positions, which the fixtures hold in 64 bits.
+    fn i32s(&self, all: &SafeTensors<'_>, name: &str, shape: &[usize]) -> Result<Vec<i32>> {
+        let t = self.tensor(all, name, shape, Dtype::I64)?;
+        let all = t.data().as_chunks::<8>().0.iter().map(|b| i32::try_from(i64::from_le_bytes(*b)).ok());
+        all.collect::<Option<_>>()
+            .ok_or_else(|| Error::file(&self.path, format!("`{name}` holds numbers that are no positions")))
     }
 
     /// Runs the recorded step on `backend`.
     pub fn run(&self, backend: Box<dyn Backend>) -> Result<Results> {
         let options = EngineOptions { micro_steps: 1, drop_path: 0.0, recompute: false, seed: 0 };
-        let mut engine = Engine::new(backend, std::slice::from_ref(&self.config), options)?;
+        let mut engine = Engine::new(backend, Arc::clone(&self.objective), options)?;
         let (all, batch) = (self.tensors()?, self.batch()?);
         let shapes: BTreeMap<String, Vec<usize>> = engine.expected_state().into_iter().collect();
         engine.load(|name, out| {
@@ -171,7 +164,7 @@ impl Fixture {
             out.copy_from_slice(&self.f32s(&all, name, shape)?);
             Ok(())
         })?;
-        let losses = engine.micro_step(0, &batch, &StepPoint::constant(&self.config, 1))?;
+        let losses = engine.micro_step(0, &batch, &self.objective.point(1))?;
         let health = engine.update(0)?;
         let mut results = Results::new();
         results.insert("loss.total".into(), (vec![], vec![losses.total]));
@@ -242,7 +235,7 @@ impl Fixture {
     /// Those of building the step.
     pub fn bf16_tolerance(&self) -> Result<f64> {
         let opts = StepOptions { dtype: DType::Bf16, ..StepOptions::default() };
-        let graph = build_step(&self.config, &opts)?.graph;
+        let graph = self.objective.step(0, &opts)?.graph;
         let mut rounded = vec![0u32; graph.values.len()];
         for node in &graph.nodes {
             let longest = node.inputs.iter().map(|i| rounded[i.index()]).max().unwrap_or(0);
@@ -276,12 +269,12 @@ impl Fixture {
 
     /// Tensors, as prefixes ending in `*`, that say nothing when computed in `dtype`, and why.
     fn incomparable(&self, dtype: DType) -> Vec<(String, String)> {
-        if dtype == DType::F64 || self.config.adam_eps >= SMALLEST_COMPARABLE_EPS {
+        if dtype == DType::F64 || self.objective.point(1).adam_eps >= SMALLEST_COMPARABLE_EPS {
             return Vec::new();
         }
         let why = format!(
             "AdamW's epsilon is {:e}: its first step is the sign of the gradient, which rounding to {dtype} can flip",
-            self.config.adam_eps
+            self.objective.point(1).adam_eps
         );
         ["after.student.*", "after.expert.*"].map(|p| (p.to_owned(), why.clone())).to_vec()
     }

@@ -28,7 +28,7 @@
 
 use crate::common::reference::forward;
 use crate::common::runner::constant;
-use crate::common::tensor::{Input, Tensor};
+use crate::common::tensor::{Input, Tensor, temperatures};
 use saip_engine::ir::{AttentionLayout, ConvGeometry, Epilogue, Op, ParamSegment, Scalar, Segments, ops};
 
 /// The snippet's `r(n, k)` with a shape.
@@ -276,7 +276,7 @@ fn unit(shape: &[usize], k: usize) -> Input {
 #[test]
 fn prototype_cross_entropy_and_entropies_match() {
     let center: Input = r(&[1, 3], 13).map(|v| v / 10.0).into();
-    let scalars = block(&[(Scalar::StudentTemp, 0.5), (Scalar::TeacherTemp, 0.25)]);
+    let scalars = temperatures(0.5, 0.25, 0.9);
     let (zt, wt) = (unit(&[4, 2], 7), unit(&[3, 2], 11));
     let x = [unit(&[6, 2], 3), unit(&[3, 2], 5), zt.clone(), wt.clone(), center.clone(), scalars.clone()];
     let y = forward(&ops::PrototypeCrossEntropy { batch: 2 }.into(), &x);

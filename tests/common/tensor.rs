@@ -1,6 +1,7 @@
 //! Host tensors of the reference and the seeded generator that fills them.
 
 use saip_engine::ir::Scalar;
+use saip_engine::ir::ops::Temperature;
 
 /// A dense row-major f64 tensor.
 #[derive(Clone, Debug, PartialEq)]
@@ -207,6 +208,19 @@ impl Gen {
     }
 }
 
+/// Temperatures of student and expert, and the center's momentum.
+pub fn temperatures(student: f64, teacher: f64, center_momentum: f64) -> Input {
+    let mut t = Tensor::zeros([Temperature::COUNT]);
+    for (place, x) in [
+        (Temperature::Student, student),
+        (Temperature::Teacher, teacher),
+        (Temperature::CenterMomentum, center_momentum),
+    ] {
+        t.data[place as usize] = f64::from(x as f32);
+    }
+    t.into()
+}
+
 /// A scalar block with usual values, `set` on top.
 pub fn scalars(set: &[(Scalar, f64)]) -> Input {
     let mut t = Tensor::zeros([Scalar::COUNT]);
@@ -220,9 +234,6 @@ pub fn scalars(set: &[(Scalar, f64)]) -> Input {
         (Scalar::BiasCorrection2, 1.0 - 0.95f64.powi(3)),
         (Scalar::ClipNorm, 0.0),
         (Scalar::ExpertMomentum, 0.75),
-        (Scalar::StudentTemp, 0.1),
-        (Scalar::TeacherTemp, 0.04),
-        (Scalar::CenterMomentum, 0.9),
         (Scalar::MicroStep, 0.0),
         (Scalar::MicroWeight, 1.0),
     ];

@@ -2,12 +2,12 @@
 
 use rayon::prelude::*;
 use saip_engine::cuda::{Finish, GemmParams, PlannedProduct, PlanningBackend, Product, products};
-use saip_engine::data::views::scale_buckets;
-use saip_engine::objectives::saip::{StepOptions, build_step};
+use saip_engine::objectives::saip::scale_buckets;
 use saip_engine::plan;
+use saip_engine::step::StepOptions;
 use saip_engine::tensor::DType;
 use saip_engine::train::config::TrainConfig;
-use saip_engine::train::pretrained::base_step;
+use saip_engine::train::objective::objective;
 use std::collections::{BTreeMap, BTreeSet};
 
 const PRESETS: [&str; 3] = ["saip-vit-tiny", "saip-tinyvit-5m", "saip-starnet-s3"];
@@ -46,10 +46,10 @@ fn kind(product: &Product) -> String {
 }
 
 fn planned(preset: &str, scale: f64, cfg: &TrainConfig) -> Vec<PlannedProduct> {
-    let step = base_step(cfg).unwrap().at_scale(scale);
+    let step = objective(cfg).unwrap().at_scale(scale).unwrap();
     let opts = StepOptions { dtype: DType::Bf16, ..StepOptions::default() };
     let backend = PlanningBackend::new(DType::Bf16);
-    let plan = plan::compile(build_step(&step, &opts).unwrap().graph, false, &backend);
+    let plan = plan::compile(step.step(0, &opts).unwrap().graph, false, &backend);
     products(&plan.unwrap()).unwrap_or_else(|e| panic!("{preset} at scale {scale}: {e}"))
 }
 

@@ -3,27 +3,19 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use image::RgbImage;
-
 use crate::data::augment::normalize::normalize_into;
-use crate::data::batch::{Batch, ViewGeometry};
-use crate::data::scene::tokens_into;
-use crate::data::views::SampleViews;
+use crate::data::batch::{Batch, Values};
+use crate::data::recipe::Part;
 use crate::error::{Error, Result};
+use crate::tensor::TensorSpec;
 
-/// A batch in the making. Views are view-major, so one sample's pixels are scattered over the buffers; each buffer has
-/// its own lock, held only for the conversion to normalised f32 (a few percent of a sample's time), so that threads
-/// fill one batch together without a copy afterwards.
+/// A batch in the making. Tensors are view-major, so one sample's values are scattered over them; each has its own lock,
+/// held only for the conversion to normalised f32 (a few percent of a sample's time), so that threads fill one batch
+/// together without a copy afterwards.
 pub struct Assembly {
-    pub geometry: ViewGeometry,
+    pub bucket: usize,
     size: usize,
-    global: Mutex<Vec<f32>>,
-    local: Mutex<Vec<f32>>,
-    rescaled: Mutex<Vec<f32>>,
-    masked: Mutex<Vec<f32>>,
-    keep: Mutex<Vec<i32>>,
-    scene: Mutex<Vec<f32>>,
-    boxes: Mutex<Vec<f32>>,
+    tensors: Vec<(TensorSpec, Mutex<Values>)>,
     names: Mutex<Vec<String>>,
     remaining: AtomicUsize,
     error: Mutex<Option<(usize, Error)>>,
@@ -34,82 +26,51 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn sized<T: Clone + Default>(mut buffer: Vec<T>, len: usize) -> Mutex<Vec<T>> {
-    // Every element is overwritten by some sample: only growth needs initialising.
-    buffer.resize(len, T::default());
-    Mutex::new(buffer)
+fn misfit(spec: &TensorSpec) -> Error {
+    Error::invariant("batch assembly", format!("a view does not fit `{}` {}", spec.name, spec.shape))
 }
 
 impl Assembly {
-    /// Room for `size` samples of `geometry`, in the buffers of `old` where they are large enough.
-    pub fn new(geometry: ViewGeometry, size: usize, old: Option<Batch>) -> Self {
-        let area = |[h, w]: [usize; 2]| 3 * h * w * size;
-        let old = old.unwrap_or_else(|| Batch {
-            geometry: geometry.clone(),
-            global: Vec::new(),
-            local: Vec::new(),
-            rescaled: Vec::new(),
-            masked: Vec::new(),
-            keep: Vec::new(),
-            scene: Vec::new(),
-            boxes: Vec::new(),
-            names: Vec::new(),
-        });
-        let g = &geometry;
+    /// Room for `size` samples of a bucket, in the buffers of `old` where they are large enough.
+    pub fn new(bucket: usize, specs: Vec<TensorSpec>, size: usize, old: Option<Batch>) -> Self {
+        let (mut old, mut names) = old.map_or((Vec::new(), Vec::new()), |old| (old.tensors, old.names));
+        names.resize(size, String::new());
+        let mut reused = |name: &str| {
+            let at = old.iter().position(|t| t.0.name == name)?;
+            Some(old.swap_remove(at).1)
+        };
+        let room = |spec: TensorSpec| {
+            let values = Values::room(&spec, reused(spec.name));
+            (spec, Mutex::new(values))
+        };
         Assembly {
+            bucket,
             size,
-            global: sized(old.global, 2 * area(g.global_size)),
-            local: sized(old.local, g.locals * area(g.local_size)),
-            rescaled: sized(old.rescaled, 2 * area(g.rescaled_size)),
-            masked: sized(old.masked, area(g.masked_size)),
-            keep: sized(old.keep, size * g.visible),
-            scene: sized(old.scene, area([g.scene_size; 2])),
-            boxes: sized(old.boxes, 2 * size * g.scene_tokens()),
-            names: sized(old.names, size),
+            tensors: specs.into_iter().map(room).collect(),
+            names: Mutex::new(names),
             remaining: AtomicUsize::new(size),
             error: Mutex::new(None),
-            geometry,
         }
     }
 
-    /// Writes sample `slot` of the batch.
-    pub fn fill(&self, slot: usize, views: &SampleViews, name: String) -> Result<()> {
-        self.pictures(&self.global, slot, &views.global)?;
-        self.pictures(&self.local, slot, &views.local)?;
-        self.pictures(&self.rescaled, slot, &views.rescaled)?;
-        self.pictures(&self.masked, slot, std::slice::from_ref(&views.masked))?;
-        self.pictures(&self.scene, slot, std::slice::from_ref(&views.scene.picture))?;
-        let keep = self.geometry.visible;
-        let too_small = || Error::invariant("batch assembly", "a view does not fit its slot");
-        let mut all = lock(&self.keep);
-        let to = all.get_mut(slot * keep..(slot + 1) * keep).filter(|to| to.len() == views.keep.len());
-        to.ok_or_else(too_small)?.copy_from_slice(&views.keep);
-        drop(all);
-        let tokens = self.geometry.scene_tokens();
-        let mut all = lock(&self.boxes);
-        for (i, at) in views.scene.boxes.iter().enumerate() {
-            let start = (i * self.size + slot) * tokens;
-            let to = all.get_mut(start..start + tokens).ok_or_else(too_small)?;
-            tokens_into(at, self.geometry.scene_size, to);
+    /// Writes sample `slot` of the batch: for every tensor its views.
+    pub fn fill(&self, slot: usize, sample: Vec<Vec<Part>>, name: String) -> Result<()> {
+        if sample.len() != self.tensors.len() {
+            return Err(Error::invariant("batch assembly", "a sample lacks tensors"));
         }
-        drop(all);
+        for ((spec, values), views) in self.tensors.iter().zip(sample) {
+            if views.len() != spec.views() {
+                return Err(misfit(spec));
+            }
+            for (view, part) in views.into_iter().enumerate() {
+                // View-major: view `v` of sample `slot` is part `v * size + slot`.
+                let len = spec.part();
+                let start = (view * self.size + slot) * len;
+                write(&mut lock(values), start..start + len, &part, spec)?;
+            }
+        }
         if let Some(to) = lock(&self.names).get_mut(slot) {
             *to = name;
-        }
-        Ok(())
-    }
-
-    /// View `v` of sample `slot` starts at picture `v * size + slot`.
-    fn pictures(&self, buffer: &Mutex<Vec<f32>>, slot: usize, pictures: &[RgbImage]) -> Result<()> {
-        for (v, picture) in pictures.iter().enumerate() {
-            let len = picture.as_raw().len();
-            let start = (v * self.size + slot) * len;
-            let mut buffer = lock(buffer);
-            let to = buffer.get_mut(start..start + len);
-            normalize_into(
-                picture,
-                to.ok_or_else(|| Error::invariant("batch assembly", "a view is too large"))?,
-            )?;
         }
         Ok(())
     }
@@ -132,16 +93,29 @@ impl Assembly {
         if let Some((_, e)) = lock(&self.error).take() {
             return Err(e);
         }
+        let taken = |values: &Mutex<Values>| std::mem::replace(&mut *lock(values), Values::I32(Vec::new()));
         Ok(Batch {
-            geometry: self.geometry.clone(),
-            global: std::mem::take(&mut *lock(&self.global)),
-            local: std::mem::take(&mut *lock(&self.local)),
-            rescaled: std::mem::take(&mut *lock(&self.rescaled)),
-            masked: std::mem::take(&mut *lock(&self.masked)),
-            keep: std::mem::take(&mut *lock(&self.keep)),
-            scene: std::mem::take(&mut *lock(&self.scene)),
-            boxes: std::mem::take(&mut *lock(&self.boxes)),
+            bucket: self.bucket,
+            tensors: self.tensors.iter().map(|(spec, values)| (spec.clone(), taken(values))).collect(),
             names: std::mem::take(&mut *lock(&self.names)),
         })
     }
+}
+
+fn write(values: &mut Values, at: std::ops::Range<usize>, part: &Part, spec: &TensorSpec) -> Result<()> {
+    fn copy<T: Copy>(to: Option<&mut [T]>, from: &[T]) -> Option<()> {
+        let to = to.filter(|to| to.len() == from.len())?;
+        to.copy_from_slice(from);
+        Some(())
+    }
+    let written = match (values, part) {
+        (Values::F32(all), Part::Picture(picture)) => {
+            let to = all.get_mut(at).filter(|to| to.len() == picture.as_raw().len());
+            return normalize_into(picture, to.ok_or_else(|| misfit(spec))?);
+        }
+        (Values::F32(all), Part::Values(from)) => copy(all.get_mut(at), from),
+        (Values::I32(all), Part::Indices(from)) => copy(all.get_mut(at), from),
+        _ => None,
+    };
+    written.ok_or_else(|| misfit(spec))
 }

@@ -20,9 +20,9 @@ use crate::data::augment::Augmenter;
 pub use crate::data::augment::normalize::{denormalise, eval_image};
 use crate::data::batch::Batch;
 use crate::data::left_out::LeftOut;
+use crate::data::recipe::{Recipe, SampleKey};
 use crate::data::rng::StreamRng;
 use crate::data::source::{ImageSource, Quarantine};
-use crate::data::views::{SampleKey, ViewPlanner};
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
 use assemble::Assembly;
@@ -55,7 +55,7 @@ impl Default for LoaderConfig {
 /// What every thread needs.
 struct Shared {
     source: Arc<dyn ImageSource>,
-    planner: ViewPlanner,
+    recipe: Arc<dyn Recipe>,
     quarantine: Quarantine,
     seed: u64,
     stop: AtomicBool,
@@ -100,7 +100,7 @@ struct Threads {
 impl Loader {
     /// Starts the workers. Fails on an empty source, on sizes of zero, and on a rank outside the world. No picture is
     /// read here: unusable ones turn up in [`Self::skipped`], and a source without any usable one fails in `next`.
-    pub fn new(source: Arc<dyn ImageSource>, cfg: LoaderConfig, planner: ViewPlanner) -> Result<Self> {
+    pub fn new(source: Arc<dyn ImageSource>, cfg: LoaderConfig, recipe: Arc<dyn Recipe>) -> Result<Self> {
         let images = source.len();
         if images == 0 {
             return Err(Error::usage("the image source is empty: there is nothing to train on"));
@@ -129,7 +129,7 @@ impl Loader {
         let order = Order::new(cfg.seed, images, per_step);
         let shared = Shared {
             source,
-            planner,
+            recipe,
             quarantine: Quarantine::new(),
             seed: cfg.seed,
             stop: AtomicBool::new(false),
@@ -226,10 +226,6 @@ impl Loader {
         &self.notes
     }
 
-    pub fn planner(&self) -> &ViewPlanner {
-        &self.shared.planner
-    }
-
     /// Hands out jobs until `prefetch` batches from `first` on are under way.
     fn issue(&mut self, first: u64) {
         while self.issued < first.saturating_add(self.cfg.prefetch as u64) {
@@ -245,9 +241,11 @@ impl Loader {
     }
 
     fn job(&mut self, step: u64) -> Job {
-        let geometry = self.shared.planner.geometry(self.cfg.seed, step).clone();
+        let recipe = &self.shared.recipe;
+        let bucket = recipe.bucket(self.cfg.seed, step);
         let (epoch, samples) = self.order.samples(step, self.cfg.rank * self.cfg.batch, self.cfg.batch);
-        let assembly = Assembly::new(geometry, self.cfg.batch, self.pool.pop());
+        let assembly =
+            Assembly::new(bucket, recipe.tensors(bucket, self.cfg.batch), self.cfg.batch, self.pool.pop());
         Job { step, epoch, samples, assembly }
     }
 }
@@ -326,18 +324,18 @@ fn render(shared: &Shared, job: &Job, slot: usize, augmenter: &mut Augmenter) ->
     // A repeated picture is another sample of the epoch: same pixels, other random numbers.
     let (index, picture) = quarantine.load(source, sample % source.len())?;
     let key = SampleKey { seed: shared.seed, epoch: job.epoch, sample: sample as u64 };
-    let background = |rng: &mut StreamRng| {
-        let (behind, scenery) = quarantine.load(source, another(index, source.len(), rng))?;
-        // An unusable choice may be replaced by the very picture that is pasted: then the one after it.
+    let mut another = |rng: &mut StreamRng| {
+        let (behind, scenery) = quarantine.load(source, other(index, source.len(), rng))?;
+        // An unusable choice may be replaced by the very picture that is asked for: then the one after it.
         let again = behind == index && source.len() > 1;
         Ok(if again { quarantine.load(source, index + 1)?.1 } else { scenery })
     };
-    let views = shared.planner.render(augmenter, &job.assembly.geometry, key, &picture, background)?;
-    job.assembly.fill(slot, &views, source.name(index))
+    let sample = shared.recipe.paint(augmenter, job.assembly.bucket, key, &picture, &mut another)?;
+    job.assembly.fill(slot, sample, source.name(index))
 }
 
 /// Uniform over the other indices; the same one only when there is no other.
-fn another(own: usize, n: usize, rng: &mut StreamRng) -> usize {
+fn other(own: usize, n: usize, rng: &mut StreamRng) -> usize {
     if n < 2 {
         return own;
     }

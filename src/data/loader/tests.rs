@@ -4,10 +4,11 @@ use std::time::{Duration, Instant};
 use image::{Rgb, RgbImage};
 
 use super::*;
-use crate::data::augment::AugmentConfig;
+use crate::data::batch::Values;
 use crate::data::left_out::Kind;
-use crate::data::views::scale_buckets;
-use crate::data::views::tests::{MASK_RATIO, step};
+use crate::data::recipe::{Another, Part};
+use crate::data::rng::Purpose;
+use crate::tensor::{DType, TensorSpec};
 
 /// `count` pictures that differ; picture `bad` fails, picture `panics` panics.
 struct Made {
@@ -42,9 +43,53 @@ impl ImageSource for Made {
     }
 }
 
-fn planner() -> ViewPlanner {
-    let cfg = step([64, 32], [32, 16], 2, 48);
-    ViewPlanner::new(&cfg, MASK_RATIO, &scale_buckets([1.0, 2.0], 2), AugmentConfig::default()).unwrap()
+/// Two views of changing size, another picture, and numbers of both kinds.
+struct Mixed;
+
+/// Edges of the views, by bucket.
+const EDGES: [usize; 2] = [16, 24];
+
+impl Recipe for Mixed {
+    fn buckets(&self) -> usize {
+        EDGES.len()
+    }
+
+    fn bucket(&self, seed: u64, step: u64) -> usize {
+        ((seed + step) % 2) as usize
+    }
+
+    fn tensors(&self, bucket: usize, batch: usize) -> Vec<TensorSpec> {
+        let edge = EDGES[bucket];
+        vec![
+            TensorSpec::new("views", DType::F32, 1, [2, batch, 3, edge, edge]),
+            TensorSpec::new("other", DType::F32, 0, [batch, 3, 40, 20]),
+            TensorSpec::new("drawn", DType::F32, 0, [batch, 2]),
+            TensorSpec::new("sample", DType::I32, 0, [batch, 1]),
+        ]
+    }
+
+    fn paint(
+        &self,
+        painter: &mut Augmenter,
+        bucket: usize,
+        key: SampleKey,
+        picture: &RgbImage,
+        another: &mut Another<'_>,
+    ) -> Result<Vec<Vec<Part>>> {
+        let mut rng = key.stream(Purpose::Views);
+        let view = painter.resampler.fit(picture, [EDGES[bucket]; 2])?;
+        let other = another(&mut key.stream(Purpose::Scene))?;
+        Ok(vec![
+            vec![Part::Picture(view.clone()), Part::Picture(view)],
+            vec![Part::Picture(other)],
+            vec![Part::Values(vec![rng.random(), rng.random()])],
+            vec![Part::Indices(vec![key.sample as i32])],
+        ])
+    }
+}
+
+fn recipe() -> Arc<dyn Recipe> {
+    Arc::new(Mixed)
 }
 
 fn config(batch: usize, workers: usize) -> LoaderConfig {
@@ -52,7 +97,7 @@ fn config(batch: usize, workers: usize) -> LoaderConfig {
 }
 
 fn loader(source: Made, cfg: LoaderConfig) -> Loader {
-    Loader::new(Arc::new(source), cfg, planner()).unwrap()
+    Loader::new(Arc::new(source), cfg, recipe()).unwrap()
 }
 
 fn take(loader: &mut Loader, steps: usize) -> Vec<Batch> {
@@ -61,9 +106,12 @@ fn take(loader: &mut Loader, steps: usize) -> Vec<Batch> {
             let batch = loader.next().unwrap();
             // Recycled memory full of rubbish must not show in a later batch.
             let mut rubbish = batch.clone();
-            rubbish.global.fill(f32::NAN);
-            rubbish.boxes.fill(9.0);
-            rubbish.keep.fill(-1);
+            for (_, values) in &mut rubbish.tensors {
+                match values {
+                    Values::F32(v) => v.fill(f32::NAN),
+                    Values::I32(v) => v.fill(-1),
+                }
+            }
             loader.recycle(rubbish);
             batch
         })
@@ -83,46 +131,95 @@ fn batches_do_not_depend_on_workers_prefetch_or_start() {
         assert_eq!(take(&mut loader(source(), cfg), 3), want[5..], "resumed with {workers} workers");
     }
     let other = take(&mut loader(source(), LoaderConfig { seed: 12, ..config(4, 0) }), 1);
-    assert_ne!(other[0].global, want[0].global);
-    // Both geometries occur, so that the comparison covers a change of shape between recycled batches.
-    assert!(want.iter().any(|b| b.geometry != want[0].geometry));
+    assert_ne!(other[0].f32s("drawn").unwrap(), want[0].f32s("drawn").unwrap());
+    // Both buckets occur, so that the comparison covers a change of shape between recycled batches.
+    assert!(want.iter().any(|b| b.bucket != want[0].bucket));
 }
 
 #[test]
-fn batches_have_the_documented_layout() {
+fn batches_are_view_major_and_as_their_specs_say() {
     let mut l = loader(Made::new(9), config(3, 2));
     let b = l.next().unwrap();
-    let g = &b.geometry;
-    let area = |s: [usize; 2]| 3 * s[0] * s[1];
-    assert_eq!(b.global.len(), 2 * 3 * area(g.global_size));
-    assert_eq!(b.local.len(), g.locals * 3 * area(g.local_size));
-    assert_eq!(b.rescaled.len(), 2 * 3 * area(g.rescaled_size));
-    assert_eq!(b.masked.len(), 3 * area(g.masked_size));
-    assert_eq!(b.keep.len(), 3 * g.visible);
-    assert_eq!(b.scene.len(), 3 * 3 * 48 * 48);
-    assert_eq!(b.boxes.len(), 2 * 3 * 9);
-    assert_eq!(b.names.len(), 3);
-    for boxes in b.boxes.chunks(9) {
-        assert!(boxes.contains(&1.0) && boxes.iter().all(|&v| v == 0.0 || v == 1.0));
+    assert_eq!(b.bucket, Mixed.bucket(11, 0));
+    for ((spec, values), want) in b.tensors.iter().zip(Mixed.tensors(b.bucket, 3)) {
+        assert_eq!(*spec, want);
+        assert_eq!(values.host().len(), want.shape.count());
     }
-    for values in [&b.global, &b.local, &b.rescaled, &b.masked, &b.scene] {
-        // Normalised 8-bit values: (0 - 0.485) / 0.229 to (1 - 0.406) / 0.225.
-        assert!(values.iter().all(|v| (-2.12..2.65).contains(v)));
-    }
-    // View-major: sample 1 of the batch, rendered alone, is found at [view, 1].
+    // Normalised 8-bit values: (0 - 0.485) / 0.229 to (1 - 0.406) / 0.225.
+    assert!(b.f32s("views").unwrap().iter().all(|v| (-2.12..2.65).contains(v)));
+    // Sample 1 of the batch, painted alone, is found at [view, 1].
     let sample = epoch_order(11, 0, 9)[1];
-    assert_eq!(b.names[1], format!("made-{sample}"));
-    let key = SampleKey { seed: 11, epoch: 0, sample: sample.into() };
+    assert_eq!((b.names[1].as_str(), b.names.len()), (format!("made-{sample}").as_str(), 3));
     let picture = Made::new(9).load(sample as usize).unwrap();
-    let render =
-        l.planner().render(&mut Augmenter::new(), g, key, &picture, |_| Ok(picture.clone())).unwrap();
-    let view = area(g.global_size);
+    let edge = EDGES[b.bucket];
+    let alone = Augmenter::new().resampler.fit(&picture, [edge; 2]).unwrap();
+    let view = 3 * edge * edge;
     for v in 0..2 {
         let at = (v * 3 + 1) * view;
-        let got = denormalise(&b.global[at..at + view], g.global_size[0], g.global_size[1]).unwrap();
-        assert_eq!(got, render.global[v]);
+        assert_eq!(denormalise(&b.f32s("views").unwrap()[at..at + view], edge, edge).unwrap(), alone);
     }
-    assert_eq!(b.keep[g.visible..2 * g.visible], render.keep);
+    assert_eq!(b.i32s("sample").unwrap()[1], sample as i32);
+    let lost = b.f32s("sample").unwrap_err().to_string();
+    assert!(lost.contains("sample") && b.tensor("views ").is_err(), "{lost}");
+}
+
+/// A recipe that does not keep to its own specs.
+struct Wrong(fn(Vec<Vec<Part>>) -> Vec<Vec<Part>>);
+
+impl Recipe for Wrong {
+    fn buckets(&self) -> usize {
+        1
+    }
+    fn bucket(&self, _: u64, _: u64) -> usize {
+        0
+    }
+    fn tensors(&self, bucket: usize, batch: usize) -> Vec<TensorSpec> {
+        Mixed.tensors(bucket, batch)
+    }
+    fn paint(
+        &self,
+        painter: &mut Augmenter,
+        bucket: usize,
+        key: SampleKey,
+        picture: &RgbImage,
+        another: &mut Another<'_>,
+    ) -> Result<Vec<Vec<Part>>> {
+        Ok((self.0)(Mixed.paint(painter, bucket, key, picture, another)?))
+    }
+}
+
+#[test]
+fn a_sample_that_does_not_fit_its_tensors_is_an_error() {
+    type Spoil = fn(Vec<Vec<Part>>) -> Vec<Vec<Part>>;
+    let spoils: [(Spoil, &str); 4] = [
+        (|mut s| s.drain(1..).collect(), "lacks tensors"),
+        (
+            |mut s| {
+                s[0].pop();
+                s
+            },
+            "views",
+        ),
+        (
+            |mut s| {
+                s[2] = vec![Part::Values(vec![0.0])];
+                s
+            },
+            "drawn",
+        ),
+        (
+            |mut s| {
+                s[3] = vec![Part::Values(vec![0.0])];
+                s
+            },
+            "sample",
+        ),
+    ];
+    for (spoil, what) in spoils {
+        let mut l = Loader::new(Arc::new(Made::new(3)), config(2, 0), Arc::new(Wrong(spoil))).unwrap();
+        let message = l.next().unwrap_err().to_string();
+        assert!(message.contains(what), "{message}");
+    }
 }
 
 #[test]
@@ -147,8 +244,9 @@ fn ranks_share_a_step_without_overlap() {
     let (left, right) = (part(0), part(1));
     for ((w, l), r) in whole.iter().zip(&left).zip(&right) {
         assert_eq!(w.names, [l.names.clone(), r.names.clone()].concat());
-        assert_eq!(w.masked, [l.masked.clone(), r.masked.clone()].concat());
-        assert_eq!(l.geometry, r.geometry, "all ranks draw the same scale");
+        let drawn = |b: &Batch| b.f32s("drawn").unwrap().to_vec();
+        assert_eq!(drawn(w), [drawn(l), drawn(r)].concat());
+        assert_eq!(l.bucket, r.bucket, "all ranks draw the same scale");
     }
 }
 
@@ -160,8 +258,8 @@ fn a_small_source_repeats_with_other_views() {
     let b = l.next().unwrap();
     let twin =
         (0..5).flat_map(|i| (0..i).map(move |j| (i, j))).find(|&(i, j)| b.names[i] == b.names[j]).unwrap();
-    let len = b.masked.len() / 5;
-    assert_ne!(b.masked[twin.0 * len..][..len], b.masked[twin.1 * len..][..len]);
+    let drawn = b.f32s("drawn").unwrap();
+    assert_ne!(drawn[twin.0 * 2..][..2], drawn[twin.1 * 2..][..2]);
     // A single picture is its own background.
     loader(Made::new(1), config(2, 1)).next().unwrap();
 }
@@ -188,8 +286,8 @@ fn a_source_without_usable_pictures_is_an_error_not_a_hang() {
         let message = l.next().unwrap_err().to_string();
         assert!(message.contains("none of the 6 images") && message.contains("made-0"), "{message}");
     }
-    assert!(Loader::new(Arc::new(Made::new(0)), config(3, 0), planner()).is_err());
-    assert!(Loader::new(Arc::new(Made::new(4)), config(0, 0), planner()).is_err());
+    assert!(Loader::new(Arc::new(Made::new(0)), config(3, 0), recipe()).is_err());
+    assert!(Loader::new(Arc::new(Made::new(4)), config(0, 0), recipe()).is_err());
 }
 
 #[test]
@@ -215,9 +313,9 @@ fn dropping_ends_the_workers_promptly() {
 fn memory_is_recycled() {
     let mut l = loader(Made::new(8), config(4, 0));
     let b = l.next().unwrap();
-    let at = b.global.as_ptr();
+    let at = b.f32s("other").unwrap().as_ptr();
     l.recycle(b);
-    assert_eq!(l.next().unwrap().global.as_ptr(), at);
+    assert_eq!(l.next().unwrap().f32s("other").unwrap().as_ptr(), at);
 }
 
 #[test]
@@ -226,7 +324,7 @@ fn epochs_show_a_picture_with_other_views() {
     let batches = take(&mut l, 2);
     for (slot, name) in batches[0].names.iter().enumerate() {
         let again = batches[1].names.iter().position(|n| n == name).unwrap();
-        let view = |b: &Batch, slot: usize| b.global[slot * 3 * 64 * 32..][..3 * 64 * 32].to_vec();
+        let view = |b: &Batch, slot: usize| b.f32s("drawn").unwrap()[slot * 2..][..2].to_vec();
         assert_ne!(view(&batches[0], slot), view(&batches[1], again), "{name}");
     }
 }
@@ -235,13 +333,13 @@ fn epochs_show_a_picture_with_other_views() {
 fn the_background_is_another_picture() {
     let mut counts = [0; 5];
     for i in 0..1000 {
-        counts[another(3, 5, &mut crate::data::rng::stream(0, 0, i, crate::data::rng::Purpose::Scene))] += 1;
+        counts[other(3, 5, &mut crate::data::rng::stream(0, 0, i, Purpose::Scene))] += 1;
     }
     assert_eq!(counts[3], 0);
     assert!([0, 1, 2, 4].iter().all(|&i| (200..300).contains(&counts[i])), "{counts:?}");
     // With picture 1 broken, picture 2 replaces it, even where picture 2 is the person: then the next one is taken.
     let source = Arc::new(Made { bad: vec![1], ..Made::new(3) });
-    let mut l = Loader::new(source.clone(), config(3, 0), planner()).unwrap();
+    let mut l = Loader::new(source.clone(), config(3, 0), recipe()).unwrap();
     take(&mut l, 20);
     drop(l);
     let log = source.log.lock().unwrap();
@@ -270,7 +368,7 @@ fn a_folder_with_bad_files_trains_the_same_for_any_worker_count() {
     }
     let run = |workers| {
         let source: Arc<dyn ImageSource> = Arc::from(open_source(dir.path()).unwrap());
-        let mut l = Loader::new(source, config(5, workers), planner()).unwrap();
+        let mut l = Loader::new(source, config(5, workers), recipe()).unwrap();
         (take(&mut l, 3), l.skipped())
     };
     let (want, skipped) = run(0);

@@ -6,7 +6,22 @@ use crate::ir::rules::{Cx, Facts, OpSet, Rules, Shapes, Slots};
 use crate::ir::vjp::{Gradient, Gradients, Vjp};
 use crate::tensor::Shape;
 
-/// `z: [V * B, d]`, `w: [P, d]`, `zt: [2B, d]`, `wt: [P, d]`, `center: [1, P]`, `scalars`
+/// Places in the vector of temperatures, which is written like an input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(usize)]
+pub enum Temperature {
+    Student = 0,
+    Teacher,
+    /// Weight of the old center in the new one.
+    CenterMomentum,
+}
+
+impl Temperature {
+    /// Length of the vector.
+    pub const COUNT: usize = 3;
+}
+
+/// `z: [V * B, d]`, `w: [P, d]`, `zt: [2B, d]`, `wt: [P, d]`, `center: [1, P]`, `temperatures`
 /// -> `loss: [1]`, `lse: [V * B]`, `lse_t: [2B]`: cross-entropy of every student view against the expert's two
 /// views, the same view skipped, mean over pairs and images. All rows of z, w, zt, wt are unit vectors.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,7 +67,7 @@ impl<O: OpSet + From<PrototypeCrossEntropyBackward>> Gradient<O> for PrototypeCr
     }
 }
 
-/// `dloss`, `z`, `w`, `zt`, `wt`, `center`, `scalars`, `lse`, `lse_t` -> `dz`, `dw`.
+/// `dloss`, `z`, `w`, `zt`, `wt`, `center`, `temperatures`, `lse`, `lse_t` -> `dz`, `dw`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PrototypeCrossEntropyBackward {
     pub batch: usize,
@@ -81,7 +96,7 @@ impl Rules for PrototypeCrossEntropyBackward {
 
 impl<O: OpSet> Gradient<O> for PrototypeCrossEntropyBackward {}
 
-/// `zt: [2B, d]`, `wt: [P, d]`, `center`, `scalars`, `lse_t: [2B]`, `features: [2B, D]` -> `[3]`: mean entropy of the
+/// `zt: [2B, d]`, `wt: [P, d]`, `center`, `temperatures`, `lse_t: [2B]`, `features: [2B, D]` -> `[3]`: mean entropy of the
 /// expert's distributions, entropy of their mean (nats), spread of the features, which the op itself scales to unit
 /// rows (`sqrt(D)` times the mean over dimensions of the population standard deviation over rows; 1 when isotropic,
 /// 0 collapsed).
@@ -99,7 +114,7 @@ impl Rules for ExpertStatistics {
         cx.matrix(0, "zt", rows, dw)?;
         cx.matrix(1, "wt", k, d)?;
         cx.vector(2, "the center", k)?;
-        cx.scalars(3)?;
+        temperatures(cx, 3)?;
         cx.vector(4, "lse of the expert", rows)?;
         if cx.rows_cols(5).0 != rows {
             return cx.err(format!("features {} need {rows} rows", cx.shape(5)));
@@ -110,7 +125,7 @@ impl Rules for ExpertStatistics {
 
 impl<O: OpSet> Gradient<O> for ExpertStatistics {}
 
-/// `center: [1, P]`, `zt: [2B, d]`, `wt: [P, d]`, `scalars`, `health: [3]` -> `center`, updated in place unless
+/// `center: [1, P]`, `zt: [2B, d]`, `wt: [P, d]`, `temperatures`, `health: [3]` -> `center`, updated in place unless
 /// the step is skipped: `m center + (1 - m) mean over rows of zt wt^T`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CenterUpdate;
@@ -126,13 +141,17 @@ impl Rules for CenterUpdate {
         cx.vector(0, "the center", k)?;
         cx.matrix(2, "wt", k, d)?;
         cx.matrix(1, "zt", rows, d)?;
-        cx.scalars(3)?;
+        temperatures(cx, 3)?;
         cx.vector(4, "health", 3)?;
         Ok(vec![cx.dims(0)])
     }
 }
 
 impl<O: OpSet> Gradient<O> for CenterUpdate {}
+
+fn temperatures(cx: &Cx<'_>, i: usize) -> Result<()> {
+    cx.vector(i, "the temperatures", Temperature::COUNT)
+}
 
 fn prototype_operands(cx: &Cx<'_>, first: usize, batch: usize) -> Result<(usize, usize)> {
     let (rows, d) = cx.rows_cols(first);
@@ -145,6 +164,6 @@ fn prototype_operands(cx: &Cx<'_>, first: usize, batch: usize) -> Result<(usize,
     cx.matrix(first + 2, "zt", 2 * batch, d)?;
     cx.matrix(first + 3, "wt", k, d)?;
     cx.vector(first + 4, "the center", k)?;
-    cx.scalars(first + 5)?;
+    temperatures(cx, first + 5)?;
     Ok((rows, k))
 }

@@ -1,7 +1,6 @@
 //! The configuration of one step: exactly the JSON that the reference's fixtures carry in their metadata.
 
-use crate::data::batch::{ViewGeometry, visible_patches};
-use crate::ir::PATCH;
+use super::geometry::{ViewGeometry, patches, visible_patches};
 use crate::models::EncoderConfig;
 use serde::{Deserialize, Serialize};
 
@@ -78,7 +77,6 @@ impl StepConfig {
 
     /// The sizes of the views.
     pub fn geometry(&self) -> ViewGeometry {
-        let [height, width] = self.masked_size;
         ViewGeometry {
             global_size: self.global_size,
             local_size: self.local_size,
@@ -86,7 +84,7 @@ impl StepConfig {
             rescaled_size: self.rescaled_size,
             masked_size: self.masked_size,
             scene_size: self.scene_size,
-            visible: visible_patches((height / PATCH) * (width / PATCH), self.mask_ratio),
+            visible: visible_patches(patches(self.masked_size), self.mask_ratio),
         }
     }
 

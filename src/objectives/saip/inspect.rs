@@ -1,56 +1,46 @@
 //! What a report shows of a batch: reconstructions, search maps, attention of the class token.
 
 use super::config::StepConfig;
-use super::io::{IoSlot, Slots, Types};
 use super::model::{Model, PatchTokens, reconstruct, search};
 use super::views::{ViewSlots, ViewValues, grid, patch_counts};
 use crate::error::{Error, Result};
 use crate::ir::{Graph, Region};
-use crate::nn::{Mode, Net, ParamRegistry, Weights};
+use crate::nn::{Mode, Net, Weights};
+use crate::objectives::Inspect;
+use crate::step::{Registries, Slots, Types};
 use crate::tensor::DType;
 
-/// The forward pass of a step in evaluation mode, with what pictures are made of as outputs. Parameters lie where the
-/// step of the same configuration has them.
-#[derive(Clone, Debug)]
-pub struct InspectGraph {
-    pub graph: Graph,
-    pub student: ParamRegistry,
-    pub expert: ParamRegistry,
-    /// Named as the step's inputs; absent where nothing reads them.
-    pub inputs: Vec<IoSlot>,
-    /// `reconstruction: [B, hidden, 768]` (pixels of the hidden patches, normalised per patch, values ordered (row,
-    /// column, channel)), `search: [2, B, m]` (logits), `image: [B, D]` (the anchors' image tokens) and
-    /// `qkv: [B, 1 + N, 3D]` (a ViT's last block's queries, keys and values over the anchors). Those of an objective that is
-    /// switched off are absent.
-    pub outputs: Vec<IoSlot>,
-}
-
+/// The forward pass in evaluation mode. Its outputs are `reconstruction: [B, hidden, 768]` (pixels of the hidden patches,
+/// normalised per patch, values ordered (row, column, channel)), `search: [2, B, m]` (logits), `image: [B, D]` (the anchors'
+/// image tokens) and `qkv: [B, 1 + N, 3D]` (a ViT's last block's queries, keys and values over the anchors). Those of a loss
+/// that is switched off are absent.
+///
 /// # Errors
 /// [`Error::Config`] naming a key that is out of range, [`Error::Usage`] for a type that is no float.
-pub fn build_inspect(cfg: &StepConfig, dtype: DType) -> Result<InspectGraph> {
+pub fn build_inspect(cfg: &StepConfig, dtype: DType) -> Result<Inspect> {
     if !dtype.is_float() {
         return Err(Error::usage(format!("pictures cannot be computed in {dtype}; choose bf16, f32 or f64")));
     }
     let model = Model::new(cfg)?;
     let types = Types::of(dtype);
-    let (student, expert) = (model.student_registry()?, model.expert_registry()?);
-    let (own, others) = (model.student_buffers()?, model.expert_buffers()?);
+    let registries = model.registries()?;
+    let Registries { student, expert, student_buffers: own, expert_buffers: others } = &registries;
     let evaluation = Mode::Evaluation;
     let (mut inputs, mut outputs, mut graph) = (Slots::default(), Slots::default(), Graph::new());
     // Without CSM the streams hold what the pixel-level decoders read, and no other view is asked for.
     let model = Model { csm: None, ..model };
     let slots = ViewSlots::declare(cfg, model.parts(), &mut inputs);
-    let mut views = ViewValues::read(&mut graph, cfg, model.parts(), &slots, types, false);
+    let mut views = ViewValues::read(&mut graph, cfg, model.parts(), &slots, types, false)?;
     views.student[0].image_token = true;
 
-    let mut weights = Weights::new(&expert, Region::Expert, types.compute).with_buffers(&others, evaluation);
+    let mut weights = Weights::new(expert, Region::Expert, types.compute).with_buffers(others, evaluation);
     let mut net = Net { graph: &mut graph, weights: &mut weights };
     let expert_tokens = if views.expert.is_empty() {
         Default::default()
     } else {
         model.expert.build(&mut net, &views.expert, &views.expert_taps, None)?
     };
-    let mut weights = Weights::new(&student, Region::Params, types.compute).with_buffers(&own, evaluation);
+    let mut weights = Weights::new(student, Region::Params, types.compute).with_buffers(own, evaluation);
     let mut net = Net { graph: &mut graph, weights: &mut weights };
     let tokens = model.student.build(&mut net, &views.student, &views.student_taps, None)?;
     let patches = PatchTokens::new(&views, &tokens, &expert_tokens);
@@ -73,5 +63,5 @@ pub fn build_inspect(cfg: &StepConfig, dtype: DType) -> Result<InspectGraph> {
         let width = graph.shape(id).as_matrix().1;
         outputs.output_shaped(&mut graph, "qkv", id, [b, 1 + n, width])?;
     }
-    Ok(InspectGraph { graph, student, expert, inputs: inputs.list, outputs: outputs.list })
+    Ok(Inspect { graph, registries, inputs: inputs.list, outputs: outputs.list })
 }

@@ -1,22 +1,20 @@
-//! The SAIP training step: its configuration, the graph of one step, schedules.
+//! SAIP: matching, reconstruction and search across scales.
 
 pub mod config;
-pub mod schedule;
 
 mod csm;
 mod csr;
 mod css;
-mod embed;
+mod geometry;
 mod inspect;
-mod io;
 mod model;
-mod scalars;
+mod objective;
+mod pictures;
+mod recipe;
 mod step;
 mod views;
 
-pub use embed::{EmbedGraph, EmbedOptions, build_embed};
-pub use inspect::{InspectGraph, build_inspect};
-pub use io::IoSlot;
 pub use model::Model;
-pub use scalars::{StepPoint, scalar_block};
-pub use step::{StepGraph, StepOptions, build_step};
+pub use objective::Saip;
+pub use recipe::{SCALE_RANGE, scale_buckets};
+pub use step::build_step;

@@ -4,11 +4,12 @@ use super::config::StepConfig;
 use super::csm::CsmDecoder;
 use super::csr::{CsrDecoder, CsrInputs};
 use super::css::{CssDecoder, CssInstances};
-use super::views::{self, MaskedView, Parts, ViewValues, grid};
+use super::views::{self, MaskedView, Parts, ViewValues, grid, present};
 use crate::error::{Error, Result};
 use crate::ir::{ParamSegment, ValueId};
 use crate::models::{Encoder, Tokens};
 use crate::nn::{Mode, Net, ParamRegistry};
+use crate::step::Registries;
 
 /// The modules of one configuration. An objective of weight 0 has no decoder.
 #[derive(Clone, Debug)]
@@ -58,9 +59,22 @@ impl Model {
         })
     }
 
+    /// Parameters and running statistics of student and expert.
+    ///
+    /// # Errors
+    /// When two parameters have one name.
+    pub fn registries(&self) -> Result<Registries> {
+        Ok(Registries {
+            student: self.student_registry()?,
+            expert: self.expert_registry()?,
+            student_buffers: self.student_buffers()?,
+            expert_buffers: self.expert_buffers()?,
+        })
+    }
+
     /// The student's parameters. Those that the expert averages come first, in the expert's order: the moving average
     /// reads one range.
-    pub fn student_registry(&self) -> Result<ParamRegistry> {
+    fn student_registry(&self) -> Result<ParamRegistry> {
         let mut reg = ParamRegistry::new();
         if let Some(csm) = &self.csm {
             csm.register(&mut reg)?;
@@ -79,7 +93,7 @@ impl Model {
     }
 
     /// The expert's parameters.
-    pub fn expert_registry(&self) -> Result<ParamRegistry> {
+    fn expert_registry(&self) -> Result<ParamRegistry> {
         let mut reg = ParamRegistry::new();
         if let Some(csm) = &self.csm {
             csm.register(&mut reg)?;
@@ -89,14 +103,14 @@ impl Model {
     }
 
     /// Running statistics of the student's encoder.
-    pub fn student_buffers(&self) -> Result<ParamRegistry> {
+    fn student_buffers(&self) -> Result<ParamRegistry> {
         let mut reg = ParamRegistry::new();
         self.student.register_buffers(&mut reg)?;
         Ok(reg)
     }
 
     /// Running statistics of the expert's encoder: its own, not an average of the student's.
-    pub fn expert_buffers(&self) -> Result<ParamRegistry> {
+    fn expert_buffers(&self) -> Result<ParamRegistry> {
         let mut reg = ParamRegistry::new();
         self.expert.register_buffers(&mut reg)?;
         Ok(reg)
@@ -108,12 +122,13 @@ impl Model {
     }
 
     /// Whether the expert's parameter `name` is the moving average of the student's.
-    pub fn averages(&self, name: &str) -> bool {
+    fn averages(&self, name: &str) -> bool {
         !(self.frozen && name.starts_with("encoder."))
     }
 
     /// The student's parameters as the optimizer sees them.
-    pub fn segments(&self, student: &ParamRegistry, expert: &ParamRegistry) -> Vec<ParamSegment> {
+    pub fn segments(&self, registries: &Registries) -> Vec<ParamSegment> {
+        let Registries { student, expert, .. } = registries;
         student
             .iter()
             .map(|p| ParamSegment {
@@ -209,9 +224,4 @@ pub(super) fn search(
             grid: grid([cfg.scene_size; 2]),
         },
     )
-}
-
-/// What the model's own structure promises to be there.
-pub(super) fn present<T>(value: Option<T>, what: &str) -> Result<T> {
-    value.ok_or_else(|| Error::invariant("model building", format!("{what}: not built")))
 }

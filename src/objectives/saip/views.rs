@@ -1,10 +1,10 @@
 //! The views of a step as inputs of the graph, and as token streams of the two encoders.
 
 use super::config::StepConfig;
-use super::io::{Slots, Types};
 use crate::error::{Error, Result};
 use crate::ir::{Binding, Graph, PATCH, Region, ValueId};
 use crate::models::{TapGroup, View};
+use crate::step::{Slots, Types};
 use crate::tensor::DType;
 
 /// Which of the three losses a step has.
@@ -54,7 +54,7 @@ pub(super) fn grid(size: [usize; 2]) -> [usize; 2] {
 /// Places of the views that the switched-on objectives read, under the reference's names.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ViewSlots {
-    global: Binding,
+    global: Option<Binding>,
     local: Option<Binding>,
     rescaled: Option<Binding>,
     masked: Option<(Binding, Binding, Binding)>,
@@ -63,27 +63,22 @@ pub(super) struct ViewSlots {
 
 impl ViewSlots {
     pub fn declare(cfg: &StepConfig, parts: Parts, slots: &mut Slots) -> Self {
-        let b = cfg.batch;
-        let image = |views: usize, [h, w]: [usize; 2]| vec![views, b, 3, h, w];
-        let csm = parts.csm;
-        let mut input = |name: &str, shape: Vec<usize>| slots.add(name, Region::Inputs, &shape[..]);
-        let global = input("global", image(2, cfg.global_size));
-        let local = (csm && cfg.locals > 0).then(|| input("local", image(cfg.locals, cfg.local_size)));
-        let rescaled = (csm || parts.css).then(|| input("rescaled", image(2, cfg.rescaled_size)));
-        let [gh, gw] = grid([cfg.scene_size; 2]);
-        let scene = parts.css.then(|| {
-            let image = input("scene", vec![b, 3, cfg.scene_size, cfg.scene_size]);
-            (image, input("boxes", vec![2, b, gh, gw]))
-        });
-        let masked_image = parts.csr.then(|| {
-            let [h, w] = cfg.masked_size;
-            input("masked", vec![b, 3, h, w])
-        });
-        let masked = masked_image.map(|image| {
-            let (visible, hidden) = patch_counts(cfg);
-            let keep = slots.add("keep", Region::Indices, [b, visible]);
-            (image, keep, slots.add("hidden", Region::Indices, [b, hidden]))
-        });
+        let specs = cfg.geometry().tensors(cfg.batch);
+        let mut input = |name: &str| {
+            let spec = specs.iter().find(|spec| spec.name == name);
+            let region = |dtype| if dtype == DType::I32 { Region::Indices } else { Region::Inputs };
+            spec.map(|spec| slots.add(name, region(spec.dtype), spec.shape.clone()))
+        };
+        let Parts { csm, csr, css } = parts;
+        let global = input("global");
+        let local = if csm && cfg.locals > 0 { input("local") } else { None };
+        let rescaled = if csm || css { input("rescaled") } else { None };
+        let scene = if css { input("scene").zip(input("boxes")) } else { None };
+        let masked = match csr {
+            true => input("masked").zip(input("keep")).zip(input("hidden")),
+            false => None,
+        };
+        let masked = masked.map(|((image, keep), hidden)| (image, keep, hidden));
         ViewSlots { global, local, rescaled, masked, scene }
     }
 }
@@ -122,6 +117,8 @@ pub(super) struct ViewValues {
 impl ViewValues {
     /// `image_tokens` says whether the student's image tokens are wanted of all its views. Where they are not, only the
     /// views whose patch tokens are read enter the stream: the first of the two global and rescaled views.
+    /// # Errors
+    /// [`Error::Invariant`] when there are no global views.
     pub fn read(
         graph: &mut Graph,
         cfg: &StepConfig,
@@ -129,14 +126,15 @@ impl ViewValues {
         slots: &ViewSlots,
         types: Types,
         image_tokens: bool,
-    ) -> Self {
+    ) -> Result<Self> {
         let b = cfg.batch;
         let mut image = |name: &str, at: Binding, count: usize, size: [usize; 2]| {
             graph.source(name, [count, 3, size[0], size[1]], types.master, at)
         };
         let view = |image, count, size, image_token| View { image, count, size, image_token, keep: None };
         let views = if image_tokens { 2 } else { 1 };
-        let global = image("global", slots.global, views * b, cfg.global_size);
+        let at = present(slots.global, "the global views")?;
+        let global = image("global", at, views * b, cfg.global_size);
         let mut student = vec![view(global, views * b, cfg.global_size, image_tokens)];
         if let Some(at) = slots.local.filter(|_| image_tokens) {
             let n = cfg.locals * b;
@@ -177,6 +175,11 @@ impl ViewValues {
         }
         let [gh, gw] = grid(size);
         let boxes = slots.scene.map(|(_, at)| graph.source("boxes", [2, b, gh, gw], types.master, at));
-        ViewValues { student, student_taps, expert, expert_taps, masked, boxes }
+        Ok(ViewValues { student, student_taps, expert, expert_taps, masked, boxes })
     }
+}
+
+/// What the model's own structure promises to be there.
+pub(super) fn present<T>(value: Option<T>, what: &str) -> Result<T> {
+    value.ok_or_else(|| Error::invariant("model building", format!("{what}: not built")))
 }

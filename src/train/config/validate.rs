@@ -1,10 +1,10 @@
 //! The range checks of a configuration, all in one place.
 
 use super::TrainConfig;
-use crate::data::views::scale_buckets;
 use crate::error::{Error, Result};
 use crate::ir::PATCH;
 use crate::models::EncoderConfig;
+use crate::objectives::saip::scale_buckets;
 
 /// Edges beyond this are slips of the keyboard, and would overflow sizes further on.
 pub const MAX_EDGE: usize = 4096;

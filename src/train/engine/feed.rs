@@ -2,20 +2,15 @@
 
 use super::options::EngineOptions;
 use crate::backend::{Backend, HostSlice, HostSliceMut};
-use crate::data::batch::Batch;
 use crate::data::rng::{Purpose, stream};
 use crate::error::{Error, Result};
-use crate::objectives::saip::{IoSlot, StepPoint};
+use crate::step::{IoSlot, StepPoint};
 use rand::RngExt;
 
-/// The values of an output slot as an array; None when the step has no such output.
-pub fn read_output<const N: usize>(
-    backend: &dyn Backend,
-    outputs: &[IoSlot],
-    name: &str,
-) -> Result<Option<[f64; N]>> {
+/// The values of an output slot; None when the step has no such output.
+pub(super) fn read_values(backend: &dyn Backend, outputs: &[IoSlot], name: &str) -> Result<Option<Vec<f64>>> {
     let Some(slot) = outputs.iter().find(|s| s.name == name) else { return Ok(None) };
-    let mut values = [0.0; N];
+    let mut values = vec![0.0; slot.shape.count()];
     backend.read(slot.region, slot.offset, HostSliceMut::F64(&mut values))?;
     Ok(Some(values))
 }
@@ -31,33 +26,8 @@ pub(super) fn check_length(slot: &IoSlot, data: &HostSlice<'_>) -> Result<()> {
     if data.len() == slot.shape.count() {
         return Ok(());
     }
-    let message = format!("view `{}` must be {}, got {} values", slot.name, slot.shape, data.len());
+    let message = format!("`{}` must be {}, got {} values", slot.name, slot.shape, data.len());
     Err(Error::shape("batch", "write", message))
-}
-
-/// The view of a batch that an input of the step is named after.
-pub fn view<'a>(batch: &'a Batch, name: &str) -> Result<HostSlice<'a>> {
-    Ok(match name {
-        "global" => HostSlice::F32(&batch.global),
-        "local" => HostSlice::F32(&batch.local),
-        "rescaled" => HostSlice::F32(&batch.rescaled),
-        "masked" => HostSlice::F32(&batch.masked),
-        "scene" => HostSlice::F32(&batch.scene),
-        "boxes" => HostSlice::F32(&batch.boxes),
-        "keep" => HostSlice::I32(&batch.keep),
-        other => return Err(Error::invariant("feeding the step", format!("a batch has no view `{other}`"))),
-    })
-}
-
-/// Row-major positions of the hidden patches, ascending: what `keep` lacks, `[B, n - k]`.
-pub fn hidden_positions(batch: &Batch) -> Vec<i32> {
-    let (n, k) = (batch.geometry.masked_tokens(), batch.geometry.visible);
-    let mut hidden = Vec::with_capacity(batch.keep.len() / k.max(1) * (n - k.min(n)));
-    for keep in batch.keep.chunks_exact(k.max(1)) {
-        let mut kept = keep.iter().copied().peekable();
-        hidden.extend((0..n as i32).filter(|i| kept.next_if_eq(i).is_none()));
-    }
-    hidden
 }
 
 /// `[branches, segments]`: 0 where the branch is skipped, else `1 / (1 - p)`; `p` rises linearly from 0 in the first block

@@ -3,8 +3,7 @@
 use super::options::{EngineOptions, step_options};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
-use crate::objectives::saip::build_step;
-use crate::objectives::saip::config::StepConfig;
+use crate::objectives::Objective;
 use crate::plan;
 
 /// What is left for modules, recorded steps and libraries, bytes.
@@ -15,16 +14,16 @@ const RESERVE: u64 = 512 << 20;
 pub fn with_remedy(
     error: Error,
     room: Option<u64>,
-    configs: &[StepConfig],
+    objective: &dyn Objective,
     options: &EngineOptions,
     backend: &dyn Backend,
 ) -> Error {
     let (Error::Memory { device, asked, free, total, .. }, Some(room)) = (&error, room) else { return error };
     let fits = |recompute| {
         let options = EngineOptions { recompute, ..*options };
-        largest_batch(room.saturating_sub(RESERVE), configs, &options, backend).ok().flatten()
+        largest_batch(room.saturating_sub(RESERVE), objective, &options, backend).ok().flatten()
     };
-    let batch = configs.first().map_or(0, |cfg| cfg.batch);
+    let batch = objective.batch();
     let found = (fits(false), fits(true));
     let remedy = match found {
         (None, None) => {
@@ -42,15 +41,15 @@ pub fn with_remedy(
     Error::Memory { device: device.clone(), asked: *asked, free: *free, total: *total, remedy }
 }
 
-/// The largest batch, up to that of `configs`, whose steps need at most `room` bytes; None when one image needs more.
+/// The largest batch, up to the objective's own, whose steps need at most `room` bytes; None when one image needs more.
 fn largest_batch(
     room: u64,
-    configs: &[StepConfig],
+    objective: &dyn Objective,
     options: &EngineOptions,
     backend: &dyn Backend,
 ) -> Result<Option<usize>> {
-    let fits = |batch| Ok::<_, Error>(bytes(batch, configs, options, backend)? <= room);
-    let most = configs.iter().map(|cfg| cfg.batch).max().unwrap_or(0);
+    let fits = |batch| Ok::<_, Error>(bytes(batch, objective, options, backend)? <= room);
+    let most = objective.batch();
     if most == 0 || !fits(1)? {
         return Ok(None);
     }
@@ -67,16 +66,17 @@ fn largest_batch(
     Ok(Some(low))
 }
 
-/// Bytes that the steps of `configs` need with another batch.
+/// Bytes that the objective's steps need with another batch.
 fn bytes(
     batch: usize,
-    configs: &[StepConfig],
+    objective: &dyn Objective,
     options: &EngineOptions,
     backend: &dyn Backend,
 ) -> Result<u64> {
-    let mut plans = Vec::with_capacity(configs.len() + 1);
-    for cfg in configs {
-        let built = build_step(&StepConfig { batch, ..cfg.clone() }, &step_options(options, backend))?;
+    let objective = objective.with_batch(batch);
+    let mut plans = Vec::with_capacity(objective.buckets() + 1);
+    for bucket in 0..objective.buckets() {
+        let built = objective.step(bucket, &step_options(options, backend))?;
         plans.push(plan::compile(built.graph, options.recompute, backend)?);
         if let (Some(update), 1) = (built.update, plans.len()) {
             plans.push(plan::compile(update, false, backend)?);

@@ -1,7 +1,7 @@
 //! How the steps of a run are built.
 
 use crate::backend::Backend;
-use crate::objectives::saip::StepOptions;
+use crate::step::StepOptions;
 
 /// How the steps of a run are built.
 #[derive(Clone, Copy, Debug, PartialEq)]

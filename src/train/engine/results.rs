@@ -4,9 +4,9 @@
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Losses {
     pub total: f64,
-    pub parts: Vec<(&'static str, f64)>,
-    /// Mean entropy of the expert's distributions and entropy of their mean (nats), spread of its features.
-    pub statistics: Option<[f64; 3]>,
+    pub parts: Vec<(String, f64)>,
+    /// What the objective's monitor watches; empty where it watches nothing.
+    pub statistics: Vec<f64>,
 }
 
 impl Losses {
@@ -19,11 +19,8 @@ impl Losses {
         let blend = |a: f64, b: f64| a + (b - a) * w;
         Losses {
             total: blend(self.total, next.total),
-            parts: self.parts.iter().zip(&next.parts).map(|(a, b)| (a.0, blend(a.1, b.1))).collect(),
-            statistics: self
-                .statistics
-                .zip(next.statistics)
-                .map(|(a, b)| [0, 1, 2].map(|i| blend(a[i], b[i]))),
+            parts: self.parts.iter().zip(&next.parts).map(|(a, b)| (a.0.clone(), blend(a.1, b.1))).collect(),
+            statistics: self.statistics.iter().zip(&next.statistics).map(|(a, b)| blend(*a, *b)).collect(),
         }
     }
 }

@@ -12,14 +12,16 @@ pub use ops::op_names;
 
 use crate::error::Result;
 use crate::models::EncoderConfig;
-use crate::objectives::saip::config::StepConfig;
-use crate::train::config::TrainConfig;
+use crate::objectives::Objective;
+use crate::train::config::{EncoderSection, TrainConfig};
+use crate::train::objective::objective;
+use std::sync::Arc;
 
 /// The step of `preset` with everything that costs time made small: widths, depths, views, batch. What it is made of stays.
 ///
 /// # Errors
 /// [`Error::Usage`] when there is no such preset.
-pub fn shrunk(preset: &str) -> Result<StepConfig> {
+pub fn shrunk(preset: &str) -> Result<Arc<dyn Objective>> {
     let small = [
         "views.global_size=[64,32]",
         "views.local_size=[32,32]",
@@ -40,9 +42,9 @@ pub fn shrunk(preset: &str) -> Result<StepConfig> {
     ];
     let sets: Vec<String> = small.iter().map(|s| (*s).to_owned()).collect();
     let cfg = TrainConfig::resolve(Some(preset), None, &sets)?;
-    let base = cfg.step_config(cfg.views.local_size, cfg.views.global_size);
-    let step = base.at_scale(1.5);
-    Ok(StepConfig { encoder: small_encoder(&step.encoder, step.global_size), ..step })
+    let encoder = small_encoder(&cfg.encoder.architecture, cfg.views.global_size);
+    let cfg = TrainConfig { encoder: EncoderSection { architecture: encoder, ..cfg.encoder.clone() }, ..cfg };
+    Ok(Arc::from(objective(&cfg)?.at_scale(1.5)?))
 }
 
 fn small_encoder(encoder: &EncoderConfig, img_size: [usize; 2]) -> EncoderConfig {
@@ -67,19 +69,19 @@ fn small_encoder(encoder: &EncoderConfig, img_size: [usize; 2]) -> EncoderConfig
     }
 }
 
-/// Checks the step `cfg` and its ops, or with `op` the ops of that name alone; worst first. `tolerance` replaces all bounds.
+/// Checks the objective's step and its ops, or with `op` the ops of that name alone; worst first. `tolerance` replaces all bounds.
 ///
 /// # Errors
 /// An op that the step does not have, or that has no gradient in it; those of the devices.
 pub fn check(
-    cfg: &StepConfig,
+    objective: &Arc<dyn Objective>,
     op: Option<&str>,
     tolerance: Option<f64>,
     backends: Backends<'_>,
 ) -> Result<Vec<Check>> {
-    let mut checks = ops::check(cfg, op, backends)?;
+    let mut checks = ops::check(objective, op, backends)?;
     if op.is_none() {
-        checks.extend(step::check(cfg, backends)?);
+        checks.extend(step::check(objective, backends)?);
     }
     if let Some(tolerance) = tolerance {
         checks.iter_mut().for_each(|c| c.bound = tolerance);

@@ -3,15 +3,14 @@
 use super::compare::{Backends, Check, Subject, bound, compare, norm, normal, numbers};
 use crate::backend::{Backend, HostSlice, HostSliceMut, ProgramId};
 use crate::data::batch::Batch;
-use crate::data::views::random_batch;
 use crate::error::{Error, Result};
 use crate::ir::{self, Binding, Graph, Node, OpKind, Region, ValueId, ops};
-use crate::objectives::saip::config::StepConfig;
-use crate::objectives::saip::{StepGraph, StepOptions, StepPoint, build_step, scalar_block};
+use crate::objectives::Objective;
 use crate::plan::plan;
+use crate::step::{OWN_SCALARS, SCALARS, Step, StepOptions, TOTAL};
 use crate::tensor::DType;
-use crate::train::engine::{hidden_positions, view};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// Places in a region start at multiples of this many elements.
 const ALIGNMENT: usize = 64;
@@ -20,8 +19,8 @@ const ALIGNMENT: usize = 64;
 ///
 /// # Errors
 /// Those of building the step.
-pub fn op_names(cfg: &StepConfig) -> Result<BTreeSet<&'static str>> {
-    let step = build_step(cfg, &StepOptions { dtype: DType::F64, ..StepOptions::default() })?;
+pub fn op_names(objective: &Arc<dyn Objective>) -> Result<BTreeSet<&'static str>> {
+    let step = objective.step(0, &StepOptions { dtype: DType::F64, ..StepOptions::default() })?;
     Ok(differentiated(&step)?.into_iter().map(|(n, _)| step.graph.nodes[n].op.name()).collect())
 }
 
@@ -29,17 +28,21 @@ pub fn op_names(cfg: &StepConfig) -> Result<BTreeSet<&'static str>> {
 ///
 /// # Errors
 /// When there is none of that name; those of building the step and of the devices.
-pub fn check(cfg: &StepConfig, only: Option<&str>, backends: Backends<'_>) -> Result<Vec<Check>> {
-    let batch = random_batch(&cfg.geometry(), cfg.batch, 0);
+pub fn check(
+    objective: &Arc<dyn Objective>,
+    only: Option<&str>,
+    backends: Backends<'_>,
+) -> Result<Vec<Check>> {
+    let batch = objective.random_batch(0, 0);
     let dtype = (backends.device)()?.dtype();
     let [wide, own] =
-        [DType::F64, dtype].map(|dtype| build_step(cfg, &StepOptions { dtype, ..StepOptions::default() }));
+        [DType::F64, dtype].map(|dtype| objective.step(0, &StepOptions { dtype, ..StepOptions::default() }));
     let (wide, own) = (wide?, own?);
     let found = differentiated(&wide)?;
     if let Some(name) =
         only.filter(|name| !found.iter().any(|(n, _)| wide.graph.nodes[*n].op.name() == *name))
     {
-        return Err(no_such_op(name, &op_names(cfg)?));
+        return Err(no_such_op(name, &op_names(objective)?));
     }
     let (mut checks, mut seen) = (Vec::new(), BTreeSet::new());
     for (n, wrt) in found {
@@ -53,8 +56,9 @@ pub fn check(cfg: &StepConfig, only: Option<&str>, backends: Backends<'_>) -> Re
             return Err(Error::invariant("building the step", "it has other ops in another precision"));
         };
         let of = format!("{} {}", node.op.name(), shapes.join(" "));
-        let operands: Vec<Operand> =
-            (0..node.inputs.len()).map(|i| operand(cfg, &wide, &batch, node, i)).collect::<Result<_>>()?;
+        let operands: Vec<Operand> = (0..node.inputs.len())
+            .map(|i| operand(objective, &wide, &batch, node, i))
+            .collect::<Result<_>>()?;
         checks.extend(check_op(&of, [(&wide.graph, node), (&own.graph, twin)], &operands, &wrt, backends)?);
     }
     Ok(checks)
@@ -68,9 +72,9 @@ fn no_such_op(name: &str, there: &BTreeSet<&'static str>) -> Error {
 }
 
 /// The nodes between the parameters and the loss, each with the operands that depend on parameters.
-fn differentiated(step: &StepGraph) -> Result<Vec<(usize, Vec<usize>)>> {
+fn differentiated(step: &Step) -> Result<Vec<(usize, Vec<usize>)>> {
     let graph = &step.graph;
-    let total = step.output("total").map(|slot| slot.binding());
+    let total = step.output(TOTAL).map(|slot| slot.binding());
     let loss =
         graph.values.iter().find(|v| v.producer.is_some() && v.binding.is_some() && v.binding == total);
     let Some((last, _)) = loss.and_then(|v| v.producer) else {
@@ -109,7 +113,13 @@ enum Operand {
 }
 
 /// Operand `i` of a node: what the host gives is as in a step, everything else is random.
-fn operand(cfg: &StepConfig, step: &StepGraph, batch: &Batch, node: &Node, i: usize) -> Result<Operand> {
+fn operand(
+    objective: &Arc<dyn Objective>,
+    step: &Step,
+    batch: &Batch,
+    node: &Node,
+    i: usize,
+) -> Result<Operand> {
     let value = step.graph.value(node.inputs[i]);
     let mut rng = numbers(&format!("{}/{i}", node.path));
     let slot =
@@ -121,10 +131,10 @@ fn operand(cfg: &StepConfig, step: &StepGraph, batch: &Batch, node: &Node, i: us
             HostSlice::F64(v) => Operand::Float(v.to_vec()),
         };
         return Ok(match slot.name.as_str() {
-            "scalars" => Operand::Float(scalar_block(cfg, &StepPoint::constant(cfg, 1)).to_vec()),
-            "hidden" => Operand::Index(hidden_positions(batch)),
+            SCALARS => Operand::Float(objective.point(1).block().to_vec()),
+            OWN_SCALARS => Operand::Float(objective.point(1).own),
             // A view may be read image by image.
-            name => given(view(batch, name)?),
+            name => given(batch.tensor(name)?.1.host()),
         });
     }
     let mut values = normal(&mut rng, value.shape.count());

@@ -3,14 +3,14 @@
 use super::compare::{Backends, Check, Subject, bound, compare, norm, normal, numbers};
 use crate::backend::{Backend, HostSlice, HostSliceMut, ProgramId};
 use crate::data::batch::Batch;
-use crate::data::views::random_batch;
 use crate::error::{Error, Result};
 use crate::ir::{self, Region};
-use crate::objectives::saip::config::StepConfig;
-use crate::objectives::saip::{IoSlot, StepGraph, StepOptions, StepPoint, build_step, scalar_block};
+use crate::objectives::Objective;
 use crate::plan::{eliminate_dead, plan};
-use crate::train::engine::{Engine, EngineOptions, hidden_positions, view, write_checked};
+use crate::step::{IoSlot, OWN_SCALARS, SCALARS, Step, StepOptions, TOTAL};
+use crate::train::engine::{Engine, EngineOptions, write_checked};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// How far parameters are moved away from their initial values, among which there are zeros and ones.
 const SPREAD: f64 = 0.05;
@@ -19,19 +19,20 @@ const SPREAD: f64 = 0.05;
 ///
 /// # Errors
 /// Those of building the step and of the devices.
-pub fn check(cfg: &StepConfig, backends: Backends<'_>) -> Result<Vec<Check>> {
-    let batch = random_batch(&cfg.geometry(), cfg.batch, 0);
+pub fn check(objective: &Arc<dyn Objective>, backends: Backends<'_>) -> Result<Vec<Check>> {
+    let batch = objective.random_batch(0, 0);
     let options = EngineOptions { micro_steps: 1, drop_path: 0.0, recompute: false, seed: 0 };
-    let mut engine = Engine::new((backends.device)()?, std::slice::from_ref(cfg), options)?;
+    let mut engine = Engine::new((backends.device)()?, Arc::clone(objective), options)?;
     engine.initialise()?;
     let state = moved(&mut engine)?;
-    let loss = engine.micro_step(0, &batch, &StepPoint::constant(cfg, 1))?.total;
+    let loss = engine.micro_step(0, &batch, &objective.point(1))?.total;
     let gradients = engine.read_region(Region::Grads)?;
     let all = norm(&gradients.iter().map(|g| norm(&g.2)).collect::<Vec<_>>());
 
     let options = |dtype| StepOptions { dtype, ..StepOptions::default() };
-    let bound = bound(&build_step(cfg, &options(engine.backend().dtype()))?.graph, engine.backend().dtype());
-    let mut forward = Forward::new(cfg, &batch, &state, backends)?;
+    let bound =
+        bound(&objective.step(0, &options(engine.backend().dtype()))?.graph, engine.backend().dtype());
+    let mut forward = Forward::new(objective, &batch, &state, backends)?;
     let exact = forward.loss()?;
     let mut checks = vec![Check {
         of: "step".into(),
@@ -78,20 +79,21 @@ struct Forward {
     backend: Box<dyn Backend>,
     program: ProgramId,
     total: IoSlot,
-    built: StepGraph,
+    built: Step,
 }
 
 impl Forward {
     fn new(
-        cfg: &StepConfig,
+        objective: &Arc<dyn Objective>,
         batch: &Batch,
         state: &HashMap<String, Vec<f32>>,
         backends: Backends<'_>,
     ) -> Result<Self> {
         let mut backend = (backends.reference)()?;
-        let mut built = build_step(cfg, &StepOptions { dtype: backend.dtype(), ..StepOptions::default() })?;
+        let mut built =
+            objective.step(0, &StepOptions { dtype: backend.dtype(), ..StepOptions::default() })?;
         let lost = || Error::invariant("the step", "it has no total loss");
-        let total = built.output("total").cloned().ok_or_else(lost)?;
+        let total = built.output(TOTAL).cloned().ok_or_else(lost)?;
         // What nothing reads is no longer computed.
         for value in built.graph.values.iter_mut().filter(|v| v.producer.is_some()) {
             value.binding = value.binding.filter(|b| *b == total.binding());
@@ -100,29 +102,31 @@ impl Forward {
         ir::verify(&built.graph, "cutting out the forward pass")?;
         let program = backend.compile(plan(&built.graph, &*backend)?)?;
         let mut forward = Forward { backend, program, total, built };
-        forward.fill(cfg, batch, state)?;
+        forward.fill(objective, batch, state)?;
         Ok(forward)
     }
 
-    fn fill(&mut self, cfg: &StepConfig, batch: &Batch, state: &HashMap<String, Vec<f32>>) -> Result<()> {
+    fn fill(
+        &mut self,
+        objective: &Arc<dyn Objective>,
+        batch: &Batch,
+        state: &HashMap<String, Vec<f32>>,
+    ) -> Result<()> {
         let backend = &mut *self.backend;
         for slot in &self.built.inputs {
             match slot.name.as_str() {
-                "scalars" => {
-                    let block = scalar_block(cfg, &StepPoint::constant(cfg, 1));
-                    write_checked(backend, slot, HostSlice::F64(&block))?;
-                }
-                "hidden" => write_checked(backend, slot, HostSlice::I32(&hidden_positions(batch)))?,
-                name => write_checked(backend, slot, view(batch, name)?)?,
+                SCALARS => write_checked(backend, slot, HostSlice::F64(&objective.point(1).block()))?,
+                OWN_SCALARS => write_checked(backend, slot, HostSlice::F64(&objective.point(1).own))?,
+                name => write_checked(backend, slot, batch.tensor(name)?.1.host())?,
             }
         }
         let lost = |name: &str| Error::invariant("the state", format!("`{name}` is lost"));
-        let b = &self.built;
+        let (b, r) = (&self.built, &self.built.registries);
         for (registry, region, prefix) in [
-            (&b.student, Region::Params, "student."),
-            (&b.expert, Region::Expert, "expert."),
-            (&b.student_buffers, Region::Buffers, "student."),
-            (&b.expert_buffers, Region::ExpertBuffers, "expert."),
+            (&r.student, Region::Params, "student."),
+            (&r.expert, Region::Expert, "expert."),
+            (&r.student_buffers, Region::Buffers, "student."),
+            (&r.expert_buffers, Region::ExpertBuffers, "expert."),
         ] {
             for p in registry {
                 let name = format!("{prefix}{}", p.name);
@@ -140,7 +144,7 @@ impl Forward {
 
     /// Where a parameter lies.
     fn offset(&self, name: &str) -> Result<usize> {
-        let found = self.built.student.get(name).map(|p| p.offset);
+        let found = self.built.registries.student.get(name).map(|p| p.offset);
         found.ok_or_else(|| Error::invariant("the step", format!("it has no parameter `{name}`")))
     }
 

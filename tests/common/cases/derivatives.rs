@@ -5,7 +5,7 @@ use super::table::{GRIDS, MATRICES, cases, token_layouts, token_operands};
 use super::{Case, Derivative, Expected, Function};
 use crate::common::reference::forward;
 use crate::common::tensor::{Gen, Input};
-use saip_engine::ir::{Epilogue, Op, OpKind, Scalar, ops};
+use saip_engine::ir::{Epilogue, Op, OpKind, ops};
 
 /// Builds a case of backward op `op` with operands `inputs` from the derivative it stands for.
 pub(super) fn case(
@@ -229,7 +229,7 @@ pub fn prototype_cross_entropy() -> Vec<Case> {
             let (y, operands) = (forward(&c.op, &c.inputs), c.inputs.clone());
             let mut derivative = derivative(&mut g, c.op, c.inputs, &[0, 1]);
             // Probabilities that cancel, over the temperature.
-            derivative.slope = 1.0 / operands[5].float().data[Scalar::StudentTemp as usize];
+            derivative.slope = 1.0 / operands[5].float().data[ops::Temperature::Student as usize];
             let mut inputs = vec![dy(&derivative)];
             inputs.extend(operands);
             inputs.extend([y[1].clone().into(), y[2].clone().into()]);

@@ -2,7 +2,7 @@
 
 use super::{Case, derivatives, maps};
 use crate::common::runner::NARROW as NARROW_TYPE;
-use crate::common::tensor::{Gen, Input, Tensor, scalars};
+use crate::common::tensor::{Gen, Input, Tensor, scalars, temperatures};
 use saip_engine::ir::{
     AttentionLayout, Epilogue, Op, OpKind, ParamSegment, RowRun, Scalar, SegmentRun, Segments, TokenLayout,
     TokenView, ops,
@@ -478,7 +478,7 @@ fn prototype_cross_entropy() -> Vec<Case> {
                 g.unit_rows(&[2 * batch, d]),
                 g.unit_rows(&[k, d]),
                 g.scaled(&[1, k], 0.05),
-                scalars(&[(Scalar::StudentTemp, student), (Scalar::TeacherTemp, teacher)]),
+                temperatures(student, teacher, 0.9),
             ]
         })
     })
@@ -493,7 +493,7 @@ fn expert_statistics() -> Vec<Case> {
             case(format!("B {batch} d {d} K {k} D {width}"), ops::ExpertStatistics, |g| {
                 let (zt, wt, center) =
                     (g.unit_rows(&[2 * batch, d]), g.unit_rows(&[k, d]), g.scaled(&[1, k], 0.05));
-                let block = scalars(&[]);
+                let block = temperatures(0.1, 0.04, 0.9);
                 // The log-sum-exp as the loss leaves it behind; the student plays no part in it.
                 let ce = Op::from(ops::PrototypeCrossEntropy { batch });
                 let x = [zt.clone(), wt.clone(), zt, wt, center, block];
@@ -518,7 +518,7 @@ fn center_update() -> Vec<Case> {
                     g.scaled(&[1, k], 0.1),
                     g.unit_rows(&[2 * batch, d]),
                     g.unit_rows(&[k, d]),
-                    scalars(&[(Scalar::CenterMomentum, 0.75)]),
+                    temperatures(0.1, 0.04, 0.75),
                     health(1.0, 1.0, finite),
                 ]
             })

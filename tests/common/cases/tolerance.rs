@@ -5,7 +5,7 @@
 use crate::common::check::{Precision, growth};
 use crate::common::reference::forward;
 use crate::common::tensor::{Input, Tensor};
-use saip_engine::ir::{AttentionLayout, Epilogue, Op, Role, Rules, Scalar, ops};
+use saip_engine::ir::{AttentionLayout, Epilogue, Op, Role, Rules, ops};
 
 /// Number of terms in the longest sum inside the op.
 pub fn longest_sum(op: &Op, x: &[Input]) -> usize {
@@ -101,7 +101,7 @@ fn magnitudes(op: &Op, x: &[Input], outputs: &[Tensor]) -> Vec<Tensor> {
     // Of the largest element of each output, at least `floor`.
     let largest =
         |floor: f64| -> Vec<Tensor> { outputs.iter().map(|o| o.map(|_| o.max_abs().max(floor))).collect() };
-    let temperature = |i: usize, s: Scalar| x[i].float().data[s as usize];
+    let temperature = |i: usize, s: ops::Temperature| x[i].float().data[s as usize];
     match op {
         // Values are moved, not computed.
         Op::PatchRows(_)
@@ -185,7 +185,8 @@ fn magnitudes(op: &Op, x: &[Input], outputs: &[Tensor]) -> Vec<Tensor> {
         }
         Op::L2Normalize(_) => vec![outputs[0].map(f64::abs), outputs[1].clone()],
         Op::PrototypeCrossEntropy(_) => {
-            let (s, t) = (temperature(5, Scalar::StudentTemp), temperature(5, Scalar::TeacherTemp));
+            let (s, t) =
+                (temperature(5, ops::Temperature::Student), temperature(5, ops::Temperature::Teacher));
             vec![
                 outputs[0].map(|v| (v + 1.0 / s) * (1.0 + 1.0 / t)),
                 outputs[1].map(|v| v.abs() + 1.0 / s),
@@ -193,7 +194,7 @@ fn magnitudes(op: &Op, x: &[Input], outputs: &[Tensor]) -> Vec<Tensor> {
             ]
         }
         Op::ExpertStatistics(_) => {
-            let t = temperature(3, Scalar::TeacherTemp);
+            let t = temperature(3, ops::Temperature::Teacher);
             vec![outputs[0].map(|v| (v.abs() + 1.0) / t)]
         }
         Op::MaskedMse(_) | Op::BceWithLogits(_) | Op::GradHealth(_) => {

@@ -3,12 +3,12 @@
 use super::dense::log_sum_exp;
 use super::layout::pixel;
 use crate::common::tensor::{Input, Tensor};
-use saip_engine::ir::Scalar;
+use saip_engine::ir::ops::Temperature;
 
 const PATCH: usize = 16;
 
-fn scalar(block: &Input, s: Scalar) -> f64 {
-    block.float().data[s as usize]
+fn scalar(temperatures: &Input, s: Temperature) -> f64 {
+    temperatures.float().data[s as usize]
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {
@@ -24,10 +24,10 @@ fn logits(x: &Tensor, w: &Tensor, center: Option<&Tensor>, temperature: f64) -> 
     })
 }
 
-/// Inputs `z, w, zt, wt, center, scalars` -> `loss, lse, lse_t`.
+/// Inputs `z, w, zt, wt, center, temperatures` -> `loss, lse, lse_t`.
 pub fn prototype_cross_entropy(x: &[Input], batch: usize) -> Vec<Tensor> {
-    let student = logits(x[0].float(), x[1].float(), None, scalar(&x[5], Scalar::StudentTemp));
-    let expert = logits(x[2].float(), x[3].float(), Some(x[4].float()), scalar(&x[5], Scalar::TeacherTemp));
+    let student = logits(x[0].float(), x[1].float(), None, scalar(&x[5], Temperature::Student));
+    let expert = logits(x[2].float(), x[3].float(), Some(x[4].float()), scalar(&x[5], Temperature::Teacher));
     let lse = Tensor::from_fn([student.rows()], |r| log_sum_exp(student.row(r)));
     let lse_t = Tensor::from_fn([expert.rows()], |r| log_sum_exp(expert.row(r)));
     let views = student.rows() / batch;
@@ -51,10 +51,10 @@ fn entropy(p: &[f64]) -> f64 {
     -p.iter().map(|&v| if v > 0.0 { v * v.ln() } else { 0.0 }).sum::<f64>()
 }
 
-/// Inputs `zt, wt, center, scalars, lse_t, features`. The features are brought to unit length first; the standard
+/// Inputs `zt, wt, center, temperatures, lse_t, features`. The features are brought to unit length first; the standard
 /// deviation is the population's.
 pub fn expert_statistics(x: &[Input]) -> Tensor {
-    let scores = logits(x[0].float(), x[1].float(), Some(x[2].float()), scalar(&x[3], Scalar::TeacherTemp));
+    let scores = logits(x[0].float(), x[1].float(), Some(x[2].float()), scalar(&x[3], Temperature::Teacher));
     let (rows, k) = (scores.rows(), scores.cols());
     let q = Tensor::from_fn([rows, k], |i| (scores.data[i] - x[4].float().data[i / k]).exp());
     let mean: Vec<f64> = (0..k).map(|c| (0..rows).map(|r| q.row(r)[c]).sum::<f64>() / rows as f64).collect();
@@ -70,13 +70,14 @@ pub fn expert_statistics(x: &[Input]) -> Tensor {
     Tensor::new([3], vec![each, entropy(&mean), spread])
 }
 
-/// Inputs `center, zt, wt, scalars, health`.
+/// Inputs `center, zt, wt, temperatures, health`.
 pub fn center_update(x: &[Input]) -> Tensor {
     let center = x[0].float();
     if x[4].float().data[2] == 0.0 {
         return center.clone();
     }
-    let (scores, m) = (logits(x[1].float(), x[2].float(), None, 1.0), scalar(&x[3], Scalar::CenterMomentum));
+    let (scores, m) =
+        (logits(x[1].float(), x[2].float(), None, 1.0), scalar(&x[3], Temperature::CenterMomentum));
     let (rows, k) = (scores.rows(), scores.cols());
     Tensor::from_fn(center.shape.clone(), |c| {
         let mean = scores.data.iter().skip(c).step_by(k).sum::<f64>() / rows as f64;

@@ -26,7 +26,7 @@ impl IoSlot {
 
 /// Hands out places, one region after the other.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Slots {
+pub struct Slots {
     pub list: Vec<IoSlot>,
 }
 
@@ -66,7 +66,7 @@ impl Slots {
 
 /// The element types of a step's regions.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Types {
+pub struct Types {
     /// Activations and the weight matrices that they meet.
     pub compute: DType,
     /// Inputs, outputs, parameters, gradients, moments, state, scalars.

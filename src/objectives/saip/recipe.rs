@@ -4,12 +4,15 @@ use image::RgbImage;
 use rand::RngExt;
 use rand_distr::{Distribution, StandardNormal};
 
+use super::geometry::ViewGeometry;
 use crate::data::augment::{AugmentConfig, Augmenter};
-use crate::data::batch::{Batch, ViewGeometry};
+use crate::data::batch::{Batch, Values};
+use crate::data::recipe::{Another, Part, Recipe, SampleKey};
 use crate::data::rng::{Purpose, StreamRng, stream};
-use crate::data::scene::{Scene, compose};
+use crate::data::scene::{Scene, compose, tokens_into};
 use crate::error::{Error, Result};
 use crate::ir::PATCH;
+use crate::tensor::TensorSpec;
 
 /// Range of the scale that is drawn per step.
 pub const SCALE_RANGE: [f64; 2] = [0.75, 1.5];
@@ -29,44 +32,33 @@ fn draw_scale(count: usize, seed: u64, step: u64) -> Option<usize> {
 }
 
 /// A batch of `b` images of normally distributed pixels with random masks and boxes.
-pub fn random_batch(geometry: &ViewGeometry, b: usize, seed: u64) -> Batch {
+pub(super) fn random_batch(geometry: &ViewGeometry, b: usize, seed: u64) -> Batch {
     let g = geometry;
     let mut rng = stream(seed, 0, 0, Purpose::Views);
-    let mut pixels = |images: usize, [h, w]: [usize; 2]| -> Vec<f32> {
-        (0..images * 3 * h * w).map(|_| StandardNormal.sample(&mut rng)).collect()
+    let mut pixels = |images: usize, [h, w]: [usize; 2]| -> Values {
+        Values::F32((0..images * 3 * h * w).map(|_| StandardNormal.sample(&mut rng)).collect())
     };
     let (global, local) = (pixels(2 * b, g.global_size), pixels(g.locals * b, g.local_size));
     let (rescaled, masked) = (pixels(2 * b, g.rescaled_size), pixels(b, g.masked_size));
     let scene = pixels(b, [g.scene_size; 2]);
     let mut rng = stream(seed, 0, 0, Purpose::Mask);
-    let keep = (0..b).flat_map(|_| random_positions(g.masked_tokens(), g.visible, &mut rng)).collect();
+    let keep: Vec<Vec<i32>> =
+        (0..b).map(|_| random_positions(g.masked_tokens(), g.visible, &mut rng)).collect();
+    let hidden = keep.iter().flat_map(|keep| others(keep, g.masked_tokens())).collect();
     let side = g.scene_size / PATCH;
     let boxes = (0..2 * b * side * side).map(|i| f32::from(u8::from(i % 3 == 0))).collect();
-    Batch {
-        geometry: g.clone(),
+    let values = [
         global,
         local,
         rescaled,
-        masked,
-        keep,
         scene,
-        boxes,
-        names: vec!["random".into(); b],
-    }
-}
-
-/// Identifies one picture's random numbers: the run's seed, the epoch, and the picture's number within it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SampleKey {
-    pub seed: u64,
-    pub epoch: u64,
-    pub sample: u64,
-}
-
-impl SampleKey {
-    pub fn stream(&self, purpose: Purpose) -> StreamRng {
-        stream(self.seed, self.epoch, self.sample, purpose)
-    }
+        Values::F32(boxes),
+        masked,
+        Values::I32(keep.concat()),
+        Values::I32(hidden),
+    ];
+    let tensors = g.tensors(b).into_iter().zip(values).collect();
+    Batch { bucket: 0, tensors, names: vec!["random".into(); b] }
 }
 
 /// All views of one picture, as 8-bit pictures before normalisation.
@@ -82,6 +74,29 @@ pub struct SampleViews {
     /// Row-major positions of the visible patches of `masked`, ascending.
     pub keep: Vec<i32>,
     pub scene: Scene,
+}
+
+impl SampleViews {
+    /// In the order of [`ViewGeometry::tensors`].
+    fn parts(self, g: &ViewGeometry) -> Vec<Vec<Part>> {
+        let pictures = |views: Vec<RgbImage>| views.into_iter().map(Part::Picture).collect::<Vec<_>>();
+        let boxes = self.scene.boxes.iter().map(|at| {
+            let mut tokens = vec![0.0; g.scene_tokens()];
+            tokens_into(at, g.scene_size, &mut tokens);
+            Part::Values(tokens)
+        });
+        let hidden = others(&self.keep, g.masked_tokens());
+        vec![
+            pictures(self.global.into()),
+            pictures(self.local),
+            pictures(self.rescaled.into()),
+            pictures(vec![self.scene.picture]),
+            boxes.collect(),
+            pictures(vec![self.masked]),
+            vec![Part::Indices(self.keep)],
+            vec![Part::Indices(hidden)],
+        ]
+    }
 }
 
 /// Plans the views of a run: which geometries occur, which one a step has, how a picture becomes its views.
@@ -118,23 +133,19 @@ impl ViewPlanner {
         Ok(ViewPlanner { augment, geometries, bucket_of_scale })
     }
 
+    /// The same augmentation for views of one geometry.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming a size that is out of range.
+    pub fn fixed(&self, geometry: &ViewGeometry) -> Result<Self> {
+        check_geometry(geometry)?;
+        let augment = self.augment.clone();
+        Ok(ViewPlanner { augment, geometries: vec![geometry.clone()], bucket_of_scale: Vec::new() })
+    }
+
     /// The distinct geometries: one compiled step each.
     pub fn geometries(&self) -> &[ViewGeometry] {
         &self.geometries
-    }
-
-    pub fn augment(&self) -> &AugmentConfig {
-        &self.augment
-    }
-
-    /// Index into [`Self::geometries`] of step `step`.
-    pub fn bucket(&self, seed: u64, step: u64) -> usize {
-        draw_scale(self.bucket_of_scale.len(), seed, step).map_or(0, |i| self.bucket_of_scale[i])
-    }
-
-    /// The geometry of step `step`.
-    pub fn geometry(&self, seed: u64, step: u64) -> &ViewGeometry {
-        &self.geometries[self.bucket(seed, step)]
     }
 
     /// All views of `picture`. `background` provides the scene's background; it gets the scene's stream to choose with.
@@ -144,7 +155,7 @@ impl ViewPlanner {
         geometry: &ViewGeometry,
         key: SampleKey,
         picture: &RgbImage,
-        background: impl FnOnce(&mut StreamRng) -> Result<RgbImage>,
+        background: &mut Another<'_>,
     ) -> Result<SampleViews> {
         let (cfg, g) = (&self.augment, geometry);
         let rng = &mut key.stream(Purpose::Views);
@@ -161,6 +172,64 @@ impl ViewPlanner {
         let scene = compose(cfg, augmenter, &behind, [&anchor, &part], g.scene_size, &mut scene_rng)?;
         Ok(SampleViews { global: [anchor, second], local, rescaled: [part, whole], masked, keep, scene })
     }
+}
+
+impl Recipe for ViewPlanner {
+    fn buckets(&self) -> usize {
+        self.geometries.len()
+    }
+
+    fn bucket(&self, seed: u64, step: u64) -> usize {
+        draw_scale(self.bucket_of_scale.len(), seed, step).map_or(0, |i| self.bucket_of_scale[i])
+    }
+
+    fn tensors(&self, bucket: usize, batch: usize) -> Vec<TensorSpec> {
+        self.geometries[bucket].tensors(batch)
+    }
+
+    fn paint(
+        &self,
+        painter: &mut Augmenter,
+        bucket: usize,
+        key: SampleKey,
+        picture: &RgbImage,
+        another: &mut Another<'_>,
+    ) -> Result<Vec<Vec<Part>>> {
+        let geometry = &self.geometries[bucket];
+        Ok(self.render(painter, geometry, key, picture, another)?.parts(geometry))
+    }
+}
+
+/// Derives `hidden` from `keep`, whose positions must ascend within each image and lie within the masked view.
+///
+/// # Errors
+/// [`Error::Usage`] when they do not.
+pub(super) fn complete_positions(batch: &mut Batch) -> Result<()> {
+    let [visible, hidden] = ["keep", "hidden"].map(|name| batch.tensor(name).map(|t| t.0.part()));
+    let (visible, tokens) = (visible?, hidden? + batch.tensor("keep")?.0.part());
+    let keep = batch.i32s("keep")?;
+    if keep.iter().any(|i| usize::try_from(*i).map_or(true, |i| i >= tokens)) {
+        return Err(Error::usage(format!("`view.keep` leaves the {tokens} patches of the masked view")));
+    }
+    let images = || keep.chunks_exact(visible.max(1));
+    if images().any(|k| k.windows(2).any(|w| w[0] >= w[1])) {
+        return Err(Error::usage("`view.keep` must ascend within each image"));
+    }
+    let all: Vec<i32> = images().flat_map(|keep| others(keep, tokens)).collect();
+    for (spec, values) in batch.tensors.iter_mut().filter(|t| t.0.name == "hidden") {
+        if all.len() != spec.shape.count() {
+            return Err(Error::invariant("completing a batch", "positions are lost"));
+        }
+        *values = Values::I32(all);
+        break;
+    }
+    Ok(())
+}
+
+/// The positions below `n` that `keep` lacks; both ascend.
+pub(super) fn others(keep: &[i32], n: usize) -> Vec<i32> {
+    let mut kept = keep.iter().copied().peekable();
+    (0..n as i32).filter(|i| kept.next_if_eq(i).is_none()).collect()
 }
 
 fn check_geometry(g: &ViewGeometry) -> Result<()> {
@@ -204,8 +273,8 @@ pub fn random_positions(n: usize, count: usize, rng: &mut StreamRng) -> Vec<i32>
 pub(crate) mod tests {
     use image::Rgb;
 
+    use super::super::geometry::{scaled_size, visible_patches};
     use super::*;
-    use crate::data::batch::{scaled_size, visible_patches};
 
     pub(crate) const MASK_RATIO: f64 = 0.75;
     use crate::data::augment::Resampler;
@@ -258,7 +327,7 @@ pub(crate) mod tests {
         let mut counts = [0; 4];
         for s in 0..400 {
             let scale = draw_scale(scales.len(), 3, s).unwrap();
-            assert_eq!(planner.geometry(3, s), &full.at_scale(scales[scale], MASK_RATIO));
+            assert_eq!(planner.geometries[planner.bucket(3, s)], full.at_scale(scales[scale], MASK_RATIO));
             counts[planner.bucket(3, s)] += 1;
         }
         assert!(counts.iter().all(|c| (65..140).contains(c)), "{counts:?}");
@@ -296,12 +365,13 @@ pub(crate) mod tests {
     fn views_are_what_the_reference_says() {
         let cfg = step([64, 32], [32, 16], 3, 64);
         let planner = ViewPlanner::new(&cfg, MASK_RATIO, &[1.25], AugmentConfig::default()).unwrap();
-        let g = planner.geometry(0, 0).clone();
+        let g = planner.geometries[0].clone();
         let person = RgbImage::from_fn(50, 100, |x, y| Rgb([(5 * x) as u8, (2 * y) as u8, (x * y) as u8]));
         let behind = RgbImage::from_pixel(50, 100, Rgb([10, 20, 30]));
         let key = SampleKey { seed: 0, epoch: 1, sample: 2 };
-        let render =
-            |key| planner.render(&mut Augmenter::new(), &g, key, &person, |_| Ok(behind.clone())).unwrap();
+        let render = |key| {
+            planner.render(&mut Augmenter::new(), &g, key, &person, &mut |_| Ok(behind.clone())).unwrap()
+        };
         let v = render(key);
         assert_eq!(v.local.len(), 3);
         assert!(v.local.iter().all(|p| p.dimensions() == (16, 32)));

@@ -1,13 +1,12 @@
 //! Inference: the encoder alone, in evaluation mode.
 
-use super::io::{IoSlot, Slots, Types};
-use super::views::grid;
+use super::config::EncoderConfig;
+use super::encoder::Encoder;
+use super::tokens::{TapGroup, View};
 use crate::error::{Error, Result};
-use crate::ir::PATCH;
-use crate::ir::{Graph, Region};
-use crate::models::EncoderConfig;
-use crate::models::{Encoder, TapGroup, View};
+use crate::ir::{Graph, PATCH, Region};
 use crate::nn::{Mode, Net, ParamRegistry, Weights};
+use crate::step::{IoSlot, Slots, Types};
 use crate::tensor::DType;
 
 /// How an [`EmbedGraph`] is built.
@@ -75,7 +74,7 @@ pub fn build_embed(
         outputs.output(&mut graph, "image", id)?;
     }
     if let Some(&id) = tokens.taps.first() {
-        let n = grid(opts.size).iter().product();
+        let n = opts.size.iter().map(|s| s / PATCH).product();
         outputs.output_shaped(&mut graph, "patch", id, [opts.batch, n, encoder.dims().tap])?;
     }
     Ok(EmbedGraph { graph, inputs: inputs.list, outputs: outputs.list })

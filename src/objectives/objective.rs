@@ -1,0 +1,103 @@
+//! What an objective is to the rest of the engine.
+
+use crate::data::batch::Batch;
+use crate::data::recipe::Recipe;
+use crate::error::Result;
+use crate::ir::Graph;
+use crate::models::EncoderConfig;
+use crate::report::Pictures;
+use crate::step::{IoSlot, Registries, Step, StepOptions, StepPoint};
+use crate::tensor::DType;
+use std::sync::Arc;
+
+/// What is learned from a batch. A step is compiled for each of its buckets, which differ in shapes only.
+pub trait Objective: Send + Sync {
+    /// Images per micro step.
+    fn batch(&self) -> usize;
+
+    /// The same with another number of images.
+    fn with_batch(&self, batch: usize) -> Box<dyn Objective>;
+
+    /// The same in one bucket, at a scale that `--scale` gives.
+    ///
+    /// # Errors
+    /// For a scale at which no step can be built.
+    fn at_scale(&self, scale: f64) -> Result<Box<dyn Objective>>;
+
+    /// The same with one bucket alone.
+    ///
+    /// # Errors
+    /// When there is no such bucket.
+    fn only(&self, bucket: usize) -> Result<Box<dyn Objective>>;
+
+    /// How many sets of shapes there are, at least one.
+    fn buckets(&self) -> usize;
+
+    /// The step of a bucket.
+    ///
+    /// # Errors
+    /// For a configuration that is out of range, and impossible options.
+    fn step(&self, bucket: usize, opts: &StepOptions) -> Result<Step>;
+
+    /// The encoder that is trained.
+    fn encoder(&self) -> &EncoderConfig;
+
+    /// How batches are made.
+    ///
+    /// # Errors
+    /// For sizes that are out of range.
+    fn recipe(&self) -> Result<Arc<dyn Recipe>>;
+
+    /// A batch of random numbers of the shapes of a bucket.
+    fn random_batch(&self, bucket: usize, seed: u64) -> Batch;
+
+    /// Fills in what a batch derives from others of its tensors, and checks what cannot be.
+    ///
+    /// # Errors
+    /// When a value is out of range, naming its tensor.
+    fn complete(&self, batch: &mut Batch) -> Result<()>;
+
+    /// Step `t` with the configuration's constants, without accumulation.
+    fn point(&self, t: u64) -> StepPoint;
+
+    /// State that begins with what one step at the given point makes of the first batch, everything else being put back:
+    /// its name and the point. None where nothing is to be set up.
+    fn setup(&self, first: &StepPoint) -> Option<(&'static str, StepPoint)>;
+
+    /// What the step's statistics say, each under the name with which it is logged.
+    fn health(&self, statistics: &[f64]) -> Vec<(&'static str, f64)>;
+
+    /// Watches the statistics of a run.
+    fn monitor(&self) -> Box<dyn Monitor>;
+
+    /// The forward pass in evaluation mode, with what pictures are made of.
+    ///
+    /// # Errors
+    /// Those of [`Objective::step`].
+    fn inspect(&self, dtype: DType) -> Result<Inspect>;
+
+    /// Draws what [`Objective::inspect`]'s graph made of `batch`; `outputs` reads one of its outputs.
+    ///
+    /// # Errors
+    /// When reading fails, or a picture cannot be made.
+    fn draw(&self, batch: &Batch, outputs: &mut Outputs<'_>) -> Result<Pictures>;
+}
+
+/// Reads an output by its name; None where there is no such output.
+pub type Outputs<'a> = dyn FnMut(&str) -> Result<Option<Vec<f32>>> + 'a;
+
+/// Notices that training goes wrong although its loss looks well.
+pub trait Monitor: Send {
+    /// Notes the statistics of `step`; gives a sentence for each alarm that goes off now.
+    fn observe(&mut self, step: u64, statistics: &[f64]) -> Vec<String>;
+}
+
+/// A forward pass in evaluation mode. Parameters lie where the step of the same configuration has them.
+#[derive(Clone, Debug)]
+pub struct Inspect {
+    pub graph: Graph,
+    pub registries: Registries,
+    /// Named as the step's inputs; absent where nothing reads them.
+    pub inputs: Vec<IoSlot>,
+    pub outputs: Vec<IoSlot>,
+}

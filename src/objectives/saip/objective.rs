@@ -1,0 +1,197 @@
+//! SAIP as an objective.
+
+use super::config::StepConfig;
+use super::geometry::patches;
+use super::inspect::build_inspect;
+use super::pictures::{attention, reconstructions, scenes};
+use super::recipe::{ViewPlanner, complete_positions, random_batch};
+use super::step::{CENTER, build_step};
+use crate::data::augment::AugmentConfig;
+use crate::data::batch::Batch;
+use crate::data::recipe::Recipe;
+use crate::error::{Error, Result};
+use crate::ir::ops::Temperature;
+use crate::models::EncoderConfig;
+use crate::objectives::{CollapseAlarm, CollapseStats, Inspect, Monitor, Objective, Outputs, Thresholds};
+use crate::report::Pictures;
+use crate::step::{BETAS, Step, StepOptions, StepPoint};
+use crate::tensor::DType;
+use std::sync::Arc;
+
+/// Matching, reconstruction and search across scales.
+#[derive(Clone, Debug)]
+pub struct Saip {
+    /// The step at scale 1.
+    pub base: StepConfig,
+    planner: ViewPlanner,
+    thresholds: Thresholds,
+}
+
+impl Saip {
+    /// One bucket for each of `scales` that gives sizes of its own; with no scales `base`'s own sizes are all there are.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming a size or an augmentation that is out of range.
+    pub fn new(
+        base: StepConfig,
+        scales: &[f64],
+        augment: AugmentConfig,
+        thresholds: Thresholds,
+    ) -> Result<Self> {
+        let planner = ViewPlanner::new(&base.geometry(), base.mask_ratio, scales, augment)?;
+        Ok(Saip { base, planner, thresholds })
+    }
+
+    /// One step with `base`'s own sizes.
+    ///
+    /// # Errors
+    /// Those of [`Saip::new`].
+    pub fn of(base: StepConfig) -> Result<Self> {
+        let thresholds = Thresholds { low: 0.0, high: 1.0, spread: 0.0, steps: 0 };
+        Self::new(base, &[], AugmentConfig::default(), thresholds)
+    }
+
+    /// The step of a bucket.
+    fn config(&self, bucket: usize) -> Result<StepConfig> {
+        let geometry = self.planner.geometries().get(bucket);
+        let g = geometry.ok_or_else(|| Error::usage(format!("there is no view geometry {bucket}")))?;
+        let (rescaled_size, masked_size) = (g.rescaled_size, g.masked_size);
+        Ok(StepConfig { rescaled_size, masked_size, ..self.base.clone() })
+    }
+
+    fn collapse(&self, statistics: &[f64]) -> Option<CollapseStats> {
+        let measured: [f64; 3] = statistics.try_into().ok()?;
+        Some(CollapseStats::new(measured, self.base.csm.prototypes, 2 * self.base.batch))
+    }
+}
+
+impl Objective for Saip {
+    fn batch(&self) -> usize {
+        self.base.batch
+    }
+
+    fn with_batch(&self, batch: usize) -> Box<dyn Objective> {
+        Box::new(Saip { base: StepConfig { batch, ..self.base.clone() }, ..self.clone() })
+    }
+
+    fn at_scale(&self, scale: f64) -> Result<Box<dyn Objective>> {
+        // As `views.scale` is limited.
+        if !(scale > 0.0 && scale <= 16.0) {
+            return Err(Error::usage(format!("--scale {scale}: it must be above 0 and at most 16")));
+        }
+        let base = self.base.at_scale(scale);
+        let all = patches(base.masked_size);
+        if !(1..all).contains(&base.visible_patches()) {
+            return Err(Error::usage(format!(
+                "--scale {scale} leaves {} of {all} patches of the masked view visible, but at least 1 must be visible and \
+                 1 hidden: take a larger --scale, or --set views.mask_ratio=0.5",
+                base.visible_patches()
+            )));
+        }
+        let planner = self.planner.fixed(&base.geometry())?;
+        Ok(Box::new(Saip { base, planner, thresholds: self.thresholds }))
+    }
+
+    fn only(&self, bucket: usize) -> Result<Box<dyn Objective>> {
+        let base = self.config(bucket)?;
+        let planner = self.planner.fixed(&base.geometry())?;
+        Ok(Box::new(Saip { base, planner, thresholds: self.thresholds }))
+    }
+
+    fn buckets(&self) -> usize {
+        self.planner.geometries().len()
+    }
+
+    fn step(&self, bucket: usize, opts: &StepOptions) -> Result<Step> {
+        build_step(&self.config(bucket)?, opts)
+    }
+
+    fn encoder(&self) -> &EncoderConfig {
+        &self.base.encoder
+    }
+
+    fn recipe(&self) -> Result<Arc<dyn Recipe>> {
+        Ok(Arc::new(self.planner.clone()))
+    }
+
+    fn random_batch(&self, bucket: usize, seed: u64) -> Batch {
+        let geometries = self.planner.geometries();
+        let batch = random_batch(&geometries[bucket.min(geometries.len() - 1)], self.base.batch, seed);
+        Batch { bucket, ..batch }
+    }
+
+    fn complete(&self, batch: &mut Batch) -> Result<()> {
+        complete_positions(batch)
+    }
+
+    fn point(&self, t: u64) -> StepPoint {
+        let cfg = &self.base;
+        let mut own = vec![0.0; Temperature::COUNT];
+        own[Temperature::Student as usize] = cfg.student_temp;
+        own[Temperature::Teacher as usize] = cfg.teacher_temp;
+        own[Temperature::CenterMomentum as usize] = cfg.center_momentum;
+        StepPoint {
+            t,
+            learning_rate: cfg.lr,
+            weight_decay: cfg.weight_decay,
+            momentum: cfg.momentum,
+            betas: BETAS,
+            adam_eps: cfg.adam_eps,
+            clip_norm: cfg.clip_norm,
+            micro_step: 0,
+            micro_steps: 1,
+            own,
+        }
+    }
+
+    /// The center becomes the mean of the expert's logits on the first batch. Freshly drawn weights give all images almost
+    /// the same features. Around a center of 0 all images would choose the same few prototypes, and the student would learn
+    /// that first; the running mean needs tens of steps to take the common part away.
+    fn setup(&self, first: &StepPoint) -> Option<(&'static str, StepPoint)> {
+        let mut own = first.own.clone();
+        *own.get_mut(Temperature::CenterMomentum as usize)? = 0.0;
+        let alone = StepPoint { micro_step: 0, micro_steps: 1, own, ..first.clone() };
+        (self.base.loss_weights[0] > 0.0).then_some((CENTER, alone))
+    }
+
+    fn health(&self, statistics: &[f64]) -> Vec<(&'static str, f64)> {
+        self.collapse(statistics).map_or_else(Vec::new, |s| {
+            vec![("sample_entropy", s.sample_entropy), ("mean_entropy", s.mean_entropy), ("spread", s.spread)]
+        })
+    }
+
+    fn monitor(&self) -> Box<dyn Monitor> {
+        Box::new(Watch { alarm: CollapseAlarm::new(self.thresholds), saip: self.clone() })
+    }
+
+    fn inspect(&self, dtype: DType) -> Result<Inspect> {
+        build_inspect(&self.config(0)?, dtype)
+    }
+
+    fn draw(&self, batch: &Batch, outputs: &mut Outputs<'_>) -> Result<Pictures> {
+        let (cfg, mut pictures) = (self.config(batch.bucket)?, Pictures::default());
+        if let Some(values) = outputs("reconstruction")? {
+            pictures.reconstructions = reconstructions(&cfg, batch, &values)?;
+        }
+        if let Some(logits) = outputs("search")? {
+            pictures.scenes = scenes(&cfg, batch, &logits)?;
+        }
+        if let Some(qkv) = outputs("qkv")? {
+            pictures.attention = attention(&cfg, batch, &qkv)?;
+        }
+        Ok(pictures)
+    }
+}
+
+/// The collapse alarm.
+struct Watch {
+    alarm: CollapseAlarm,
+    saip: Saip,
+}
+
+impl Monitor for Watch {
+    fn observe(&mut self, step: u64, statistics: &[f64]) -> Vec<String> {
+        let Some(stats) = self.saip.collapse(statistics) else { return Vec::new() };
+        self.alarm.observe(step, 1, &stats).into_iter().map(|(_, message)| message).collect()
+    }
+}
