@@ -1,15 +1,16 @@
 // LayerNorm over rows of D elements, forward and backward.
 //
-// Given: D, the width, and WARPS, warps of a block. One warp works on one row at a time; a lane holds elements
-//        lane, lane + 32, ... in registers.
+// Given: D, the width; VEC, elements that one instruction moves: 1, or as many as fill 16 bytes, when D is a multiple of
+//        VEC and all operands are aligned to 16 bytes; WARPS, warps of a block; FORWARD_BLOCKS and BACKWARD_BLOCKS, how
+//        many blocks a multiprocessor is to hold; SUM_WARPS, warps of a block that adds partial sums.
+// Any grid: warps take rows in turns, a warp a row; a lane holds VEC neighbours out of every WARP * VEC elements of it.
 // Statistics are float whatever T is. Outputs are overwritten. dx may be the residual's memory.
-// Deterministic: dgamma and dbeta are summed in two stages, each in a fixed order that depends on M and D only.
+// Deterministic: dgamma and dbeta are summed in two stages, each in a fixed order that M, D and the grid determine.
 
-constexpr u32 EACH = (D + WARP - 1) / WARP;
-// Rows of one partial sum of dgamma and dbeta.
-constexpr u32 CHUNK = 64;
-// Of dgamma and dbeta those that a block sums at once: a kernel has at most 48 KB of static shared memory.
-constexpr u32 AT_ONCE = 2 * WARPS * EACH * WARP * sizeof(float) <= 48 * 1024 ? 2 : 1;
+constexpr u32 PACKS = D / VEC, EACH = (PACKS + WARP - 1) / WARP, HELD = EACH * VEC;
+// Rows that a warp of the forward pass has under way at once: as many as its registers hold without losing blocks.
+constexpr u32 ROWS = HELD <= 8 ? 4 : HELD <= 16 ? 2 : 1;
+static_assert(D % VEC == 0, "rows are whole packs");
 
 struct LayerNormParams {
     T* y;               // [M, D]
@@ -24,13 +25,13 @@ struct LayerNormParams {
 
 struct LayerNormBackwardParams {
     T* dx;               // [M, D]
-    float* partial;      // [ceil(M / CHUNK), 2, D]: workspace, dgamma then dbeta
+    float* partial;      // [blocks, 2, D]: workspace, dgamma then dbeta
     const T* dy;         // [M, D]
     const T* x;          // [M, D]
     const float* gamma;  // [D]
     const float* mean;   // [M]
     const float* rstd;   // [M]
-    const T* residual;   // [M, D], added to dx, or null
+    const T* residual;   // [M, D], added to dx; layer_norm_backward_residual alone reads it
     u32 rows;            // M
     u32 unused;
 };
@@ -38,108 +39,207 @@ struct LayerNormBackwardParams {
 struct ColumnSumParams {
     float* dgamma;        // [D]
     float* dbeta;         // [D]
-    const float* partial; // [chunks, 2, D]
-    u32 chunks;
+    const float* partial; // [parts, 2, D]
+    u32 parts;
     u32 unused;
 };
 
-__device__ __forceinline__ void load_row(float (&row)[EACH], const T* from, u32 lane) {
+// The first element of pack i of a lane. Lanes beyond the row read its last pack again: the address is valid and in the
+// same cache line, and no load waits for a branch.
+__device__ __forceinline__ u32 element_of(u32 lane, u32 i) { return min(lane + i * WARP, PACKS - 1) * VEC; }
+
+__device__ __forceinline__ bool has_pack(u32 lane, u32 i) { return (i + 1) * WARP <= PACKS || lane + i * WARP < PACKS; }
+
+__device__ __forceinline__ void load_row(Pack<T, VEC> (&row)[EACH], const T* from, u32 lane) {
 #pragma unroll
-    for (u32 i = 0; i < EACH; ++i) row[i] = lane + i * WARP < D ? to_float(from[lane + i * WARP]) : 0.0f;
+    for (u32 i = 0; i < EACH; ++i) row[i] = *reinterpret_cast<const Pack<T, VEC>*>(from + element_of(lane, i));
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32) layer_norm(const LayerNormParams p) {
-    const u32 lane = threadIdx.x % WARP;
-    const u32 row = blockIdx.x * WARPS + threadIdx.x / WARP;
-    if (row >= p.rows) return;
-    float x[EACH];
-    load_row(x, p.x + (u64)row * D, lane);
-    float sum = 0.0f;
+// A pack to memory, whole: where the store has a condition, the compiler would make it of pieces.
+__device__ __forceinline__ void store_pack(T* to, const float (&v)[VEC]) {
+    if constexpr (VEC * sizeof(T) == 16) {
+        u32 word[4];
 #pragma unroll
-    for (u32 i = 0; i < EACH; ++i) sum += x[i];
-    const float mean = warp_sum(sum) * (1.0f / D);
-    float square = 0.0f;
-#pragma unroll
-    for (u32 i = 0; i < EACH; ++i) {
-        const float d = lane + i * WARP < D ? x[i] - mean : 0.0f;
-        square += d * d;
-    }
-    const float rstd = 1.0f / sqrtf(warp_sum(square) * (1.0f / D) + p.eps);
-    if (lane == 0) {
-        p.mean[row] = mean;
-        p.rstd[row] = rstd;
-    }
-    T* y = p.y + (u64)row * D;
-#pragma unroll
-    for (u32 i = 0; i < EACH; ++i) {
-        const u32 at = lane + i * WARP;
-        if (at < D) y[at] = from_float<T>((x[i] - mean) * rstd * p.gamma[at] + p.beta[at]);
+        for (u32 i = 0; i < 4; ++i) {
+#ifdef ELEMENT_BF16
+            asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word[i]) : "f"(v[(2 * i + 1) % VEC]), "f"(v[2 * i % VEC]));
+#else
+            word[i] = __float_as_uint(v[i % VEC]);
+#endif
+        }
+        asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+                     :: "l"(to), "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3]) : "memory");
+    } else {
+        store_all(to, v);
     }
 }
 
-// dx = rstd (dy gamma - mean(dy gamma) - xhat mean(dy gamma xhat)); one block a chunk of rows.
-extern "C" __global__ void __launch_bounds__(WARPS * 32) layer_norm_backward(const LayerNormBackwardParams p) {
-    __shared__ float sums[AT_ONCE][WARPS][EACH * WARP];
+// 1 / sqrt(x) to about the last bit: the instruction's 22 bits and a step of Newton's, without the branches for
+// subnormal numbers of a root and a quotient.
+__device__ __forceinline__ float inverse_root(float x) {
+    const float y = rsqrtf(x);
+    return y * (1.5f - 0.5f * x * y * y);
+}
+
+// Of a vector over the columns what a lane holds.
+__device__ __forceinline__ void load_columns(float (&v)[EACH][VEC], const float* from, u32 lane) {
+#pragma unroll
+    for (u32 i = 0; i < EACH; ++i) load_all(v[i], from + element_of(lane, i));
+}
+
+// Sums over a warp, the same in every lane; side by side, as each alone would wait for its shuffles.
+template <u32 N>
+__device__ __forceinline__ void warp_sums(float (&x)[N]) {
+#pragma unroll
+    for (u32 step = WARP / 2; step > 0; step /= 2) {
+#pragma unroll
+        for (u32 n = 0; n < N; ++n) x[n] += __shfl_xor_sync(ALL_LANES, x[n], step);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(WARPS * 32, FORWARD_BLOCKS) layer_norm(const LayerNormParams p) {
     const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    float gamma[EACH], dgamma[EACH], dbeta[EACH];
+    float gamma[EACH][VEC], beta[EACH][VEC];
+    load_columns(gamma, p.gamma, lane);
+    load_columns(beta, p.beta, lane);
+    const u64 turn = (u64)gridDim.x * WARPS * ROWS;
+    for (u64 first = ((u64)blockIdx.x * WARPS + warp) * ROWS; first < p.rows; first += turn) {
+        Pack<T, VEC> row[ROWS][EACH];
 #pragma unroll
-    for (u32 i = 0; i < EACH; ++i) {
-        gamma[i] = lane + i * WARP < D ? p.gamma[lane + i * WARP] : 0.0f;
-        dgamma[i] = dbeta[i] = 0.0f;
-    }
-    const u32 last = min((blockIdx.x + 1) * CHUNK, p.rows);
-    for (u32 row = blockIdx.x * CHUNK + warp; row < last; row += WARPS) {
-        float dy[EACH], xhat[EACH];
-        load_row(dy, p.dy + (u64)row * D, lane);
-        load_row(xhat, p.x + (u64)row * D, lane);
-        const float mean = p.mean[row], rstd = p.rstd[row];
-        float along_one = 0.0f, along_x = 0.0f;
+        for (u32 r = 0; r < ROWS; ++r) load_row(row[r], p.x + min(first + r, (u64)p.rows - 1) * D, lane);
+        float x[ROWS][EACH][VEC], mean[ROWS] = {}, rstd[ROWS] = {};
 #pragma unroll
-        for (u32 i = 0; i < EACH; ++i) {
-            xhat[i] = (xhat[i] - mean) * rstd;
-            dgamma[i] += dy[i] * xhat[i];
-            dbeta[i] += dy[i];
-            dy[i] *= gamma[i];
-            along_one += dy[i];
-            along_x += dy[i] * xhat[i];
+        for (u32 r = 0; r < ROWS; ++r) {
+#pragma unroll
+            for (u32 i = 0; i < EACH; ++i) {
+                float sum = 0.0f;
+#pragma unroll
+                for (u32 e = 0; e < VEC; ++e) sum += x[r][i][e] = to_float(row[r][i].at[e]);
+                mean[r] += has_pack(lane, i) ? sum : 0.0f;
+            }
         }
-        along_one = warp_sum(along_one) * (1.0f / D);
-        along_x = warp_sum(along_x) * (1.0f / D);
-        T* dx = p.dx + (u64)row * D;
+        warp_sums(mean);
 #pragma unroll
-        for (u32 i = 0; i < EACH; ++i) {
-            const u32 at = lane + i * WARP;
-            if (at >= D) continue;
-            float value = rstd * (dy[i] - along_one - xhat[i] * along_x);
-            if (p.residual) value += to_float(p.residual[(u64)row * D + at]);
-            dx[at] = from_float<T>(value);
+        for (u32 r = 0; r < ROWS; ++r) {
+            mean[r] *= 1.0f / D;
+#pragma unroll
+            for (u32 i = 0; i < EACH; ++i) {
+                float square = 0.0f;
+#pragma unroll
+                for (u32 e = 0; e < VEC; ++e) {
+                    x[r][i][e] -= mean[r];
+                    square += x[r][i][e] * x[r][i][e];
+                }
+                rstd[r] += has_pack(lane, i) ? square : 0.0f;
+            }
         }
-    }
+        warp_sums(rstd);
 #pragma unroll
-    for (u32 first = 0; first < 2; first += AT_ONCE) {
-        // The sums before these have been read.
-        if (first > 0) __syncthreads();
+        for (u32 r = 0; r < ROWS; ++r) {
+            const u64 at = first + r;
+            const bool is_row = at < p.rows;
+            rstd[r] = inverse_root(rstd[r] * (1.0f / D) + p.eps);
+            if (is_row && lane == 0) {
+                p.mean[at] = mean[r];
+                p.rstd[at] = rstd[r];
+            }
 #pragma unroll
-        for (u32 i = 0; i < EACH; ++i) {
+            for (u32 i = 0; i < EACH; ++i) {
 #pragma unroll
-            for (u32 s = 0; s < AT_ONCE; ++s) sums[s][warp][lane + i * WARP] = first + s == 0 ? dgamma[i] : dbeta[i];
-        }
-        // Every warp's sums are read below.
-        __syncthreads();
-        for (u32 i = threadIdx.x; i < AT_ONCE * D; i += WARPS * WARP) {
-            float total = 0.0f;
-#pragma unroll
-            for (u32 w = 0; w < WARPS; ++w) total += sums[i / D][w][i % D];
-            p.partial[((u64)blockIdx.x * 2 + first) * D + i] = total;
+                for (u32 e = 0; e < VEC; ++e) x[r][i][e] = x[r][i][e] * rstd[r] * gamma[i][e] + beta[i][e];
+                if (is_row && has_pack(lane, i)) store_pack(p.y + at * D + element_of(lane, i), x[r][i]);
+            }
         }
     }
 }
 
-// One thread a column.
-extern "C" __global__ void layer_norm_backward_sum(const ColumnSumParams p) {
-    const u32 i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= 2 * D) return;
+// What all warps of a block have of dgamma or dbeta, added into the block's partial sum.
+__device__ __forceinline__ void add_warps(float* partial, const float (&own)[EACH][VEC]) {
+    __shared__ alignas(16) float sums[WARPS][HELD * WARP];
+    const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    // What was here before has been read.
+    __syncthreads();
+#pragma unroll
+    for (u32 i = 0; i < EACH; ++i) store_all(sums[warp] + (lane + i * WARP) * VEC, own[i]);
+    // Every warp's sums are read below.
+    __syncthreads();
+    for (u32 i = threadIdx.x; i < D; i += WARPS * WARP) {
+        float total = 0.0f;
+#pragma unroll
+        for (u32 w = 0; w < WARPS; ++w) total += sums[w][i];
+        partial[i] = total;
+    }
+}
+
+// dx = rstd (dy gamma - mean(dy gamma) - xhat mean(dy gamma xhat)).
+template <bool RESIDUAL>
+__device__ __forceinline__ void backward(const LayerNormBackwardParams& p) {
+    const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    float gamma[EACH][VEC], dgamma[EACH][VEC] = {}, dbeta[EACH][VEC] = {};
+    load_columns(gamma, p.gamma, lane);
+    for (u32 row = blockIdx.x * WARPS + warp; row < p.rows; row += gridDim.x * WARPS) {
+        Pack<T, VEC> dy[EACH], x[EACH], residual[EACH];
+        const u64 at = (u64)row * D;
+        load_row(dy, p.dy + at, lane);
+        load_row(x, p.x + at, lane);
+        if (RESIDUAL) load_row(residual, p.residual + at, lane);
+        const float mean = p.mean[row], rstd = p.rstd[row];
+        float slope[EACH][VEC], xhat[EACH][VEC], along[2] = {};
+#pragma unroll
+        for (u32 i = 0; i < EACH; ++i) {
+            float one = 0.0f, hat = 0.0f;
+#pragma unroll
+            for (u32 e = 0; e < VEC; ++e) {
+                const float d = to_float(dy[i].at[e]);
+                xhat[i][e] = (to_float(x[i].at[e]) - mean) * rstd;
+                dgamma[i][e] += d * xhat[i][e];
+                dbeta[i][e] += d;
+                slope[i][e] = d * gamma[i][e];
+                one += slope[i][e];
+                hat += slope[i][e] * xhat[i][e];
+            }
+            along[0] += has_pack(lane, i) ? one : 0.0f;
+            along[1] += has_pack(lane, i) ? hat : 0.0f;
+        }
+        warp_sums(along);
+        along[0] *= 1.0f / D;
+        along[1] *= 1.0f / D;
+#pragma unroll
+        for (u32 i = 0; i < EACH; ++i) {
+#pragma unroll
+            for (u32 e = 0; e < VEC; ++e) {
+                slope[i][e] = rstd * (slope[i][e] - along[0] - xhat[i][e] * along[1]);
+                if (RESIDUAL) slope[i][e] += to_float(residual[i].at[e]);
+            }
+            if (has_pack(lane, i)) store_pack(p.dx + at + element_of(lane, i), slope[i]);
+        }
+    }
+    float* partial = p.partial + (u64)blockIdx.x * 2 * D;
+    add_warps(partial, dgamma);
+    add_warps(partial + D, dbeta);
+}
+
+extern "C" __global__ void __launch_bounds__(WARPS * 32, BACKWARD_BLOCKS)
+layer_norm_backward(const LayerNormBackwardParams p) { backward<false>(p); }
+
+extern "C" __global__ void __launch_bounds__(WARPS * 32, BACKWARD_BLOCKS)
+layer_norm_backward_residual(const LayerNormBackwardParams p) { backward<true>(p); }
+
+// A block WARP columns; each of its warps every SUM_WARPS-th part.
+extern "C" __global__ void __launch_bounds__(SUM_WARPS * 32) layer_norm_backward_sum(const ColumnSumParams p) {
+    __shared__ float sums[SUM_WARPS][WARP];
+    const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, i = blockIdx.x * WARP + lane;
+    float sum = 0.0f;
+    if (i < 2 * D) {
+#pragma unroll 4
+        for (u32 c = warp; c < p.parts; c += SUM_WARPS) sum += p.partial[(u64)c * 2 * D + i];
+    }
+    sums[warp][lane] = sum;
+    // The first warp reads them all.
+    __syncthreads();
+    if (warp != 0 || i >= 2 * D) return;
     float total = 0.0f;
-    for (u32 c = 0; c < p.chunks; ++c) total += p.partial[(u64)c * 2 * D + i];
+#pragma unroll
+    for (u32 w = 0; w < SUM_WARPS; ++w) total += sums[w][lane];
     (i < D ? p.dgamma[i] : p.dbeta[i - D]) = total;
 }

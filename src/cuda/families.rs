@@ -37,7 +37,7 @@ impl Family {
             Family::Embed => super::embed::variants(),
             Family::Gemm => super::gemm::variants(bf16),
             Family::GemmSm90 => super::gemm::variants_sm90(),
-            Family::LayerNorm => super::layer_norm::variants(),
+            Family::LayerNorm => super::layer_norm::variants(bf16),
             Family::Layout => vec![vec![("VEC", 1)], vec![("VEC", 4)]],
             Family::Optim => vec![SCALARS.to_vec()],
             Family::Pointwise => vec![vec![("VEC", 1)], vec![("VEC", 4)]],

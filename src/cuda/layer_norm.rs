@@ -1,9 +1,11 @@
 //! Launches of `kernels/layer_norm.cu`.
 
-use super::kernel::{Call, Family, Given, kernel_params};
+use super::kernel::{Call, Family, Given, KernelParams, kernel_params};
 use super::lower::{Lower, Lowered, Operands};
+use super::pointwise::vector;
 use crate::ir::ops;
 use crate::plan::OperandType;
+use crate::tensor::DType;
 
 kernel_params! {
     pub const LAYOUTS;
@@ -14,44 +16,83 @@ kernel_params! {
         dx: u64, partial: u64, dy: u64, x: u64, gamma: u64, mean: u64, rstd: u64, residual: u64, rows: u32,
         unused: u32,
     }
-    ColumnSumParams { dgamma: u64, dbeta: u64, partial: u64, chunks: u32, unused: u32 }
+    ColumnSumParams { dgamma: u64, dbeta: u64, partial: u64, parts: u32, unused: u32 }
 }
 
 /// Warps of a block.
 const WARPS: u32 = 8;
-/// Rows of one partial sum: CHUNK of the kernel.
-const CHUNK: u32 = 64;
+/// Warps of a block that adds partial sums.
+const SUM_WARPS: u32 = 32;
+/// Multiprocessors of a large GPU. The order of sums depends on the grid, so grids do not depend on the GPU that is there.
+const MULTIPROCESSORS: u32 = 132;
 
 /// Widths whose rows fit the registers of a warp.
 pub const WIDTHS: std::ops::RangeInclusive<usize> = 1..=1024;
 
+/// Blocks of the forward pass that a multiprocessor holds: what registers allow, which hold several rows of a warp.
+fn forward_blocks(width: usize, element: DType) -> u32 {
+    if width <= 256 && element == DType::Bf16 { 3 } else { 2 }
+}
+
+/// The same of the backward pass, whose registers hold sums over rows besides.
+fn backward_blocks(width: usize, element: DType) -> u32 {
+    match (width, element) {
+        (..=256, DType::Bf16) => 4,
+        (..=256, _) => 3,
+        (257..=512, _) => 2,
+        _ => 1,
+    }
+}
+
+/// Blocks for `rows`: all of them are resident at once, so that none begins when others end.
+fn grid(rows: usize, resident: u32) -> u32 {
+    // At most the other side of the comparison, so the conversion loses nothing.
+    rows.div_ceil(WARPS as usize).clamp(1, (MULTIPROCESSORS * resident) as usize) as u32
+}
+
 /// Bytes of scratch memory of the backward pass.
-pub fn backward_workspace(rows: usize, width: usize) -> usize {
-    rows.div_ceil(CHUNK as usize) * 2 * width * size_of::<f32>()
+fn backward_workspace(rows: usize, width: usize, element: DType) -> usize {
+    grid(rows, backward_blocks(width, element)) as usize * 2 * width * size_of::<f32>()
 }
 
 /// The forward pass over rows of `width`.
-pub fn forward(params: &LayerNormParams, width: usize) -> Vec<Call> {
-    let blocks = params.rows.div_ceil(WARPS).max(1);
-    vec![call("layer_norm", blocks, WARPS * 32, params, width)]
+fn forward(params: &LayerNormParams, width: usize, element: DType) -> Vec<Call> {
+    let addresses = [params.y, params.x, params.gamma, params.beta];
+    let blocks = grid(params.rows as usize, forward_blocks(width, element));
+    vec![call("layer_norm", [blocks, WARPS * 32], params, width, element, &addresses)]
 }
 
-/// The backward pass: `dx` with partial sums per chunk of rows, then the sums of those.
-pub fn backward(params: &LayerNormBackwardParams, dgamma: u64, dbeta: u64, width: usize) -> Vec<Call> {
-    let chunks = params.rows.div_ceil(CHUNK);
-    let sum = ColumnSumParams { dgamma, dbeta, partial: params.partial, chunks, unused: 0 };
-    let columns = (2 * width as u32).div_ceil(128);
+/// The backward pass: `dx` with a partial sum a block, then the sums of those.
+fn backward(
+    params: &LayerNormBackwardParams,
+    [dgamma, dbeta]: [u64; 2],
+    width: usize,
+    element: DType,
+) -> Vec<Call> {
+    let p = *params;
+    let parts = grid(p.rows as usize, backward_blocks(width, element));
+    let sum = ColumnSumParams { dgamma, dbeta, partial: p.partial, parts, unused: 0 };
+    let columns = (2 * width as u32).div_ceil(32);
+    let kernel = if p.residual == 0 { "layer_norm_backward" } else { "layer_norm_backward_residual" };
+    // Both calls with the same constants, so that one module has both.
+    let addresses = [p.dx, p.dy, p.x, p.gamma, p.residual];
     vec![
-        call("layer_norm_backward", chunks.max(1), WARPS * 32, params, width),
-        call("layer_norm_backward_sum", columns, 128, &sum, width),
+        call(kernel, [parts, WARPS * 32], params, width, element, &addresses),
+        call("layer_norm_backward_sum", [columns, SUM_WARPS * 32], &sum, width, element, &addresses),
     ]
 }
 
-fn norm_width(width: u32) -> Result<(), String> {
-    if WIDTHS.contains(&(width as usize)) {
-        return Ok(());
+/// Rows are counted in 32 bits, with a grid's turn beyond the last.
+const MOST_ROWS: u32 = i32::MAX as u32;
+
+fn check(rows: u32, width: u32) -> Result<(), String> {
+    if !WIDTHS.contains(&(width as usize)) {
+        return Err(format!("takes rows of 1 to {} elements, not {width}", WIDTHS.end()));
     }
-    Err(format!("takes rows of 1 to {} elements, not {width}", WIDTHS.end()))
+    if rows > MOST_ROWS {
+        return Err(format!("takes at most {MOST_ROWS} rows, not {rows}: use a smaller batch"));
+    }
+    Ok(())
 }
 
 impl Lower for ops::LayerNorm {
@@ -64,18 +105,18 @@ impl Lower for ops::LayerNorm {
         let y = outputs[0].at;
         let ops::LayerNorm { eps } = self;
         let (rows, width) = inputs[0].rows_width()?;
-        norm_width(width)?;
+        check(rows, width)?;
         let [x, gamma, beta] = [0, 1, 2].map(|i: usize| inputs[i].at);
         let (mean, rstd) = (outputs[1].at, outputs[2].at);
         let params = LayerNormParams { y, mean, rstd, x, gamma, beta, rows, eps: *eps as f32 };
-        Ok(forward(&params, width as usize))
+        Ok(forward(&params, width as usize, o.element()))
     }
 }
 
 impl Lower for ops::LayerNormBackward {
     fn workspace(&self, inputs: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
         let (rows, width) = inputs[0].shape.as_matrix();
-        backward_workspace(rows, width)
+        backward_workspace(rows, width, inputs[0].dtype)
     }
 
     fn lower(&self, o: &Operands<'_>) -> Lowered {
@@ -83,7 +124,7 @@ impl Lower for ops::LayerNormBackward {
         let y = outputs[0].at;
         let ops::LayerNormBackward { residual } = self;
         let (rows, width) = inputs[0].rows_width()?;
-        norm_width(width)?;
+        check(rows, width)?;
         let [dy, x, gamma, mean, rstd] = [0, 1, 2, 3, 4].map(|i: usize| inputs[i].at);
         let residual = if *residual { inputs[5].at } else { 0 };
         let params = LayerNormBackwardParams {
@@ -98,24 +139,37 @@ impl Lower for ops::LayerNormBackward {
             rows,
             unused: 0,
         };
-        Ok(backward(&params, outputs[1].at, outputs[2].at, width as usize))
+        Ok(backward(&params, [outputs[1].at, outputs[2].at], width as usize, o.element()))
     }
 }
 
 /// Constants with which the recipes compile the kernels: the widths of encoders and decoders, of frozen experts, and the
 /// largest.
-pub fn variants() -> Vec<Given> {
-    [192, 512, 768, *WIDTHS.end()].map(|width| vec![("D", width), ("WARPS", WARPS as usize)]).to_vec()
+pub fn variants(bf16: bool) -> Vec<Given> {
+    let element = if bf16 { DType::Bf16 } else { DType::F32 };
+    [192, 512, 768, *WIDTHS.end()].map(|width| given(width, element, &[])).to_vec()
 }
 
-fn call<P: super::kernel::KernelParams>(
+fn given(width: usize, element: DType, addresses: &[u64]) -> Given {
+    vec![
+        ("D", width),
+        ("VEC", vector(width as u64, element, addresses) as usize),
+        ("WARPS", WARPS as usize),
+        ("SUM_WARPS", SUM_WARPS as usize),
+        ("FORWARD_BLOCKS", forward_blocks(width, element) as usize),
+        ("BACKWARD_BLOCKS", backward_blocks(width, element) as usize),
+    ]
+}
+
+fn call<P: KernelParams>(
     kernel: &'static str,
-    blocks: u32,
-    threads: u32,
+    [blocks, threads]: [u32; 2],
     params: &P,
     width: usize,
+    element: DType,
+    addresses: &[u64],
 ) -> Call {
-    Call::new(Family::LayerNorm, kernel, blocks, threads, params)
-        .given("D", width)
-        .given("WARPS", WARPS as usize)
+    let mut call = Call::new(Family::LayerNorm, kernel, blocks, threads, params);
+    call.given = given(width, element, addresses);
+    call
 }

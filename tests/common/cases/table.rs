@@ -281,8 +281,8 @@ fn layer_norm() -> Vec<Case> {
         (4, 192, 1e-6),
         (3, 5, 0.5),
     ];
-    // Wider than what a block sums up at once, with a second chunk of rows, and the widest there is.
-    let wide = [(66, 800, 1e-6), (3, 1024, 1e-6)];
+    // More packs than lanes, the last in part; the widest there is; more rows than all resident warps take at once.
+    let wide = [(66, 800, 1e-6), (3, 1024, 1e-6), (12700, 2, 0.5)];
     small
         .into_iter()
         .chain(wide)
