@@ -2,7 +2,9 @@
 // distributions, its gradient, the expert's statistics, the center. The logits of a chunk, cosines in float, come from
 // gemm.cu; those of all prototypes never exist at once.
 //
-// Given: STUDENT_TEMP, TEACHER_TEMP, CENTER_MOMENTUM: places in the vector of temperatures.
+// Given: STUDENT_TEMP, TEACHER_TEMP, CENTER_MOMENTUM: places in the vector of temperatures; SPAN, prototypes of a block of
+//        chunk_sums; PAIRS_AT_ONCE, threads of cross_entropy; VEC, prototypes that one instruction reads: 4 where every
+//        chunk has a multiple of it and all operands are aligned to 16 bytes, else 1.
 // B images, V student views (row v B + b), 2 expert views, K prototypes, C of them in this chunk.
 // Deterministic: every sum has an order that the shape determines.
 
@@ -19,85 +21,146 @@ struct ChunkParams {
     const float* expert;   // [2B, C]
     const float* center;   // [C], of this chunk
     const float* temperatures;
-    float* tops;           // [V * B + 2B]: largest exponent of a row in this chunk
-    float* sums;           // [V * B + 2B]: sum of exponentials less it
-    float* cross;          // [2B, V]: sum of the expert's exponentials times the student's exponents
+    float* parts;          // [ceil(C / SPAN)][each]: of each SPAN of the chunk, one after the other
+                           //   [V * B + 2B]: largest exponent of a row, or one above what counts of it
+                           //   [V * B + 2B]: sum of exponentials less it
+                           //   [2B, V]: sum of the expert's exponentials times the student's exponents
+    u64 each;
     u32 images, views;     // B, V
     u32 count;             // C
     u32 unused;
 };
 
-// A block an image. Dynamic shared memory: [2][C] floats.
-extern "C" __global__ void __launch_bounds__(THREADS) chunk_sums(const ChunkParams p) {
-    extern __shared__ __align__(16) float weights[];
+// What a lane holds of a warp's prototypes.
+constexpr u32 SLICE = SPAN / WARPS, PACKS = SLICE / WARP / VEC;
+static_assert(SPAN % (WARPS * WARP * 4) == 0, "lanes hold whole packs");
+
+// The prototypes of a warp. Those beyond the chunk repeat its last ones, which moves no maximum, and are left out of sums.
+struct Slice {
+    u32 first, count;
+
+    __device__ __forceinline__ bool has(u32 i) const { return first + i * WARP * VEC < count; }
+
+    __device__ __forceinline__ void load(float (&x)[PACKS][VEC], const float* row) const {
+#pragma unroll
+        for (u32 i = 0; i < PACKS; ++i) load_all(x[i], row + min(first + i * WARP * VEC, count - VEC));
+    }
+};
+
+// Largest element that any lane of the warp holds.
+__device__ __forceinline__ float largest(const float (&x)[PACKS][VEC]) {
+    float top = x[0][0];
+#pragma unroll
+    for (u32 i = 0; i < PACKS; ++i) {
+#pragma unroll
+        for (u32 e = 0; e < VEC; ++e) top = fmaxf(top, x[i][e]);
+    }
+    return warp_max(top);
+}
+
+// Grid: images, spans. A warp holds its prototypes' exponentials of both expert rows in registers and reads every row of
+// the image once; each warp's sums are relative to its own largest exponents until the block adds them.
+// Dynamic shared memory: [WARPS][2 (V + 2) + 2 V] floats.
+extern "C" __global__ void __launch_bounds__(THREADS, VEC == 1 ? 1 : 2) chunk_sums(const ChunkParams p) {
+    extern __shared__ __align__(16) float left[];
     const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, image = blockIdx.x;
     const float cool = 1.0f / p.temperatures[STUDENT_TEMP], sharp = 1.0f / p.temperatures[TEACHER_TEMP];
-    const u32 rows = p.views * p.images;
-    if (warp < 2) {
-        const float* x = p.expert + (u64)(warp * p.images + image) * p.count;
-        float* e = weights + warp * p.count;
-        float top = -INFINITY;
-        for (u32 k = lane; k < p.count; k += WARP) {
-            e[k] = (x[k] - p.center[k]) * sharp;
-            top = fmaxf(top, e[k]);
+    const u32 all = p.views + 2, values = 2 * all + 2 * p.views;
+    const Slice slice = {blockIdx.y * SPAN + warp * SLICE + lane * VEC, p.count};
+    float* own = left + warp * values;
+    float weight[2][PACKS][VEC];
+#pragma unroll
+    for (u32 t = 0; t < 2; ++t) {
+        float center[PACKS][VEC];
+        slice.load(weight[t], p.expert + (u64)(t * p.images + image) * p.count);
+        slice.load(center, p.center);
+#pragma unroll
+        for (u32 i = 0; i < PACKS; ++i) {
+#pragma unroll
+            for (u32 e = 0; e < VEC; ++e) weight[t][i][e] = (weight[t][i][e] - center[i][e]) * sharp;
         }
-        top = warp_max(top);
+        const float top = largest(weight[t]);
         float sum = 0.0f;
-        for (u32 k = lane; k < p.count; k += WARP) {
-            e[k] = expf(e[k] - top);
-            sum += e[k];
+#pragma unroll
+        for (u32 i = 0; i < PACKS; ++i) {
+#pragma unroll
+            for (u32 e = 0; e < VEC; ++e) {
+                weight[t][i][e] = slice.has(i) ? expf(weight[t][i][e] - top) : 0.0f;
+                sum += weight[t][i][e];
+            }
         }
         sum = warp_sum(sum);
         if (lane == 0) {
-            p.tops[rows + warp * p.images + image] = top;
-            p.sums[rows + warp * p.images + image] = sum;
+            own[p.views + t] = top;
+            own[all + p.views + t] = sum;
         }
     }
-    // All warps read both rows' exponentials.
-    __syncthreads();
-    for (u32 v = warp; v < p.views; v += WARPS) {
-        const u32 row = v * p.images + image;
-        const float* x = p.student + (u64)row * p.count;
-        float top = -INFINITY;
-        for (u32 k = lane; k < p.count; k += WARP) top = fmaxf(top, x[k]);
-        top = warp_max(top) * cool;
+    // Two rows under way at once, as registers allow.
+#pragma unroll 2
+    for (u32 v = 0; v < p.views; ++v) {
+        float x[PACKS][VEC];
+        slice.load(x, p.student + ((u64)v * p.images + image) * p.count);
+        const float top = largest(x) * cool;
         float sum = 0.0f, cross0 = 0.0f, cross1 = 0.0f;
-        for (u32 k = lane; k < p.count; k += WARP) {
-            const float s = x[k] * cool;
-            sum += expf(s - top);
-            cross0 += weights[k] * s;
-            cross1 += weights[p.count + k] * s;
+#pragma unroll
+        for (u32 i = 0; i < PACKS; ++i) {
+            float here = 0.0f;
+#pragma unroll
+            for (u32 e = 0; e < VEC; ++e) {
+                const float s = x[i][e] * cool;
+                here += expf(s - top);
+                cross0 += weight[0][i][e] * s;
+                cross1 += weight[1][i][e] * s;
+            }
+            sum += slice.has(i) ? here : 0.0f;
         }
         sum = warp_sum(sum);
         cross0 = warp_sum(cross0);
         cross1 = warp_sum(cross1);
         if (lane == 0) {
-            p.tops[row] = top;
-            p.sums[row] = sum;
-            p.cross[(u64)image * p.views + v] = cross0;
-            p.cross[(u64)(p.images + image) * p.views + v] = cross1;
+            own[v] = top;
+            own[all + v] = sum;
+            own[2 * all + v] = cross0;
+            own[2 * all + p.views + v] = cross1;
         }
+    }
+    // All warps' values are read below.
+    __syncthreads();
+    float* part = p.parts + blockIdx.y * p.each;
+    for (u32 i = threadIdx.x; i < values; i += THREADS) {
+        // The row whose largest exponent value i is relative to.
+        const u32 row = i < all ? i : i < 2 * all ? i - all : p.views + (i - 2 * all) / p.views;
+        float top = left[row], sum = 0.0f;
+#pragma unroll
+        for (u32 w = 1; w < WARPS; ++w) top = fmaxf(top, left[w * values + row]);
+#pragma unroll
+        for (u32 w = 0; w < WARPS; ++w) sum += left[w * values + i] * expf(left[w * values + row] - top);
+        // Rows of the expert follow those of the student in memory as they do here.
+        const u64 at = (u64)row * p.images + image, rows = (u64)all * p.images;
+        if (i < all) part[at] = top;
+        else if (i < 2 * all) part[rows + at] = sum;
+        else part[2 * rows + (at - (u64)p.views * p.images) * p.views + (i - 2 * all) % p.views] = sum;
     }
 }
 
 struct MergeParams {
     float* lse;          // [V * B]
     float* lse_t;        // [2B]
-    const float* parts;  // [chunks][each]: tops, sums, cross of ChunkParams one after the other
+    const float* parts;  // [count][each]: of all chunks, as ChunkParams has them
     u64 each;
-    u32 chunks;
+    u32 count;
     u32 images, views;   // B, V
     u32 unused;
 };
 
 // Log of the sum of exponentials of every row. A thread a row.
-extern "C" __global__ void __launch_bounds__(THREADS) merge_chunks(const MergeParams p) {
+extern "C" __global__ void __launch_bounds__(THREADS) merge_parts(const MergeParams p) {
     const u32 row = blockIdx.x * THREADS + threadIdx.x, rows = p.views * p.images, all = rows + 2 * p.images;
     if (row >= all) return;
     float top = -INFINITY;
-    for (u32 c = 0; c < p.chunks; ++c) top = fmaxf(top, p.parts[c * p.each + row]);
+    for (u32 c = 0; c < p.count; ++c) top = fmaxf(top, p.parts[c * p.each + row]);
     float sum = 0.0f;
-    for (u32 c = 0; c < p.chunks; ++c) sum += p.parts[c * p.each + all + row] * expf(p.parts[c * p.each + row] - top);
+    for (u32 c = 0; c < p.count; ++c) sum += p.parts[c * p.each + all + row] * expf(p.parts[c * p.each + row] - top);
     (row < rows ? p.lse[row] : p.lse_t[row - rows]) = top + logf(sum);
 }
 
@@ -107,26 +170,27 @@ struct CrossEntropyParams {
     const float* lse_t;  // [2B]
     const float* parts;  // as MergeParams
     u64 each;
-    u32 chunks;
+    u32 count;
     u32 images, views;   // B, V
     u32 unused;
 };
 
 // One block: the mean over pairs of an expert view and another student view, and over images.
-extern "C" __global__ void __launch_bounds__(THREADS) cross_entropy(const CrossEntropyParams p) {
+extern "C" __global__ void __launch_bounds__(PAIRS_AT_ONCE) cross_entropy(const CrossEntropyParams p) {
     const u32 rows = p.views * p.images, all = rows + 2 * p.images;
     double sum = 0.0;
-    for (u32 i = threadIdx.x; i < 2 * p.images * p.views; i += THREADS) {
+    for (u32 i = threadIdx.x; i < 2 * p.images * p.views; i += PAIRS_AT_ONCE) {
         const u32 r = i / p.views, v = i % p.views;
         if (v == r / p.images) continue;
         double cross = 0.0;
-        for (u32 c = 0; c < p.chunks; ++c) {
+#pragma unroll 8
+        for (u32 c = 0; c < p.count; ++c) {
             const float* part = p.parts + c * p.each;
             cross += (double)part[2 * all + i] * expf(part[rows + r] - p.lse_t[r]);
         }
         sum += p.lse[v * p.images + r % p.images] - cross;
     }
-    sum = block_sum<THREADS>(sum);
+    sum = block_sum<PAIRS_AT_ONCE>(sum);
     if (threadIdx.x == 0) *p.loss = (float)(sum / (2.0 * (p.views - 1) * p.images));
 }
 
@@ -145,24 +209,38 @@ struct GradientParams {
 };
 
 // The gradient of the cosines: (pairs of the row) times the student's distribution less the expert's of the other views.
-// Grid: columns, images.
+// Grid: columns, images; a thread VEC columns.
 extern "C" __global__ void __launch_bounds__(THREADS) chunk_gradient(const GradientParams p) {
-    const u32 k = blockIdx.x * THREADS + threadIdx.x, image = blockIdx.y;
+    const u32 k = (blockIdx.x * THREADS + threadIdx.x) * VEC, image = blockIdx.y;
     if (k >= p.count) return;
     const float cool = 1.0f / p.temperatures[STUDENT_TEMP], sharp = 1.0f / p.temperatures[TEACHER_TEMP];
     const float factor = *p.dloss * cool / (2.0f * (p.views - 1) * p.images);
-    const float center = p.center[k];
-    float q[2];
+    float center[VEC], q[2][VEC], next[VEC];
+    load_all(center, p.center + k);
+#pragma unroll
+    for (u32 t = 0; t < 2; ++t) load_all(q[t], p.expert + (u64)(t * p.images + image) * p.count + k);
+    const u64 step = (u64)p.images * p.count;
+    u64 at = (u64)image * p.count + k;
+    load_all(next, p.student + at);
 #pragma unroll
     for (u32 t = 0; t < 2; ++t) {
-        const u32 row = t * p.images + image;
-        q[t] = expf((p.expert[(u64)row * p.count + k] - center) * sharp - p.lse_t[row]);
+        const float lse = p.lse_t[t * p.images + image];
+#pragma unroll
+        for (u32 e = 0; e < VEC; ++e) q[t][e] = expf((q[t][e] - center[e]) * sharp - lse);
     }
-    for (u32 v = 0; v < p.views; ++v) {
-        const u64 row = (u64)v * p.images + image;
-        const float s = expf(p.student[row * p.count + k] * cool - p.lse[row]);
-        const float g = v == 0 ? s - q[1] : v == 1 ? s - q[0] : 2.0f * s - (q[0] + q[1]);
-        p.gradient[row * p.count + k] = from_float<T>(g * factor);
+    for (u32 v = 0; v < p.views; ++v, at += step) {
+        float g[VEC];
+        const float lse = p.lse[v * p.images + image];
+#pragma unroll
+        for (u32 e = 0; e < VEC; ++e) g[e] = next[e];
+        // Ahead of the store, behind which the compiler would leave it: the two might overlap for all it knows.
+        if (v + 1 < p.views) load_all(next, p.student + at + step);
+#pragma unroll
+        for (u32 e = 0; e < VEC; ++e) {
+            const float s = expf(g[e] * cool - lse);
+            g[e] = factor * (v == 0 ? s - q[1][e] : v == 1 ? s - q[0][e] : 2.0f * s - (q[0][e] + q[1][e]));
+        }
+        store_all(p.gradient + at, g);
     }
 }
 
@@ -199,6 +277,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) chunk_entropy(const Entrop
     const float sharp = 1.0f / p.temperatures[TEACHER_TEMP];
     float entropy = 0.0f, share = 0.0f;
     if (k < p.count) {
+#pragma unroll 8
         for (u32 row = warp; row < p.rows; row += WARPS) {
             const float x = (p.expert[(u64)row * p.count + k] - p.center[k]) * sharp, l = p.lse_t[row];
             const float q = expf(x - l);

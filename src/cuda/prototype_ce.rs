@@ -5,7 +5,7 @@ use super::embed::{self, Run};
 use super::gemm::{self};
 use super::kernel::{Call, Family, Given, KernelParams, kernel_params};
 use super::lower::{Lower, Lowered, Operand, Operands};
-use super::pointwise::THREADS;
+use super::pointwise::{THREADS, vector};
 use super::product::{Finish, Product};
 use crate::ir::ops::{self, Temperature};
 use crate::plan::OperandType;
@@ -14,14 +14,14 @@ use crate::tensor::{DType, Shape};
 kernel_params! {
     pub const LAYOUTS;
     ChunkParams {
-        student: u64, expert: u64, center: u64, temperatures: u64, tops: u64, sums: u64, cross: u64, images: u32, views: u32,
+        student: u64, expert: u64, center: u64, temperatures: u64, parts: u64, each: u64, images: u32, views: u32,
         count: u32, unused: u32,
     }
     MergeParams {
-        lse: u64, lse_t: u64, parts: u64, each: u64, chunks: u32, images: u32, views: u32, unused: u32,
+        lse: u64, lse_t: u64, parts: u64, each: u64, count: u32, images: u32, views: u32, unused: u32,
     }
     CrossEntropyParams {
-        loss: u64, lse: u64, lse_t: u64, parts: u64, each: u64, chunks: u32, images: u32, views: u32, unused: u32,
+        loss: u64, lse: u64, lse_t: u64, parts: u64, each: u64, count: u32, images: u32, views: u32, unused: u32,
     }
     GradientParams {
         gradient: u64, student: u64, expert: u64, center: u64, temperatures: u64, dloss: u64, lse: u64, lse_t: u64,
@@ -39,9 +39,16 @@ kernel_params! {
     }
 }
 
-/// Prototypes whose logits exist at once: with 3,072 rows 25 MB of them, which a large GPU's L2 holds. At the paper's
-/// sizes (batch 256, 10 views, 65,536 prototypes) the workspace is 30 MB forward and 58 MB backward.
-const CHUNK: u32 = 2048;
+/// Prototypes whose logits exist at once. The products of a chunk shall fill whole rounds of a large GPU: with 2,560 and
+/// 512 rows their tiles of 128 by 256 are 640 and 128, and those of the prototypes' gradient 128, for 132
+/// multiprocessors; a quarter of it, whose logits an L2 cache would hold, left half of them idle and took four times the
+/// launches. At the paper's sizes (batch 256, 10 views, 65,536 prototypes) the workspace is 97 MiB forward and 151 MiB
+/// backward.
+const CHUNK: u32 = 8192;
+/// Prototypes of a block that sums: each of its warps has 512 of them.
+const SPAN: u32 = 4096;
+/// Threads of the block that adds up all pairs of views.
+const PAIRS_AT_ONCE: u32 = 1024;
 
 /// Sizes: `V * B` student rows, `2B` expert rows, prototypes, width.
 #[derive(Clone, Copy)]
@@ -79,7 +86,12 @@ impl Extent {
         u64::from(CHUNK.min(self.prototypes))
     }
 
-    /// Floats that a chunk leaves: tops and sums of all rows, cross terms.
+    /// Parts that all chunks leave.
+    fn parts(&self) -> u32 {
+        self.chunks().map(|(_, count)| count.div_ceil(SPAN)).sum()
+    }
+
+    /// Floats that a span of a chunk leaves: tops and sums of all rows, cross terms.
     fn part(&self) -> u64 {
         2 * u64::from(self.rows + self.expert_rows) + u64::from(self.expert_rows) * u64::from(self.views())
     }
@@ -118,10 +130,9 @@ fn places(e: &Extent, backward: Option<DType>) -> Places {
     let mut layout = Layout::default();
     let student = layout.take(u64::from(e.rows) * e.widest() * 4);
     let expert = layout.take(u64::from(e.expert_rows) * e.widest() * 4);
-    let chunks = e.chunks().count() as u64;
     let (mut parts, mut gradient, mut dz) = (0, 0, 0);
     match backward {
-        None => parts = layout.take(chunks * e.part() * 4),
+        None => parts = layout.take(u64::from(e.parts()) * e.part() * 4),
         Some(element) => {
             gradient = layout.take(u64::from(e.rows) * e.widest() * element.bytes() as u64);
             dz = layout.take(u64::from(dz_splits(e).0) * u64::from(e.rows) * u64::from(e.width) * 4);
@@ -137,9 +148,19 @@ const PLACES: [(&str, usize); 3] = [
     ("CENTER_MOMENTUM", Temperature::CenterMomentum as usize),
 ];
 
-fn call<P: KernelParams>(kernel: &'static str, blocks: u32, params: &P) -> Call {
+/// Prototypes that an instruction reads, of `prototypes` in all: chunks are multiples of it.
+fn vec(prototypes: u32, addresses: &[u64]) -> usize {
+    vector(u64::from(prototypes), DType::F32, addresses) as usize
+}
+
+fn given(vec: usize) -> Given {
+    let own = [("SPAN", SPAN as usize), ("PAIRS_AT_ONCE", PAIRS_AT_ONCE as usize), ("VEC", vec)];
+    PLACES.into_iter().chain(own).collect()
+}
+
+fn call<P: KernelParams>(kernel: &'static str, blocks: u32, params: &P, vec: usize) -> Call {
     let mut call = Call::new(Family::PrototypeCe, kernel, blocks.max(1), THREADS, params);
-    call.given = PLACES.to_vec();
+    call.given = given(vec);
     call
 }
 
@@ -195,35 +216,39 @@ impl Lower for ops::PrototypeCrossEntropy {
         let [z, w, zt, wt] = [0, 1, 2, 3].map(|i: usize| &o.inputs[i]);
         let [student, expert, parts] = [at.student, at.expert, at.parts].map(|p| o.scratch + p);
         let (images, views) = (e.images(), e.views());
-        let (mut calls, mut part) = (Vec::new(), parts);
+        let vec = vec(e.prototypes, &[student, expert, o.inputs[4].at]);
+        let (mut calls, mut part, each) = (Vec::new(), parts, e.part());
         for (first, count) in e.chunks() {
             calls.push(cosines(student, z.at, e.rows, w, &e, (first, count), o.choices)?);
             calls.push(cosines(expert, zt.at, e.expert_rows, wt, &e, (first, count), o.choices)?);
-            let all = u64::from(e.rows + e.expert_rows) * 4;
+            let (center, temperatures) = (row(&o.inputs[4], first, 1), o.inputs[5].at);
             let params = ChunkParams {
                 student,
                 expert,
-                center: row(&o.inputs[4], first, 1),
-                temperatures: o.inputs[5].at,
-                tops: part,
-                sums: part + all,
-                cross: part + 2 * all,
+                center,
+                temperatures,
+                parts: part,
+                each,
                 images,
                 views,
                 count,
                 unused: 0,
             };
-            let mut sums = call("chunk_sums", images, &params);
-            sums.shared = 2 * count * 4;
+            let mut sums = call("chunk_sums", images, &params, vec);
+            sums.grid[1] = count.div_ceil(SPAN);
+            // Of each warp: tops and sums of an image's rows, cross terms.
+            sums.shared = THREADS / 32 * (2 * (views + 2) + 2 * views) * 4;
+            part += u64::from(sums.grid[1]) * each * 4;
             calls.push(sums);
-            part += e.part() * 4;
         }
-        let (each, chunks) = (e.part(), e.chunks().count() as u32);
+        let count = e.parts();
         let [loss, lse, lse_t] = [0, 1, 2].map(|i: usize| o.outputs[i].at);
-        let merge = MergeParams { lse, lse_t, parts, each, chunks, images, views, unused: 0 };
-        calls.push(call("merge_chunks", (e.rows + e.expert_rows).div_ceil(THREADS), &merge));
-        let last = CrossEntropyParams { loss, lse, lse_t, parts, each, chunks, images, views, unused: 0 };
-        calls.push(call("cross_entropy", 1, &last));
+        let merge = MergeParams { lse, lse_t, parts, each, count, images, views, unused: 0 };
+        calls.push(call("merge_parts", (e.rows + e.expert_rows).div_ceil(THREADS), &merge, vec));
+        let last = CrossEntropyParams { loss, lse, lse_t, parts, each, count, images, views, unused: 0 };
+        let mut pairs = call("cross_entropy", 1, &last, vec);
+        pairs.block[0] = PAIRS_AT_ONCE;
+        calls.push(pairs);
         Ok(calls)
     }
 }
@@ -242,6 +267,7 @@ impl Lower for ops::PrototypeCrossEntropyBackward {
             [at.student, at.expert, at.gradient, at.dz].map(|p| o.scratch + p);
         let (images, views) = (e.images(), e.views());
         let (splits, each) = dz_splits(&e);
+        let vec = vec(e.prototypes, &[student, expert, gradient, o.inputs[5].at]);
         let mut calls = Vec::new();
         for (first, count) in e.chunks() {
             calls.push(cosines(student, z.at, e.rows, w, &e, (first, count), o.choices)?);
@@ -262,7 +288,7 @@ impl Lower for ops::PrototypeCrossEntropyBackward {
                 count,
                 unused: 0,
             };
-            let mut slope = call("chunk_gradient", count.div_ceil(THREADS), &params);
+            let mut slope = call("chunk_gradient", count.div_ceil(THREADS * vec as u32), &params, vec);
             slope.grid[1] = images.max(1);
             calls.push(slope);
             let mut along = Product::new(e.rows, e.width, count);
@@ -279,7 +305,7 @@ impl Lower for ops::PrototypeCrossEntropyBackward {
         }
         let n = u64::from(e.rows) * u64::from(e.width);
         let sum = SumPartsParams { y: o.outputs[0].at, parts: dz, n, count: splits, unused: 0 };
-        calls.push(call("sum_parts", n.div_ceil(u64::from(THREADS)) as u32, &sum));
+        calls.push(call("sum_parts", n.div_ceil(u64::from(THREADS)) as u32, &sum, vec));
         Ok(calls)
     }
 }
@@ -296,6 +322,7 @@ impl Lower for ops::ExpertStatistics {
         let e = Extent::of(zt.shape, wt.shape, zt.shape);
         let [expert, parts, lengths, deviations, _] =
             statistics_places(&e, u64::from(width)).map(|p| o.scratch + p);
+        let vec = vec(e.prototypes, &[expert, center.at]);
         let (mut calls, mut blocks) = (Vec::new(), 0);
         for (first, count) in e.chunks() {
             calls.push(cosines(expert, zt.at, e.expert_rows, wt, &e, (first, count), o.choices)?);
@@ -308,15 +335,15 @@ impl Lower for ops::ExpertStatistics {
                 rows: e.expert_rows,
                 count,
             };
-            calls.push(call("chunk_entropy", count.div_ceil(32), &params));
+            calls.push(call("chunk_entropy", count.div_ceil(32), &params, vec));
             blocks += u64::from(count.div_ceil(32));
         }
         let (y, features) = (o.outputs[0].at, features.at);
         let params =
             SpreadParams { y, lengths, deviations, parts, features, blocks, rows: e.expert_rows, width };
-        calls.push(call("feature_lengths", e.expert_rows.div_ceil(THREADS / 32), &params));
-        calls.push(call("feature_deviations", width, &params));
-        calls.push(call("expert_statistics", 1, &params));
+        calls.push(call("feature_lengths", e.expert_rows.div_ceil(THREADS / 32), &params, vec));
+        calls.push(call("feature_deviations", width, &params, vec));
+        calls.push(call("expert_statistics", 1, &params, vec));
         Ok(calls)
     }
 }
@@ -342,11 +369,11 @@ impl Lower for ops::CenterUpdate {
             rows,
             unused: 0,
         };
-        Ok(vec![sum, call("center_update", count.div_ceil(THREADS / 32), &params)])
+        Ok(vec![sum, call("center_update", count.div_ceil(THREADS / 32), &params, vec(count, &[center.at]))])
     }
 }
 
 /// Constants with which the recipes compile the kernels.
 pub fn variants() -> Vec<Given> {
-    vec![PLACES.to_vec()]
+    [1, 4].map(given).to_vec()
 }

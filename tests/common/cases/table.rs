@@ -466,7 +466,7 @@ fn prototype_cross_entropy() -> Vec<Case> {
         (7, 2, 16, 80, 0.1, 0.04),
         (4, 3, 12, 130, 0.5, 0.2),
         (2, 5, 4, 257, 0.1, 0.07),
-        (3, 2, 8, 2100, 0.1, 0.07),
+        (3, 2, 4, 8200, 0.1, 0.07),
     ]
     .into_iter()
     .map(|(views, batch, d, k, student, teacher)| {
@@ -487,7 +487,7 @@ fn prototype_cross_entropy() -> Vec<Case> {
 
 fn expert_statistics() -> Vec<Case> {
     // (B, d, K, D)
-    [(1, 3, 5, 4), (2, 8, 33, 7), (3, 16, 130, 12), (5, 4, 257, 192), (2, 4, 2100, 8)]
+    [(1, 3, 5, 4), (2, 8, 33, 7), (3, 16, 130, 12), (5, 4, 257, 192), (2, 4, 8200, 8)]
         .into_iter()
         .map(|(batch, d, k, width)| {
             case(format!("B {batch} d {d} K {k} D {width}"), ops::ExpertStatistics, |g| {
