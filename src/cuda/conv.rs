@@ -144,7 +144,8 @@ impl Lower for ops::Conv2dBackwardWeight {
         let ops::Conv2dBackwardWeight { geometry } = self;
         let ((rows, outputs), (_, channels)) = (inputs[0].shape.as_matrix(), inputs[1].shape.as_matrix());
         let n = geometry.kernel * geometry.kernel * channels;
-        gemm::weight_workspace(outputs as u32, n as u32, rows as u32)
+        let workspace = if is_linear(geometry) { gemm::weight_workspace } else { gemm::gathered_workspace };
+        workspace(outputs as u32, n as u32, rows as u32)
     }
 
     /// `dw` and `db`.
