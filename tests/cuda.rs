@@ -174,7 +174,7 @@ kernel_tests! {
     }
 }
 
-/// The ops that multiply, by the newest tier.
+/// The ops that multiply, by the newest tier or the tile that products of pixels have to themselves.
 macro_rules! hopper_tests {
     ($($test:ident: $kind:ident,)*) => {
         mod cu_gemm_sm90 {
@@ -195,6 +195,9 @@ hopper_tests! {
     linear_backward_weight: LinearBackwardWeight,
     prototype_cross_entropy: PrototypeCrossEntropy,
     prototype_cross_entropy_backward: PrototypeCrossEntropyBackward,
+    conv2d: Conv2d,
+    conv2d_backward_input: Conv2dBackwardInput,
+    conv2d_backward_weight: Conv2dBackwardWeight,
 }
 
 #[test]

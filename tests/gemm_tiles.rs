@@ -5,7 +5,7 @@ mod common;
 
 use common::device::{HOPPER, compiler, driver, has_hopper};
 use saip_engine::cuda::{
-    Choices, Driver, Finish, HOPPER_TILES, Launch, PLAIN_TILES, Product, TENSOR_TILES, Tile,
+    Choices, Driver, Finish, HOPPER_TILES, Launch, PIXEL_TILE, PLAIN_TILES, Product, TENSOR_TILES, Tile,
 };
 use saip_engine::tensor::DType;
 
@@ -107,8 +107,8 @@ fn check(tile: Tile, dtype: DType, capability: (u32, u32), [m, n, k]: [u32; 3]) 
 
 #[test]
 fn every_tile_multiplies_in_every_form() {
-    let tiles =
-        TENSOR_TILES.map(|t| (t, DType::Bf16)).into_iter().chain(PLAIN_TILES.map(|t| (t, DType::F32)));
+    let tensor = TENSOR_TILES.into_iter().chain([PIXEL_TILE]).map(|t| (t, DType::Bf16));
+    let tiles = tensor.chain(PLAIN_TILES.map(|t| (t, DType::F32)));
     for (tile, dtype) in tiles {
         // Whole accesses, and element by element.
         for extents in [[136, 200, 264], [131, 67, 37]] {

@@ -2,7 +2,7 @@
 
 use super::driver::DeviceInfo;
 use super::product::{Gather, Product};
-use super::tile::{HOPPER_TILES, PLAIN_TILES, TENSOR_TILES, Tier, Tile};
+use super::tile::{HOPPER_TILES, PIXEL_TILE, PLAIN_TILES, TENSOR_TILES, Tier, Tile};
 use crate::tensor::DType;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -37,7 +37,7 @@ impl Choice {
 
     /// The choice of a name.
     pub fn named(name: &str) -> Option<Choice> {
-        let mut all = PLAIN_TILES.iter().chain(&TENSOR_TILES).chain(&HOPPER_TILES);
+        let mut all = PLAIN_TILES.iter().chain(&TENSOR_TILES).chain([&PIXEL_TILE]).chain(&HOPPER_TILES);
         let tile = all.find(|t| t.name() == name).copied().map(Choice::Own);
         tile.or_else(|| (name == "library").then_some(Choice::Library))
     }
@@ -67,7 +67,8 @@ impl Choices {
         }
     }
 
-    /// Uses the newest tier that a product allows even where an older one is expected to be faster: to test it.
+    /// Uses the newest tier that a product allows, and the tile that products of pixels have to themselves, even where an
+    /// older or another one is expected to be faster: to test it.
     pub fn newest_tier(mut self) -> Self {
         self.newest = true;
         self
@@ -92,7 +93,9 @@ impl Choices {
         let first = self.estimate(product, element);
         let tiles: &[Tile] = if element == DType::Bf16 { &TENSOR_TILES } else { &PLAIN_TILES };
         let hopper: &[Tile] = if self.takes_hopper(product, element) { &HOPPER_TILES } else { &[] };
-        let others = hopper.iter().chain(tiles).filter(|t| **t != first);
+        let pixels: &[Tile] =
+            if element == DType::Bf16 && product.gather != Gather::None { &[PIXEL_TILE] } else { &[] };
+        let others = hopper.iter().chain(tiles).chain(pixels).filter(|t| **t != first);
         std::iter::once(&first).chain(others).copied().map(Choice::Own).collect()
     }
 
@@ -120,6 +123,9 @@ impl Choices {
         let (m, n) = (product.params.m, product.params.n);
         if element != DType::Bf16 {
             return least_waste(&PLAIN_TILES, m, n);
+        }
+        if self.newest && product.gather != Gather::None {
+            return PIXEL_TILE;
         }
         let small = least_waste(&TENSOR_TILES, m, n);
         if !self.takes_hopper(product, element) {
@@ -183,11 +189,12 @@ mod tests {
 
     #[test]
     fn names_are_unique() {
-        for choice in HOPPER_TILES.map(Choice::Own).into_iter().chain([Choice::Library]) {
+        let own = HOPPER_TILES.into_iter().chain([PIXEL_TILE]).map(Choice::Own);
+        for choice in own.chain([Choice::Library]) {
             assert_eq!(Choice::named(&choice.name()), Some(choice));
         }
         assert_eq!(Choice::named("mma 7x7"), None);
-        let all = TENSOR_TILES.iter().chain(&PLAIN_TILES).chain(&HOPPER_TILES);
+        let all = TENSOR_TILES.iter().chain(&PLAIN_TILES).chain([&PIXEL_TILE]).chain(&HOPPER_TILES);
         let names: std::collections::BTreeSet<_> = all.clone().map(Tile::name).collect();
         assert_eq!(names.len(), all.count());
     }
@@ -210,7 +217,10 @@ mod tests {
         assert!(!is_hopper(&choices, Product::new(50_000, 192, 190)));
         let maps = Pixels::new(&ConvGeometry::same(800, 8, 8, 3), 64).unwrap();
         let pixels = Product { gather: Gather::A(maps.into()), ..Product::new(51_200, 64, 576) };
-        assert!(!is_hopper(&choices, pixels));
+        assert!(!is_hopper(&choices, pixels.clone()));
+        let wide = Choice::Own(PIXEL_TILE);
+        assert!(choices.candidates(&pixels, DType::Bf16).contains(&wide));
+        assert!(!choices.candidates(&pixels, DType::F32).contains(&wide));
         // A few rows: small tiles, unless the newest tier is to be tested.
         assert!(!is_hopper(&choices, Product::new(16, 32, 64)));
         let newest = Choices::new(&device((9, 0), 132)).newest_tier();

@@ -60,6 +60,6 @@ pub use product::{Finish, GemmParams, Product};
 pub use products::{PlannedProduct, products};
 pub use program::CudaBackend;
 pub use sources::Sources;
-pub use tile::{HOPPER_TILES, PLAIN_TILES, TENSOR_TILES, Tier, Tile};
+pub use tile::{HOPPER_TILES, PIXEL_TILE, PLAIN_TILES, TENSOR_TILES, Tier, Tile};
 pub use tune::{TuneProgress, Tuner, Tuning};
 pub use vm::VmDriver;
