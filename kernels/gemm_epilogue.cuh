@@ -32,8 +32,8 @@ __device__ __forceinline__ void store(E* to, const float (&v)[N], u32 left) {
         if (e < left) to[e] = from_float<E>(v[e]);
 }
 
-template <int N>
-__device__ __forceinline__ void load(float (&v)[N], const T* from, u32 left) {
+template <class E, int N>
+__device__ __forceinline__ void load(float (&v)[N], const E* from, u32 left) {
     if (ALIGNED) {
         load_all(v, from);
         return;
@@ -41,6 +41,16 @@ __device__ __forceinline__ void load(float (&v)[N], const T* from, u32 left) {
 #pragma unroll
     for (u32 e = 0; e < N; ++e) v[e] = e < left ? to_float(from[e]) : 0.0f;
 }
+
+// What becomes of a value, bias included, whose element of `other` is `other`.
+__device__ __forceinline__ float finished(float v, float other) {
+    if (EPILOGUE == EPILOGUE_GELU) return gelu(v);
+    if (EPILOGUE == EPILOGUE_RESIDUAL) return v + other;
+    if (EPILOGUE == EPILOGUE_GELU_BACKWARD) return v * gelu_slope(other);
+    return v;
+}
+
+constexpr bool READS_OTHER = EPILOGUE == EPILOGUE_RESIDUAL || EPILOGUE == EPILOGUE_GELU_BACKWARD;
 
 // Stores N neighbouring sums of row `row` of a split to row `to`. ALIGNED: all or none of them are inside.
 template <int N>
@@ -59,23 +69,15 @@ __device__ __forceinline__ void finish(const GemmParams& p, u32 split, u32 row, 
         store(sum, v, left);
         return;
     }
-    if (p.bias) {
+    // Both loads are under way before either is used.
+    float bias[N] = {}, other[N] = {};
+    if (p.bias) load(bias, p.bias + col, left);
+    if (READS_OTHER) load(other, p.other + at, left);
 #pragma unroll
-        for (u32 e = 0; e < N; ++e)
-            if (e < left) v[e] += p.bias[col + e];
-    }
-    if (EPILOGUE == EPILOGUE_GELU) {
-        if (p.pre) store(p.pre + at, v, left);
+    for (u32 e = 0; e < N; ++e) v[e] += bias[e];
+    if (EPILOGUE == EPILOGUE_GELU && p.pre) store(p.pre + at, v, left);
 #pragma unroll
-        for (int e = 0; e < N; ++e) v[e] = gelu(v[e]);
-    }
-    if (EPILOGUE == EPILOGUE_RESIDUAL || EPILOGUE == EPILOGUE_GELU_BACKWARD) {
-        float other[N];
-        load(other, p.other + at, left);
-#pragma unroll
-        for (int e = 0; e < N; ++e)
-            v[e] = EPILOGUE == EPILOGUE_RESIDUAL ? v[e] + other[e] : v[e] * gelu_slope(other[e]);
-    }
+    for (u32 e = 0; e < N; ++e) v[e] = finished(v[e], other[e]);
     store(p.y + at, v, left);
 }
 

@@ -1,16 +1,19 @@
 // Matrix products of gemm.cu for Hopper (sm_90a), bf16 only: tensor copies fill a ring of stages, two warpgroups multiply
 // them with wgmma. Blocks stay: each takes every so manieth tile, and its copies for the next tile run while the sums of
-// the last are finished.
+// the last are finished. What is stored in bf16, and what is read with it, passes through boxes of shared memory that belong
+// to one warp: tensor copies fetch what is read while the products run, and store while the next are made.
 //
 // Given: BM = 128, BN, BK = 64   tile of a block and depth of a stage
 //        STAGES, BLOCKS          stages of the ring, blocks of a multiprocessor
+//        BOXES                   boxes of a warp, which divide BN / 64
 //        A_TRANS, B_TRANS, EPILOGUE as in gemm.cu; ALIGNED = 1: extents and addresses are multiples of 16 bytes
-// Grid: any number of blocks. Dynamic shared memory: STAGES * (BM + BN) * BK * 2 bytes and TAIL bytes more.
+// Grid: any number of blocks. Dynamic shared memory: STAGES * (BM + BN) * BK * 2 bytes, 2048 bytes a box, TAIL bytes more.
 // Deterministic: the order of a sum depends on the shape only.
 
 struct GemmSm90Params {
     TensorMap a;  // a as stored, in boxes of BM x BK, or of BK x 64 with A_TRANS; swizzled by 128 bytes
     TensorMap b;  // b in boxes of BN x BK, or of BK x 64 with B_TRANS
+    TensorMap y, pre, other;  // in boxes of 16 x 64; those that EPILOGUE has
     GemmParams gemm;
     u32 splits;
     u32 unused[13];
@@ -26,12 +29,16 @@ constexpr u32 BYTES_A = BM * BK * sizeof(T), BYTES_B = BN * BK * sizeof(T);
 constexpr u32 PANEL = BK * ROW;
 // Eight swizzled rows.
 constexpr u32 PIECE = 8 * ROW;
-// Behind the stages: a matrix of ones, then the barriers.
-constexpr u32 ONES_BYTES = 256, TAIL = ONES_BYTES + 2 * STAGES * 8;
+// Sixteen rows of what is stored.
+constexpr u32 BOX = 16 * ROW, WARPS = CONSUMERS * 4, PANELS = BN / EACH;
+constexpr bool IN_BOXES = EPILOGUE < EPILOGUE_PARTIAL;
+// Behind the stages: boxes, a matrix of ones, then the barriers.
+constexpr u32 ONES_BYTES = 256, TAIL = ONES_BYTES + 2 * STAGES * 8 + WARPS * BOXES * 8;
 // Registers of a thread after they were handed from the copying warpgroup to the multiplying ones.
 constexpr u32 FEW = BLOCKS == 1 ? 40 : 24, MANY = BLOCKS == 1 ? 232 : 104;
 
 static_assert(BM == 128 && BK == EACH && BN % 64 == 0, "a stage is made of swizzled rows");
+static_assert(PANELS % BOXES == 0, "a tile begins with the first box");
 
 struct Work {
     u32 i0, j0, split, begin, steps;
@@ -91,7 +98,8 @@ __device__ __forceinline__ void multiply_stage(float (&sums)[BN / 2], float (&ro
     products_commit();
 }
 
-__device__ __forceinline__ void finish_tile(const GemmSm90Params& p, const Work& w, u32 first, const float (&sums)[BN / 2], const float (&rows)[4]) {
+// Stores the 16 rows of a warp as they lie in its registers: sums in f32.
+__device__ __forceinline__ void store_sums(const GemmSm90Params& p, const Work& w, u32 first, const float (&sums)[BN / 2], const float (&rows)[4]) {
     const u32 lane = threadIdx.x % WARP;
 #pragma unroll
     for (u32 half = 0; half < 2; ++half) {
@@ -112,21 +120,146 @@ __device__ __forceinline__ void finish_tile(const GemmSm90Params& p, const Work&
     }
 }
 
+// The boxes of a warp, used in turn. Whatever its lanes store together, lane 0 starts the copies and waits for them.
+struct Boxes {
+    u32 first, fetched;  // the boxes, and their barriers of fetches
+    u32 next = 0, parity = 0;
+
+    // Where a lane's two elements of row `half * 8 + lane / 4`, chunk `j` of 8 columns lie in a box.
+    static __device__ __forceinline__ u32 place(u32 half, u32 j) {
+        const u32 lane = threadIdx.x % WARP, row = lane / 4;
+        return (half * 8 + row) * ROW + (j ^ row) * 16 + lane % 4 * 4;
+    }
+
+    __device__ __forceinline__ u32 box() const { return first + next * BOX; }
+
+    __device__ __forceinline__ void advance() {
+        if (++next == BOXES) next = 0, parity ^= 1;
+    }
+
+    // Fetches a box of `other`; by lane 0, after its box was stored.
+    __device__ __forceinline__ void fetch(const GemmSm90Params& p, u32 which, u32 column, u32 row) {
+        barrier_expect(fetched + which * 8, BOX);
+        tensor_copy(first + which * BOX, &p.other, column, row, fetched + which * 8);
+    }
+
+    // Waits until the next box may be written.
+    __device__ __forceinline__ void wait_free() {
+        if (threadIdx.x % WARP == 0) stores_read<BOXES - 1>();
+        __syncwarp();
+    }
+
+    // Two floats as two neighbouring elements of the next box.
+    __device__ __forceinline__ void put(u32 half, u32 j, u32 pair) {
+        asm volatile("st.shared.b32 [%0], %1;" ::"r"(box() + place(half, j)), "r"(pair) : "memory");
+    }
+
+    __device__ __forceinline__ u32 get(u32 half, u32 j) const {
+        u32 pair;
+        asm volatile("ld.shared.b32 %0, [%1];" : "=r"(pair) : "r"(box() + place(half, j)) : "memory");
+        return pair;
+    }
+
+    // Stores the next box, which all lanes have written.
+    __device__ __forceinline__ void store(const TensorMap* map, u32 column, u32 row) {
+        fence_async();
+        __syncwarp();
+        if (threadIdx.x % WARP == 0) {
+            tensor_store(map, column, row, box());
+            stores_commit();
+        }
+        advance();
+    }
+};
+
+// Of the 64 columns from `column`: bias of the lane's two of every eight.
+__device__ __forceinline__ void load_bias(float (&bias)[8][2], const GemmSm90Params& p, u32 column) {
+    const u32 own = column + threadIdx.x % 4 * 2;
+#pragma unroll
+    for (u32 j = 0; j < 8; ++j) {
+        // All eight are inside, or none.
+        if (own + j * 8 < p.gemm.n) load_all(bias[j], p.gemm.bias + own + j * 8);
+        else bias[j][0] = bias[j][1] = 0.0f;
+    }
+}
+
+// Finishes 64 columns of a warp's 16 rows. The sums are overwritten.
+__device__ __forceinline__ void finish_panel(const GemmSm90Params& p, Boxes& boxes, u32 row, u32 column, float* sums) {
+    if (p.gemm.bias) {
+        float bias[8][2];
+        load_bias(bias, p, column);
+#pragma unroll
+        for (u32 i = 0; i < 32; ++i) sums[i] += bias[i / 4][i % 2];
+    }
+    if (EPILOGUE == EPILOGUE_GELU && p.gemm.pre) {
+        boxes.wait_free();
+#pragma unroll
+        for (u32 i = 0; i < 16; ++i) boxes.put(i % 2, i / 2, pack_bf16(sums[i * 2], sums[i * 2 + 1]));
+        boxes.store(&p.pre, column, row);
+    }
+    u32 pairs[16];
+    if (READS_OTHER) {
+        barrier_wait(boxes.fetched + boxes.next * 8, boxes.parity);
+#pragma unroll
+        for (u32 i = 0; i < 16; ++i) pairs[i] = boxes.get(i % 2, i / 2);
+    }
+#pragma unroll
+    for (u32 i = 0; i < 16; ++i) {
+        // Two elements of other; nothing where it is not read.
+        const u32 other = READS_OTHER ? pairs[i] : 0;
+        const float low = finished(sums[i * 2], __uint_as_float(other << 16));
+        const float high = finished(sums[i * 2 + 1], __uint_as_float(other & 0xffff0000));
+        pairs[i] = pack_bf16(low, high);
+    }
+    // What is read is overwritten in its place, by the lane that read it.
+    if (!READS_OTHER) boxes.wait_free();
+#pragma unroll
+    for (u32 i = 0; i < 16; ++i) boxes.put(i % 2, i / 2, pairs[i]);
+    boxes.store(&p.y, column, row);
+}
+
+__device__ __forceinline__ void finish_tile(const GemmSm90Params& p, const Work& w, Boxes& boxes, u32 first, float (&sums)[BN / 2]) {
+#pragma unroll
+    for (u32 c = 0; c < PANELS; ++c) {
+        finish_panel(p, boxes, first, w.j0 + c * EACH, sums + c * 32);
+        if (READS_OTHER && c + BOXES < PANELS) {
+            if (threadIdx.x % WARP == 0) {
+                stores_read<0>();
+                boxes.fetch(p, c % BOXES, w.j0 + (c + BOXES) * EACH, first);
+            }
+            __syncwarp();
+        }
+    }
+}
+
+// Before the products: fetches what the first panels read.
+__device__ __forceinline__ void begin_tile(const GemmSm90Params& p, const Work& w, Boxes& boxes, u32 first) {
+    if (threadIdx.x % WARP == 0) {
+        stores_read<0>();
+#pragma unroll
+        for (u32 c = 0; c < BOXES; ++c) boxes.fetch(p, c, w.j0 + c * EACH, first);
+    }
+    // The products take whole warps.
+    __syncwarp();
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) gemm_sm90(const __grid_constant__ GemmSm90Params p) {
     extern __shared__ __align__(1024) u8 memory[];
-    const u32 stages = shared_address(memory), ones = stages + STAGES * (BYTES_A + BYTES_B);
-    const u32 full = ones + ONES_BYTES, empty = full + STAGES * 8;
+    constexpr u32 FIRST_BOX = STAGES * (BYTES_A + BYTES_B), FIRST_ONE = FIRST_BOX + WARPS * BOXES * BOX;
+    const u32 stages = shared_address(memory), ones = stages + FIRST_ONE;
+    const u32 full = ones + ONES_BYTES, empty = full + STAGES * 8, fetched = empty + STAGES * 8;
     const u32 group = threadIdx.x / WARPGROUP;
     if (threadIdx.x == 0) {
         for (u32 s = 0; s < STAGES; ++s) {
             barrier_init(full + s * 8, 1);
             // One arrival a multiplying warp.
-            barrier_init(empty + s * 8, CONSUMERS * 4);
+            barrier_init(empty + s * 8, WARPS);
         }
+        for (u32 b = 0; b < WARPS * BOXES; ++b) barrier_init(fetched + b * 8, 1);
         fence_barriers();
     }
     if (threadIdx.x < ONES_BYTES / 4) {
-        reinterpret_cast<u32*>(memory + STAGES * (BYTES_A + BYTES_B))[threadIdx.x] = 0x3f803f80;
+        reinterpret_cast<u32*>(memory + FIRST_ONE)[threadIdx.x] = 0x3f803f80;
         fence_async();
     }
     // Barriers and ones are there for all.
@@ -147,10 +280,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) gemm_sm90(const __
         return;
     }
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(MANY));
-    const u32 own = group - 1, lane = threadIdx.x % WARP;
+    const u32 own = group - 1, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP - 4;
+    Boxes boxes = {stages + FIRST_BOX + warp * BOXES * BOX, fetched + warp * BOXES * 8};
     for (u32 item = blockIdx.x; item < items; item += gridDim.x) {
         const Work w = work(p, item);
+        const u32 first = w.i0 + warp * 16;
         float sums[BN / 2] = {}, rows[4] = {};
+        if (READS_OTHER) begin_tile(p, w, boxes, first);
         u32 last = 0;
         for (u32 step = 0; step < w.steps; ++step, turn.next()) {
             const u32 stage = stages + turn.stage * (BYTES_A + BYTES_B);
@@ -163,6 +299,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) gemm_sm90(const __
         }
         products_wait<0>();
         if (w.steps > 0 && lane == 0) barrier_arrive(empty + last * 8);
-        finish_tile(p, w, w.i0 + own * 64 + threadIdx.x % WARPGROUP / WARP * 16, sums, rows);
+        if (IN_BOXES) finish_tile(p, w, boxes, first, sums);
+        else store_sums(p, w, first, sums, rows);
     }
+    // Shared memory is there until all of it was read.
+    if (IN_BOXES && lane == 0) stores_read<0>();
 }

@@ -94,6 +94,52 @@ __device__ __forceinline__ F block_sum(F x) {
     return total;
 }
 
+#ifdef ELEMENT_BF16
+
+// 2^x to 2^-22 of it; below 2^-126 it is 0.
+__device__ __forceinline__ float power_of_two(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// x Phi(x) with Phi the normal distribution function, to 2^-17 of it (beyond |x| = 5 to 1e-8): what is stored is rounded
+// to 2^-9. The logarithm of Phi(-|x|) is nearly a parabola, so that one polynomial has the same relative error all the way;
+// its leading coefficient lets it fall for ever. 11 instructions.
+__device__ __forceinline__ float gelu(float x) {
+    const float z = fabsf(x);
+    float log = -1.6038968624e-6f;
+    log = fmaf(log, z, 5.7882112742e-5f);
+    log = fmaf(log, z, -9.0737792198e-4f);
+    log = fmaf(log, z, 8.4376884624e-3f);
+    log = fmaf(log, z, -5.3853172809e-2f);
+    log = fmaf(log, z, -4.5853987336e-1f);
+    log = fmaf(log, z, -1.1512316465f);
+    log = fmaf(log, z, -0.99999606609f);
+    return fmaf(-z, power_of_two(log), fmaxf(x, 0.0f));
+}
+
+// d gelu / dx = Phi(x) + x phi(x), to 2^-17. Below 0 it is phi(x) times what a polynomial of |x| follows wherever phi(x)
+// is not tiny; above, 1 less that. 15 instructions.
+__device__ __forceinline__ float gelu_slope(float x) {
+    // Farther out phi(x) is 0, which must not meet infinity.
+    const float z = fminf(fabsf(x), 16.0f);
+    // Its square is x^2 / 2 / ln 2.
+    const float root = x * 0.84932180029f;
+    float along = -1.6877445159e-4f;
+    along = fmaf(along, z, 2.3211138323e-3f);
+    along = fmaf(along, z, -1.3930926099e-2f);
+    along = fmaf(along, z, 4.9952559173e-2f);
+    along = fmaf(along, z, -1.2583748996e-1f);
+    along = fmaf(along, z, 2.4796372652e-1f);
+    along = fmaf(along, z, -7.9766297340e-1f);
+    along = fmaf(along, z, 0.49999606609f);
+    const float below = along * power_of_two(-root * root);
+    return x > 0.0f ? 1.0f - below : below;
+}
+
+#else
+
 // Phi(x), the normal distribution function.
 __device__ __forceinline__ float normal_cdf(float x) { return 0.5f * (1.0f + erff(x * 0.70710678118654752f)); }
 
@@ -103,3 +149,5 @@ __device__ __forceinline__ float gelu(float x) { return x * normal_cdf(x); }
 __device__ __forceinline__ float gelu_slope(float x) {
     return normal_cdf(x) + x * 0.39894228040143268f * expf(-0.5f * x * x);
 }
+
+#endif

@@ -48,6 +48,22 @@ __device__ __forceinline__ void tensor_copy(u32 to, const TensorMap* map, u32 x,
         : "memory");
 }
 
+// The box of `map` at (x, y) from shared memory, as tensor_copy leaves it there; what is outside the tensor is left out. The
+// thread's copies since it last closed a group are a group.
+__device__ __forceinline__ void tensor_store(const TensorMap* map, u32 x, u32 y, u32 from) {
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"((u64)map),
+                 "r"(from), "r"(x), "r"(y)
+                 : "memory");
+}
+
+__device__ __forceinline__ void stores_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+
+// Waits until all but PENDING of the thread's latest groups of stores have read shared memory.
+template <int PENDING>
+__device__ __forceinline__ void stores_read() {
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory");
+}
+
 // A matrix in shared memory whose rows of 128 bytes are swizzled, as tensor copies with that swizzle leave it. `leading` and
 // `stride` in bytes, as the PTX ISA defines them for the operand's major-ness.
 __device__ __forceinline__ u64 swizzled_matrix(u32 at, u32 leading, u32 stride) {

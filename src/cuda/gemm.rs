@@ -96,7 +96,10 @@ impl Product {
     /// The same by tensor copies and wgmma.
     fn call_sm90(&self, tile: &Tile, resident: u32) -> Call {
         let p = self.params;
-        let params = GemmSm90Params { a: [0; 16], b: [0; 16], gemm: p, splits: self.splits, unused: [0; 13] };
+        let none = [0; 16];
+        let (splits, unused) = (self.splits, [0; 13]);
+        let params =
+            GemmSm90Params { a: none, b: none, y: none, pre: none, other: none, gemm: p, splits, unused };
         let items = tile.items(p.m, p.n) * u64::from(self.splits);
         // At most as many blocks as are resident at once, which is a number of 32 bits.
         let blocks = items.clamp(1, u64::from(resident.max(1))) as u32;
@@ -110,9 +113,17 @@ impl Product {
             TensorMap { at, rows, columns, box_rows: if trans { tile.k } else { extent }, box_columns: 64 }
         };
         call.maps = vec![
-            (std::mem::offset_of!(GemmSm90Params, a), map(p.a, p.m, self.a_trans, tile.m)),
-            (std::mem::offset_of!(GemmSm90Params, b), map(p.b, p.n, self.b_trans, tile.n)),
+            (offset_of!(GemmSm90Params, a), map(p.a, p.m, self.a_trans, tile.m)),
+            (offset_of!(GemmSm90Params, b), map(p.b, p.n, self.b_trans, tile.n)),
         ];
+        let finished = [
+            (offset_of!(GemmSm90Params, y), p.y),
+            (offset_of!(GemmSm90Params, pre), p.pre),
+            (offset_of!(GemmSm90Params, other), p.other),
+        ];
+        // The rows of a warp by the 128 bytes of a swizzled row.
+        let boxes = |at| TensorMap { at, rows: p.m, columns: p.n, box_rows: 16, box_columns: 64 };
+        call.maps.extend(finished.into_iter().filter(|f| f.1 != 0).map(|(offset, at)| (offset, boxes(at))));
         call
     }
 }

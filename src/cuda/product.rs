@@ -23,7 +23,9 @@ kernel_params! {
 kernel_params! {
     pub const SM90_LAYOUTS;
     /// The maps are the driver's to make.
-    GemmSm90Params { a: [u64; 16], b: [u64; 16], gemm: GemmParams, splits: u32, unused: [u32; 13] }
+    GemmSm90Params {
+        a: [u64; 16], b: [u64; 16], y: [u64; 16], pre: [u64; 16], other: [u64; 16], gemm: GemmParams, splits: u32, unused: [u32; 13],
+    }
 }
 
 /// What is stored of a sum: EPILOGUE of the kernel.
@@ -113,7 +115,7 @@ impl Product {
         Alignment {
             a: is(&[across(self.a_trans, p.m, matches!(self.gather, Gather::A(_)))], &[p.a]),
             b: is(&[across(self.b_trans, p.n, matches!(self.gather, Gather::B(_)))], &[p.b]),
-            y: is(&[p.n, rows], &[p.y, p.pre, p.partial, p.other]),
+            y: is(&[p.n, rows], &[p.y, p.pre, p.partial, p.other, p.bias]),
         }
     }
 

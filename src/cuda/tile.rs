@@ -9,8 +9,8 @@ pub enum Tier {
     Plain { each: u32 },
     /// bf16 by `mma.sync`, sm_80 and newer; warps along m and n.
     Mma { warps: [u32; 2], stages: u32 },
-    /// bf16 by `wgmma` and tensor copies, sm_90a; blocks that a multiprocessor holds.
-    Wgmma { stages: u32, blocks: u32 },
+    /// bf16 by `wgmma` and tensor copies, sm_90a; blocks that a multiprocessor holds, boxes through which a warp stores.
+    Wgmma { stages: u32, blocks: u32, boxes: u32 },
 }
 
 /// The part of the product that a block computes, and how.
@@ -38,11 +38,13 @@ impl Tile {
     }
 
     /// Two warpgroups multiply, one copies.
-    const fn wgmma(n: u32, stages: u32, blocks: u32) -> Tile {
+    const fn wgmma(n: u32, stages: u32, blocks: u32, boxes: u32) -> Tile {
         let (m, k) = (128, 64);
-        // Behind the stages a matrix of ones and two barriers a stage: TAIL of the kernel.
-        let shared = stages * (m + n) * k * 2 + 256 + 16 * stages;
-        Tile { tier: Tier::Wgmma { stages, blocks }, m, n, k, threads: 384, shared }
+        // Of eight warps.
+        let boxes_bytes = 8 * boxes * 16 * 128;
+        // Behind them a matrix of ones, two barriers a stage, one a box: TAIL of the kernel.
+        let shared = stages * (m + n) * k * 2 + boxes_bytes + 256 + 16 * stages + 8 * 8 * boxes;
+        Tile { tier: Tier::Wgmma { stages, blocks, boxes }, m, n, k, threads: 384, shared }
     }
 
     /// Such as `wgmma 128x192`: unique among all tiles.
@@ -66,8 +68,10 @@ impl Tile {
                     [("WARPS_M", m), ("WARPS_N", n), ("STAGES", stages)].map(|(k, v)| (k, v as usize)),
                 );
             }
-            Tier::Wgmma { stages, blocks } => {
-                given.extend([("STAGES", stages as usize), ("BLOCKS", blocks as usize)]);
+            Tier::Wgmma { stages, blocks, boxes } => {
+                given.extend(
+                    [("STAGES", stages), ("BLOCKS", blocks), ("BOXES", boxes)].map(|(k, v)| (k, v as usize)),
+                );
             }
         }
         given
@@ -95,5 +99,9 @@ pub const TENSOR_TILES: [Tile; 4] = [
 /// Besides those for products that read pixels, which `wgmma` does not compute: a warp of 64 by 64 outputs reads two thirds of
 /// the shared memory a product that one of 64 by 32 reads, which is what the latter waits for on Hopper.
 pub const PIXEL_TILE: Tile = Tile::mma(128, 256, [2, 4], 4);
-pub const HOPPER_TILES: [Tile; 4] =
-    [Tile::wgmma(256, 4, 1), Tile::wgmma(192, 4, 1), Tile::wgmma(128, 5, 1), Tile::wgmma(64, 4, 2)];
+pub const HOPPER_TILES: [Tile; 4] = [
+    Tile::wgmma(256, 4, 1, 2),
+    Tile::wgmma(192, 4, 1, 3),
+    Tile::wgmma(128, 5, 1, 2),
+    Tile::wgmma(64, 4, 2, 1),
+];

@@ -159,11 +159,19 @@ fn a_defect_is_told_by_tile_shape_and_place() {
         product
     };
     let [residual, plain, partial] = [Finish::Residual, Finish::None, Finish::Partial].map(product);
-    let twice = ["v[e] + other[e]", "v[e] + 2.0f * other[e]"];
+    // A row of it is smaller than the poison behind it.
+    let mut wide = Product { finish: Finish::Wide, ..Product::new(136, 56, 128) };
+    (wide.params.a, wide.params.b, wide.params.partial) = (256, 256, 256);
+    let twice = ["return v + other;", "return v + 2.0f * other;"];
     let all = [
         (residual.clone(), "gemm_sm90", twice, "wgmma 128x64, 136x72x128 Residual bias (somewhere): "),
-        (plain.clone(), "gemm_sm90", ["row, row, w.j0", "row, row ^ 1, w.j0"], "\n    Y row 0 column 0: "),
-        (plain, "gemm_sm90", ["if (row >= p.m ||", "if (row > p.m ||"], "wrote behind its output"),
+        (
+            plain,
+            "gemm_sm90",
+            ["(map, column, row, box())", "(map, column, row ^ 1, box())"],
+            "\n    Y row 0 column 0: ",
+        ),
+        (wide, "gemm_sm90", ["if (row >= p.m ||", "if (row > p.m ||"], "wrote behind its output"),
         (
             partial,
             "gemm_sm90",
