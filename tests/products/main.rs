@@ -173,10 +173,16 @@ fn a_defect_is_told_by_tile_shape_and_place() {
         ),
         (wide, "gemm_sm90", ["if (row >= p.m ||", "if (row > p.m ||"], "wrote behind its output"),
         (
-            partial,
+            partial.clone(),
             "gemm_sm90",
             ["+ row] = sum;", "+ row] = 0.0f;"],
             "136 of 9928 differ\n    RowSums(0) row 0 column 0: ",
+        ),
+        (
+            partial,
+            "gemm",
+            ["multiply(sums, stages + step", "if (step != 1) multiply(sums, stages + step"],
+            "mma 128x128, 136x72x128 Partial a transposed b transposed (somewhere): against f64, ",
         ),
         // What all share is found as well.
         (residual, "gemm", twice, "mma 128x128, 136x72x128 Residual bias (somewhere): against f64, "),
