@@ -3,9 +3,11 @@
 // the last are finished. What is stored in bf16, and what is read with it, passes through boxes of shared memory that belong
 // to one warp: tensor copies fetch what is read while the products run, and store while the next are made.
 //
-// Given: BM = 128, BN, BK = 64   tile of a block and depth of a stage
+// Given: BM, BN, BK = 64         tile and depth of a stage
 //        STAGES, BLOCKS          stages of the ring, blocks of a multiprocessor
-//        BOXES                   boxes of a warp, which divide BN / 64
+//        TURNS                   0: the warpgroups share a tile of 128 rows; 1: they take tiles of 64 or 128 rows by turns, so
+//                                that one multiplies while the other stores
+//        BOXES                   boxes of a warp, which divide the panels of 16 rows by 64 columns that it stores of a tile
 //        A_TRANS, B_TRANS, EPILOGUE as in gemm.cu; ALIGNED = 1: extents and addresses are multiples of 16 bytes
 // Grid: any number of blocks. Dynamic shared memory: STAGES * (BM + BN) * BK * 2 bytes, 2048 bytes a box, TAIL bytes more.
 // Deterministic: the order of a sum depends on the shape only.
@@ -20,7 +22,9 @@ struct GemmSm90Params {
 };
 
 constexpr u32 WARPGROUP = 4 * WARP;
-constexpr u32 CONSUMERS = BM / 64;
+constexpr u32 CONSUMERS = 2, SHARERS = TURNS ? 1 : CONSUMERS;
+// Stretches of 64 rows that a warpgroup multiplies.
+constexpr u32 PARTS = BM / 64 / SHARERS;
 constexpr u32 THREADS = (1 + CONSUMERS) * WARPGROUP;
 // Rows of a stage are 128 bytes: BK elements, or with a transposed operand 64 of m or n.
 constexpr u32 ROW = 128, EACH = ROW / sizeof(T);
@@ -30,14 +34,14 @@ constexpr u32 PANEL = BK * ROW;
 // Eight swizzled rows.
 constexpr u32 PIECE = 8 * ROW;
 // Sixteen rows of what is stored.
-constexpr u32 BOX = 16 * ROW, WARPS = CONSUMERS * 4, PANELS = BN / EACH;
+constexpr u32 BOX = 16 * ROW, WARPS = CONSUMERS * 4, ACROSS = BN / EACH, PANELS = PARTS * ACROSS;
 constexpr bool IN_BOXES = EPILOGUE < EPILOGUE_PARTIAL;
 // Behind the stages: boxes, a matrix of ones, then the barriers.
-constexpr u32 ONES_BYTES = 256, TAIL = ONES_BYTES + 2 * STAGES * 8 + WARPS * BOXES * 8;
+constexpr u32 ONES_BYTES = 256, TAIL = ONES_BYTES + 2 * STAGES * 8 + WARPS * BOXES * 8 + CONSUMERS * 8;
 // Registers of a thread after they were handed from the copying warpgroup to the multiplying ones.
 constexpr u32 FEW = BLOCKS == 1 ? 40 : 24, MANY = BLOCKS == 1 ? 232 : 104;
 
-static_assert(BM == 128 && BK == EACH && BN % 64 == 0, "a stage is made of swizzled rows");
+static_assert(PARTS > 0 && BM == PARTS * SHARERS * 64 && BK == EACH && BN % 64 == 0, "a stage is made of swizzled rows");
 static_assert(PANELS % BOXES == 0, "a tile begins with the first box");
 
 struct Work {
@@ -64,6 +68,11 @@ struct Turn {
     __device__ __forceinline__ void next() {
         if (++stage == STAGES) stage = 0, parity ^= 1;
     }
+    __device__ __forceinline__ void skip(u32 stages) {
+        stage += stages;
+        parity ^= stage / STAGES % 2;
+        stage %= STAGES;
+    }
 };
 
 __device__ __forceinline__ void copy_stage(const GemmSm90Params& p, const Work& w, u32 k, u32 stage, u32 full) {
@@ -83,40 +92,49 @@ __device__ __forceinline__ void copy_stage(const GemmSm90Params& p, const Work& 
     }
 }
 
-__device__ __forceinline__ void multiply_stage(float (&sums)[BN / 2], float (&rows)[4], u32 a, u32 b, u32 ones, bool with_rows) {
+// What a warpgroup has in registers of a tile.
+struct Sums {
+    float y[PARTS][BN / 2];
+    float rows[PARTS][4];
+};
+
+__device__ __forceinline__ void multiply_stage(Sums& sums, u32 a, u32 b, u32 ones, bool with_rows) {
     products_fence();
 #pragma unroll
     for (u32 kk = 0; kk < BK; kk += 16) {
         const u32 inside = kk * sizeof(T), below = kk * ROW;
-        // Panels of a transposed operand follow each other; of a there is one, of its own 64 rows.
-        const u64 of_a = swizzled_matrix(a + (A_TRANS ? below : inside), PANEL, PIECE);
         const u64 of_b = swizzled_matrix(b + (B_TRANS ? below : inside), PANEL, PIECE);
-        WarpgroupProduct<BN, A_TRANS, B_TRANS>::add(sums, of_a, of_b);
-        // A matrix of ones sums the rows of a.
-        if (with_rows) WarpgroupProduct<8, A_TRANS, 0>::add(rows, of_a, plain_matrix(ones, ONES_BYTES / 2, ONES_BYTES));
+#pragma unroll
+        for (u32 part = 0; part < PARTS; ++part) {
+            // Panels of a transposed operand follow each other; of a there is one, of 64 rows.
+            const u64 of_a = swizzled_matrix(a + part * 64 * ROW + (A_TRANS ? below : inside), PANEL, PIECE);
+            WarpgroupProduct<BN, A_TRANS, B_TRANS>::add(sums.y[part], of_a, of_b);
+            // A matrix of ones sums the rows of a.
+            if (with_rows) WarpgroupProduct<8, A_TRANS, 0>::add(sums.rows[part], of_a, plain_matrix(ones, ONES_BYTES / 2, ONES_BYTES));
+        }
     }
     products_commit();
 }
 
-// Stores the 16 rows of a warp as they lie in its registers: sums in f32.
-__device__ __forceinline__ void store_sums(const GemmSm90Params& p, const Work& w, u32 first, const float (&sums)[BN / 2], const float (&rows)[4]) {
+// Stores the rows of a warp as they lie in its registers: sums in f32.
+__device__ __forceinline__ void store_sums(const GemmSm90Params& p, const Work& w, u32 first, const Sums& sums) {
     const u32 lane = threadIdx.x % WARP;
 #pragma unroll
-    for (u32 half = 0; half < 2; ++half) {
-        const u32 row = first + half * 8 + lane / 4;
+    for (u32 i = 0; i < 2 * PARTS; ++i) {
+        const u32 part = i / 2, half = i % 2, row = first + part * 64 + half * 8 + lane / 4;
 #pragma unroll
         for (u32 j = 0; j < BN / 8; j += 4) {
             float x[4][2];
 #pragma unroll
             for (u32 c = 0; c < 4; ++c) {
-                x[c][0] = sums[(j + c) * 4 + half * 2];
-                x[c][1] = sums[(j + c) * 4 + half * 2 + 1];
+                x[c][0] = sums.y[part][(j + c) * 4 + half * 2];
+                x[c][1] = sums.y[part][(j + c) * 4 + half * 2 + 1];
             }
             transpose_quad(x);
             float v[8] = {x[0][0], x[0][1], x[1][0], x[1][1], x[2][0], x[2][1], x[3][0], x[3][1]};
             finish(p.gemm, w.split, row, row, w.j0 + (j + lane % 4) * 8, v);
         }
-        if (w.with_rows && lane % 4 == 0) finish_row_sum(p.gemm, w.split, row, rows[half * 2]);
+        if (w.with_rows && lane % 4 == 0) finish_row_sum(p.gemm, w.split, row, sums.rows[part][half * 2]);
     }
 }
 
@@ -218,14 +236,20 @@ __device__ __forceinline__ void finish_panel(const GemmSm90Params& p, Boxes& box
     boxes.store(&p.y, column, row);
 }
 
-__device__ __forceinline__ void finish_tile(const GemmSm90Params& p, const Work& w, Boxes& boxes, u32 first, float (&sums)[BN / 2]) {
+// Fetches what panel `i` of a warp reads, whose rows begin at `first`; by lane 0.
+__device__ __forceinline__ void fetch_panel(const GemmSm90Params& p, const Work& w, Boxes& boxes, u32 first, u32 i) {
+    boxes.fetch(p, i % BOXES, w.j0 + i % ACROSS * EACH, first + i / ACROSS * 64);
+}
+
+__device__ __forceinline__ void finish_tile(const GemmSm90Params& p, const Work& w, Boxes& boxes, u32 first, Sums& sums) {
 #pragma unroll
-    for (u32 c = 0; c < PANELS; ++c) {
-        finish_panel(p, boxes, first, w.j0 + c * EACH, sums + c * 32);
-        if (READS_OTHER && c + BOXES < PANELS) {
+    for (u32 i = 0; i < PANELS; ++i) {
+        const u32 part = i / ACROSS, c = i % ACROSS;
+        finish_panel(p, boxes, first + part * 64, w.j0 + c * EACH, sums.y[part] + c * 32);
+        if (READS_OTHER && i + BOXES < PANELS) {
             if (threadIdx.x % WARP == 0) {
                 stores_read<0>();
-                boxes.fetch(p, c % BOXES, w.j0 + (c + BOXES) * EACH, first);
+                fetch_panel(p, w, boxes, first, i + BOXES);
             }
             __syncwarp();
         }
@@ -237,7 +261,7 @@ __device__ __forceinline__ void begin_tile(const GemmSm90Params& p, const Work& 
     if (threadIdx.x % WARP == 0) {
         stores_read<0>();
 #pragma unroll
-        for (u32 c = 0; c < BOXES; ++c) boxes.fetch(p, c, w.j0 + c * EACH, first);
+        for (u32 i = 0; i < BOXES; ++i) fetch_panel(p, w, boxes, first, i);
     }
     // The products take whole warps.
     __syncwarp();
@@ -247,15 +271,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) gemm_sm90(const __
     extern __shared__ __align__(1024) u8 memory[];
     constexpr u32 FIRST_BOX = STAGES * (BYTES_A + BYTES_B), FIRST_ONE = FIRST_BOX + WARPS * BOXES * BOX;
     const u32 stages = shared_address(memory), ones = stages + FIRST_ONE;
-    const u32 full = ones + ONES_BYTES, empty = full + STAGES * 8, fetched = empty + STAGES * 8;
+    const u32 full = ones + ONES_BYTES, empty = full + STAGES * 8, fetched = empty + STAGES * 8, order = fetched + WARPS * BOXES * 8;
     const u32 group = threadIdx.x / WARPGROUP;
     if (threadIdx.x == 0) {
         for (u32 s = 0; s < STAGES; ++s) {
             barrier_init(full + s * 8, 1);
-            // One arrival a multiplying warp.
-            barrier_init(empty + s * 8, WARPS);
+            // One arrival of every warp that multiplies it.
+            barrier_init(empty + s * 8, SHARERS * 4);
         }
         for (u32 b = 0; b < WARPS * BOXES; ++b) barrier_init(fetched + b * 8, 1);
+        for (u32 g = 0; g < CONSUMERS; ++g) barrier_init(order + g * 8, 4);
         fence_barriers();
     }
     if (threadIdx.x < ONES_BYTES / 4) {
@@ -282,25 +307,39 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) gemm_sm90(const __
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(MANY));
     const u32 own = group - 1, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP - 4;
     Boxes boxes = {stages + FIRST_BOX + warp * BOXES * BOX, fetched + warp * BOXES * 8};
+    bool others = TURNS && own > 0;
+    // The first tile waits for nobody, whose turn is as if it had been.
+    u32 before = own ^ 1;
     for (u32 item = blockIdx.x; item < items; item += gridDim.x) {
         const Work w = work(p, item);
-        const u32 first = w.i0 + warp * 16;
-        float sums[BN / 2] = {}, rows[4] = {};
+        if (others) {
+            turn.skip(w.steps);
+            others = false;
+            continue;
+        }
+        others = TURNS;
+        const u32 first = w.i0 + (TURNS ? warp % 4 : warp) * 16;
+        Sums sums = {};
         if (READS_OTHER) begin_tile(p, w, boxes, first);
+        // A stage's parity tells a round from the next, not from the one after: with the other warpgroup's stages unread, this
+        // one would take a stage for its own two rounds early.
+        if (TURNS) barrier_wait(order + own * 8, before), before ^= 1;
         u32 last = 0;
         for (u32 step = 0; step < w.steps; ++step, turn.next()) {
             const u32 stage = stages + turn.stage * (BYTES_A + BYTES_B);
             barrier_wait(full + turn.stage * 8, turn.parity);
-            multiply_stage(sums, rows, stage + own * 64 * ROW, stage + BYTES_A, ones, w.with_rows);
+            multiply_stage(sums, stage + (TURNS ? 0 : own * 64 * ROW), stage + BYTES_A, ones, w.with_rows);
             // The products of the stage before have ended: it may be filled again.
             products_wait<1>();
             if (step > 0 && lane == 0) barrier_arrive(empty + last * 8);
             last = turn.stage;
         }
+        // All stages of the tile were seen.
+        if (TURNS && lane == 0) barrier_arrive(order + (own ^ 1) * 8);
         products_wait<0>();
         if (w.steps > 0 && lane == 0) barrier_arrive(empty + last * 8);
         if (IN_BOXES) finish_tile(p, w, boxes, first, sums);
-        else store_sums(p, w, first, sums, rows);
+        else store_sums(p, w, first, sums);
     }
     // Shared memory is there until all of it was read.
     if (IN_BOXES && lane == 0) stores_read<0>();

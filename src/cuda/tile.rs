@@ -9,8 +9,16 @@ pub enum Tier {
     Plain { each: u32 },
     /// bf16 by `mma.sync`, sm_80 and newer; warps along m and n.
     Mma { warps: [u32; 2], stages: u32 },
-    /// bf16 by `wgmma` and tensor copies, sm_90a; blocks that a multiprocessor holds, boxes through which a warp stores.
-    Wgmma { stages: u32, blocks: u32, boxes: u32 },
+    /// bf16 by `wgmma` and tensor copies, sm_90a.
+    Wgmma {
+        stages: u32,
+        /// That a multiprocessor holds.
+        blocks: u32,
+        /// Whether two warpgroups take tiles by turns instead of sharing them.
+        turns: bool,
+        /// Through which a warp stores.
+        boxes: u32,
+    },
 }
 
 /// The part of the product that a block computes, and how.
@@ -38,23 +46,24 @@ impl Tile {
     }
 
     /// Two warpgroups multiply, one copies.
-    const fn wgmma(n: u32, stages: u32, blocks: u32, boxes: u32) -> Tile {
-        let (m, k) = (128, 64);
-        // Of eight warps.
+    const fn wgmma([m, n]: [u32; 2], stages: u32, blocks: u32, turns: bool, boxes: u32) -> Tile {
+        let k = 64;
+        // Of eight warps, by 16 rows of 128 bytes.
         let boxes_bytes = 8 * boxes * 16 * 128;
-        // Behind them a matrix of ones, two barriers a stage, one a box: TAIL of the kernel.
-        let shared = stages * (m + n) * k * 2 + boxes_bytes + 256 + 16 * stages + 8 * 8 * boxes;
-        Tile { tier: Tier::Wgmma { stages, blocks, boxes }, m, n, k, threads: 384, shared }
+        // Behind them a matrix of ones, two barriers a stage, one a box and one a warpgroup: TAIL of the kernel.
+        let shared = stages * (m + n) * k * 2 + boxes_bytes + 256 + 16 * stages + 8 * 8 * boxes + 16;
+        Tile { tier: Tier::Wgmma { stages, blocks, turns, boxes }, m, n, k, threads: 384, shared }
     }
 
     /// Such as `wgmma 128x192`: unique among all tiles.
     pub fn name(&self) -> String {
-        let tier = match self.tier {
-            Tier::Plain { .. } => "plain",
-            Tier::Mma { .. } => "mma",
-            Tier::Wgmma { .. } => "wgmma",
+        let (tier, how) = match self.tier {
+            Tier::Plain { .. } => ("plain", ""),
+            Tier::Mma { .. } => ("mma", ""),
+            Tier::Wgmma { turns: false, .. } => ("wgmma", ""),
+            Tier::Wgmma { turns: true, .. } => ("wgmma", " by turns"),
         };
-        format!("{tier} {}x{}", self.m, self.n)
+        format!("{tier} {}x{}{how}", self.m, self.n)
     }
 
     /// The constants that the kernels' files list as given for a tile.
@@ -68,10 +77,9 @@ impl Tile {
                     [("WARPS_M", m), ("WARPS_N", n), ("STAGES", stages)].map(|(k, v)| (k, v as usize)),
                 );
             }
-            Tier::Wgmma { stages, blocks, boxes } => {
-                given.extend(
-                    [("STAGES", stages), ("BLOCKS", blocks), ("BOXES", boxes)].map(|(k, v)| (k, v as usize)),
-                );
+            Tier::Wgmma { stages, blocks, turns, boxes } => {
+                let all = [("STAGES", stages), ("BLOCKS", blocks), ("TURNS", turns.into()), ("BOXES", boxes)];
+                given.extend(all.map(|(k, v)| (k, v as usize)));
             }
         }
         given
@@ -99,9 +107,11 @@ pub const TENSOR_TILES: [Tile; 4] = [
 /// Besides those for products that read pixels, which `wgmma` does not compute: a warp of 64 by 64 outputs reads two thirds of
 /// the shared memory a product that one of 64 by 32 reads, which is what the latter waits for on Hopper.
 pub const PIXEL_TILE: Tile = Tile::mma(128, 256, [2, 4], 4);
-pub const HOPPER_TILES: [Tile; 4] = [
-    Tile::wgmma(256, 4, 1, 2),
-    Tile::wgmma(192, 4, 1, 3),
-    Tile::wgmma(128, 5, 1, 2),
-    Tile::wgmma(64, 4, 2, 1),
+pub const HOPPER_TILES: [Tile; 6] = [
+    Tile::wgmma([128, 256], 4, 1, false, 2),
+    Tile::wgmma([128, 192], 4, 1, false, 3),
+    Tile::wgmma([128, 128], 5, 1, true, 4),
+    Tile::wgmma([128, 128], 5, 1, false, 2),
+    Tile::wgmma([64, 192], 5, 1, true, 3),
+    Tile::wgmma([128, 64], 4, 2, false, 1),
 ];
