@@ -98,7 +98,8 @@ struct Sums {
     float rows[PARTS][4];
 };
 
-__device__ __forceinline__ void multiply_stage(Sums& sums, u32 a, u32 b, u32 ones, bool with_rows) {
+template <bool WITH_ROWS>
+__device__ __forceinline__ void multiply_stage(Sums& sums, u32 a, u32 b, u32 ones) {
     products_fence();
 #pragma unroll
     for (u32 kk = 0; kk < BK; kk += 16) {
@@ -110,10 +111,36 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, u32 a, u32 b, u32 one
             const u64 of_a = swizzled_matrix(a + part * 64 * ROW + (A_TRANS ? below : inside), PANEL, PIECE);
             WarpgroupProduct<BN, A_TRANS, B_TRANS>::add(sums.y[part], of_a, of_b);
             // A matrix of ones sums the rows of a.
-            if (with_rows) WarpgroupProduct<8, A_TRANS, 0>::add(sums.rows[part], of_a, plain_matrix(ones, ONES_BYTES / 2, ONES_BYTES));
+            if (WITH_ROWS) WarpgroupProduct<8, A_TRANS, 0>::add(sums.rows[part], of_a, plain_matrix(ones, ONES_BYTES / 2, ONES_BYTES));
         }
     }
     products_commit();
+}
+
+// Where stages and their barriers begin, the matrix of ones, and the barrier of the other warpgroup's turn.
+struct Ring {
+    u32 stages, full, empty, ones, others_turn;
+};
+
+// Multiplies all stages of a tile, of which `from` is this warpgroup's first row. With the row sums' products under a
+// condition inside the loop, every product would wait for the last.
+template <bool WITH_ROWS>
+__device__ __forceinline__ void multiply_tile(Sums& sums, const Ring& ring, Turn& turn, u32 steps, u32 from) {
+    const u32 lane = threadIdx.x % WARP;
+    u32 last = 0;
+    for (u32 step = 0; step < steps; ++step, turn.next()) {
+        const u32 stage = ring.stages + turn.stage * (BYTES_A + BYTES_B);
+        barrier_wait(ring.full + turn.stage * 8, turn.parity);
+        multiply_stage<WITH_ROWS>(sums, stage + from * ROW, stage + BYTES_A, ring.ones);
+        // The products of the stage before have ended: it may be filled again.
+        products_wait<1>();
+        if (step > 0 && lane == 0) barrier_arrive(ring.empty + last * 8);
+        last = turn.stage;
+    }
+    // All stages of the tile were seen.
+    if (TURNS && lane == 0) barrier_arrive(ring.others_turn);
+    products_wait<0>();
+    if (steps > 0 && lane == 0) barrier_arrive(ring.empty + last * 8);
 }
 
 // Stores the rows of a warp as they lie in its registers: sums in f32.
@@ -306,6 +333,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) gemm_sm90(const __
     }
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(MANY));
     const u32 own = group - 1, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP - 4;
+    const Ring ring = {stages, full, empty, ones, order + (own ^ 1) * 8};
     Boxes boxes = {stages + FIRST_BOX + warp * BOXES * BOX, fetched + warp * BOXES * 8};
     bool others = TURNS && own > 0;
     // The first tile waits for nobody, whose turn is as if it had been.
@@ -324,20 +352,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) gemm_sm90(const __
         // A stage's parity tells a round from the next, not from the one after: with the other warpgroup's stages unread, this
         // one would take a stage for its own two rounds early.
         if (TURNS) barrier_wait(order + own * 8, before), before ^= 1;
-        u32 last = 0;
-        for (u32 step = 0; step < w.steps; ++step, turn.next()) {
-            const u32 stage = stages + turn.stage * (BYTES_A + BYTES_B);
-            barrier_wait(full + turn.stage * 8, turn.parity);
-            multiply_stage(sums, stage + (TURNS ? 0 : own * 64 * ROW), stage + BYTES_A, ones, w.with_rows);
-            // The products of the stage before have ended: it may be filled again.
-            products_wait<1>();
-            if (step > 0 && lane == 0) barrier_arrive(empty + last * 8);
-            last = turn.stage;
-        }
-        // All stages of the tile were seen.
-        if (TURNS && lane == 0) barrier_arrive(order + (own ^ 1) * 8);
-        products_wait<0>();
-        if (w.steps > 0 && lane == 0) barrier_arrive(empty + last * 8);
+        const u32 from = TURNS ? 0 : own * 64;
+        if (EPILOGUE == EPILOGUE_PARTIAL && w.with_rows) multiply_tile<true>(sums, ring, turn, w.steps, from);
+        else multiply_tile<false>(sums, ring, turn, w.steps, from);
         if (IN_BOXES) finish_tile(p, w, boxes, first, sums);
         else store_sums(p, w, first, sums);
     }

@@ -238,10 +238,11 @@ impl Driver for GpuDriver {
     }
 
     fn free(&mut self, at: u64) -> Result<()> {
-        self.enter()?;
-        self.wait()?;
-        // SAFETY: `at` came from `allocate`, and nothing that runs uses it any more.
-        unsafe { result::free_sync(at) }.map_err(|e| failed("cannot free memory", e))
+        // Whatever fails before, the memory is given back: nobody asks for it twice.
+        let ended = self.enter().and_then(|()| self.wait());
+        // SAFETY: `at` came from `allocate`; the driver waits for what uses it.
+        let freed = unsafe { result::free_sync(at) }.map_err(|e| failed("cannot free memory", e));
+        ended.and(freed)
     }
 
     fn upload(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
