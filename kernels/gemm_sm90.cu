@@ -117,30 +117,55 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, u32 a, u32 b, u32 one
     products_commit();
 }
 
-// Where stages and their barriers begin, the matrix of ones, and the barrier of the other warpgroup's turn.
-struct Ring {
-    u32 stages, full, empty, ones, others_turn;
+// Where the parts of shared memory begin: stages, boxes, the matrix of ones; barriers of full and of empty stages, of fetched
+// boxes, of the warpgroups' turns.
+struct Places {
+    u32 stages, boxes, ones, full, empty, fetched, turns;
 };
 
-// Multiplies all stages of a tile, of which `from` is this warpgroup's first row. With the row sums' products under a
+// Lays shared memory out; all threads call it.
+__device__ __forceinline__ Places lay_out(u8* memory) {
+    constexpr u32 FIRST_BOX = STAGES * (BYTES_A + BYTES_B), FIRST_ONE = FIRST_BOX + WARPS * BOXES * BOX;
+    const u32 stages = shared_address(memory), ones = stages + FIRST_ONE, full = ones + ONES_BYTES;
+    const u32 empty = full + STAGES * 8, fetched = empty + STAGES * 8, turns = fetched + WARPS * BOXES * 8;
+    if (threadIdx.x == 0) {
+        for (u32 s = 0; s < STAGES; ++s) {
+            barrier_init(full + s * 8, 1);
+            // One arrival of every warp that multiplies it.
+            barrier_init(empty + s * 8, SHARERS * 4);
+        }
+        for (u32 b = 0; b < WARPS * BOXES; ++b) barrier_init(fetched + b * 8, 1);
+        for (u32 g = 0; g < CONSUMERS; ++g) barrier_init(turns + g * 8, 4);
+        fence_barriers();
+    }
+    if (threadIdx.x < ONES_BYTES / 4) {
+        reinterpret_cast<u32*>(memory + FIRST_ONE)[threadIdx.x] = 0x3f803f80;
+        fence_async();
+    }
+    // Barriers and ones are there for all.
+    __syncthreads();
+    return {stages, stages + FIRST_BOX, ones, full, empty, fetched, turns};
+}
+
+// Multiplies all stages of a tile; warpgroup `own` calls it. With the row sums' products under a
 // condition inside the loop, every product would wait for the last.
 template <bool WITH_ROWS>
-__device__ __forceinline__ void multiply_tile(Sums& sums, const Ring& ring, Turn& turn, u32 steps, u32 from) {
-    const u32 lane = threadIdx.x % WARP;
+__device__ __forceinline__ void multiply_tile(Sums& sums, const Places& at, Turn& turn, u32 steps, u32 own) {
+    const u32 lane = threadIdx.x % WARP, from = TURNS ? 0 : own * 64;
     u32 last = 0;
     for (u32 step = 0; step < steps; ++step, turn.next()) {
-        const u32 stage = ring.stages + turn.stage * (BYTES_A + BYTES_B);
-        barrier_wait(ring.full + turn.stage * 8, turn.parity);
-        multiply_stage<WITH_ROWS>(sums, stage + from * ROW, stage + BYTES_A, ring.ones);
+        const u32 stage = at.stages + turn.stage * (BYTES_A + BYTES_B);
+        barrier_wait(at.full + turn.stage * 8, turn.parity);
+        multiply_stage<WITH_ROWS>(sums, stage + from * ROW, stage + BYTES_A, at.ones);
         // The products of the stage before have ended: it may be filled again.
         products_wait<1>();
-        if (step > 0 && lane == 0) barrier_arrive(ring.empty + last * 8);
+        if (step > 0 && lane == 0) barrier_arrive(at.empty + last * 8);
         last = turn.stage;
     }
     // All stages of the tile were seen.
-    if (TURNS && lane == 0) barrier_arrive(ring.others_turn);
+    if (TURNS && lane == 0) barrier_arrive(at.turns + (own ^ 1) * 8);
     products_wait<0>();
-    if (steps > 0 && lane == 0) barrier_arrive(ring.empty + last * 8);
+    if (steps > 0 && lane == 0) barrier_arrive(at.empty + last * 8);
 }
 
 // Stores the rows of a warp as they lie in its registers: sums in f32.
@@ -296,27 +321,8 @@ __device__ __forceinline__ void begin_tile(const GemmSm90Params& p, const Work& 
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) gemm_sm90(const __grid_constant__ GemmSm90Params p) {
     extern __shared__ __align__(1024) u8 memory[];
-    constexpr u32 FIRST_BOX = STAGES * (BYTES_A + BYTES_B), FIRST_ONE = FIRST_BOX + WARPS * BOXES * BOX;
-    const u32 stages = shared_address(memory), ones = stages + FIRST_ONE;
-    const u32 full = ones + ONES_BYTES, empty = full + STAGES * 8, fetched = empty + STAGES * 8, order = fetched + WARPS * BOXES * 8;
+    const Places at = lay_out(memory);
     const u32 group = threadIdx.x / WARPGROUP;
-    if (threadIdx.x == 0) {
-        for (u32 s = 0; s < STAGES; ++s) {
-            barrier_init(full + s * 8, 1);
-            // One arrival of every warp that multiplies it.
-            barrier_init(empty + s * 8, SHARERS * 4);
-        }
-        for (u32 b = 0; b < WARPS * BOXES; ++b) barrier_init(fetched + b * 8, 1);
-        for (u32 g = 0; g < CONSUMERS; ++g) barrier_init(order + g * 8, 4);
-        fence_barriers();
-    }
-    if (threadIdx.x < ONES_BYTES / 4) {
-        reinterpret_cast<u32*>(memory + FIRST_ONE)[threadIdx.x] = 0x3f803f80;
-        fence_async();
-    }
-    // Barriers and ones are there for all.
-    __syncthreads();
-
     const u32 items = work_items(p);
     Turn turn;
     if (group == 0) {
@@ -325,16 +331,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) gemm_sm90(const __
         for (u32 item = blockIdx.x; item < items; item += gridDim.x) {
             const Work w = work(p, item);
             for (u32 step = 0; step < w.steps; ++step, turn.next()) {
-                barrier_wait(empty + turn.stage * 8, turn.parity ^ 1);
-                copy_stage(p, w, w.begin + step * BK, stages + turn.stage * (BYTES_A + BYTES_B), full + turn.stage * 8);
+                barrier_wait(at.empty + turn.stage * 8, turn.parity ^ 1);
+                copy_stage(p, w, w.begin + step * BK, at.stages + turn.stage * (BYTES_A + BYTES_B), at.full + turn.stage * 8);
             }
         }
         return;
     }
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(MANY));
     const u32 own = group - 1, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP - 4;
-    const Ring ring = {stages, full, empty, ones, order + (own ^ 1) * 8};
-    Boxes boxes = {stages + FIRST_BOX + warp * BOXES * BOX, fetched + warp * BOXES * 8};
+    Boxes boxes = {at.boxes + warp * BOXES * BOX, at.fetched + warp * BOXES * 8};
     bool others = TURNS && own > 0;
     // The first tile waits for nobody, whose turn is as if it had been.
     u32 before = own ^ 1;
@@ -351,10 +356,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) gemm_sm90(const __
         if (READS_OTHER) begin_tile(p, w, boxes, first);
         // A stage's parity tells a round from the next, not from the one after: with the other warpgroup's stages unread, this
         // one would take a stage for its own two rounds early.
-        if (TURNS) barrier_wait(order + own * 8, before), before ^= 1;
-        const u32 from = TURNS ? 0 : own * 64;
-        if (EPILOGUE == EPILOGUE_PARTIAL && w.with_rows) multiply_tile<true>(sums, ring, turn, w.steps, from);
-        else multiply_tile<false>(sums, ring, turn, w.steps, from);
+        if (TURNS) barrier_wait(at.turns + own * 8, before), before ^= 1;
+        if (EPILOGUE == EPILOGUE_PARTIAL && w.with_rows) multiply_tile<true>(sums, at, turn, w.steps, own);
+        else multiply_tile<false>(sums, at, turn, w.steps, own);
         if (IN_BOXES) finish_tile(p, w, boxes, first, sums);
         else store_sums(p, w, first, sums);
     }
