@@ -1,5 +1,6 @@
 //! Attention inside segments of a token stream.
 
+use super::attention_resident::Resident;
 use super::kernel::{Call, Family, Given, kernel_params};
 use super::lower::{Lower, Lowered, Operand, Operands};
 use crate::ir::{AttentionLayout, Segments, ops};
@@ -35,9 +36,9 @@ fn outer(head: u32, element: DType) -> usize {
 }
 
 /// Addresses of q, k, v (or of their gradients) and their strides in elements.
-struct Parts {
-    at: [u64; 3],
-    strides: [u32; 2],
+pub struct Parts {
+    pub at: [u64; 3],
+    pub strides: [u32; 2],
 }
 
 fn parts(x: &[Operand<'_>], layout: AttentionLayout, width: u32) -> Parts {
@@ -107,7 +108,12 @@ impl Lower for ops::Attention {
         let (_, width) = o.outputs[0].rows_width()?;
         o.inputs.iter().try_for_each(|x| x.rows_width().map(|_| ()))?;
         let size = head(width, heads)?;
-        let Parts { at: [q, k, v], strides: [q_stride, kv_stride] } = parts(o.inputs, layout, width);
+        let x = parts(o.inputs, layout, width);
+        let resident = Resident { head: size.0 as usize, heads: size.1, layout, segments };
+        if resident.takes(o.element()) {
+            return Ok(resident.forward([o.outputs[0].at, o.outputs[1].at], &x));
+        }
+        let Parts { at: [q, k, v], strides: [q_stride, kv_stride] } = x;
         let items = items(segments, layout, outer(size.0, o.element()), false);
         if items.is_empty() {
             return Ok(Vec::new());
@@ -139,8 +145,13 @@ impl Lower for ops::AttentionBackward {
         let (rows, width) = o.inputs[0].rows_width()?;
         o.inputs.iter().try_for_each(|x| x.rows_width().map(|_| ()))?;
         let size = head(width, heads)?;
-        let Parts { at: [q, k, v], strides: [q_stride, kv_stride] } = parts(&o.inputs[3..], layout, width);
-        let [dq, dk, dv] = parts(o.outputs, layout, width).at;
+        let (x, dx) = (parts(&o.inputs[3..], layout, width), parts(o.outputs, layout, width));
+        let resident = Resident { head: size.0 as usize, heads: size.1, layout, segments };
+        if resident.takes(o.element()) {
+            return Ok(resident.backward(&dx, [0, 1, 2].map(|i: usize| o.inputs[i].at), &x, rows));
+        }
+        let Parts { at: [q, k, v], strides: [q_stride, kv_stride] } = x;
+        let [dq, dk, dv] = dx.at;
         let groups = segments.kv_groups.max(1) as u32;
         let params = AttentionBackwardParams {
             dq,

@@ -10,7 +10,7 @@ impl Family {
     /// Headers of `kernels/` that the file builds on, behind the prelude.
     const fn headers(self) -> &'static [&'static str] {
         match self {
-            Family::Attention | Family::Conv | Family::PrototypeCe => &["mma.cuh"],
+            Family::Attention | Family::AttentionResident | Family::Conv | Family::PrototypeCe => &["mma.cuh"],
             Family::Gemm => &["mma.cuh", "gemm_epilogue.cuh"],
             Family::GemmSm90 => &["mma.cuh", "gemm_epilogue.cuh", "sm90.cuh"],
             Family::DenseLoss
@@ -30,6 +30,7 @@ impl Family {
     pub fn variants(self, bf16: bool) -> Vec<Given> {
         match self {
             Family::Attention => super::attention::variants(),
+            Family::AttentionResident => super::attention_resident::variants(bf16),
             Family::BatchNorm => super::batch_norm::variants(bf16),
             Family::Conv => super::conv::variants(),
             Family::DenseLoss => super::dense_loss::variants(),
@@ -51,6 +52,7 @@ impl Family {
     const fn layouts(self) -> &'static [&'static [Layout]] {
         match self {
             Family::Attention => &[super::attention::LAYOUTS],
+            Family::AttentionResident => &[super::attention_resident::LAYOUTS],
             Family::BatchNorm => &[super::batch_norm::LAYOUTS],
             Family::Conv => &[super::conv::LAYOUTS],
             Family::DenseLoss => &[super::dense_loss::LAYOUTS],

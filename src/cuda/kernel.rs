@@ -9,6 +9,8 @@ pub type Given = Vec<(&'static str, usize)>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
     Attention,
+    /// [`Family::Attention`] of short segments.
+    AttentionResident,
     BatchNorm,
     Conv,
     DenseLoss,
@@ -29,6 +31,7 @@ pub enum Family {
 impl Family {
     pub const ALL: &'static [Family] = &[
         Family::Attention,
+        Family::AttentionResident,
         Family::BatchNorm,
         Family::Conv,
         Family::DenseLoss,
@@ -49,6 +52,7 @@ impl Family {
     pub const fn file(self) -> &'static str {
         match self {
             Family::Attention => "attention.cu",
+            Family::AttentionResident => "attention_resident.cu",
             Family::BatchNorm => "batch_norm.cu",
             Family::Conv => "conv.cu",
             Family::DenseLoss => "dense_loss.cu",
@@ -68,7 +72,11 @@ impl Family {
 
     /// Whether the file compiles for compute capability `capability`, in bf16 or not.
     pub fn exists_for(self, capability: (u32, u32), bf16: bool) -> bool {
-        self != Family::GemmSm90 || (bf16 && capability == (9, 0))
+        match self {
+            Family::AttentionResident => bf16,
+            Family::GemmSm90 => bf16 && capability == (9, 0),
+            _ => true,
+        }
     }
 }
 

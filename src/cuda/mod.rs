@@ -2,6 +2,7 @@
 //! tested: a driver may as well interpret the PTX.
 
 mod attention;
+mod attention_resident;
 mod batch_norm;
 mod cache;
 mod choices;
