@@ -42,7 +42,7 @@ struct ResidentBackwardParams {
     u32 groups;         // groups of queries that share the keys
     u32 group_rows;     // rows of the query stream from one group to the next
     u32 packed;         // 1: q, k, v are parts of one row; rows that are no query get dq = 0
-    u32 unused;
+    float cool;         // scale log2(e)
 };
 
 // Multiples of 16 of the head's width, and of 8: a chunk of 16 bytes.
@@ -52,6 +52,25 @@ constexpr float LOG2_E = 1.4426950408889634f;
 using Rows = Tile<16, HEAD>;
 constexpr u32 ROW_BYTES = HEAD * 2;
 
+// What a thread reads of its block.
+struct Block {
+    u32 thread, head, threads;
+    Segment of;
+};
+
+// Volatile: what stays the same would be kept in registers beside the sums, and spill. It is read anew instead.
+__device__ __forceinline__ Block read_block(const Segment* segments) {
+    Block b;
+    u32 x;
+    asm volatile("mov.u32 %0, %%tid.x;\n\tmov.u32 %1, %%ctaid.y;\n\tmov.u32 %2, %%ntid.x;\n\tmov.u32 %3, %%ctaid.x;"
+                 : "=r"(b.thread), "=r"(b.head), "=r"(b.threads), "=r"(x));
+    asm volatile("ld.global.u32 %0, [%5];\n\tld.global.u32 %1, [%5 + 4];\n\tld.global.u32 %2, [%5 + 8];\n\t"
+                 "ld.global.u32 %3, [%5 + 12];\n\tld.global.u32 %4, [%5 + 16];"
+                 : "=r"(b.of.query_row), "=r"(b.of.queries), "=r"(b.of.q_row), "=r"(b.of.key_row), "=r"(b.of.keys)
+                 : "l"(segments + x));
+    return b;
+}
+
 // 2^x to 2 ulp, 0 where it is below 2^-126: one instruction, where exp2f scales to keep such numbers.
 __device__ __forceinline__ float power_of_2(float x) {
     float y;
@@ -59,32 +78,36 @@ __device__ __forceinline__ float power_of_2(float x) {
     return y;
 }
 
-// `rows` rows, of which `count` exist; the others are zeros.
-__device__ __forceinline__ void load_rows(u32 tile, const T* from, u32 stride, u32 rows, u32 count) {
-#pragma unroll 4
-    for (u32 c = threadIdx.x; c < rows * COLUMNS; c += blockDim.x) {
-        const u32 row = c / COLUMNS, chunk = c % COLUMNS;
-        const bool valid = row < count;
-        cp_async_16(tile + Rows::offset(row, chunk), valid ? from + (u64)row * stride + chunk * 8 : from, valid);
-    }
+// `rows` rows, of which `count` exist; the others are zeros. A thread copies chunks of one column.
+__device__ __forceinline__ void load_rows(u32 thread, u32 tile, const T* from, u32 stride, u32 rows, u32 count) {
+    const u32 chunk = thread % COLUMNS, each = blockDim.x / COLUMNS;
+    const u64 step = (u64)each * stride;
+    const T* at = from + (u64)(thread / COLUMNS) * stride + chunk * 8;
+#pragma unroll 1
+    for (u32 row = thread / COLUMNS; row < rows; row += each, at += step) cp_async_16(tile + Rows::offset(row, chunk), at, row < count);
 }
 
-// Rows row .. row + 16 of a tile as operand a, columns of step s.
-__device__ __forceinline__ void load_a(u32 (&a)[4], u32 tile, u32 row, u32 s) {
-    const u32 lane = threadIdx.x % WARP, q = lane / 8, l = lane % 8;
-    ldmatrix_x4(a, tile + Rows::offset(row + q % 2 * 8 + l, s * 2 + q / 2));
+// Where a lane's rows of ldmatrix lie within 16 rows of a tile. Kept apart from the tile, that a step is one bit flip away: the
+// compiler would keep an address for each.
+struct Lane {
+    u32 across;  // matrices side by side after those below one another: operand a, and rows of operand b
+    u32 down;    // below one another after side by side: columns of operand b
+};
+
+__device__ __forceinline__ Lane lane_offsets(u32 lane) {
+    const u32 q = lane / 8, l = lane % 8;
+    return {Rows::offset(q % 2 * 8 + l, q / 2), Rows::offset(q / 2 * 8 + l, q % 2)};
 }
 
-// Rows row .. row + 16 of a tile as the columns of operand b: b[0..1] the first eight, b[2..3] the others.
-__device__ __forceinline__ void load_b(u32 (&b)[4], u32 tile, u32 row, u32 s) {
-    const u32 lane = threadIdx.x % WARP, q = lane / 8, l = lane % 8;
-    ldmatrix_x4(b, tile + Rows::offset(row + q / 2 * 8 + l, s * 2 + q % 2));
-}
+// 16 columns of 16 rows as operand a; rows are given by an address with the lane's offset and by constant bytes `more`.
+__device__ __forceinline__ void load_a(u32 (&a)[4], u32 rows, u32 step, u32 more) { ldmatrix_x4(a, (rows ^ step * 32) + more); }
 
-// Rows row .. row + 16 of a tile as the rows of operand b, columns of step s.
-__device__ __forceinline__ void load_b_rows(u32 (&b)[4], u32 tile, u32 row, u32 s) {
-    const u32 lane = threadIdx.x % WARP, q = lane / 8, l = lane % 8;
-    ldmatrix_x4_trans(b, tile + Rows::offset(row + q % 2 * 8 + l, s * 2 + q / 2));
+// 16 rows as the columns of operand b: b[0..1] the first eight, b[2..3] the others.
+__device__ __forceinline__ void load_b(u32 (&b)[4], u32 rows, u32 step, u32 more) { ldmatrix_x4(b, (rows ^ step * 32) + more); }
+
+// 16 rows as the rows of operand b, 16 columns.
+__device__ __forceinline__ void load_b_rows(u32 (&b)[4], u32 rows, u32 step, u32 more) {
+    ldmatrix_x4_trans(b, (rows ^ step * 32) + more);
 }
 
 // Sums of 16 x 16 numbers as operand a, rounded to bf16.
@@ -110,6 +133,11 @@ __device__ __forceinline__ void transpose_words(u32 (&w)[4]) {
     }
 }
 
+// 16 bytes in one access: the compiler takes stores of a struct apart.
+__device__ __forceinline__ void store_words(T* to, const u32 (&w)[4]) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]) : "memory");
+}
+
 // Stores the warp's 16 rows, of which `count` exist; rows g and g + 8 times their factors.
 __device__ __forceinline__ void store_rows(T* to, u32 stride, u32 count, const float (&y)[COLUMNS][4], const float (&factor)[2]) {
     const u32 lane = threadIdx.x % WARP;
@@ -118,13 +146,12 @@ __device__ __forceinline__ void store_rows(T* to, u32 stride, u32 count, const f
         const u32 row = half * 8 + lane / 4;
 #pragma unroll
         for (u32 c = 0; c < COLUMNS; c += 4) {
-            Pack<u32, 4> pack;
+            u32 words[4];
 #pragma unroll
             for (u32 j = 0; j < 4; ++j)
-                pack.at[j] = pack_bf16(y[c + j][half * 2] * factor[half], y[c + j][half * 2 + 1] * factor[half]);
-            u32(&words)[4] = pack.at;
+                words[j] = pack_bf16(y[c + j][half * 2] * factor[half], y[c + j][half * 2 + 1] * factor[half]);
             transpose_words(words);
-            if (row < count) *reinterpret_cast<Pack<u32, 4>*>(to + (u64)row * stride + (c + lane % 4) * 8) = pack;
+            if (row < count) store_words(to + (u64)row * stride + (c + lane % 4) * 8, words);
         }
     }
 }
@@ -144,7 +171,7 @@ struct Softmax {
     float y[COLUMNS][4], top[2], sum[2];
 };
 
-// Takes keys first .. first + KEYS, of which those from `keys` on do not exist.
+// Takes keys first .. first + KEYS, of which those from `keys` on do not exist; their rows with the lane's offsets are at k and v.
 template <u32 KEYS>
 __device__ __forceinline__ void take_keys(Softmax& all, const u32 (&q)[STEPS][4], u32 k, u32 v, u32 first, u32 keys, float cool) {
     const u32 lane = threadIdx.x % WARP;
@@ -154,7 +181,7 @@ __device__ __forceinline__ void take_keys(Softmax& all, const u32 (&q)[STEPS][4]
 #pragma unroll
         for (u32 step = 0; step < STEPS; ++step) {
             u32 b[4];
-            load_b(b, k, first + j * 16, step);
+            load_b(b, k, step, j * 16 * ROW_BYTES);
             mma_bf16(s[2 * j], q[step], b[0], b[1]);
             mma_bf16(s[2 * j + 1], q[step], b[2], b[3]);
         }
@@ -199,24 +226,41 @@ __device__ __forceinline__ void take_keys(Softmax& all, const u32 (&q)[STEPS][4]
 #pragma unroll
         for (u32 c = 0; c < STEPS; ++c) {
             u32 b[4];
-            load_b_rows(b, v, first + j * 16, c);
+            load_b_rows(b, v, c, j * 16 * ROW_BYTES);
             mma_bf16(all.y[2 * c], a, b[0], b[1]);
             mma_bf16(all.y[2 * c + 1], a, b[2], b[3]);
         }
     }
 }
 
+__device__ __forceinline__ void store_queries(const ResidentParams& p, const Block& block, const Softmax& all) {
+    const u32 warp = block.thread / WARP, lane = block.thread % WARP, width = p.heads * HEAD;
+    const u32 row = block.of.query_row + warp * 16, mine = block.of.queries - warp * 16;
+    float factor[2];
+#pragma unroll
+    for (u32 half = 0; half < 2; ++half) {
+        const float sum = quad_sum(all.sum[half]);
+        factor[half] = 1.0f / sum;
+        const u32 r = half * 8 + lane / 4;
+        if (lane % 4 == 0 && r < mine) p.lse[(u64)(row + r) * p.heads + block.head] = all.top[half] * p.scale + logf(sum);
+    }
+    store_rows(p.o + (u64)row * width + block.head * HEAD, width, mine, all.y, factor);
+}
+
+// More threads than a block has, which leave 72 and 80 registers: two blocks of 13 and of 9 warps are resident then (200 and 129
+// tokens). The compiler for the newest machines spills at 80.
+constexpr u32 FORWARD_BOUND = HEAD == 32 ? 832 : __CUDA_ARCH__ < 1200 ? 672 : 512;
+
 // A running maximum over the keys (Milakov and Gimelshein 2018; FlashAttention-2, Dao 2023). Shared memory: rows of keys, of
 // values, of queries, each as many as tiles of 16 have.
-extern "C" __global__ void __launch_bounds__(512) attention_resident(const ResidentParams p) {
+extern "C" __global__ void __launch_bounds__(FORWARD_BOUND) attention_resident(const ResidentParams p) {
     extern __shared__ __align__(128) u8 memory[];
-    const Segment of = p.segments[blockIdx.x];
-    const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, head = blockIdx.y;
-    const u32 key_rows = (of.keys + 15) / 16 * 16;
+    const auto [thread, head, threads, of] = read_block(p.segments);
+    const u32 warp = thread / WARP, lane = thread % WARP, key_rows = (of.keys + 15) / 16 * 16;
     const u32 k = shared_address(memory), v = k + key_rows * ROW_BYTES, queries = v + key_rows * ROW_BYTES;
-    load_rows(queries, p.q + (u64)of.q_row * p.q_stride + head * HEAD, p.q_stride, (of.queries + 15) / 16 * 16, of.queries);
-    load_rows(k, p.k + (u64)of.key_row * p.kv_stride + head * HEAD, p.kv_stride, key_rows, of.keys);
-    load_rows(v, p.v + (u64)of.key_row * p.kv_stride + head * HEAD, p.kv_stride, key_rows, of.keys);
+    load_rows(thread, queries, p.q + (u64)of.q_row * p.q_stride + head * HEAD, p.q_stride, (of.queries + 15) / 16 * 16, of.queries);
+    load_rows(thread, k, p.k + (u64)of.key_row * p.kv_stride + head * HEAD, p.kv_stride, key_rows, of.keys);
+    load_rows(thread, v, p.v + (u64)of.key_row * p.kv_stride + head * HEAD, p.kv_stride, key_rows, of.keys);
     cp_async_commit();
     cp_async_wait<0>();
     // The tiles are there for all; nobody writes them again.
@@ -224,26 +268,21 @@ extern "C" __global__ void __launch_bounds__(512) attention_resident(const Resid
     // Warps that only helped to load.
     if (warp * 16 >= of.queries) return;
 
+    const Lane at = lane_offsets(lane);
     u32 q[STEPS][4];
 #pragma unroll
-    for (u32 s = 0; s < STEPS; ++s) load_a(q[s], queries, warp * 16, s);
+    for (u32 s = 0; s < STEPS; ++s) load_a(q[s], queries + warp * 16 * ROW_BYTES + at.across, s, 0);
     Softmax all = {{}, {-INFINITY, -INFINITY}, {}};
     const float cool = p.scale * LOG2_E;
-    u32 first = 0;
-    for (; first + 32 <= key_rows; first += 32) take_keys<32>(all, q, k, v, first, of.keys, cool);
-    if (first < key_rows) take_keys<16>(all, q, k, v, first, of.keys, cool);
-
-    float factor[2];
-    const u32 row = of.query_row + warp * 16, mine = of.queries - warp * 16;
-#pragma unroll
-    for (u32 half = 0; half < 2; ++half) {
-        const float sum = quad_sum(all.sum[half]);
-        factor[half] = 1.0f / sum;
-        const u32 r = half * 8 + lane / 4;
-        if (lane % 4 == 0 && r < mine) p.lse[(u64)(row + r) * p.heads + head] = all.top[half] * p.scale + logf(sum);
+    u32 first = 0, k_rows = k + at.down, v_rows = v + at.across;
+    for (; first + 32 <= key_rows; first += 32) {
+        take_keys<32>(all, q, k_rows, v_rows, first, of.keys, cool);
+        k_rows += 32 * ROW_BYTES;
+        v_rows += 32 * ROW_BYTES;
     }
-    const u32 width = p.heads * HEAD;
-    store_rows(p.o + (u64)row * width + head * HEAD, width, mine, all.y, factor);
+    if (first < key_rows) take_keys<16>(all, q, k_rows, v_rows, first, of.keys, cool);
+
+    store_queries(p, read_block(p.segments), all);
 }
 
 // Tiles of 16 keys of a backward warp. Two where the sums leave registers: operands b then serve both.
@@ -252,36 +291,60 @@ constexpr u32 STAGE_BYTES = TILE_Q * ROW_BYTES;
 // Gradients of the scores in shared memory: a row of TILE_Q queries for each key.
 using Gradients = Tile<16, TILE_Q>;
 
-// A block's part of shared memory and of the tensors.
+// What a thread knows of its work: made anew for each use, as its block is read anew.
 struct Resident {
-    u32 k, v;        // rows of keys and values
-    u32 stages;      // two stages of queries and of their do
-    u32 ds;          // two tiles of gradients of scores
-    u32 key_rows;    // rows of k, v and ds
-    float* offset;   // of each query lse log2(e), infinite where there is none; of each group a multiple of TILE_Q
-    float* delta;    // row sums of do o
-    u32 steps;       // of a group
+    u32 thread, head;
+    Segment of;
+    Lane at;
+    u32 k, v;           // rows of keys and values in shared memory
+    u32 stages;         // two stages of queries and of their do
+    u32 ds, ds_bytes;   // two tiles of gradients of scores
+    u32 key_rows;       // rows of k, v and ds
+    u32 steps;          // of a group
+    u32 all_steps;
+    u32 numbers;        // of each step TILE_Q times lse log2(e), infinite where no query is, and row sums of do o
 };
 
-// offset and delta. A lane eight columns, EACH rows at a time for loads in flight.
-__device__ __forceinline__ void load_deltas(const ResidentBackwardParams& p, const Segment& of, const Resident& r) {
+__device__ __forceinline__ Resident resident(const ResidentBackwardParams& p, const u8* memory) {
+    Resident r;
+    const Block block = read_block(p.segments);
+    r.thread = block.thread;
+    r.head = block.head;
+    r.of = block.of;
+    r.at = lane_offsets(r.thread % WARP);
+    r.key_rows = block.threads / WARP * TILE_M;
+    r.k = shared_address(memory);
+    r.v = r.k + r.key_rows * ROW_BYTES;
+    r.stages = r.v + r.key_rows * ROW_BYTES;
+    r.ds = r.stages + 4 * STAGE_BYTES;
+    r.ds_bytes = r.key_rows * (TILE_Q * 2);
+    r.steps = (r.of.queries + TILE_Q - 1) / TILE_Q;
+    r.all_steps = p.groups * r.steps;
+    r.numbers = r.ds + 2 * r.ds_bytes;
+    return r;
+}
+
+__device__ __forceinline__ void store_float(u32 to, float x) { asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(x) : "memory"); }
+
+// The numbers. A lane eight columns, EACH rows at a time for loads in flight.
+__device__ __forceinline__ void load_deltas(const ResidentBackwardParams& p, const Resident& r) {
     constexpr u32 EACH = 4;
-    const u32 head = blockIdx.y, width = p.heads * HEAD, rows = r.steps * TILE_Q;
+    const u32 width = p.heads * HEAD, rows = r.steps * TILE_Q;
     // A multiple of the warp: its lanes leave the loop together.
     const u32 chunks = p.groups * rows * COLUMNS;
-    for (u32 first = threadIdx.x; first < chunks; first += EACH * blockDim.x) {
+    for (u32 first = r.thread; first < chunks; first += EACH * blockDim.x) {
         Pack<bf16, 8> grad[EACH] = {}, o[EACH] = {};
         float lse[EACH];
 #pragma unroll
         for (u32 i = 0; i < EACH; ++i) {
             const u32 c = first + i * blockDim.x, row = c / COLUMNS, group = row / rows, query = row % rows;
             lse[i] = INFINITY;
-            if (c >= chunks || query >= of.queries) continue;
-            const u64 from = of.query_row + (u64)group * p.group_rows + query;
-            const u64 at = from * width + head * HEAD + c % COLUMNS * 8;
+            if (c >= chunks || query >= r.of.queries) continue;
+            const u64 from = r.of.query_row + (u64)group * p.group_rows + query;
+            const u64 at = from * width + r.head * HEAD + c % COLUMNS * 8;
             grad[i] = *reinterpret_cast<const Pack<bf16, 8>*>(p.grad + at);
             o[i] = *reinterpret_cast<const Pack<bf16, 8>*>(p.o + at);
-            if (c % COLUMNS == 0) lse[i] = p.lse[from * p.heads + head];
+            if (c % COLUMNS == 0) lse[i] = p.lse[from * p.heads + r.head];
         }
 #pragma unroll
         for (u32 i = 0; i < EACH; ++i) {
@@ -292,24 +355,42 @@ __device__ __forceinline__ void load_deltas(const ResidentBackwardParams& p, con
 #pragma unroll
             for (u32 step = COLUMNS / 2; step > 0; step /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, step);
             if (c >= chunks || c % COLUMNS != 0) continue;
-            r.offset[c / COLUMNS] = lse[i] * LOG2_E;
-            r.delta[c / COLUMNS] = sum;
+            const u32 query = c / COLUMNS, to = r.numbers + (query / TILE_Q * (2 * TILE_Q) + query % TILE_Q) * 4;
+            store_float(to, lse[i] * LOG2_E);
+            store_float(to + TILE_Q * 4, sum);
         }
     }
 }
 
-// Queries of step t and their do into its stage.
-__device__ __forceinline__ void load_stage(const ResidentBackwardParams& p, const Segment& of, const Resident& r, u32 t) {
-    const u32 head = blockIdx.y, width = p.heads * HEAD, first = t % r.steps * TILE_Q;
-    const u64 group = (u64)(t / r.steps) * p.group_rows;
-    const u32 to = r.stages + t % 2 * (2 * STAGE_BYTES);
-    load_rows(to, p.q + (of.q_row + group + first) * p.q_stride + head * HEAD, p.q_stride, TILE_Q, of.queries - first);
-    load_rows(to + STAGE_BYTES, p.grad + (of.query_row + group + first) * width + head * HEAD, width, TILE_Q, of.queries - first);
+// Where step t is: rows of the query stream before its group, and of the group before it.
+struct Place {
+    u64 group;
+    u32 first;
+};
+
+__device__ __forceinline__ Place place(const ResidentBackwardParams& p, const Resident& r, u32 t) {
+    // Without the divisions in the common case.
+    if (p.groups == 1) return {0, t * TILE_Q};
+    return {(u64)(t / r.steps) * p.group_rows, t % r.steps * TILE_Q};
 }
 
-// s = rows of the warp's keys in `tile` times the 16 queries of `stage` from `row` on.
-__device__ __forceinline__ void products(float (&s)[TILES][2][4], u32 tile, u32 stage, u32 row) {
-    const u32 warp = threadIdx.x / WARP;
+// Queries of step t and their do into its stage.
+__device__ __forceinline__ void load_stage(const ResidentBackwardParams& p, const Resident& r, u32 t) {
+    const auto [group, first] = place(p, r, t);
+    const u32 width = p.heads * HEAD, to = r.stages + t % 2 * (2 * STAGE_BYTES), count = r.of.queries - first;
+    const T* q = p.q + (r.of.q_row + group + first) * p.q_stride + r.head * HEAD;
+    load_rows(r.thread, to, q, p.q_stride, TILE_Q, count);
+    const T* grad = p.grad + (r.of.query_row + group + first) * width + r.head * HEAD;
+    load_rows(r.thread, to + STAGE_BYTES, grad, width, TILE_Q, count);
+}
+
+// Narrow sums leave registers for the keys as well; just not where the compiler is for newer machines.
+constexpr bool KEEPS_KEYS = TILES == 1 && __CUDA_ARCH__ < 1000;
+using Kept = u32[TILES][STEPS][4];
+
+// s = rows of the warp's keys, which rows_of(a, m, step) gives as operands, times 16 rows `more` bytes behind `stage`.
+template <class RowsOf>
+__device__ __forceinline__ void products(float (&s)[TILES][2][4], RowsOf rows_of, u32 stage, u32 more) {
 #pragma unroll
     for (u32 m = 0; m < TILES; ++m) {
 #pragma unroll
@@ -318,23 +399,23 @@ __device__ __forceinline__ void products(float (&s)[TILES][2][4], u32 tile, u32 
 #pragma unroll
     for (u32 step = 0; step < STEPS; ++step) {
         u32 b[4];
-        load_b(b, stage, row, step);
+        load_b(b, stage, step, more);
 #pragma unroll
         for (u32 m = 0; m < TILES; ++m) {
             u32 a[4];
-            load_a(a, tile, warp * TILE_M + m * 16, step);
+            rows_of(a, m, step);
             mma_bf16(s[m][0], a, b[0], b[1]);
             mma_bf16(s[m][1], a, b[2], b[3]);
         }
     }
 }
 
-// y += a times the 16 rows of `stage` from `row` on.
-__device__ __forceinline__ void accumulate(float (&y)[TILES][COLUMNS][4], const u32 (&a)[TILES][4], u32 stage, u32 row) {
+// y += a times 16 rows `more` bytes behind `stage`.
+__device__ __forceinline__ void accumulate(float (&y)[TILES][COLUMNS][4], const u32 (&a)[TILES][4], u32 stage, u32 more) {
 #pragma unroll
     for (u32 c = 0; c < STEPS; ++c) {
         u32 b[4];
-        load_b_rows(b, stage, row, c);
+        load_b_rows(b, stage, c, more);
 #pragma unroll
         for (u32 m = 0; m < TILES; ++m) {
             mma_bf16(y[m][2 * c], a[m], b[0], b[1]);
@@ -343,17 +424,56 @@ __device__ __forceinline__ void accumulate(float (&y)[TILES][COLUMNS][4], const 
     }
 }
 
-// Adds to dk and dv of the warp's keys what 16 queries of step t from `row` of its stage on give; leaves ds for dq.
-__device__ __forceinline__ void take_queries(float (&dk)[TILES][COLUMNS][4], float (&dv)[TILES][COLUMNS][4], const Resident& r,
-                                             u32 keys, u32 t, u32 row, float cool) {
-    const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    const u32 q = r.stages + t % 2 * (2 * STAGE_BYTES), grad = q + STAGE_BYTES, ds = r.ds + t % 2 * r.key_rows * (TILE_Q * 2);
+// A warp's addresses in a step.
+struct Step {
+    u32 k, v;           // its keys and values, with the lane's offset across
+    u32 across, down;   // queries, with the lane's offsets; their do STAGE_BYTES on
+    u32 numbers;        // of the lane's first query
+    u32 ds;             // of the lane's first key and query
+    i32 keys;           // those from the lane's first on that exist, perhaps none
+    u32 queries;        // of the segment from the step's first on
+};
+
+__device__ __forceinline__ Step step_addresses(const ResidentBackwardParams& p, const Resident& r, u32 t) {
+    const u32 warp = r.thread / WARP, lane = r.thread % WARP, key = warp * TILE_M + lane / 4;
+    const u32 mine = warp * TILE_M * ROW_BYTES + r.at.across, stage = r.stages + t % 2 * (2 * STAGE_BYTES);
+    Step at;
+    at.k = r.k + mine;
+    at.v = r.v + mine;
+    at.across = stage + r.at.across;
+    at.down = stage + r.at.down;
+    at.numbers = r.numbers + (t * (2 * TILE_Q) + lane % 4 * 2) * 4;
+    at.ds = r.ds + t % 2 * r.ds_bytes + (Gradients::offset(key, 0) | lane % 4 * 4);
+    at.keys = (i32)r.of.keys - (i32)key;
+    at.queries = r.of.queries - place(p, r, t).first;
+    return at;
+}
+
+__device__ __forceinline__ Pack<float, 2> load_pair(u32 from) {
+    Pack<float, 2> x;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.at[0]), "=f"(x.at[1]) : "r"(from) : "memory");
+    return x;
+}
+
+// Adds to dk and dv of the warp's keys, which `kept` may hold, what the step's 16 queries from ROW on give; leaves ds for dq.
+template <u32 ROW>
+__device__ __forceinline__ void take_queries(float (&dk)[TILES][COLUMNS][4], float (&dv)[TILES][COLUMNS][4], const Kept& kept,
+                                             const Step& at, float cool) {
+    constexpr u32 Q = ROW * ROW_BYTES, GRAD = Q + STAGE_BYTES;
     float s[TILES][2][4], d[TILES][2][4];
     u32 a[TILES][4];
-    products(s, r.k, q, row);
+    const auto keys = [&](u32 (&a)[4], u32 m, u32 step) {
+        if constexpr (KEEPS_KEYS) {
+#pragma unroll
+            for (u32 i = 0; i < 4; ++i) a[i] = kept[m][step][i];
+        } else {
+            load_a(a, at.k, step, m * 16 * ROW_BYTES);
+        }
+    };
+    products(s, keys, at.down, Q);
 #pragma unroll
     for (u32 n = 0; n < 2; ++n) {
-        const Pack<float, 2> offset = *reinterpret_cast<const Pack<float, 2>*>(r.offset + t * TILE_Q + row + n * 8 + lane % 4 * 2);
+        const Pack<float, 2> offset = load_pair(at.numbers + (ROW + n * 8) * 4);
 #pragma unroll
         for (u32 m = 0; m < TILES; ++m) {
 #pragma unroll
@@ -362,11 +482,12 @@ __device__ __forceinline__ void take_queries(float (&dk)[TILES][COLUMNS][4], flo
     }
 #pragma unroll
     for (u32 m = 0; m < TILES; ++m) as_operand(a[m], s[m][0], s[m][1]);
-    accumulate(dv, a, grad, row);
-    products(d, r.v, grad, row);
+    accumulate(dv, a, at.across, GRAD);
+    const auto values = [&](u32 (&a)[4], u32 m, u32 step) { load_a(a, at.v, step, m * 16 * ROW_BYTES); };
+    products(d, values, at.down, GRAD);
 #pragma unroll
     for (u32 n = 0; n < 2; ++n) {
-        const Pack<float, 2> delta = *reinterpret_cast<const Pack<float, 2>*>(r.delta + t * TILE_Q + row + n * 8 + lane % 4 * 2);
+        const Pack<float, 2> delta = load_pair(at.numbers + (TILE_Q + ROW + n * 8) * 4);
 #pragma unroll
         for (u32 m = 0; m < TILES; ++m) {
 #pragma unroll
@@ -378,32 +499,35 @@ __device__ __forceinline__ void take_queries(float (&dk)[TILES][COLUMNS][4], flo
         as_operand(a[m], d[m][0], d[m][1]);
 #pragma unroll
         for (u32 i = 0; i < 4; ++i) {
-            const u32 key = warp * TILE_M + m * 16 + i % 2 * 8 + lane / 4;
             // Keys that do not exist have exponentials, perhaps infinite: dq must not see them.
-            if (key >= keys) a[m][i] = 0;
-            const u32 to = ds + Gradients::offset(key, row / 8 + i / 2) + lane % 4 * 4;
+            if ((i32)(m * 16 + i % 2 * 8) >= at.keys) a[m][i] = 0;
+            const u32 to = (at.ds ^ (ROW / 8 + i / 2) * 16) + (m * 16 + i % 2 * 8) * (TILE_Q * 2);
             asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(a[m][i]) : "memory");
         }
     }
-    accumulate(dk, a, q, row);
+    accumulate(dk, a, at.across, Q);
 }
 
 // dq of step t, 16 queries and 16 columns a warp at a time.
-__device__ __forceinline__ void query_gradient(const ResidentBackwardParams& p, const Segment& of, const Resident& r, u32 t) {
-    const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, mat = lane / 8, l = lane % 8;
-    const u32 first = t % r.steps * TILE_Q, left = of.queries - first, ds = r.ds + t % 2 * r.key_rows * (TILE_Q * 2);
+__device__ __forceinline__ void query_gradient(const ResidentBackwardParams& p, const Resident& r, u32 t) {
+    const u32 warp = r.thread / WARP, lane = r.thread % WARP, mat = lane / 8, l = lane % 8;
+    const auto [group, first] = place(p, r, t);
+    const u32 left = r.of.queries - first, ds = r.ds + t % 2 * r.ds_bytes;
     const u32 units = (min(left, TILE_Q) + 15) / 16 * STEPS;
-    T* to = p.dq + (of.q_row + (u64)(t / r.steps) * p.group_rows + first) * p.q_stride + blockIdx.y * HEAD;
-    for (u32 unit = warp; unit < units; unit += blockDim.x / WARP) {
+    T* to = p.dq + (r.of.q_row + group + first) * p.q_stride + r.head * HEAD;
+    for (u32 unit = warp; unit < units; unit += r.key_rows / TILE_M) {
         const u32 row = unit / STEPS * 16, c = unit % STEPS;
+        u32 gradients = ds + Gradients::offset(mat / 2 * 8 + l, row / 8 + mat % 2), keys = (r.k + r.at.across) ^ c * 32;
         float y[2][4] = {};
-#pragma unroll 4
-        for (u32 key = 0; key < of.keys; key += 16) {
+#pragma unroll 2
+        for (u32 key = 0; key < r.of.keys; key += 16) {
             u32 a[4], b[4];
-            ldmatrix_x4_trans(a, ds + Gradients::offset(key + mat / 2 * 8 + l, row / 8 + mat % 2));
-            load_b_rows(b, r.k, key, c);
+            ldmatrix_x4_trans(a, gradients);
+            ldmatrix_x4_trans(b, keys);
             mma_bf16(y[0], a, b[0], b[1]);
             mma_bf16(y[1], a, b[2], b[3]);
+            gradients += 16 * (TILE_Q * 2);
+            keys += 16 * ROW_BYTES;
         }
 #pragma unroll
         for (u32 half = 0; half < 2; ++half) {
@@ -413,68 +537,74 @@ __device__ __forceinline__ void query_gradient(const ResidentBackwardParams& p, 
             // Two lanes swap words: each has four neighbouring columns, a quad a row's 32 bytes.
             const bool odd = lane % 2;
             const u32 got = __shfl_xor_sync(ALL_LANES, odd ? words[0] : words[1], 1);
-            const Pack<u32, 2> pack = {odd ? got : words[0], odd ? words[1] : got};
             const u32 at = row + half * 8 + lane / 4, column = c * 16 + (odd ? 8 : 0) + lane % 4 / 2 * 4;
-            if (at < left) *reinterpret_cast<Pack<u32, 2>*>(to + (u64)at * p.q_stride + column) = pack;
+            if (at >= left) continue;
+            asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to + (u64)at * p.q_stride + column),
+                         "r"(odd ? got : words[0]), "r"(odd ? words[1] : got)
+                         : "memory");
         }
     }
 }
 
 // dq of rows that are keys and no queries.
-__device__ __forceinline__ void clear_gradient(const ResidentBackwardParams& p, const Segment& of) {
-    const Pack<u32, 4> zeros = {};
-    T* to = p.dq + (u64)(of.q_row + of.queries) * p.q_stride + blockIdx.y * HEAD;
-    for (u32 c = threadIdx.x; c < (of.keys - of.queries) * COLUMNS; c += blockDim.x)
-        *reinterpret_cast<Pack<u32, 4>*>(to + (u64)(c / COLUMNS) * p.q_stride + c % COLUMNS * 8) = zeros;
+__device__ __forceinline__ void clear_gradient(const ResidentBackwardParams& p, const Resident& r) {
+    const u32 zeros[4] = {};
+    T* to = p.dq + (u64)(r.of.q_row + r.of.queries) * p.q_stride + r.head * HEAD;
+    for (u32 c = r.thread; c < (r.of.keys - r.of.queries) * COLUMNS; c += blockDim.x)
+        store_words(to + (u64)(c / COLUMNS) * p.q_stride + c % COLUMNS * 8, zeros);
+}
+
+__device__ __forceinline__ void store_keys(const ResidentBackwardParams& p, const Resident& r, const float (&dk)[TILES][COLUMNS][4],
+                                           const float (&dv)[TILES][COLUMNS][4]) {
+    const float scaled[2] = {p.scale, p.scale}, whole[2] = {1.0f, 1.0f};
+#pragma unroll
+    for (u32 m = 0; m < TILES; ++m) {
+        const u32 key = r.thread / WARP * TILE_M + m * 16, mine = r.of.keys > key ? r.of.keys - key : 0;
+        const u64 at = (u64)(r.of.key_row + key) * p.kv_stride + r.head * HEAD;
+        store_rows(p.dk + at, p.kv_stride, mine, dk[m], scaled);
+        store_rows(p.dv + at, p.kv_stride, mine, dv[m], whole);
+    }
 }
 
 // One pass over the queries: a warp has dk and dv of its keys in registers; ds of a step goes through shared memory, from
 // where dq of the step before is taken meanwhile: one barrier a step.
 extern "C" __global__ void __launch_bounds__(TILES == 1 ? 512 : 256, TILES) attention_resident_backward(const ResidentBackwardParams p) {
     extern __shared__ __align__(128) u8 memory[];
-    const Segment of = p.segments[blockIdx.x];
-    const u32 warp = threadIdx.x / WARP, head = blockIdx.y;
-    Resident r;
-    r.key_rows = blockDim.x / WARP * TILE_M;
-    r.k = shared_address(memory);
-    r.v = r.k + r.key_rows * ROW_BYTES;
-    r.stages = r.v + r.key_rows * ROW_BYTES;
-    r.ds = r.stages + 4 * STAGE_BYTES;
-    r.steps = (of.queries + TILE_Q - 1) / TILE_Q;
-    r.offset = reinterpret_cast<float*>(memory + r.key_rows * (2 * ROW_BYTES + 4 * TILE_Q) + 4 * STAGE_BYTES);
-    r.delta = r.offset + p.groups * r.steps * TILE_Q;
-    const u32 steps = p.groups * r.steps;
-    load_rows(r.k, p.k + (u64)of.key_row * p.kv_stride + head * HEAD, p.kv_stride, r.key_rows, of.keys);
-    load_rows(r.v, p.v + (u64)of.key_row * p.kv_stride + head * HEAD, p.kv_stride, r.key_rows, of.keys);
-    if (steps) load_stage(p, of, r, 0);
-    cp_async_commit();
-    load_deltas(p, of, r);
-
+    {
+        const Resident r = resident(p, memory);
+        const u64 row = (u64)r.of.key_row * p.kv_stride + r.head * HEAD;
+        load_rows(r.thread, r.k, p.k + row, p.kv_stride, r.key_rows, r.of.keys);
+        load_rows(r.thread, r.v, p.v + row, p.kv_stride, r.key_rows, r.of.keys);
+        if (r.all_steps) load_stage(p, r, 0);
+        cp_async_commit();
+        load_deltas(p, r);
+    }
     float dk[TILES][COLUMNS][4] = {}, dv[TILES][COLUMNS][4] = {};
-    const float cool = p.scale * LOG2_E;
-    for (u32 t = 0; t < steps; ++t) {
+    static_assert(TILE_Q == 32, "two halves of a step");
+    Kept kept;
+    for (u32 t = 0; t < resident(p, memory).all_steps; ++t) {
         cp_async_wait<0>();
         // Step t's queries, and ds of step t - 1, are there for all; nobody reads the other stage nor the other ds any more.
         __syncthreads();
-        if (t + 1 < steps) load_stage(p, of, r, t + 1);
+        {
+            const Resident r = resident(p, memory);
+            if (t + 1 < r.all_steps) load_stage(p, r, t + 1);
+        }
         cp_async_commit();
-        if (t) query_gradient(p, of, r, t - 1);
-        const u32 left = of.queries - t % r.steps * TILE_Q;
-#pragma unroll 1
-        for (u32 row = 0; row < TILE_Q && row < left; row += 16) take_queries(dk, dv, r, of.keys, t, row, cool);
+        if (t) query_gradient(p, resident(p, memory), t - 1);
+        const Step at = step_addresses(p, resident(p, memory), t);
+        if (KEEPS_KEYS && t == 0) {
+#pragma unroll
+            for (u32 step = 0; step < STEPS; ++step) load_a(kept[0][step], at.k, step, 0);
+        }
+        take_queries<0>(dk, dv, kept, at, p.cool);
+        if (at.queries > 16) take_queries<16>(dk, dv, kept, at, p.cool);
     }
     cp_async_wait<0>();
     // ds of the last step is there for all.
     __syncthreads();
-    if (steps) query_gradient(p, of, r, steps - 1);
-    if (p.packed) clear_gradient(p, of);
-
-    const float scaled[2] = {p.scale, p.scale}, whole[2] = {1.0f, 1.0f};
-#pragma unroll
-    for (u32 m = 0; m < TILES; ++m) {
-        const u32 key = warp * TILE_M + m * 16, mine = of.keys > key ? of.keys - key : 0;
-        const u64 at = (u64)(of.key_row + key) * p.kv_stride + head * HEAD;
-        store_rows(p.dk + at, p.kv_stride, mine, dk[m], scaled);
-        store_rows(p.dv + at, p.kv_stride, mine, dv[m], whole);
-    }
+    const Resident r = resident(p, memory);
+    if (r.all_steps) query_gradient(p, r, r.all_steps - 1);
+    if (p.packed) clear_gradient(p, r);
+    store_keys(p, r, dk, dv);
 }

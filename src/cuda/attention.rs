@@ -1,6 +1,6 @@
 //! Attention inside segments of a token stream.
 
-use super::attention_resident::Resident;
+use super::attention_resident::{Resident, takes};
 use super::kernel::{Call, Family, Given, kernel_params};
 use super::lower::{Lower, Lowered, Operand, Operands};
 use crate::ir::{AttentionLayout, Segments, ops};
@@ -109,8 +109,8 @@ impl Lower for ops::Attention {
         o.inputs.iter().try_for_each(|x| x.rows_width().map(|_| ()))?;
         let size = head(width, heads)?;
         let x = parts(o.inputs, layout, width);
-        let resident = Resident { head: size.0 as usize, heads: size.1, layout, segments };
-        if resident.takes(o.element()) {
+        if takes(segments, size.0 as usize, o.element() == DType::Bf16) {
+            let resident = Resident { head: size.0 as usize, heads: size.1, layout, segments };
             return Ok(resident.forward([o.outputs[0].at, o.outputs[1].at], &x));
         }
         let Parts { at: [q, k, v], strides: [q_stride, kv_stride] } = x;
@@ -136,8 +136,10 @@ impl Lower for ops::Attention {
 
 impl Lower for ops::AttentionBackward {
     fn workspace(&self, inputs: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
-        let ops::AttentionBackward { heads, .. } = self;
-        inputs[0].shape.as_matrix().0 * heads * size_of::<f32>()
+        let &ops::AttentionBackward { heads, ref segments, .. } = self;
+        let (rows, width) = inputs[0].shape.as_matrix();
+        let bf16 = inputs.iter().any(|x| x.dtype == DType::Bf16);
+        if takes(segments, width / heads.max(1), bf16) { 0 } else { rows * heads * size_of::<f32>() }
     }
 
     fn lower(&self, o: &Operands<'_>) -> Lowered {
@@ -146,8 +148,8 @@ impl Lower for ops::AttentionBackward {
         o.inputs.iter().try_for_each(|x| x.rows_width().map(|_| ()))?;
         let size = head(width, heads)?;
         let (x, dx) = (parts(&o.inputs[3..], layout, width), parts(o.outputs, layout, width));
-        let resident = Resident { head: size.0 as usize, heads: size.1, layout, segments };
-        if resident.takes(o.element()) {
+        if takes(segments, size.0 as usize, o.element() == DType::Bf16) {
+            let resident = Resident { head: size.0 as usize, heads: size.1, layout, segments };
             return Ok(resident.backward(&dx, [0, 1, 2].map(|i: usize| o.inputs[i].at), &x, rows));
         }
         let Parts { at: [q, k, v], strides: [q_stride, kv_stride] } = x;

@@ -3,7 +3,6 @@
 use super::attention::Parts;
 use super::kernel::{Call, Family, Given, KernelParams, kernel_params};
 use crate::ir::{AttentionLayout, Segments};
-use crate::tensor::DType;
 use std::collections::BTreeMap;
 use std::mem::offset_of;
 
@@ -15,7 +14,7 @@ kernel_params! {
     }
     ResidentBackwardParams {
         dq: u64, dk: u64, dv: u64, grad: u64, o: u64, lse: u64, q: u64, k: u64, v: u64, segments: u64,
-        q_stride: u32, kv_stride: u32, heads: u32, scale: f32, groups: u32, group_rows: u32, packed: u32, unused: u32,
+        q_stride: u32, kv_stride: u32, heads: u32, scale: f32, groups: u32, group_rows: u32, packed: u32, cool: f32,
     }
 }
 
@@ -67,21 +66,18 @@ impl Class {
     }
 }
 
-impl Resident<'_> {
-    /// Whether both passes take the op; the other kernels take every op.
-    pub fn takes(&self, element: DType) -> bool {
-        let groups = self.segments.kv_groups.max(1);
-        let fits = |queries: usize, keys: usize| {
-            let class = Class::of(queries, keys, tile_m(self.head));
-            keys > 0
-                && class.queries.max(class.keys) <= LONGEST
-                && class.forward_shared(self.head).max(class.backward_shared(self.head, groups)) <= MOST_SHARED
-        };
-        element == DType::Bf16
-            && matches!(self.head, 32 | 64)
-            && self.segments.runs.iter().all(|r| r.count == 0 || fits(r.queries, r.keys))
-    }
+/// Whether both passes take heads of width `head`; those of `kernels/attention.cu` take every op.
+pub fn takes(segments: &Segments, head: usize, bf16: bool) -> bool {
+    let groups = segments.kv_groups.max(1);
+    let fits = |queries: usize, keys: usize| {
+        let class = Class::of(queries, keys, tile_m(head));
+        let shared = class.forward_shared(head).max(class.backward_shared(head, groups));
+        keys > 0 && class.queries.max(class.keys) <= LONGEST && shared <= MOST_SHARED
+    };
+    bf16 && matches!(head, 32 | 64) && segments.runs.iter().all(|r| r.count == 0 || fits(r.queries, r.keys))
+}
 
+impl Resident<'_> {
     /// Segments by class, the longest first: short ones fill the multiprocessors that long ones leave.
     fn classes(&self, groups: usize, tile_m: usize) -> Vec<(Class, Vec<Segment>)> {
         let mut classes: BTreeMap<Class, Vec<Segment>> = BTreeMap::new();
@@ -129,7 +125,13 @@ impl Resident<'_> {
             // A warp for each tile of queries, and enough to load the keys of few.
             let warps = (class.queries / TILE).max(class.keys / 64);
             let table = (offset_of!(ResidentParams, segments), &segments[..]);
-            calls.push(self.call("attention_resident", &params, table, warps, class.forward_shared(self.head)));
+            calls.push(self.call(
+                "attention_resident",
+                &params,
+                table,
+                warps,
+                class.forward_shared(self.head),
+            ));
         }
         calls
     }
@@ -157,7 +159,7 @@ impl Resident<'_> {
             groups: groups as u32,
             group_rows: rows / groups as u32,
             packed: u32::from(self.layout == AttentionLayout::Packed),
-            unused: 0,
+            cool: scale * std::f32::consts::LOG2_E,
         };
         let (at, tile_m) = (offset_of!(ResidentBackwardParams, segments), tile_m(self.head));
         let call = |(class, segments): (Class, Vec<Segment>)| {

@@ -10,7 +10,9 @@ impl Family {
     /// Headers of `kernels/` that the file builds on, behind the prelude.
     const fn headers(self) -> &'static [&'static str] {
         match self {
-            Family::Attention | Family::AttentionResident | Family::Conv | Family::PrototypeCe => &["mma.cuh"],
+            Family::Attention | Family::AttentionResident | Family::Conv | Family::PrototypeCe => {
+                &["mma.cuh"]
+            }
             Family::Gemm => &["mma.cuh", "gemm_epilogue.cuh"],
             Family::GemmSm90 => &["mma.cuh", "gemm_epilogue.cuh", "sm90.cuh"],
             Family::DenseLoss

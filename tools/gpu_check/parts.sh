@@ -50,7 +50,7 @@ profile() {
     done
     # One launch of each, then products: 3 to 6 are a block's (queries, residual, GELU, residual), 300 to 303 the
     # gradients' with respect to inputs and weights.
-    counters ncu.kernels saip-vit-tiny '::regex:^(attention|attention_backward_queries|attention_backward_keys|layer_norm_backward|gemm|chunk_sums|chunk_gradient|adamw)$:1'
+    counters ncu.kernels saip-vit-tiny '::regex:^(attention_resident|attention_resident_backward|layer_norm_backward|gemm|chunk_sums|chunk_gradient|adamw)$:1'
     counters ncu.products saip-vit-tiny '::gemm_sm90:3|4|5|6|300|301|302|303'
     counters ncu.windows saip-tinyvit-5m '::regex:^window_attention(_backward)?$:1'
     sanitizer racecheck 45

@@ -322,6 +322,11 @@ fn attention() -> Vec<Case> {
         (1, 128, Separate, segments(&[run(1, 70, 66)], 1)),
         (2, 64, Separate, segments(&[run(4, 70, 40)], 2)),
         (1, 32, Packed, segments(&[run(1, 20, 70)], 1)),
+        // Lengths of a decoder, classes of segments in one op, and segments too long for one block.
+        (2, 64, Separate, segments(&[run(1, 200, 200)], 1)),
+        (1, 64, Packed, segments(&[run(2, 33, 33), run(1, 1, 70), run(1, 0, 20), run(1, 17, 20)], 1)),
+        (1, 64, Packed, segments(&[run(1, 40, 270)], 1)),
+        (1, 32, Separate, segments(&[run(1, 270, 40)], 1)),
         // A multiple of 32 that they do not take.
         (1, 96, Packed, segments(&[run(1, 11, 35)], 1)),
     ];
