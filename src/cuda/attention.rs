@@ -1,6 +1,6 @@
 //! Attention inside segments of a token stream.
 
-use super::attention_resident::{Resident, takes};
+use super::attention_resident::{Parts, Resident, takes};
 use super::kernel::{Call, Family, Given, kernel_params};
 use super::lower::{Lower, Lowered, Operand, Operands};
 use crate::ir::{AttentionLayout, Segments, ops};
@@ -33,12 +33,6 @@ fn outer(head: u32, element: DType) -> usize {
         (_, 0..=64) => 16,
         _ => 8,
     }
-}
-
-/// Addresses of q, k, v (or of their gradients) and their strides in elements.
-pub struct Parts {
-    pub at: [u64; 3],
-    pub strides: [u32; 2],
 }
 
 fn parts(x: &[Operand<'_>], layout: AttentionLayout, width: u32) -> Parts {

@@ -1,6 +1,5 @@
 //! Launches of `kernels/attention_resident.cu`: attention inside segments short enough for one block.
 
-use super::attention::Parts;
 use super::kernel::{Call, Family, Given, KernelParams, kernel_params};
 use crate::ir::{AttentionLayout, Segments};
 use std::collections::BTreeMap;
@@ -31,6 +30,12 @@ const MOST_SHARED: usize = 99 << 10;
 /// Keys of a backward warp: TILE_M of the kernels. The sums of wide heads fill the registers with one tile.
 const fn tile_m(head: usize) -> usize {
     if head == 32 { 2 * TILE } else { TILE }
+}
+
+/// Addresses of q, k, v (or of their gradients) and their strides in elements.
+pub struct Parts {
+    pub at: [u64; 3],
+    pub strides: [u32; 2],
 }
 
 /// What both passes know of an op.
