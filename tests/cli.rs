@@ -411,7 +411,7 @@ fn info_plan_and_bench_print_their_tables() {
             .args(extra))
     };
     let table = bench(&[]).ok();
-    assert!(table.stdout.contains("images/s") && table.stdout.contains("peak memory"), "{table:?}");
+    assert!(table.stdout.contains("images/s") && table.stdout.contains("planned memory"), "{table:?}");
     let line: Value = serde_json::from_str(&bench(&["--json"]).ok().stdout).unwrap();
     assert_eq!(line["batch"], 2);
     assert!(line["loss"].as_f64().unwrap().is_finite() && line["images_per_s"].as_f64().unwrap() > 0.0);

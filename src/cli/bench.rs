@@ -115,11 +115,12 @@ fn bench_step(args: &BenchStepArgs) -> Result<()> {
     let median = median(&mut seconds);
     let (min, max) = (seconds[0], seconds[seconds.len() - 1]);
     let images = args.batch as f64 / median;
-    let peak = peak_resident_bytes();
+    // Of this process; a GPU's own memory is what was planned.
+    let (peak, planned) = (peak_resident_bytes(), engine.planned_bytes());
     if args.json {
         let record = json!({
             "preset": args.step.preset, "batch": args.batch, "device": device, "median_s": median, "min_s": min,
-            "max_s": max, "images_per_s": images, "peak_bytes": peak, "loss": loss,
+            "max_s": max, "images_per_s": images, "peak_bytes": peak, "planned_bytes": planned, "loss": loss,
         });
         println!("{record}");
         return Ok(());
@@ -130,9 +131,18 @@ fn bench_step(args: &BenchStepArgs) -> Result<()> {
         format!("{median:.3}"),
         format!("{min:.3} - {max:.3}"),
         format!("{images:.2}"),
+        human_bytes(planned),
         peak.map_or("unknown".into(), human_bytes),
     ];
-    let headers = ["device", "batch", "s/step (median)", "min - max", "images/s", "peak memory"];
+    let headers = [
+        "device",
+        "batch",
+        "s/step (median)",
+        "min - max",
+        "images/s",
+        "planned memory",
+        "peak of the process",
+    ];
     println!("{}", table(&headers, &[row]));
     Ok(())
 }

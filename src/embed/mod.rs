@@ -5,19 +5,17 @@ mod writer;
 
 pub use self::writer::{ArrayFormat, ArrayWriter};
 
-use crate::backend::{Backend, HostSlice, HostSliceMut, ProgramId};
+use crate::backend::{Backend, HostSlice};
 use crate::data::augment::normalize::eval_image_with;
 use crate::data::left_out::{self, Kind, LeftOut};
 use crate::data::source::ImageSource;
 use crate::error::{Error, Result};
 use crate::ir::{Binding, Region};
-use crate::models::{EmbedOptions, build_embed};
-use crate::models::{Encoder, timm_name};
+use crate::models::{EmbedOptions, Encoder, timm_name};
 use crate::nn::{ParamRegistry, initialise};
 use crate::output_folder::OutputFolder;
-use crate::plan;
-use crate::step::IoSlot;
-use crate::train::engine::write_checked;
+use crate::train::features::FeatureProgram;
+pub use crate::train::features::Tokens;
 use crate::train::trained::TrainedEncoder;
 use rayon::prelude::*;
 use serde_json::json;
@@ -27,10 +25,7 @@ use std::sync::mpsc::sync_channel;
 /// An encoder on a device, ready for batches of images.
 pub struct Embedder {
     backend: Box<dyn Backend>,
-    program: ProgramId,
-    images: IoSlot,
-    image: IoSlot,
-    patch: Option<IoSlot>,
+    program: FeatureProgram,
     batch: usize,
     size: [usize; 2],
     params: ParamRegistry,
@@ -39,15 +34,6 @@ pub struct Embedder {
     weights: Vec<(String, Binding)>,
     /// Mean and deviation of the images.
     normal: [[f32; 3]; 2],
-}
-
-/// Features of some images, row-major.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Tokens {
-    /// `[n, D]`
-    pub image: Vec<f32>,
-    /// `[n, N, T]`; empty unless patch tokens are wanted.
-    pub patch: Vec<f32>,
 }
 
 impl Embedder {
@@ -67,39 +53,20 @@ impl Embedder {
         net.register_buffers(&mut buffers)?;
         let (dtype, size) = (backend.dtype(), encoder.size);
         let opts = EmbedOptions { dtype, region: Region::Params, batch, size, patch_tokens };
-        let built = build_embed(&encoder.config, &params, &opts)?;
+        let program =
+            FeatureProgram::compile(&mut *backend, &encoder.config, &params, &opts).map_err(smaller)?;
         // Memory is only there for what is read.
-        let weights: Vec<(String, Binding)> = built
-            .graph
-            .values
-            .iter()
-            .filter_map(|v| v.binding)
-            .filter_map(|at| {
-                let registry = match at.region {
-                    Region::Buffers => &buffers,
-                    Region::Params | Region::Weights => &params,
-                    _ => return None,
-                };
-                registry.iter().find(|p| p.offset == at.offset).map(|p| (p.name.clone(), at))
-            })
-            .collect();
-        let plan = plan::compile(built.graph, false, &*backend)?;
-        let program = backend.compile(plan).map_err(smaller)?;
-        let slot = |list: &[IoSlot], name: &str| list.iter().find(|s| s.name == name).cloned();
-        let missing = |name: &str| Error::invariant("embedding", format!("no `{name}`"));
-        let mut embedder = Embedder {
-            backend,
-            program,
-            images: slot(&built.inputs, "images").ok_or_else(|| missing("images"))?,
-            image: slot(&built.outputs, "image").ok_or_else(|| missing("image"))?,
-            patch: slot(&built.outputs, "patch"),
-            batch,
-            size,
-            params,
-            buffers,
-            weights,
-            normal: [encoder.mean, encoder.std],
+        let named = |at: &Binding| {
+            let registry = match at.region {
+                Region::Buffers => &buffers,
+                Region::Params | Region::Weights => &params,
+                _ => return None,
+            };
+            registry.iter().find(|p| p.offset == at.offset).map(|p| (p.name.clone(), *at))
         };
+        let weights = program.reads.iter().filter_map(named).collect();
+        let normal = [encoder.mean, encoder.std];
+        let mut embedder = Embedder { backend, program, batch, size, params, buffers, weights, normal };
         embedder.load(encoder)?;
         Ok(embedder)
     }
@@ -142,41 +109,15 @@ impl Embedder {
 
     /// Shape of one image's features: `[D]`, and `[N, T]` if there are patch tokens.
     pub fn shapes(&self) -> (Vec<usize>, Option<Vec<usize>>) {
-        let each = |slot: &IoSlot| slot.shape.dims()[1..].to_vec();
-        (each(&self.image), self.patch.as_ref().map(each))
+        self.program.shapes()
     }
 
     /// Features of at most a batch of images, `pixels` being theirs, `[n, 3, H, W]`, normalised with the encoder's mean and deviation.
     ///
     /// # Errors
-    /// When `pixels` are no images, or more than a batch; those of the device; [`Error::Usage`] for features that are not finite.
+    /// Those of [`FeatureProgram::run`].
     pub fn run(&mut self, pixels: &[f32]) -> Result<Tokens> {
-        let each = self.images.shape.count() / self.batch;
-        let n = pixels.len() / each;
-        if n > self.batch || n * each != pixels.len() {
-            return Err(Error::shape(
-                "embedding",
-                "write",
-                format!("{} values are no batch of images", pixels.len()),
-            ));
-        }
-        let mut input = pixels.to_vec();
-        input.resize(self.images.shape.count(), 0.0);
-        write_checked(&mut *self.backend, &self.images, HostSlice::F32(&input))?;
-        self.backend.run(self.program)?;
-        let read = |slot: &IoSlot| {
-            let mut values = vec![0.0; slot.shape.count()];
-            self.backend.read(slot.region, slot.offset, HostSliceMut::F32(&mut values))?;
-            values.truncate(n * values.len() / self.batch);
-            if values.iter().any(|v| !v.is_finite()) {
-                return Err(Error::usage(
-                    "the encoder gives features that are NaN or infinite: its weights or this precision do not do",
-                ));
-            }
-            Ok(values)
-        };
-        let patch = self.patch.as_ref().map(read).transpose()?.unwrap_or_default();
-        Ok(Tokens { image: read(&self.image)?, patch })
+        self.program.run(&mut *self.backend, pixels)
     }
 }
 

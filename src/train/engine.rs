@@ -448,6 +448,11 @@ impl Engine {
         Ok(())
     }
 
+    /// Bytes of the device's memory that the planned steps need together.
+    pub fn planned_bytes(&self) -> u64 {
+        self.backend.footprint(&self.plans)
+    }
+
     /// The largest plan: its arena is the run's.
     pub fn largest_plan(&self) -> Option<&Plan> {
         self.plans.iter().max_by_key(|p| p.arena_bytes)

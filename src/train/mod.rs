@@ -3,6 +3,7 @@
 pub mod checkpoint;
 pub mod config;
 pub mod engine;
+pub mod features;
 pub mod folder;
 pub mod guard;
 pub mod image_set;

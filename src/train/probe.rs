@@ -1,7 +1,7 @@
 //! Retrieval with the frozen features of the encoder while it is trained.
 
-use super::engine::{Engine, write_checked};
-use crate::backend::{HostSlice, HostSliceMut, ProgramId};
+use super::engine::Engine;
+use super::features::FeatureProgram;
 use crate::data::labelled::PersonSet;
 use crate::data::left_out::{self, LeftOut};
 use crate::data::loader::eval_image;
@@ -11,9 +11,7 @@ use crate::ir::Region;
 use crate::metrics::Features;
 use crate::metrics::reference::{self, Reference};
 use crate::metrics::retrieval::{RetrievalMetrics, nearest, retrieval};
-use crate::models::{EmbedGraph, EmbedOptions, EncoderConfig, build_embed};
-use crate::plan;
-use crate::step::IoSlot;
+use crate::models::{EmbedOptions, EncoderConfig};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,9 +21,7 @@ pub const BATCH: usize = 32;
 /// The encoder in evaluation mode, compiled beside the training step, and the images it is tried on.
 pub struct Probe {
     set: PersonSet,
-    program: ProgramId,
-    images: IoSlot,
-    features: IoSlot,
+    program: FeatureProgram,
     size: [usize; 2],
 }
 
@@ -47,21 +43,11 @@ pub struct ProbeResult {
 ///
 /// # Errors
 /// Those of building and compiling.
-pub fn compile(
-    engine: &mut Engine,
-    encoder: &EncoderConfig,
-    size: [usize; 2],
-) -> Result<(ProgramId, EmbedGraph)> {
-    let opts = EmbedOptions {
-        dtype: engine.backend().dtype(),
-        region: Region::Params,
-        batch: BATCH,
-        size,
-        patch_tokens: false,
-    };
-    let built = build_embed(encoder, engine.student(), &opts)?;
-    let plan = plan::compile(built.graph.clone(), false, engine.backend())?;
-    Ok((engine.backend().compile(plan)?, built))
+pub fn compile(engine: &mut Engine, encoder: &EncoderConfig, size: [usize; 2]) -> Result<FeatureProgram> {
+    let dtype = engine.backend().dtype();
+    let opts = EmbedOptions { dtype, region: Region::Params, batch: BATCH, size, patch_tokens: false };
+    let registry = engine.student().clone();
+    FeatureProgram::compile(engine.backend(), encoder, &registry, &opts)
 }
 
 impl Probe {
@@ -75,19 +61,8 @@ impl Probe {
         size: [usize; 2],
         set: PersonSet,
     ) -> Result<Self> {
-        let (program, built) = compile(engine, encoder, size)?;
-        let slot = |list: Vec<IoSlot>, name: &str| {
-            list.into_iter()
-                .find(|s| s.name == name)
-                .ok_or_else(|| Error::invariant("probe", format!("no `{name}`")))
-        };
-        Ok(Probe {
-            set,
-            program,
-            images: slot(built.inputs, "images")?,
-            features: slot(built.outputs, "image")?,
-            size,
-        })
+        let program = compile(engine, encoder, size)?;
+        Ok(Probe { set, program, size })
     }
 
     pub fn set(&self) -> &PersonSet {
@@ -160,21 +135,18 @@ impl Probe {
         interrupt: &Interrupt,
         bad: &mut BTreeMap<usize, LeftOut>,
     ) -> Result<(Features, Vec<usize>)> {
-        let (_, dim) = self.features.shape.as_matrix();
+        let dim = self.program.shapes().0.iter().product();
         let mut features = Features { dim, ..Features::default() };
-        let mut input = vec![0.0; self.images.shape.count()];
-        let mut output = vec![0.0; self.features.shape.count()];
-        let pixels = input.len() / BATCH;
         let mut rows = Vec::with_capacity(indices.len());
         for chunk in indices.chunks(BATCH) {
             interrupt.check()?;
             let loaded: Vec<Result<Vec<f32>>> =
                 chunk.par_iter().map(|&i| eval_image(&self.set.source.load(i)?, self.size)).collect();
-            let mut used = Vec::with_capacity(chunk.len());
+            let (mut used, mut pixels) = (Vec::with_capacity(chunk.len()), Vec::new());
             for (&i, image) in chunk.iter().zip(loaded) {
                 match image {
                     Ok(image) => {
-                        input[used.len() * pixels..][..pixels].copy_from_slice(&image);
+                        pixels.extend(image);
                         used.push(i);
                     }
                     Err(e) => {
@@ -182,11 +154,7 @@ impl Probe {
                     }
                 }
             }
-            let backend = engine.backend();
-            write_checked(backend, &self.images, HostSlice::F32(&input))?;
-            backend.run(self.program)?;
-            backend.read(self.features.region, self.features.offset, HostSliceMut::F32(&mut output))?;
-            features.values.extend_from_slice(&output[..used.len() * dim]);
+            features.values.extend(self.program.run(engine.backend(), &pixels)?.image);
             features.identities.extend(used.iter().map(|&i| self.set.identities[i]));
             features.cameras.extend(used.iter().map(|&i| self.set.cameras[i]));
             rows.extend(used);

@@ -2,6 +2,7 @@
 //! probe, features, the report's pictures.
 
 use super::engine::{Engine, EngineOptions};
+use super::features::FeatureProgram;
 use super::objective::with_expert;
 use super::pretrained::expert_encoder;
 use super::probe;
@@ -9,8 +10,7 @@ use super::summary;
 use crate::backend::Backend;
 use crate::error::Result;
 use crate::ir::Region;
-use crate::models::{EmbedOptions, build_embed};
-use crate::plan;
+use crate::models::EmbedOptions;
 use crate::train::config::TrainConfig;
 use std::sync::Arc;
 
@@ -46,7 +46,6 @@ fn features(cfg: &TrainConfig, engine: &mut Engine) -> Result<()> {
         size: cfg.views.global_size,
         patch_tokens: true,
     };
-    let built = build_embed(&cfg.encoder.architecture, engine.student(), &opts)?;
-    let plan = plan::compile(built.graph, false, engine.backend())?;
-    engine.backend().compile(plan).map(drop)
+    let registry = engine.student().clone();
+    FeatureProgram::compile(engine.backend(), &cfg.encoder.architecture, &registry, &opts).map(drop)
 }
