@@ -89,7 +89,7 @@ pub fn watch() -> Result<()> {
                 Some(interrupt) if !interrupt.requested() => interrupt.request(signal),
                 _ => {
                     let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
-                    crate::atomic::remove_unfinished(|| {
+                    crate::files::atomic::remove_unfinished(|| {
                         eprintln!("stopped by {name}");
                         signal_hook::low_level::exit(ENDED_BY + signal)
                     })

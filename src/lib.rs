@@ -2,13 +2,12 @@
 //!
 //! The floors, each using only those below it: [`cli`]; [`verify`], [`export`], [`embed`]; [`train`]; [`objectives`]; [`report`];
 //! [`metrics`]; [`data`]; [`weights`]; [`models`]; [`step`]; [`nn`]; [`cpu`], [`cuda`]; [`backend`]; [`plan`]; [`ir`]; and the ground: [`tensor`],
-//! [`error`], [`console`], [`interrupt`], [`atomic`], [`output_folder`], [`units`].
+//! [`error`], [`console`], [`interrupt`], [`files`], [`units`].
 
 // First, so that all others print by its macros.
 #[macro_use]
 pub mod console;
 
-pub mod atomic;
 pub mod backend;
 pub mod cli;
 pub mod cpu;
@@ -17,13 +16,13 @@ pub mod data;
 pub mod embed;
 pub mod error;
 pub mod export;
+pub mod files;
 pub mod interrupt;
 pub mod ir;
 pub mod metrics;
 pub mod models;
 pub mod nn;
 pub mod objectives;
-pub mod output_folder;
 pub mod plan;
 pub mod report;
 pub mod step;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 /// The floors of `src`, from the ground up; those of one line do not see each other.
 const FLOORS: [&[&str]; 18] = [
-    &["tensor", "error", "atomic", "console", "interrupt", "output_folder", "units"],
+    &["tensor", "error", "files", "console", "interrupt", "units"],
     &["ir"],
     &["plan"],
     &["backend"],
@@ -302,6 +302,35 @@ fn each_floor_uses_only_floors_below_it() {
     let uses = sources.uses();
     assert!(uses.values().map(BTreeSet::len).sum::<usize>() > 1000, "the sources are full of uses");
     assert_eq!(upward(&uses), Vec::<String>::new());
+}
+
+/// What changes the file system by `std::fs`, outside the floor that does.
+fn changes_files(code: &str) -> Vec<&'static str> {
+    const CHANGES: [&str; 11] = [
+        "fs::write(",
+        "fs::create_dir(",
+        "fs::create_dir_all(",
+        "fs::rename(",
+        "fs::remove_file(",
+        "fs::remove_dir(",
+        "fs::remove_dir_all(",
+        "fs::copy(",
+        "File::create(",
+        "File::create_new(",
+        "OpenOptions",
+    ];
+    CHANGES.into_iter().filter(|change| code.contains(change)).collect()
+}
+
+#[test]
+fn files_are_written_through_one_floor() {
+    let sources = crate_at("src");
+    let elsewhere = sources.modules.iter().filter(|(name, _)| !name.starts_with("files"));
+    let found: Vec<String> = elsewhere
+        .flat_map(|(name, m)| changes_files(&m.code).into_iter().map(move |c| format!("{name}: {c}")))
+        .collect();
+    assert_eq!(found, Vec::<String>::new());
+    assert!(!changes_files(&sources.modules["files::disk"].code).is_empty(), "the floor itself does it");
 }
 
 #[test]

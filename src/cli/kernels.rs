@@ -5,6 +5,7 @@ use super::device::{VM_CAPABILITY, parse_target};
 use super::step::StepArgs;
 use crate::cuda::{Collected, Compiler, ImageKind, PlanningBackend, kernels_folder};
 use crate::error::{Error, Result};
+use crate::files::disk;
 use crate::report::table::table;
 use crate::tensor::DType;
 use crate::train::programs::compile_all;
@@ -69,7 +70,7 @@ pub fn run(args: &KernelsArgs) -> Result<()> {
     let sources = cuda.sources()?;
     let Target { capability, kind } = args.target;
     let folder = kernels_folder(&args.out);
-    std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, "create the folder", e))?;
+    disk::create_dir_all(&folder).map_err(|e| Error::io(&folder, "create the folder", e))?;
     // The interpreter has no clock, so it takes the estimated tiles.
     let collected = Collected::new(sources.clone(), kind == ImageKind::Cubin);
     for dtype in [DType::Bf16, DType::F32] {

@@ -2,10 +2,10 @@
 
 use super::device::{Device, DeviceOptions, parse_dtype};
 use super::step::StepArgs;
-use crate::atomic;
 use crate::backend::Backend;
 use crate::cuda::PlanningBackend;
 use crate::error::{Error, Result};
+use crate::files::atomic;
 use crate::ir::dump;
 use crate::plan;
 use crate::plan::Plan;

@@ -67,7 +67,7 @@ fn replaceable(out: &Path, force: bool) -> Result<()> {
     if out.is_dir() {
         return Err(Error::usage(format!("{}: is a folder: --out takes a file", out.display())));
     }
-    if crate::atomic::exists(out)? && !force && !is_report(out) {
+    if crate::files::atomic::exists(out)? && !force && !is_report(out) {
         return Err(Error::usage(format!(
             "{}: is there and is no report: pass --force to replace it, or choose another --out",
             out.display()

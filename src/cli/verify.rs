@@ -2,8 +2,8 @@
 
 use super::device::{Device, DeviceOptions};
 use super::verify_args::VerifyArgs;
-use crate::atomic;
 use crate::error::{Error, Result};
+use crate::files::atomic;
 use crate::report::table::table;
 use crate::tensor::DType;
 use crate::verify::fixture::{Deviation, Fixture, Verdict, dump};

@@ -1,8 +1,9 @@
 //! Compiled kernels on disk: each under a name that its text, options and compiler make, and a list of what was built
 //! ahead for machines without a compiler.
 
-use crate::atomic::Temporary;
 use crate::error::{Error, Result};
+use crate::files::atomic::Temporary;
+use crate::files::disk;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::io::{Read, Write};
@@ -113,7 +114,7 @@ impl KernelCache {
 
     /// Written beside and renamed: another process never reads half of it.
     fn replace(&self, at: &Path, parts: &[&[u8]]) -> Result<()> {
-        std::fs::create_dir_all(&self.folder).map_err(|e| Error::io(&self.folder, "create the folder", e))?;
+        disk::create_dir_all(&self.folder).map_err(|e| Error::io(&self.folder, "create the folder", e))?;
         let write = || {
             let mut file = Temporary::new_in(&self.folder)?;
             parts.iter().try_for_each(|part| file.write_all(part))?;

@@ -7,8 +7,9 @@ use super::kernel::{Call, Family};
 use super::launch::{fill, prepare};
 use super::product::{Gather, Product};
 use super::sources::Sources;
-use crate::atomic::Temporary;
 use crate::error::{Error, Result};
+use crate::files::atomic::Temporary;
+use crate::files::disk;
 use crate::tensor::DType;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -326,7 +327,7 @@ fn read(file: &Path) -> std::result::Result<Results, String> {
 /// Replaces the file as a whole: several processes may measure at once.
 fn write(file: &Path, results: &Results) -> std::io::Result<()> {
     let folder = file.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder)?;
+    disk::create_dir_all(folder)?;
     let mut new = Temporary::new_in(folder)?;
     new.write_all(serde_json::to_string_pretty(results)?.as_bytes())?;
     new.complete()?;

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::atomic;
 use crate::error::{Error, Result};
+use crate::files::atomic;
 use crate::units::shown;
 
 /// What kind of loss an entry is; messages count each apart.

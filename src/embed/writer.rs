@@ -1,8 +1,8 @@
 //! Arrays that grow while they are written.
 
-use crate::atomic::Temporary;
 use crate::error::{Error, Result};
-use crate::output_folder::OutputFolder;
+use crate::files::atomic::Temporary;
+use crate::files::output_folder::OutputFolder;
 use serde_json::json;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::PathBuf;

@@ -6,10 +6,11 @@ mod timm;
 
 pub use self::card::card;
 pub use self::timm::{timm_config, timm_model};
-use crate::atomic;
 use crate::error::{Error, Result};
+use crate::files::atomic;
+use crate::files::disk;
+use crate::files::output_folder::OutputFolder;
 use crate::models::EncoderConfig;
-use crate::output_folder::OutputFolder;
 use crate::train::trained::TrainedEncoder;
 use crate::weights::{
     Architecture, HEADS_KEY, MEAN_KEY, Naming, PthLayout, SIZE_KEY, STD_KEY, StateDict, TAP_KEY, TAP_NORM,
@@ -81,7 +82,7 @@ pub fn export(encoder: &TrainedEncoder, out: &Path, options: &ExportOptions<'_>)
     }
     fits(encoder, options)?;
     if let Some(parent) = out.parent().filter(|p| !p.as_os_str().is_empty()) {
-        fs::create_dir_all(parent).map_err(|e| Error::io(parent, "create the folder", e))?;
+        disk::create_dir_all(parent).map_err(|e| Error::io(parent, "create the folder", e))?;
     }
     let text = card(encoder, format, out);
     if format == Format::Timm {

@@ -54,5 +54,5 @@ pub fn is_report(path: &Path) -> bool {
 }
 
 fn write_page(path: &Path, html: &str) -> Result<()> {
-    crate::atomic::write(path, html.as_bytes())
+    crate::files::atomic::write(path, html.as_bytes())
 }

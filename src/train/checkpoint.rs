@@ -18,8 +18,9 @@ use self::format::{FORMAT, MANIFEST, MODEL, Manifest, RUN};
 pub use self::format::{RunState, TensorView};
 pub use self::read::Loaded;
 use self::write::Create;
-use crate::atomic::{self, Unfinished};
 use crate::error::{Error, Result};
+use crate::files::atomic::{self, Unfinished};
+use crate::files::disk;
 
 const WRITING: &str = ".tmp-";
 const REPLACED: &str = ".old-";
@@ -51,7 +52,7 @@ impl Checkpoints {
     /// [`Error::Io`] when the folder cannot be created or read.
     pub fn open(dir: impl Into<PathBuf>, keep: usize) -> Result<Self> {
         let dir = dir.into();
-        fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, "create the folder", e))?;
+        disk::create_dir_all(&dir).map_err(|e| Error::io(&dir, "create the folder", e))?;
         let store = Checkpoints { dir, keep: keep.max(1), create: write::create_file };
         store.recover()?;
         Ok(store)
@@ -87,7 +88,7 @@ impl Checkpoints {
             self.write_folder(&temporary, state, tensors).and_then(|()| self.put(&temporary, &target));
         if let Err(error) = written {
             // The error that matters is the first; opening the store clears what cannot be removed now.
-            let _ = fs::remove_dir_all(&temporary);
+            let _ = disk::remove_dir_all(&temporary);
             return Err(error);
         }
         drop(unfinished);
@@ -138,7 +139,7 @@ impl Checkpoints {
             let (path, name) = (self.path_of(later), folder_name(later));
             let aside = self.dir.join(format!("{SUPERSEDED}{name}"));
             remove_if_there(&aside)?;
-            fs::rename(&path, &aside).map_err(|e| Error::io(&path, "set aside", e))?;
+            disk::rename(&path, &aside).map_err(|e| Error::io(&path, "set aside", e))?;
         }
         Ok(())
     }
@@ -164,7 +165,7 @@ impl Checkpoints {
 
     fn write_folder(&self, folder: &Path, state: &RunState, tensors: &[TensorView<'_>]) -> Result<()> {
         remove_if_there(folder)?;
-        fs::create_dir(folder).map_err(|e| Error::io(folder, "create the folder", e))?;
+        disk::create_dir(folder).map_err(|e| Error::io(folder, "create the folder", e))?;
         let mut files = BTreeMap::new();
         let model = folder.join(MODEL);
         files.insert(MODEL.into(), write::model(self.create, &model, tensors)?);
@@ -179,7 +180,7 @@ impl Checkpoints {
     /// should the process die in between.
     fn put(&self, temporary: &Path, target: &Path) -> Result<()> {
         let rename =
-            |from: &Path, to: &Path| fs::rename(from, to).map_err(|e| Error::io(to, "put in place", e));
+            |from: &Path, to: &Path| disk::rename(from, to).map_err(|e| Error::io(to, "put in place", e));
         let sync = || atomic::sync_dir(&self.dir).map_err(|e| Error::io(&self.dir, "flush the folder", e));
         if !atomic::exists(target)? {
             rename(temporary, target)?;
@@ -190,7 +191,7 @@ impl Checkpoints {
         remove_if_there(&aside)?;
         rename(target, &aside)?;
         if let Err(error) = rename(temporary, target) {
-            let _ = fs::rename(&aside, target);
+            let _ = disk::rename(&aside, target);
             return Err(error);
         }
         keep_others(&aside, target)?;
@@ -217,7 +218,8 @@ impl Checkpoints {
             }
             // Renamed first: a deletion that is cut short must not look like a damaged checkpoint.
             let trash = self.hidden(DELETED, *step);
-            let removed = fs::rename(self.path_of(*step), &trash).and_then(|()| fs::remove_dir_all(&trash));
+            let removed =
+                disk::rename(self.path_of(*step), &trash).and_then(|()| disk::remove_dir_all(&trash));
             if let Err(error) = removed {
                 warnings.push(Error::io(self.path_of(*step), "remove the old checkpoint", error).to_string());
             }
@@ -233,7 +235,7 @@ impl Checkpoints {
             let (path, original) = (self.dir.join(&name), self.dir.join(&name[prefix.len()..]));
             match prefix {
                 REPLACED if !atomic::exists(&original)? => {
-                    fs::rename(&path, &original).map_err(|e| Error::io(&path, "restore", e))?;
+                    disk::rename(&path, &original).map_err(|e| Error::io(&path, "restore", e))?;
                 }
                 REPLACED => {
                     keep_others(&path, &original)?;
@@ -285,15 +287,15 @@ fn others(folder: &Path) -> std::io::Result<Vec<String>> {
 /// Moves what was not written with the checkpoint `from` to the one that replaces it.
 fn keep_others(from: &Path, to: &Path) -> Result<()> {
     for name in others(from).map_err(|e| Error::io(from, "list the folder", e))? {
-        fs::rename(from.join(&name), to.join(&name)).map_err(|e| Error::io(from.join(&name), "keep", e))?;
+        disk::rename(from.join(&name), to.join(&name)).map_err(|e| Error::io(from.join(&name), "keep", e))?;
     }
     Ok(())
 }
 
 fn remove_if_there(path: &Path) -> Result<()> {
     match fs::symlink_metadata(path) {
-        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
+        Ok(meta) if meta.is_dir() => disk::remove_dir_all(path),
+        Ok(_) => disk::remove_file(path),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(e) => Err(e),
     }

@@ -1,13 +1,14 @@
 //! The folder of one run, held by one process at a time.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::config::TrainConfig;
-use crate::atomic;
 use crate::data::left_out::Teller;
 use crate::error::{Error, Result};
+use crate::files::atomic;
+use crate::files::disk::{self, Growing};
 use serde::{Deserialize, Serialize};
 
 const LOCK: &str = ".lock";
@@ -38,7 +39,7 @@ pub struct Outcome {
 pub struct RunFolder {
     path: PathBuf,
     /// Kept open: the operating system holds the lock as long as the file is.
-    _lock: File,
+    _lock: Growing,
     /// What the user should know, such as a file system without locks.
     pub warnings: Vec<String>,
     /// Until a new run has begun, whether its folder was made for it.
@@ -55,13 +56,13 @@ impl RunFolder {
         let path = path.into();
         refuse_contents(&path)?;
         let made = !atomic::exists(&path)?;
-        fs::create_dir_all(&path).map_err(|e| Error::io(&path, "create the folder", e))?;
+        disk::create_dir_all(&path).map_err(|e| Error::io(&path, "create the folder", e))?;
         let mut folder = Self::lock(path)?;
         // Again under the lock: another process may have begun a run in between.
         refuse_contents(&folder.path)?;
         folder.unbegun = Some(made);
         let checkpoints = folder.checkpoints();
-        fs::create_dir_all(&checkpoints).map_err(|e| Error::io(&checkpoints, "create the folder", e))?;
+        disk::create_dir_all(&checkpoints).map_err(|e| Error::io(&checkpoints, "create the folder", e))?;
         // Last, because it is what makes the folder a run.
         folder.write_config(config)?;
         Ok(folder)
@@ -149,21 +150,15 @@ impl RunFolder {
 
     fn lock(path: PathBuf) -> Result<Self> {
         let file = path.join(LOCK);
-        let mut lock = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&file)
-            .map_err(|e| Error::io(&file, "open the lock file", e))?;
+        let mut lock = Growing::open(&file).map_err(|e| Error::io(&file, "open the lock file", e))?;
         let mut warnings = Vec::new();
         refuse_others_lock(&file)?;
-        match lock.try_lock() {
+        match lock.file().try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();
                 // On systems where a locked file cannot be read the holder stays unnamed.
-                let _ = lock.take(256).read_to_string(&mut holder);
+                let _ = lock.file().take(256).read_to_string(&mut holder);
                 let holder = if holder.is_empty() { "another process" } else { holder.trim() };
                 return Err(Error::usage(format!(
                     "{}: in use by {holder}: wait for that run to end, or choose another --out",
@@ -177,7 +172,8 @@ impl RunFolder {
             Err(TryLockError::Error(e)) => return Err(Error::io(&file, "lock", e)),
         }
         let host = hostname::get().map(|h| h.to_string_lossy().into_owned()).unwrap_or_default();
-        lock.set_len(0)
+        lock.file()
+            .set_len(0)
             .and_then(|()| writeln!(lock, "{HOLDER}{} on {host}", std::process::id()))
             .map_err(|e| Error::io(&file, "write", e))?;
         if warnings.is_empty() {
@@ -191,12 +187,12 @@ impl Drop for RunFolder {
     /// What could not begin (the device has too little memory) must not stand in the way of the next try.
     fn drop(&mut self) {
         let Some(made) = self.unbegun else { return };
-        let _ = fs::remove_file(self.config());
+        let _ = disk::remove_file(self.config());
         // Folders go only if nothing lies in them.
-        let _ = fs::remove_dir(self.checkpoints());
-        let _ = fs::remove_file(self.path.join(LOCK));
+        let _ = disk::remove_dir(self.checkpoints());
+        let _ = disk::remove_file(self.path.join(LOCK));
         if made {
-            let _ = fs::remove_dir(&self.path);
+            let _ = disk::remove_dir(&self.path);
         }
     }
 }

@@ -1,12 +1,12 @@
 //! Watches a run for steps that are not finite.
 
-use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::PathBuf;
 
 use serde_json::json;
 
 use crate::error::{Error, Result};
+use crate::files::disk::Growing;
 
 /// Counts skipped steps. A step is skipped when its loss or gradient is not finite; a few are harmless, many in a row
 /// mean that the run is lost.
@@ -56,10 +56,7 @@ impl FiniteGuard {
         self.in_a_row += 1;
         self.total += 1;
         let line = format!("{}\n", json!({"step": step, "in_a_row": self.in_a_row, "files": files}));
-        OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&self.log)
+        Growing::append(&self.log)
             .and_then(|mut file| file.write_all(line.as_bytes()))
             .map_err(|e| Error::io(&self.log, "append to", e))?;
         let in_a_row = self.in_a_row;

@@ -1,14 +1,15 @@
 //! `metrics.jsonl`: one JSON object a line, each with the `step` it belongs to.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::atomic;
 use crate::error::{Error, Result};
+use crate::files::atomic;
+use crate::files::disk::Growing;
 
 /// One line: `step` and whatever was measured. Values that are not finite are null.
 pub type Record = Map<String, Value>;
@@ -20,7 +21,7 @@ const MAX_LINE: u64 = 1 << 20;
 #[derive(Debug)]
 pub struct MetricsLog {
     path: PathBuf,
-    file: File,
+    file: Growing,
 }
 
 impl MetricsLog {
@@ -30,8 +31,7 @@ impl MetricsLog {
     /// [`Error::Io`].
     pub fn append_to(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
-        let opened = OpenOptions::new().create(true).append(true).open(&path);
-        let file = opened.map_err(|e| Error::io(&path, "open", e))?;
+        let file = Growing::append(&path).map_err(|e| Error::io(&path, "open", e))?;
         Ok(MetricsLog { path, file })
     }
 
@@ -71,7 +71,7 @@ impl MetricsLog {
     /// # Errors
     /// [`Error::Io`].
     pub fn sync(&self) -> Result<()> {
-        self.file.sync_data().map_err(|e| Error::io(&self.path, "flush", e))
+        self.file.sync().map_err(|e| Error::io(&self.path, "flush", e))
     }
 }
 

@@ -34,7 +34,7 @@ struct Told {
 impl Told {
     fn read(run: &Path) -> Result<Self> {
         let config = run.join("config.toml");
-        if !crate::atomic::exists(&config)? {
+        if !crate::files::atomic::exists(&config)? {
             return Err(Error::usage(format!(
                 "{}: is no run (no config.toml): name the folder that `train` wrote with --out",
                 run.display()
@@ -57,7 +57,7 @@ impl Told {
 fn outcome(run: &Path, cfg: &TrainConfig, records: &[Record]) -> Result<Outcome> {
     let path = run.join(OUTCOME);
     let last = records.iter().filter_map(|r| r.get("step")?.as_u64()).max().unwrap_or(0);
-    if crate::atomic::exists(&path)? {
+    if crate::files::atomic::exists(&path)? {
         let bytes = std::fs::metadata(&path).map_err(|e| Error::io(&path, "read", e))?.len();
         if bytes > MAX_OUTCOME {
             return Err(Error::file(&path, format!("has {bytes} bytes and is none of ours: remove it")));

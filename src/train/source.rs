@@ -35,7 +35,7 @@ impl WeightsSource {
             let loaded = Box::new(Checkpoints::for_reading(store).at(own)?);
             return Ok(WeightsSource::Run { folder, loaded });
         }
-        if kind.is_dir() && crate::atomic::exists(&source.join("config.toml"))? {
+        if kind.is_dir() && crate::files::atomic::exists(&source.join("config.toml"))? {
             let store = Checkpoints::for_reading(source.join("checkpoints"));
             let loaded = match step {
                 Some(step) => Some(store.at(step)?),

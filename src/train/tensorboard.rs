@@ -1,6 +1,6 @@
 //! TensorBoard event files: a sequence of framed protocol buffers.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,12 +9,13 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use prost::Message;
 
 use crate::error::{Error, Result};
+use crate::files::disk::{self, Growing};
 
 /// Appends scalars and images to one event file; TensorBoard reads all files of a folder as one run.
 #[derive(Debug)]
 pub struct EventWriter {
     path: PathBuf,
-    file: BufWriter<File>,
+    file: BufWriter<Growing>,
     clock: Clock,
 }
 
@@ -49,7 +50,7 @@ impl EventWriter {
     /// # Errors
     /// The folder or the file cannot be made.
     pub fn create(dir: &Path) -> Result<Self> {
-        fs::create_dir_all(dir).map_err(|e| Error::io(dir, "create the folder", e))?;
+        disk::create_dir_all(dir).map_err(|e| Error::io(dir, "create the folder", e))?;
         let host =
             hostname::get().map_or_else(|_| "localhost".to_owned(), |h| h.to_string_lossy().into_owned());
         // A name with a slash would lead elsewhere.
@@ -64,11 +65,7 @@ impl EventWriter {
         };
         let name = format!("{PREFIX}{seconds:010}.{host}.{}.{count}", std::process::id());
         let path = dir.join(name);
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .map_err(|e| Error::io(&path, "create", e))?;
+        let file = Growing::create_new(&path).map_err(|e| Error::io(&path, "create", e))?;
         let mut writer = EventWriter { path, file: BufWriter::new(file), clock };
         writer.write(0, What::FileVersion("brain.Event:2".to_owned()))?;
         writer.flush()?;

@@ -295,7 +295,7 @@ pub fn dump(results: &Results, path: &Path) -> Result<()> {
         .map_err(|e| Error::file(path, format!("cannot be laid out: {e}")))?;
     let file = safetensors::serialize(views, None)
         .map_err(|e| Error::file(path, format!("cannot be laid out: {e}")))?;
-    crate::atomic::write(path, &file)
+    crate::files::atomic::write(path, &file)
 }
 
 /// Tensors whose norms are added up for the floor.

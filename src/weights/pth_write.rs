@@ -11,8 +11,8 @@ use zip::{CompressionMethod, ZipWriter};
 use super::names::Naming;
 use super::pth::ATTRIBUTE;
 use super::tensor::{StateDict, Tensor};
-use crate::atomic;
 use crate::error::{Error, Result};
+use crate::files::atomic;
 
 /// How a `.pth` file is laid out. The default is a bare state dict in timm's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

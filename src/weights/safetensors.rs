@@ -10,8 +10,8 @@ use safetensors::tensor::Metadata;
 use serde_json::{Map, Value, json};
 
 use super::tensor::{Element, StateDict, Tensor, buffer};
-use crate::atomic;
 use crate::error::{Error, Result};
+use crate::files::atomic;
 
 /// A header of thousands of tensors is less than a megabyte.
 const MAX_HEADER: u64 = 64 << 20;

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::options::{PrepareOptions, Skip};
-use crate::atomic::{self, Unfinished};
 use crate::error::{Error, Result};
+use crate::files::atomic::{self, Unfinished};
+use crate::files::disk::{self, Growing};
 
 const IMAGES: &str = "images";
 const MANIFEST: &str = "manifest.jsonl";
@@ -45,8 +46,8 @@ pub struct Entry<'a> {
 pub struct OutputFolder {
     out: PathBuf,
     partial: PathBuf,
-    manifest: BufWriter<File>,
-    skipped: csv::Writer<File>,
+    manifest: BufWriter<Growing>,
+    skipped: csv::Writer<Growing>,
     /// Created by this run, so removed again if nothing comes of it.
     created: bool,
     finished: bool,
@@ -72,11 +73,11 @@ impl OutputFolder {
         let partial = out.join(PARTIAL);
         let mut unfinished = vec![Unfinished::whole(&partial)];
         unfinished.extend(created.then(|| Unfinished::folder(out)));
-        fs::create_dir_all(out).map_err(|e| Error::io(out, "create the folder", e))?;
+        disk::create_dir_all(out).map_err(|e| Error::io(out, "create the folder", e))?;
         let lock = atomic::lock_folder(out)?;
         remove_tree(&partial)?;
         let images = partial.join(IMAGES);
-        fs::create_dir_all(&images).map_err(|e| Error::io(&images, "create the folder", e))?;
+        disk::create_dir_all(&images).map_err(|e| Error::io(&images, "create the folder", e))?;
         let manifest = create(&partial.join(MANIFEST))?;
         let mut skipped = csv::Writer::from_writer(create(&partial.join(SKIPPED))?);
         skipped
@@ -101,7 +102,7 @@ impl OutputFolder {
 
     pub fn write_crop(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let path = self.partial.join(IMAGES).join(name);
-        fs::write(&path, bytes).map_err(|e| Error::io(&path, "write", e))
+        disk::write(&path, bytes).map_err(|e| Error::io(&path, "write", e))
     }
 
     pub fn list(&mut self, entry: &Entry) -> Result<()> {
@@ -130,18 +131,18 @@ impl OutputFolder {
         let marker = Marker { tool: TOOL.to_owned(), version: env!("CARGO_PKG_VERSION").to_owned(), options };
         let path = self.partial.join(MARKER);
         let text = serde_json::to_string_pretty(&marker).map_err(|e| Error::io(&path, "write", e.into()))?;
-        fs::write(&path, text + "\n").map_err(|e| Error::io(&path, "write", e))?;
+        disk::write(&path, (text + "\n").as_bytes()).map_err(|e| Error::io(&path, "write", e))?;
 
         // The marker goes in first: an interruption from here on leaves a folder that the next run takes for ours.
         let held = atomic::hold();
         let old = self.out.join(IMAGES);
-        match fs::rename(&old, self.partial.join(OLD)) {
+        match disk::rename(&old, self.partial.join(OLD)) {
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::io(&old, "replace", e)),
             _ => {}
         }
         for name in [MARKER, MANIFEST, SKIPPED, IMAGES] {
             let to = self.out.join(name);
-            fs::rename(self.partial.join(name), &to).map_err(|e| Error::io(&to, "write", e))?;
+            disk::rename(self.partial.join(name), &to).map_err(|e| Error::io(&to, "write", e))?;
         }
         drop(held);
         remove_tree(&self.partial)?;
@@ -154,9 +155,9 @@ impl Drop for OutputFolder {
     fn drop(&mut self) {
         if !self.finished {
             // A failure here must not hide the error that led here; the next run cleans up.
-            let _ = fs::remove_dir_all(&self.partial);
+            let _ = disk::remove_dir_all(&self.partial);
             if self.created {
-                let _ = fs::remove_dir(&self.out);
+                let _ = disk::remove_dir(&self.out);
             }
         }
     }
@@ -169,8 +170,8 @@ struct Marker<'a> {
     options: &'a PrepareOptions,
 }
 
-fn create(path: &Path) -> Result<File> {
-    File::create(path).map_err(|e| Error::io(path, "create", e))
+fn create(path: &Path) -> Result<Growing> {
+    Growing::create_new(path).map_err(|e| Error::io(path, "create", e))
 }
 
 fn csv_error(path: &Path, error: csv::Error) -> Error {
@@ -178,7 +179,7 @@ fn csv_error(path: &Path, error: csv::Error) -> Error {
 }
 
 fn remove_tree(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
+    match disk::remove_dir_all(path) {
         Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io(path, "remove", e)),
         _ => Ok(()),
     }

@@ -1,7 +1,8 @@
 //! A synthetic world as a folder: Market-1501's layout with COCO keypoints, attributes and part maps beside it.
 
 use super::{Attributes, KEYPOINT_NAMES, SKELETON, SynthConfig, SynthPerson, SynthPersons};
-use crate::atomic::{self, write_new};
+use crate::files::atomic::{self, write_new};
+use crate::files::disk;
 use crate::{Error, Result};
 use image::ImageEncoder;
 use rayon::prelude::*;
@@ -193,7 +194,7 @@ impl Export {
         let _lock = claim(out, self)?;
         for folder in [Split::Train.folder(), Split::Query.folder(), Split::Gallery.folder(), "parts"] {
             let path = out.join(folder);
-            fs::create_dir_all(&path).map_err(|e| Error::io(&path, "create the folder", e))?;
+            disk::create_dir_all(&path).map_err(|e| Error::io(&path, "create the folder", e))?;
             atomic::sweep(&path)?;
         }
         let world = SynthPersons::new(self.config.clone())?;
@@ -338,7 +339,7 @@ fn row(entry: &Entry) -> Row<'_> {
 
 /// Makes `out` ours: creates it, or takes up an interrupted run of the same export.
 fn claim(out: &Path, export: &Export) -> Result<Option<fs::File>> {
-    fs::create_dir_all(out).map_err(|e| Error::io(out, "create the folder", e))?;
+    disk::create_dir_all(out).map_err(|e| Error::io(out, "create the folder", e))?;
     let lock = atomic::lock_folder(out)?;
     let marker = out.join(MARKER);
     match fs::read(&marker) {

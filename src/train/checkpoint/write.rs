@@ -1,7 +1,6 @@
 //! The files of a checkpoint, streamed to the disk with their checksum.
 
 use std::collections::HashSet;
-use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -9,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::format::{TensorView, Written};
 use crate::error::{Error, Result};
+use crate::files::disk::Growing;
 
 /// Values converted and written at a time: 256 KiB.
 const CHUNK: usize = 1 << 16;
@@ -19,16 +19,16 @@ pub(super) trait Sink: Write {
     fn sync(&mut self) -> io::Result<()>;
 }
 
-impl Sink for File {
+impl Sink for Growing {
     fn sync(&mut self) -> io::Result<()> {
-        self.sync_all()
+        Growing::sync(self)
     }
 }
 
 pub(super) type Create = fn(&Path) -> io::Result<Box<dyn Sink>>;
 
 pub(super) fn create_file(path: &Path) -> io::Result<Box<dyn Sink>> {
-    Ok(Box::new(File::create_new(path)?))
+    Ok(Box::new(Growing::create_new(path)?))
 }
 
 impl Written {

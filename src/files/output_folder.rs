@@ -3,8 +3,9 @@
 //! A hidden file in the folder lists what was written, by name and by what it held. A file that is not listed, or that has
 //! changed since, is somebody's: it is never touched, and a command that would need its name refuses.
 
-use crate::atomic::{self, Temporary, Unfinished};
+use super::disk;
 use crate::error::{Error, Result};
+use crate::files::atomic::{self, Temporary, Unfinished};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -52,7 +53,7 @@ impl OutputFolder {
                 return Err(Error::usage(format!("{}: is a file: name a folder with --out", path.display())));
             }
             Err(_) => {
-                fs::create_dir_all(path).map_err(|e| Error::io(path, "create the folder", e))?;
+                disk::create_dir_all(path).map_err(|e| Error::io(path, "create the folder", e))?;
                 Some(Unfinished::folder(path))
             }
         };
@@ -156,7 +157,7 @@ impl OutputFolder {
         let mut held = atomic::hold();
         for name in self.before.files.keys() {
             let old = self.path.join(name);
-            match fs::remove_file(&old) {
+            match disk::remove_file(&old) {
                 Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::io(old, "remove", e)),
                 _ => {}
             }
@@ -241,7 +242,7 @@ impl Drop for OutputFolder {
         self.ready.clear();
         if self.created.take().is_some() {
             // Fails when something lies in it, which is meant.
-            let _ = fs::remove_dir(&self.path);
+            let _ = disk::remove_dir(&self.path);
         }
     }
 }

@@ -11,6 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tempfile::NamedTempFile;
 
+use super::disk;
 use crate::error::{Error, Result};
 
 /// What the names of unfinished files begin with.
@@ -45,7 +46,7 @@ pub fn remove_unfinished(end: impl FnOnce()) {
     }
     // The innermost first.
     for (path, _) in folders.into_iter().rev() {
-        let _ = fs::remove_dir(path);
+        let _ = disk::remove_dir(path);
     }
     end();
 }
@@ -103,6 +104,7 @@ impl Temporary {
     /// # Errors
     /// Those of the system.
     pub fn new_in(folder: &Path) -> io::Result<Self> {
+        disk::change()?;
         let mut held = hold();
         let file = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(folder)?;
         let path = file.path().to_owned();
@@ -121,6 +123,7 @@ impl Temporary {
     /// # Errors
     /// Those of the system, such as a full disk.
     pub fn complete(&mut self) -> io::Result<()> {
+        disk::change()?;
         self.readable()?.sync_all()
     }
 
@@ -165,6 +168,7 @@ impl Temporary {
     ) -> io::Result<()> {
         held.0.remove(&self.path);
         let Some(writer) = self.file.take() else { return Ok(()) };
+        disk::change()?;
         // Everything was written by `complete`: what fails here leaves nothing in the buffer to lose.
         writer.into_inner().map_err(io::IntoInnerError::into_error).and_then(name)
     }
@@ -177,6 +181,7 @@ impl Temporary {
 
 impl Write for Temporary {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        disk::change()?;
         self.writer().write(bytes)
     }
 
@@ -208,7 +213,7 @@ impl Drop for Temporary {
 /// [`Error::Io`]; the file at `path` is then what it was.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     if is_special(path) {
-        return fs::write(path, bytes).map_err(|e| Error::io(path, "write", e));
+        return disk::write(path, bytes).map_err(|e| Error::io(path, "write", e));
     }
     let parent = parent_of(path);
     let mut temporary = filled(path, bytes)?;
@@ -338,6 +343,25 @@ mod tests {
         write_new(&path, b"three").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_full_disk_leaves_what_was_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.toml");
+        write(&path, b"one").unwrap();
+        disk::fail(None);
+        write(&path, b"one").unwrap();
+        let all = disk::made();
+        assert!(all >= 4, "created, written, flushed, renamed: {all}");
+        for at in 0..all {
+            disk::fail(Some(at));
+            let e = write(&path, b"two").unwrap_err().to_string();
+            assert!(e.contains("a.toml") && e.contains("on purpose"), "{e}");
+            assert_eq!(fs::read(&path).unwrap(), b"one", "change {at}");
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "change {at}");
+        }
+        disk::fail(None);
     }
 
     #[test]
