@@ -17,7 +17,7 @@ use support::{TINY, assert_same_end, checkpoint_bytes, checkpoints, lab};
 const STEPS: u64 = 4;
 
 fn go(out: &Path, resume: Option<&Resume>) -> Result<Outcome> {
-    let keys = ["optim.steps=4", "run.checkpoint_every=2", "run.probe_every=0", "run.keep_checkpoints=2"];
+    let keys = ["optim.steps=4", "run.checkpoint_every=2", "run.keep_checkpoints=2"];
     let sets: Vec<String> = TINY.iter().chain(&keys).map(|s| (*s).to_owned()).collect();
     let cfg = TrainConfig::resolve(Some("demo"), None, &sets)?;
     train(&cfg, out, resume, Box::new(CpuBackend::<f32>::new(1)?), &Interrupt::default())
