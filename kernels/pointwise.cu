@@ -177,6 +177,47 @@ extern "C" __global__ void weighted_sum(const SumParams p) {
     *p.y = sum;
 }
 
+struct RowScaleParams {
+    void* y;               // [M, D]: forward y (T), backward dx (T or float)
+    float* dfactors;       // [M]: backward only
+    const void* x;         // [M, D]: forward x (T), backward dy (as dx)
+    const T* rows_before;  // [M, D]: backward only, the forward's x
+    const float* factors;  // [M]
+    u32 rows;              // M
+    u32 width;             // D
+};
+
+// One warp a row.
+extern "C" __global__ void scale_rows(const RowScaleParams p) {
+    const u32 row = (blockIdx.x * blockDim.x + threadIdx.x) / WARP, lane = threadIdx.x % WARP;
+    if (row >= p.rows) return;
+    const float factor = p.factors[row];
+    const T* x = static_cast<const T*>(p.x) + (u64)row * p.width;
+    T* y = static_cast<T*>(p.y) + (u64)row * p.width;
+    for (u32 i = lane; i < p.width; i += WARP) y[i] = from_float<T>(to_float(x[i]) * factor);
+}
+
+// dx = dy factor, dfactors = dy . x; dx may be dy, so that the sum is taken before anything is written.
+template <class E>
+__device__ __forceinline__ void scale_backward(const RowScaleParams& p) {
+    const u32 row = (blockIdx.x * blockDim.x + threadIdx.x) / WARP, lane = threadIdx.x % WARP;
+    if (row >= p.rows) return;
+    const E* dy = static_cast<const E*>(p.x) + (u64)row * p.width;
+    const T* x = p.rows_before + (u64)row * p.width;
+    const float factor = p.factors[row];
+    float sum = 0.0f;
+    for (u32 i = lane; i < p.width; i += WARP) sum += to_float(x[i]) * to_float(dy[i]);
+    sum = warp_sum(sum);
+    if (lane == 0) p.dfactors[row] = sum;
+    E* dx = static_cast<E*>(p.y) + (u64)row * p.width;
+    for (u32 i = lane; i < p.width; i += WARP) dx[i] = from_float<E>(to_float(dy[i]) * factor);
+}
+
+extern "C" __global__ void scale_rows_backward(const RowScaleParams p) { scale_backward<T>(p); }
+
+// The gradient arrives as a sum, and is one.
+extern "C" __global__ void scale_rows_backward_wide(const RowScaleParams p) { scale_backward<float>(p); }
+
 struct NormalizeParams {
     void* y;        // [M, D]: forward y (T), backward dx (T or float)
     float* norm;    // [M]: max(||x||, eps), written by the forward, read by the backward

@@ -91,6 +91,8 @@ kernel_tests! {
         cast: Cast,
         scale_segments: ScaleSegments,
         weighted_sum: WeightedSum,
+        scale_rows: ScaleRows,
+        scale_rows_backward: ScaleRowsBackward,
         l2_normalize: L2Normalize,
         l2_normalize_backward: L2NormalizeBackward,
         relu6: Relu6,
@@ -113,6 +115,7 @@ kernel_tests! {
         accumulate_grads: AccumulateGrads,
         grad_health: GradHealth,
         adamw: AdamW,
+        clip_tensors: ClipTensors,
     }
     cu_gemm {
         linear: Linear,

@@ -32,6 +32,7 @@ fn differentiable(op: &Op, operands: usize) -> Vec<usize> {
         | Op::DynamicConv(_)
         | Op::Cast(_)
         | Op::L2Normalize(_)
+        | Op::ScaleRows(_)
         | Op::DepthwiseConv2d(_)
         | Op::BatchNorm(_)
         | Op::Relu6(_)
@@ -76,6 +77,8 @@ fn differentiable(op: &Op, operands: usize) -> Vec<usize> {
         | Op::RunningStatistics(_)
         | Op::DynamicConvBackward(_)
         | Op::L2NormalizeBackward(_)
+        | Op::ScaleRowsBackward(_)
+        | Op::ClipTensors(_)
         | Op::PrototypeCrossEntropyBackward(_)
         | Op::ExpertStatistics(_)
         | Op::CenterUpdate(_)
@@ -223,6 +226,7 @@ gradient_tests! {
     global_average_pool: GlobalAveragePool,
     window_attention: WindowAttention,
     dynamic_conv: DynamicConv,
+    scale_rows: ScaleRows,
     l2_normalize: L2Normalize,
     prototype_cross_entropy: PrototypeCrossEntropy,
     masked_mse: MaskedMse,

@@ -139,6 +139,10 @@ fn norms() {
         &[F(&[4, 8]), F(&[4, 8]), F(&[8])],
         &["norms", "4", "[8]"],
     );
+    accepted(ops::ScaleRows, &[F(&[4, 8]), F(&[4, 1])]);
+    refused(ops::ScaleRows, &[F(&[4, 8]), F(&[8])], &["factors", "4", "[8]"]);
+    refused(ops::ScaleRowsBackward, &[F(&[4, 8]), F(&[4, 7]), F(&[4])], &["[4, 8]", "[4, 7]"]);
+    refused(ops::ScaleRowsBackward, &[F(&[4, 8]), F(&[4, 8]), F(&[8])], &["factors", "4", "[8]"]);
 }
 
 #[test]
@@ -356,7 +360,7 @@ fn losses() {
 fn updates() {
     refused(ops::AccumulateGrads, &[F(&[5]), F(&[6]), BLOCK], &["[5]", "[6]"]);
     refused(ops::GradHealth, &[F(&[5]), F(&[2]), BLOCK], &["loss", "[2]"]);
-    refused(ops::GradHealth, &[F(&[5]), F(&[1]), F(&[3])], &["scalar block", "11", "[3]"]);
+    refused(ops::GradHealth, &[F(&[5]), F(&[1]), F(&[3])], &["scalar block", "14", "[3]"]);
     let center = |c, zt, wt, h| [c, zt, wt, TEMPERATURES, h];
     refused(ops::CenterUpdate, &center(F(&[8]), F(&[4, 5]), F(&[9, 5]), F(&[3])), &["center", "9", "[8]"]);
     refused(ops::CenterUpdate, &center(F(&[9]), F(&[4, 5]), F(&[9, 4]), F(&[3])), &["wt", "[9, 5]"]);
@@ -366,7 +370,7 @@ fn updates() {
         &[F(&[4, 5]), F(&[9, 5]), F(&[9]), TEMPERATURES, F(&[4]), F(&[3, 7])],
         &["features", "[3, 7]", "4"],
     );
-    let segment = |start, len, expert| ParamSegment { start, len, decay: true, expert };
+    let segment = |start, len, expert| ParamSegment { start, len, decay: true, late: false, expert };
     let adamw = |s| Op::AdamW(ops::AdamW { segments: vec![s], copies: false });
     let operands = |m| [F(&[9]), F(&[9]), m, F(&[9]), F(&[4]), BLOCK, F(&[3])];
     accepted(adamw(segment(5, 4, Some(0))), &operands(F(&[9])));
@@ -375,4 +379,9 @@ fn updates() {
     refused(adamw(segment(0, 4, Some(1))), &operands(F(&[9])), &["9 and 4", "Some(1)"]);
     let overflow = segment(usize::MAX, 4, None);
     refused(adamw(overflow), &operands(F(&[9])), &["9 and 4"]);
+    let clip = |start, len| ops::ClipTensors { tensors: vec![(0, 2), (start, len)] };
+    accepted(clip(5, 4), &[F(&[9]), BLOCK]);
+    refused(clip(5, 5), &[F(&[9]), BLOCK], &["5 elements from 5", "9 gradients"]);
+    refused(clip(usize::MAX, 5), &[F(&[9]), BLOCK], &["9 gradients"]);
+    refused(clip(5, 4), &[F(&[9]), F(&[3])], &["scalar block", "[3]"]);
 }

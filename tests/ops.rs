@@ -127,6 +127,8 @@ op_tests! {
     window_attention_backward: WindowAttentionBackward,
     dynamic_conv: DynamicConv,
     dynamic_conv_backward: DynamicConvBackward,
+    scale_rows: ScaleRows,
+    scale_rows_backward: ScaleRowsBackward,
     l2_normalize: L2Normalize,
     l2_normalize_backward: L2NormalizeBackward,
     prototype_cross_entropy: PrototypeCrossEntropy,
@@ -141,6 +143,7 @@ op_tests! {
     accumulate_grads: AccumulateGrads,
     grad_health: GradHealth,
     adamw: AdamW,
+    clip_tensors: ClipTensors,
 }
 
 /// Whether `grad_health` calls a step sound.

@@ -48,16 +48,14 @@ pub fn health_workspace<T: Real>(len: usize) -> usize {
     len.div_ceil(CHUNK) * size_of::<f64>() / size_of::<T>()
 }
 
-/// `health: [3]`: norm of `grads`, clip factor, 1 if the step is to be made.
-pub fn grad_health<T: Real>(health: &mut [T], grads: &[T], loss: &[T], scalars: &[T], workspace: &mut [T]) {
-    let partial = &mut workspace[..health_workspace::<T>(grads.len())];
-    let partial: &mut [f64] = bytemuck::cast_slice_mut(partial);
-    partial.par_iter_mut().zip(grads.par_chunks(CHUNK)).for_each(|(sum, grads)| {
+/// Euclidean length of `x`; `partial` has a sum for each chunk.
+fn norm<T: Real>(x: &[T], partial: &mut [f64]) -> f64 {
+    partial.par_iter_mut().zip(x.par_chunks(CHUNK)).for_each(|(sum, x)| {
         *sum = vectorize(
             #[inline(always)]
             || {
                 let mut lanes = [0.0; 16];
-                let (chunks, rest) = grads.as_chunks::<16>();
+                let (chunks, rest) = x.as_chunks::<16>();
                 for c in chunks {
                     for (l, &g) in lanes.iter_mut().zip(c) {
                         *l += g.to_f64() * g.to_f64();
@@ -70,10 +68,39 @@ pub fn grad_health<T: Real>(health: &mut [T], grads: &[T], loss: &[T], scalars: 
             },
         );
     });
-    let norm = partial.iter().sum::<f64>().sqrt();
-    let clip = scalar(scalars, Scalar::ClipNorm).to_f64();
+    partial.iter().sum::<f64>().sqrt()
+}
+
+/// What a gradient of length `norm` is multiplied with to be at most `clip` long; 1 where `clip` is 0.
+fn clip_factor(norm: f64, clip: f64) -> f64 {
     // `min` with a NaN norm gives 1; the step is skipped then anyway.
-    let factor = if clip > 0.0 { (clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
+    if clip > 0.0 { (clip / (norm + 1e-6)).min(1.0) } else { 1.0 }
+}
+
+/// Each of `tensors` (first element, elements) of `grads: [P]`, in place, clipped by its own norm.
+pub fn clip_tensors<T: Real>(
+    grads: &mut [T],
+    scalars: &[T],
+    tensors: &[(usize, usize)],
+    workspace: &mut [T],
+) {
+    let clip = scalar(scalars, Scalar::TensorClipNorm).to_f64();
+    if clip == 0.0 {
+        return;
+    }
+    for &(start, len) in tensors {
+        let grads = &mut grads[start..start + len];
+        let partial = &mut workspace[..health_workspace::<T>(len)];
+        let factor = T::from_f64(clip_factor(norm(grads, bytemuck::cast_slice_mut(partial)), clip));
+        for_elements(grads, |_, grads| grads.iter_mut().for_each(|g| *g *= factor));
+    }
+}
+
+/// `health: [3]`: norm of `grads`, clip factor, 1 if the step is to be made.
+pub fn grad_health<T: Real>(health: &mut [T], grads: &[T], loss: &[T], scalars: &[T], workspace: &mut [T]) {
+    let partial = &mut workspace[..health_workspace::<T>(grads.len())];
+    let norm = norm(grads, bytemuck::cast_slice_mut(partial));
+    let factor = clip_factor(norm, scalar(scalars, Scalar::ClipNorm).to_f64());
     let finite = T::from_f64(norm).is_finite() && loss[0].is_finite();
     health[0] = T::from_f64(norm);
     health[1] = T::from_f64(factor);
@@ -125,10 +152,20 @@ pub fn adamw<T: Real>(
         eps: s(Scalar::AdamEps),
         follow: T::ONE - s(Scalar::ExpertMomentum),
     };
+    let late = [s(Scalar::LateCorrection1), s(Scalar::LateCorrection2)];
+    let held = late[0] == T::ZERO;
+    let late = Rule { step: s(Scalar::LearningRate) / late[0], root: late[1].sqrt(), ..rule };
     let decay = T::ONE - s(Scalar::LearningRate) * s(Scalar::WeightDecay);
     let State { params, m, v, expert } = state;
     for segment in segments {
         let range = segment.start..segment.start + segment.len;
+        if segment.late && held {
+            if let Some(at) = segment.expert {
+                follow(&mut expert[at..at + segment.len], &params[range], rule.follow);
+            }
+            continue;
+        }
+        let rule = if segment.late { late } else { rule };
         let rule = Rule { shrink: if segment.decay { decay } else { T::ONE }, ..rule };
         let (p, m, v, g) =
             (&mut params[range.clone()], &mut m[range.clone()], &mut v[range.clone()], &grads[range]);
@@ -164,6 +201,22 @@ pub fn copy_segments<T: Real>(
     }
 }
 
+/// `from + share (to - from)`, in the form that is exact at the nearer end, as torch.lerp has it.
+#[inline(always)]
+fn toward<T: Real>(from: T, to: T, share: T) -> T {
+    let change = to - from;
+    if share < T::from_f64(0.5) { from + share * change } else { to - (T::ONE - share) * change }
+}
+
+/// The moving average of parameters that keep their values.
+fn follow<T: Real>(expert: &mut [T], params: &[T], share: T) {
+    for_elements(expert, |at, expert| {
+        for (e, &p) in expert.iter_mut().zip(&params[at..]) {
+            *e = toward(*e, p, share);
+        }
+    });
+}
+
 fn update<T: Real>(p: &mut [T], m: &mut [T], v: &mut [T], g: &[T], expert: Option<&mut [T]>, r: Rule<T>) {
     vectorize(
         #[inline(always)]
@@ -175,7 +228,6 @@ fn update<T: Real>(p: &mut [T], m: &mut [T], v: &mut [T], g: &[T], expert: Optio
                 *p = *p * r.shrink - r.step * *m / (v.sqrt() / r.root + r.eps);
             };
             let n = p.len();
-            let near = r.follow < T::from_f64(0.5);
             let (m, v, g) = (&mut m[..n], &mut v[..n], &g[..n]);
             match expert {
                 None => {
@@ -187,10 +239,7 @@ fn update<T: Real>(p: &mut [T], m: &mut [T], v: &mut [T], g: &[T], expert: Optio
                     let e = &mut e[..n];
                     for i in 0..n {
                         step(&mut p[i], &mut m[i], &mut v[i], g[i]);
-                        let change = p[i] - e[i];
-                        // The form that is exact at the nearer end, as torch.lerp has it.
-                        e[i] =
-                            if near { e[i] + r.follow * change } else { p[i] - (T::ONE - r.follow) * change };
+                        e[i] = toward(e[i], p[i], r.follow);
                     }
                 }
             }
@@ -216,6 +265,17 @@ impl<T: Real> Kernel<T> for ops::GradHealth {
     fn execute(&self, io: &mut Io<'_, T>) {
         let (health, workspace) = (io.output(0), io.workspace());
         grad_health(health, io.input(0), io.input(1), io.input(2), workspace);
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::ClipTensors {
+    fn workspace(&self, _: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        health_workspace::<T>(self.tensors.iter().map(|t| t.1).max().unwrap_or(0))
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let (grads, workspace) = (io.output(0), io.workspace());
+        clip_tensors(grads, io.input(1), &self.tensors, workspace);
     }
 }
 

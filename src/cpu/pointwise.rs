@@ -204,6 +204,57 @@ pub fn scale_segments<T: Real>(
     }
 }
 
+/// `y: [M, D]` is x with every row times its factor.
+pub fn scale_rows<T: Real>(y: &mut [T], x: Operand<'_, T>, factors: &[T], width: usize) {
+    for_rows(y, width, |first, y| {
+        vectorize(
+            #[inline(always)]
+            || {
+                for (row, y) in (first..).zip(y.chunks_exact_mut(width)) {
+                    let factor = factors[row];
+                    match x {
+                        Operand::InPlace => y.iter_mut().for_each(|y| *y *= factor),
+                        Operand::Slice(x) => {
+                            for (y, &x) in y.iter_mut().zip(&x[row * width..]) {
+                                *y = x * factor;
+                            }
+                        }
+                    }
+                }
+            },
+        );
+    });
+}
+
+/// `dx = dy factor`, `dfactors: [M] = dy . x`, row by row.
+pub fn scale_rows_backward<T: Real>(
+    dx: &mut [T],
+    dfactors: &mut [T],
+    dy: Operand<'_, T>,
+    x: &[T],
+    factors: &[T],
+    width: usize,
+) {
+    let rows = rows_per_task(width);
+    let tasks = dx.par_chunks_mut(rows * width).zip(dfactors.par_chunks_mut(rows)).enumerate();
+    tasks.for_each(|(task, (dx, dfactors))| {
+        vectorize(
+            #[inline(always)]
+            || {
+                for (row, (dx, d)) in (task * rows..).zip(dx.chunks_exact_mut(width).zip(dfactors)) {
+                    let at = row * width..(row + 1) * width;
+                    if let Operand::Slice(dy) = dy {
+                        dx.copy_from_slice(&dy[at.clone()]);
+                    }
+                    *d = sum_pairs(dx, &x[at], |a, b| a * b);
+                    let factor = factors[row];
+                    dx.iter_mut().for_each(|dx| *dx *= factor);
+                }
+            },
+        );
+    });
+}
+
 /// `y: [M, D] = x / norm`, `norm: [M] = max(||x||, eps)`.
 pub fn l2_normalize<T: Real>(y: &mut [T], norm: &mut [T], x: &[T], width: usize, eps: f64) {
     let (rows, eps) = (rows_per_task(width), T::from_f64(eps));
@@ -374,6 +425,28 @@ impl<T: Real> Kernel<T> for ops::ScaleSegments {
         let ops::ScaleSegments { segments } = self;
         let d = cols(io.input_shape(0));
         scale_segments(io.output(0), io.operand(0), io.input(1), segments, d);
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::ScaleRows {
+    fn workspace(&self, _: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        0
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let d = cols(io.input_shape(0));
+        scale_rows(io.output(0), io.operand(0), io.input(1), d);
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::ScaleRowsBackward {
+    fn workspace(&self, _: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        0
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        let (dx, dfactors, d) = (io.output(0), io.output(1), cols(io.input_shape(0)));
+        scale_rows_backward(dx, dfactors, io.operand(0), io.input(1), io.input(2), d);
     }
 }
 

@@ -558,8 +558,8 @@ fn optimizer() {
     assert_eq!(lost[0][2], 0.0);
 
     let segments = vec![
-        ParamSegment { start: 0, len: 100, decay: true, expert: Some(0) },
-        ParamSegment { start: 100, len: n - 100, decay: false, expert: None },
+        ParamSegment { start: 0, len: 100, decay: true, late: false, expert: Some(0) },
+        ParamSegment { start: 100, len: n - 100, decay: false, late: false, expert: None },
     ];
     let op = Op::from(ops::AdamW { segments, copies: false });
     let step = |healthy: f64| {

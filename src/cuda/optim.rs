@@ -11,7 +11,9 @@ kernel_params! {
     AccumulateParams { total: u64, grads: u64, scalars: u64, n: u64 }
     SquareParams { partial: u64, grads: u64, n: u64 }
     HealthParams { health: u64, partial: u64, loss: u64, scalars: u64, chunks: u64 }
-    Piece { start: u64, expert: u64, len: u32, decay: u32 }
+    Piece { start: u64, expert: u64, len: u32, rule: u32 }
+    ClipPiece { start: u64, len: u32, first: u32, pieces: u32, unused: u32 }
+    ClipParams { grads: u64, partial: u64, scalars: u64, pieces: u64 }
     AdamWParams {
         params: u64, m: u64, v: u64, expert: u64, weights: u64, expert_weights: u64, grads: u64, scalars: u64,
         health: u64, pieces: u64,
@@ -22,11 +24,14 @@ kernel_params! {
 const CHUNK: u64 = 65536;
 /// Most elements of a [`Piece`].
 const PIECE: usize = 4096;
+/// Bits of a [`Piece`]'s rule.
+const DECAYS: u32 = 1;
+const LATE: u32 = 2;
 /// Marks a parameter that the expert has no average of.
 const NO_EXPERT: u64 = u64::MAX;
 
 /// Names under which the kernels know places in the scalar block.
-pub const SCALARS: [(&str, usize); 11] = [
+pub const SCALARS: [(&str, usize); 14] = [
     ("LEARNING_RATE", Scalar::LearningRate as usize),
     ("WEIGHT_DECAY", Scalar::WeightDecay as usize),
     ("BETA1", Scalar::Beta1 as usize),
@@ -38,6 +43,9 @@ pub const SCALARS: [(&str, usize); 11] = [
     ("EXPERT_MOMENTUM", Scalar::ExpertMomentum as usize),
     ("MICRO_STEP", Scalar::MicroStep as usize),
     ("MICRO_WEIGHT", Scalar::MicroWeight as usize),
+    ("TENSOR_CLIP_NORM", Scalar::TensorClipNorm as usize),
+    ("LATE_CORRECTION1", Scalar::LateCorrection1 as usize),
+    ("LATE_CORRECTION2", Scalar::LateCorrection2 as usize),
 ];
 
 fn call<P: KernelParams>(kernel: &'static str, blocks: u32, params: &P) -> Call {
@@ -75,6 +83,20 @@ pub fn grad_health(
     Ok(vec![call("square_sums", grid.max(1), &squares), call("grad_health", 1, &params)])
 }
 
+/// The pieces in which `tensors` are clipped; none for more than one grid covers.
+fn clip_pieces(tensors: &[(usize, usize)]) -> Option<Vec<ClipPiece>> {
+    let mut all: Vec<ClipPiece> = Vec::new();
+    for &(start, len) in tensors {
+        let first = u32::try_from(all.len()).ok()?;
+        let pieces = u32::try_from(len.div_ceil(CHUNK as usize)).ok()?;
+        for from in (0..len).step_by(CHUNK as usize) {
+            let (start, len) = ((start + from) as u64, (CHUNK as usize).min(len - from) as u32);
+            all.push(ClipPiece { start, len, first, pieces, unused: 0 });
+        }
+    }
+    u32::try_from(all.len()).is_ok().then_some(all)
+}
+
 /// The update of all `segments`, one block each [`PIECE`] elements.
 pub fn adamw(params: &AdamWParams, segments: &[ParamSegment]) -> Vec<Call> {
     let mut pieces = Vec::new();
@@ -84,7 +106,7 @@ pub fn adamw(params: &AdamWParams, segments: &[ParamSegment]) -> Vec<Call> {
                 start: (s.start + from) as u64,
                 expert: s.expert.map_or(NO_EXPERT, |e| (e + from) as u64),
                 len: PIECE.min(s.len - from) as u32,
-                decay: u32::from(s.decay),
+                rule: u32::from(s.decay) * DECAYS + u32::from(s.late) * LATE,
             });
         }
     }
@@ -119,6 +141,29 @@ impl Lower for ops::GradHealth {
         let y = outputs[0].at;
         let [grads, loss, scalars] = [0, 1, 2].map(|i: usize| inputs[i].at);
         grad_health(y, grads, inputs[0].count(), loss, scalars, scratch)
+    }
+}
+
+impl Lower for ops::ClipTensors {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        let pieces: usize = self.tensors.iter().map(|t| t.1.div_ceil(CHUNK as usize)).sum();
+        pieces * size_of::<f64>()
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let Operands { inputs, scratch, .. } = *o;
+        let pieces = clip_pieces(&self.tensors).ok_or("takes fewer gradients")?;
+        if pieces.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (grads, scalars) = (inputs[0].at, inputs[1].at);
+        let params = ClipParams { grads, partial: scratch, scalars, pieces: 0 };
+        let at = std::mem::offset_of!(ClipParams, pieces);
+        let call = |kernel| {
+            let table = bytemuck::cast_slice(&pieces).to_vec();
+            call(kernel, pieces.len() as u32, &params).table(at, table)
+        };
+        Ok(vec![call("piece_squares"), call("clip_tensors")])
     }
 }
 

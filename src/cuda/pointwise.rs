@@ -13,6 +13,7 @@ kernel_params! {
     GateParams { da: u64, db: u64, dy: u64, a: u64, b: u64, n: u64 }
     SegmentParams { y: u64, x: u64, factors: u64, start: u64, rows: u64, len: u32, width: u32 }
     SumParams { y: u64, x: [u64; MOST_TERMS], weight: [f32; MOST_TERMS], terms: u32, unused: u32 }
+    RowScaleParams { y: u64, dfactors: u64, x: u64, rows_before: u64, factors: u64, rows: u32, width: u32 }
     NormalizeParams { y: u64, norm: u64, x: u64, unit: u64, rows: u32, width: u32, eps: f32, unused: u32 }
 }
 
@@ -98,6 +99,11 @@ pub fn scale_segments(y: u64, x: u64, factors: u64, width: u32, segments: &[(usi
         (start, first) = (start + rows, first + count);
     }
     calls
+}
+
+/// Rows times factors, or the gradient of it; see the struct in the kernel's file.
+pub fn row_scale(kernel: &'static str, params: &RowScaleParams) -> Call {
+    Call::new(Family::Pointwise, kernel, params.rows.div_ceil(ROWS).max(1), THREADS, params).given("VEC", 1)
 }
 
 /// Rows to unit length, or the gradient of it; see the struct in the kernel's file.
@@ -240,6 +246,36 @@ impl Lower for ops::ScaleSegments {
         let ops::ScaleSegments { segments } = self;
         let (_, width) = inputs[0].rows_width()?;
         Ok(scale_segments(y, inputs[0].at, inputs[1].at, width, segments))
+    }
+}
+
+impl Lower for ops::ScaleRows {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let Operands { inputs, outputs, .. } = *o;
+        let (rows, width) = inputs[0].rows_width()?;
+        let (y, x, factors) = (outputs[0].at, inputs[0].at, inputs[1].at);
+        let params = RowScaleParams { y, dfactors: 0, x, rows_before: 0, factors, rows, width };
+        Ok(vec![row_scale("scale_rows", &params)])
+    }
+}
+
+impl Lower for ops::ScaleRowsBackward {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let Operands { inputs, outputs, .. } = *o;
+        let (rows, width) = inputs[0].rows_width()?;
+        let [y, dfactors] = [0, 1].map(|i: usize| outputs[i].at);
+        let [x, rows_before, factors] = [0, 1, 2].map(|i: usize| inputs[i].at);
+        let params = RowScaleParams { y, dfactors, x, rows_before, factors, rows, width };
+        let wide = inputs[0].dtype == DType::F32;
+        Ok(vec![row_scale(if wide { "scale_rows_backward_wide" } else { "scale_rows_backward" }, &params)])
     }
 }
 

@@ -91,6 +91,7 @@ ops! {
     optim::AccumulateGrads => "accumulate_grads";
     optim::GradHealth => "grad_health";
     optim::AdamW => "adamw";
+    optim::ClipTensors => "clip_tensors";
     pointwise::Gelu => "gelu";
     pointwise::GeluBackward => "gelu_backward";
     pointwise::Relu6 => "relu6";
@@ -102,6 +103,8 @@ ops! {
     pointwise::Fill => "fill";
     pointwise::Cast => "cast";
     pointwise::ScaleSegments => "scale_segments";
+    pointwise::ScaleRows => "scale_rows";
+    pointwise::ScaleRowsBackward => "scale_rows_backward";
     pointwise::L2Normalize => "l2_normalize";
     pointwise::L2NormalizeBackward => "l2_normalize_backward";
     pointwise::WeightedSum => "weighted_sum";

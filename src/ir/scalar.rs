@@ -21,9 +21,15 @@ pub enum Scalar {
     MicroStep,
     /// `1 / micro steps per step`.
     MicroWeight,
+    /// Largest norm of a single tensor's gradient; 0 switches that off.
+    TensorClipNorm,
+    /// `1 - beta1^n` with the `n` updates that parameters which begin late have had with this one; 0 while they are held.
+    LateCorrection1,
+    /// `1 - beta2^n`.
+    LateCorrection2,
 }
 
 impl Scalar {
     /// Length of the scalar block.
-    pub const COUNT: usize = 11;
+    pub const COUNT: usize = 14;
 }

@@ -9,7 +9,8 @@ use crate::error::{Error, Result};
 pub const ALIGNMENT: usize = 64;
 
 /// Parameters of these names are not decayed, whatever their rank.
-const NO_DECAY: [&str; 5] = ["pos_embed", "cls_token", "mask_token", "query_token", "attention_biases"];
+const NO_DECAY: [&str; 6] =
+    ["pos_embed", "cls_token", "mask_token", "query_token", "attention_biases", "csm.gain"];
 
 /// How the initial values of a parameter are drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -192,6 +193,7 @@ mod tests {
             ("css.query_token", &[1, 1, 2], false),
             ("attn.attention_biases", &[2, 49], false),
             ("csm.prototypes", &[8, 2], true),
+            ("csm.gain", &[8, 1], false),
         ] {
             r.register(name, shape, Init::Zeros).unwrap();
             assert_eq!(r.get(name).map(|s| s.decay), Some(decay), "{name}");

@@ -6,7 +6,7 @@ use super::io::{IoSlot, Slots, Types};
 use super::options::StepOptions;
 use crate::error::{Error, Result};
 use crate::ir::{Binding, Graph, Op, ParamSegment, Region, RowRun, Scalar, ValueId, differentiate, ops};
-use crate::nn::Weights;
+use crate::nn::{ParamSpec, Weights};
 use crate::tensor::{DType, Shape};
 
 /// A step in the making. An objective declares inputs and state, builds its losses in `graph`, and has the rest built by
@@ -23,6 +23,7 @@ pub struct Builder {
     losses: Vec<String>,
     scalars: Option<Block>,
     own: Option<Block>,
+    clip_tensors: bool,
 }
 
 /// Scalars that are written like an input.
@@ -66,6 +67,7 @@ impl Builder {
             losses: Vec::new(),
             scalars: None,
             own: None,
+            clip_tensors: false,
         })
     }
 
@@ -97,6 +99,12 @@ impl Builder {
         (self.opts.drop_path > 0.0).then(|| self.inputs.add(DROP_PATH, Region::Inputs, shape))
     }
 
+    /// Has the gradient of every parameter clipped by its own norm, at
+    /// [`StepPoint::tensor_clip_norm`](super::StepPoint).
+    pub fn clip_tensors(&mut self) {
+        self.clip_tensors = true;
+    }
+
     /// The sum of losses, each `(name, weight, value)` reported under its name.
     ///
     /// # Errors
@@ -126,6 +134,8 @@ impl Builder {
         carried: Vec<Carried<'_>>,
     ) -> Result<Step> {
         self.gradients(weights, total)?;
+        let late = |p: &&ParamSpec| segments.iter().any(|s| s.late && s.start == p.offset);
+        let late = self.registries.student.iter().filter(late).map(|p| p.name.clone()).collect();
         let mut graph = std::mem::take(&mut self.graph);
         let scalars = self.scalars.ok_or_else(|| Error::invariant("building a step", "it was not begun"))?;
         let update = if self.opts.micro_steps == 1 {
@@ -143,6 +153,7 @@ impl Builder {
             inputs: self.inputs.list,
             outputs: self.outputs.list,
             losses: self.losses,
+            late,
             state: self.state.list,
         })
     }
@@ -186,7 +197,7 @@ impl Builder {
         region_of(graph, region, &self.registries, self.types)
     }
 
-    /// Gradient health, AdamW with the expert's moving average, and the carried state from its rows and operands.
+    /// Gradient health, clipping tensor by tensor where asked for, AdamW with the expert's moving average, and the carried state from its rows and operands.
     fn update(
         &mut self,
         graph: &mut Graph,
@@ -200,6 +211,7 @@ impl Builder {
         let grads = self.region(graph, Region::Grads);
         let health = graph.push1(HEALTH, ops::GradHealth, &[grads, loss, scalars])?;
         self.outputs.output(graph, HEALTH, health)?;
+        let grads = if self.clip_tensors { self.clipped(graph, grads, scalars)? } else { grads };
         let regions = [Region::Params, Region::Moment1, Region::Moment2, Region::Expert];
         let [params, m, v, expert] = regions.map(|r| self.region(graph, r));
         let mut operands = vec![params, grads, m, v, expert, scalars, health];
@@ -222,6 +234,14 @@ impl Builder {
             graph.bind(new, c.at);
         }
         Ok(())
+    }
+
+    /// The gradient of every parameter, clipped by its own norm.
+    fn clipped(&self, graph: &mut Graph, grads: ValueId, scalars: ValueId) -> Result<ValueId> {
+        let tensors = self.registries.student.iter().map(|p| (p.offset, p.len)).collect();
+        let clipped = graph.push1("clip", ops::ClipTensors { tensors }, &[grads, scalars])?;
+        graph.bind(clipped, Binding { region: Region::Grads, offset: 0 });
+        Ok(clipped)
     }
 
     /// Ends `micro` with the accumulation and gives the graph of the update. Carried state is linear in its rows, so it is

@@ -12,7 +12,7 @@ pub const OWN_SCALARS: &str = "own_scalars";
 pub const DROP_PATH: &str = "drop_path";
 /// Output: what is minimised, `[1]`.
 pub const TOTAL: &str = "total";
-/// Output: gradient norm, clipping factor, 1 where loss and gradient are finite, `[3]`.
+/// Output: norm of the whole gradient before it is clipped, factor by which all of it is clipped, 1 where loss and gradient are finite, `[3]`.
 pub const HEALTH: &str = "health";
 /// Output: what the objective's monitor watches.
 pub const STATISTICS: &str = "statistics";
@@ -46,6 +46,8 @@ pub struct Step {
     pub outputs: Vec<IoSlot>,
     /// Names of the losses, in the order in which they are added up.
     pub losses: Vec<String>,
+    /// Parameters that begin late: while [`StepPoint::late_t`](super::StepPoint) is 0 they are held.
+    pub late: Vec<String>,
     /// What is carried from step to step besides parameters and moments; with accumulation also what the micro steps
     /// average for it, under the name with `_rows`, which need not be saved.
     pub state: Vec<IoSlot>,

@@ -19,6 +19,10 @@ pub struct StepPoint {
     pub adam_eps: f64,
     /// Largest norm of the whole gradient; None switches clipping off.
     pub clip_norm: Option<f64>,
+    /// Largest norm of a single tensor's gradient, where the step clips tensor by tensor; None switches that off.
+    pub tensor_clip_norm: Option<f64>,
+    /// Optimizer step of the parameters that begin late, counted from 1; 0 while they are held.
+    pub late_t: u64,
     /// Index of the micro step, from 0.
     pub micro_step: usize,
     /// Micro steps per step, at least 1.
@@ -44,6 +48,10 @@ impl StepPoint {
         set(Scalar::ClipNorm, self.clip_norm.unwrap_or(0.0));
         set(Scalar::ExpertMomentum, self.momentum);
         set(Scalar::MicroStep, self.micro_step as f64);
+        // A power of 0 is 1: what is held has corrections of 0, and nothing else has.
+        set(Scalar::TensorClipNorm, self.tensor_clip_norm.unwrap_or(0.0));
+        set(Scalar::LateCorrection1, 1.0 - beta1.powf(self.late_t as f64));
+        set(Scalar::LateCorrection2, 1.0 - beta2.powf(self.late_t as f64));
         set(Scalar::MicroWeight, 1.0 / self.micro_steps.max(1) as f64);
         block
     }

@@ -8,6 +8,8 @@ use std::f64::consts::PI;
 pub struct Schedule {
     /// Updates of the whole run.
     pub steps: u64,
+    /// Updates of one pass over the images, at least 1.
+    pub steps_per_epoch: u64,
     /// Updates of the linear warm-up; less than `steps`.
     pub warmup_steps: u64,
     /// Learning rate at the end of the warm-up.
@@ -25,6 +27,11 @@ impl Schedule {
     /// Learning rate of `step`: see [`warmup_cosine`].
     pub fn lr_at(&self, step: u64) -> f64 {
         warmup_cosine(step, self.steps, self.warmup_steps, self.peak_lr, self.min_lr)
+    }
+
+    /// The pass over the images that `step` belongs to, from 0.
+    pub fn epoch_at(&self, step: u64) -> u64 {
+        step / self.steps_per_epoch.max(1)
     }
 
     /// Weight decay of `step`: cosine from `weight_decay` to `weight_decay_end` over all steps.
@@ -70,6 +77,15 @@ pub fn warmup_cosine(step: u64, steps: u64, warmup: u64, peak: f64, min: f64) ->
     cosine(step - warmup, steps.saturating_sub(warmup), peak, min)
 }
 
+/// Linear from 0 to `peak` over `warmup` steps, both ends included, then half a cosine wave down to `min`, which begins at
+/// `peak` once more (DINO's `utils.cosine_scheduler`).
+pub fn rise_cosine(step: u64, steps: u64, warmup: u64, peak: f64, min: f64) -> f64 {
+    if step < warmup {
+        return peak * step as f64 / warmup.saturating_sub(1).max(1) as f64;
+    }
+    cosine(step - warmup, steps.saturating_sub(warmup), peak, min)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,6 +94,7 @@ mod tests {
     fn paper() -> Schedule {
         Schedule {
             steps: 3000,
+            steps_per_epoch: 100,
             warmup_steps: 100,
             peak_lr: 2e-3,
             min_lr: 1e-6,
@@ -104,6 +121,17 @@ mod tests {
         assert!((0..3000).all(|i| s.weight_decay_at(i) == 0.05));
         assert_eq!(scaled_lr(2.5e-4, 2048), 2e-3);
         assert_eq!(warmup_cosine(0, 10, 0, 1.0, 0.0), 1.0);
+    }
+
+    #[test]
+    fn a_rise_contains_both_of_its_ends() {
+        let lr: Vec<f64> = (0..20).map(|i| rise_cosine(i, 20, 5, 1e-3, 1e-6)).collect();
+        assert_eq!([lr[0], lr[2], lr[4], lr[5]], [0.0, 1e-3 * 2.0 / 4.0, 1e-3, 1e-3]);
+        assert!(lr[5..].windows(2).all(|w| w[1] < w[0]) && lr[19] > 1e-6, "{lr:?}");
+        assert_eq!(rise_cosine(20, 20, 5, 1e-3, 1e-6), 1e-6);
+        // A rise of one step is at 0, none begins at the peak.
+        assert_eq!([rise_cosine(0, 3, 1, 1.0, 0.0), rise_cosine(0, 3, 0, 1.0, 0.0)], [0.0, 1.0]);
+        assert_eq!([0, 99, 100, 2999].map(|i| paper().epoch_at(i)), [0, 0, 1, 29]);
     }
 
     proptest! {

@@ -327,6 +327,7 @@ impl TrainConfig {
         }
         Ok(Schedule {
             steps,
+            steps_per_epoch: per_epoch,
             warmup_steps,
             peak_lr: optim.peak_lr(),
             min_lr: optim.min_lr,

@@ -237,7 +237,7 @@ fn attention_matches() {
 #[test]
 fn adamw_matches_three_steps() {
     let op = Op::from(ops::AdamW {
-        segments: vec![ParamSegment { start: 0, len: 4, decay: true, expert: None }],
+        segments: vec![ParamSegment { start: 0, len: 4, decay: true, late: false, expert: None }],
         copies: false,
     });
     let zero = || Tensor::zeros([4]);

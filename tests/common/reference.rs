@@ -67,6 +67,7 @@ pub fn forward(op: &Op, x: &[Input]) -> Vec<Tensor> {
         Op::DynamicConv(ops::DynamicConv { tokens }) => {
             vec![dense::dynamic_conv(x[0].float(), x[1].float(), *tokens)]
         }
+        Op::ScaleRows(_) => vec![dense::scale_rows(x[0].float(), x[1].float())],
         Op::L2Normalize(ops::L2Normalize { eps }) => dense::l2_normalize(x[0].float(), *eps),
         Op::PrototypeCrossEntropy(ops::PrototypeCrossEntropy { batch }) => {
             losses::prototype_cross_entropy(x, *batch)
@@ -84,6 +85,7 @@ pub fn forward(op: &Op, x: &[Input]) -> Vec<Tensor> {
         Op::AccumulateGrads(_) => vec![optim::accumulate_grads(x)],
         Op::GradHealth(_) => vec![optim::grad_health(x)],
         Op::AdamW(ops::AdamW { segments, copies }) => optim::adamw(x, segments, *copies),
+        Op::ClipTensors(ops::ClipTensors { tensors }) => vec![optim::clip_tensors(x, tensors)],
         Op::EmbedTokensBackward(_)
         | Op::ResizePositionsBackward(_)
         | Op::LinearBackwardInput(_)
@@ -103,6 +105,7 @@ pub fn forward(op: &Op, x: &[Input]) -> Vec<Tensor> {
         | Op::WindowAttentionBackward(_)
         | Op::DynamicConvBackward(_)
         | Op::L2NormalizeBackward(_)
+        | Op::ScaleRowsBackward(_)
         | Op::PrototypeCrossEntropyBackward(_)
         | Op::MaskedMseBackward(_)
         | Op::BceWithLogitsBackward(_) => {

@@ -236,6 +236,9 @@ pub fn scalars(set: &[(Scalar, f64)]) -> Input {
         (Scalar::ExpertMomentum, 0.75),
         (Scalar::MicroStep, 0.0),
         (Scalar::MicroWeight, 1.0),
+        (Scalar::TensorClipNorm, 0.0),
+        (Scalar::LateCorrection1, 1.0 - 0.9),
+        (Scalar::LateCorrection2, 1.0 - 0.95),
     ];
     for &(s, x) in usual.iter().chain(set) {
         t.data[s as usize] = f64::from(x as f32);

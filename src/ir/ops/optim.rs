@@ -9,6 +9,8 @@ pub struct ParamSegment {
     pub start: usize,
     pub len: usize,
     pub decay: bool,
+    /// Whether it begins late: it has a bias correction of its own, and while that is 0 it is held at its value.
+    pub late: bool,
     /// Where the expert keeps its moving average of it.
     pub expert: Option<usize>,
 }
@@ -57,7 +59,7 @@ impl<O: OpSet> Gradient<O> for GradHealth {}
 /// `params: [P]`, `grads: [P]`, `m: [P]`, `v: [P]`, `expert: [E]`, `scalars`, `health`
 /// (with `copies` also `weights: [P]`, `expert_weights: [E]`) -> `params`, `m`, `v`, `expert` (`weights`,
 /// `expert_weights`), in place: AdamW on `grads * clip factor`, then the expert's moving
-/// average; copies hold parameters and expert in the type that the step computes in. A skipped step leaves
+/// average; late segments that are held keep parameters and moments, the average goes on; copies hold parameters and expert in the type that the step computes in. A skipped step leaves
 /// everything, the expert too, unchanged; so are elements outside of `segments`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdamW {
@@ -97,3 +99,30 @@ impl Rules for AdamW {
 }
 
 impl<O: OpSet> Gradient<O> for AdamW {}
+
+/// `grads: [P]`, `scalars` -> `grads`, in place: each of `tensors`, `(first element, elements)`, times
+/// `min(1, c / (norm + 1e-6))` of its own norm, with `c` the tensors' clip norm; unchanged where that is 0.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClipTensors {
+    pub tensors: Vec<(usize, usize)>,
+}
+
+impl Rules for ClipTensors {
+    fn facts(&self) -> Facts {
+        Facts::new(Slots::ALL, Slots::ALL).updates(&[(0, 0)])
+    }
+
+    fn shapes(&self, cx: &Cx<'_>) -> Shapes {
+        cx.arity(2)?;
+        cx.scalars(1)?;
+        let all = cx.shape(0).count();
+        match self.tensors.iter().find(|t| t.0.checked_add(t.1).is_none_or(|end| end > all)) {
+            Some((start, len)) => {
+                cx.err(format!("a tensor of {len} elements from {start} on leaves the {all} gradients"))
+            }
+            None => Ok(vec![cx.dims(0)]),
+        }
+    }
+}
+
+impl<O: OpSet> Gradient<O> for ClipTensors {}

@@ -243,6 +243,47 @@ impl<O: OpSet + From<ScaleSegments>> Gradient<O> for ScaleSegments {
     }
 }
 
+/// `x: [M, D]`, `factors: [M]` -> every row times its factor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScaleRows;
+
+impl Rules for ScaleRows {
+    fn facts(&self) -> Facts {
+        Facts::new(Slots::from(1), Slots::NONE).in_place(&[0])
+    }
+
+    fn shapes(&self, cx: &Cx<'_>) -> Shapes {
+        cx.arity(2)?;
+        cx.vector(1, "the factors", cx.rows_cols(0).0)?;
+        Ok(vec![cx.dims(0)])
+    }
+}
+
+impl<O: OpSet + From<ScaleRowsBackward>> Gradient<O> for ScaleRows {
+    fn gradient(&self, vjp: &mut Vjp<'_, O>, dy: ValueId) -> Gradients {
+        vjp.all(ScaleRowsBackward, &[dy, vjp.inputs[0], vjp.inputs[1]])
+    }
+}
+
+/// `dy`, `x`, `factors` -> `dx`, `dfactors`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScaleRowsBackward;
+
+impl Rules for ScaleRowsBackward {
+    fn facts(&self) -> Facts {
+        Facts::new(Slots::only(&[2]), Slots::from(1)).in_place(&[0]).follows(0)
+    }
+
+    fn shapes(&self, cx: &Cx<'_>) -> Shapes {
+        cx.arity(3)?;
+        cx.same(0, 1)?;
+        cx.vector(2, "the factors", cx.rows_cols(0).0)?;
+        Ok(vec![cx.dims(0), cx.dims(2)])
+    }
+}
+
+impl<O: OpSet> Gradient<O> for ScaleRowsBackward {}
+
 /// `x: [M, D]` -> `y = x / max(||x||, eps)`, `norm: [M]` (the denominator).
 #[derive(Clone, Debug, PartialEq)]
 pub struct L2Normalize {

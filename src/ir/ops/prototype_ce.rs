@@ -23,7 +23,7 @@ impl Temperature {
 
 /// `z: [V * B, d]`, `w: [P, d]`, `zt: [2B, d]`, `wt: [P, d]`, `center: [1, P]`, `temperatures`
 /// -> `loss: [1]`, `lse: [V * B]`, `lse_t: [2B]`: cross-entropy of every student view against the expert's two
-/// views, the same view skipped, mean over pairs and images. All rows of z, w, zt, wt are unit vectors.
+/// views, the same view skipped, mean over pairs and images. Rows of z and zt are unit vectors; those of w and wt have any length.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PrototypeCrossEntropy {
     pub batch: usize,

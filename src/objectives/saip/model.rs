@@ -135,6 +135,7 @@ impl Model {
                 start: p.offset,
                 len: p.len,
                 decay: p.decay,
+                late: false,
                 expert: expert.get(&p.name).filter(|e| self.averages(&e.name)).map(|e| e.offset),
             })
             .collect()

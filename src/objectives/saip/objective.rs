@@ -138,6 +138,8 @@ impl Objective for Saip {
             betas: BETAS,
             adam_eps: cfg.adam_eps,
             clip_norm: cfg.clip_norm,
+            tensor_clip_norm: None,
+            late_t: t,
             micro_step: 0,
             micro_steps: 1,
             own,

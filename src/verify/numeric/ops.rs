@@ -138,7 +138,9 @@ fn operand(
         });
     }
     let mut values = normal(&mut rng, value.shape.count());
-    let unit = value.producer.is_some_and(|(n, _)| step.graph.node(n).op.kind() == OpKind::L2Normalize);
+    // Rows of prototypes stay about that long where their lengths are learned.
+    let of_length_one = |kind| matches!(kind, OpKind::L2Normalize | OpKind::ScaleRows);
+    let unit = value.producer.is_some_and(|(n, _)| of_length_one(step.graph.node(n).op.kind()));
     if unit {
         let width = value.shape.as_matrix().1.max(1);
         for row in values.chunks_mut(width) {

@@ -201,6 +201,19 @@ pub fn dynamic_conv() -> Vec<Case> {
         .collect()
 }
 
+pub fn scale_rows() -> Vec<Case> {
+    cases(OpKind::ScaleRows)
+        .into_iter()
+        .map(|c| {
+            let mut g = Gen::new(&format!("scale_rows_backward/{}", c.name));
+            let operands = c.inputs.clone();
+            let derivative = derivative(&mut g, c.op, c.inputs, &[0, 1]);
+            let inputs = [dy(&derivative)].into_iter().chain(operands).collect();
+            case(c.name, ops::ScaleRowsBackward, inputs, derivative)
+        })
+        .collect()
+}
+
 pub fn l2_normalize() -> Vec<Case> {
     cases(OpKind::L2Normalize)
         .into_iter()

@@ -60,6 +60,8 @@ pub fn cases(kind: OpKind) -> Vec<Case> {
         OpKind::WindowAttentionBackward => maps::window_attention_backward(),
         OpKind::DynamicConv => dynamic_conv(),
         OpKind::DynamicConvBackward => derivatives::dynamic_conv(),
+        OpKind::ScaleRows => scale_rows(),
+        OpKind::ScaleRowsBackward => derivatives::scale_rows(),
         OpKind::L2Normalize => l2_normalize(),
         OpKind::L2NormalizeBackward => derivatives::l2_normalize(),
         OpKind::PrototypeCrossEntropy => prototype_cross_entropy(),
@@ -74,6 +76,7 @@ pub fn cases(kind: OpKind) -> Vec<Case> {
         OpKind::AccumulateGrads => accumulate_grads(),
         OpKind::GradHealth => grad_health(),
         OpKind::AdamW => adamw(),
+        OpKind::ClipTensors => clip_tensors(),
     }
 }
 
@@ -452,6 +455,19 @@ fn dynamic_conv() -> Vec<Case> {
         .collect()
 }
 
+fn scale_rows() -> Vec<Case> {
+    // Rows of a learned length: the factors are a matrix of one column, or a vector.
+    [(1, 1, 1), (3, 5, 2), (33, 16, 2), (130, 3, 1), (9, 70, 2)]
+        .into_iter()
+        .map(|(m, d, axes)| {
+            case(format!("{m}x{d} factors of {axes} axes"), ops::ScaleRows, |g| {
+                let factors = if axes == 2 { vec![m, 1] } else { vec![m] };
+                vec![g.normal(&[m, d]), g.uniform(&factors, -0.5, 1.5)]
+            })
+        })
+        .collect()
+}
+
 fn l2_normalize() -> Vec<Case> {
     // The large eps takes over for some rows of the last case.
     [(1, 1, 1e-12), (3, 5, 1e-12), (33, 16, 1e-12), (130, 3, 1e-12), (9, 4, 2.0)]
@@ -487,7 +503,23 @@ fn prototype_cross_entropy() -> Vec<Case> {
             ]
         })
     })
+    .chain([prototypes_of_any_length()])
     .collect()
+}
+
+/// A learned gain makes prototypes longer than 1, and logits larger than the reciprocal of the temperature.
+fn prototypes_of_any_length() -> Case {
+    let (views, batch, d, k) = (4, 2, 8, 130);
+    case("prototypes of any length".into(), ops::PrototypeCrossEntropy { batch }, |g| {
+        vec![
+            g.unit_rows(&[views * batch, d]),
+            g.scaled(&[k, d], 2.0),
+            g.unit_rows(&[2 * batch, d]),
+            g.scaled(&[k, d], 2.0),
+            g.scaled(&[1, k], 0.05),
+            temperatures(0.1, 0.04, 0.9),
+        ]
+    })
 }
 
 fn expert_statistics() -> Vec<Case> {
@@ -601,8 +633,28 @@ fn grad_health() -> Vec<Case> {
         .collect()
 }
 
+fn clip_tensors() -> Vec<Case> {
+    // (P, tensors, clip norm): none, some and all of them longer than it; gaps, and one of several partial sums.
+    let all: [(usize, &[(usize, usize)], f64); 5] = [
+        (1, &[(0, 1)], 0.5),
+        (200, &[(0, 64), (64, 3), (128, 70)], 0.0),
+        (200, &[(0, 64), (64, 3), (128, 70)], 3.0),
+        (300, &[(3, 100), (150, 0), (190, 100)], 1e-3),
+        (70000, &[(0, 300), (320, 69000), (69500, 500)], 20.0),
+    ];
+    all.into_iter()
+        .map(|(n, tensors, clip)| {
+            let op = Op::from(ops::ClipTensors { tensors: tensors.to_vec() });
+            case(format!("{n} {tensors:?} clip {clip}"), op, |g| {
+                vec![g.normal(&[n]), scalars(&[(Scalar::TensorClipNorm, clip)])]
+            })
+        })
+        .collect()
+}
+
 fn adamw() -> Vec<Case> {
-    let segment = |start, len, decay, expert| ParamSegment { start, len, decay, expert };
+    let segment = |start, len, decay, expert| ParamSegment { start, len, decay, late: false, expert };
+    let late = |start, len, decay, expert| ParamSegment { late: true, ..segment(start, len, decay, expert) };
     let all: [(usize, usize, Vec<ParamSegment>); 4] = [
         (1, 1, vec![segment(0, 1, true, Some(0))]),
         (20, 9, vec![segment(0, 7, true, None), segment(7, 9, false, Some(0)), segment(16, 4, false, None)]),
@@ -630,6 +682,30 @@ fn adamw() -> Vec<Case> {
                 x
             }));
         }
+    }
+    // Parameters that begin late: held, then with a correction of their own.
+    for corrections in [[0.0, 0.0], [0.1, 0.05]] {
+        let segments = vec![
+            late(0, 70, true, Some(10)),
+            segment(128, 20, true, Some(100)),
+            late(192, 5, false, None),
+            late(200, 7, false, Some(0)),
+        ];
+        let op = Op::from(ops::AdamW { segments, copies: true });
+        out.push(case(format!("late {corrections:?}"), op, |g| {
+            let set = [(Scalar::LateCorrection1, corrections[0]), (Scalar::LateCorrection2, corrections[1])];
+            vec![
+                g.normal(&[256]),
+                g.normal(&[256]),
+                g.scaled(&[256], 0.3),
+                g.uniform(&[256], 0.0, 1.0),
+                g.normal(&[150]),
+                scalars(&set),
+                health(1.0, f64::from(0.3f32), 1.0),
+                g.normal(&[256]),
+                g.normal(&[150]),
+            ]
+        }));
     }
     // The first step: moments are 0.
     out.push(case(

@@ -29,6 +29,7 @@ pub fn longest_sum(op: &Op, x: &[Input]) -> usize {
         | Op::Fill(_)
         | Op::Cast(_)
         | Op::ScaleSegments(_)
+        | Op::ScaleRows(_)
         | Op::SelectRows(_)
         | Op::ScatterRows(_)
         | Op::GatherTokens(_)
@@ -42,7 +43,7 @@ pub fn longest_sum(op: &Op, x: &[Input]) -> usize {
         Op::EmbedTokensBackward(_) | Op::RestoreTokensBackward(_) | Op::SumImages(_) => rows(0),
         Op::ResizePositions(ops::ResizePositions { from, .. }) => from[0] * from[1],
         Op::ResizePositionsBackward(ops::ResizePositionsBackward { to, .. }) => to[0] * to[1],
-        Op::Linear(_) | Op::L2Normalize(_) | Op::L2NormalizeBackward(_) => cols(0),
+        Op::Linear(_) | Op::L2Normalize(_) | Op::L2NormalizeBackward(_) | Op::ScaleRowsBackward(_) => cols(0),
         Op::DynamicConv(_) => cols(0),
         Op::LinearBackwardInput(_) => cols(0),
         Op::LinearBackwardWeight(_) | Op::Conv2dBackwardWeight(_) | Op::DepthwiseConv2dBackwardWeight(_) => {
@@ -82,7 +83,7 @@ pub fn longest_sum(op: &Op, x: &[Input]) -> usize {
         Op::PrototypeCrossEntropyBackward(_) => rows(1) * rows(2) + cols(1),
         Op::ExpertStatistics(_) => rows(0) * rows(1) + cols(0) + count(5),
         Op::CenterUpdate(_) => rows(1) + cols(1),
-        Op::MaskedMse(_) | Op::BceWithLogits(_) | Op::GradHealth(_) => count(0),
+        Op::MaskedMse(_) | Op::BceWithLogits(_) | Op::GradHealth(_) | Op::ClipTensors(_) => count(0),
         Op::WeightedSum(ops::WeightedSum { weights }) => weights.len(),
     }
 }
@@ -117,6 +118,7 @@ fn magnitudes(op: &Op, x: &[Input], outputs: &[Tensor]) -> Vec<Tensor> {
         Op::EmbedTokens(_)
         | Op::Add(_)
         | Op::ScaleSegments(_)
+        | Op::ScaleRows(_)
         | Op::ScatterRows(ops::ScatterRows { accumulate: true, .. })
         | Op::RestoreTokens(_)
         | Op::AddPositions(_)
@@ -132,7 +134,7 @@ fn magnitudes(op: &Op, x: &[Input], outputs: &[Tensor]) -> Vec<Tensor> {
         | Op::Conv2d(ops::Conv2d { epilogue: Epilogue::None | Epilogue::Residual, .. }) => {
             forward(op, &absolute(x))
         }
-        Op::Scale(_) => vec![outputs[0].map(f64::abs)],
+        Op::Scale(_) | Op::ClipTensors(_) => vec![outputs[0].map(f64::abs)],
         // |gelu'| < 1.13.
         Op::Linear(ops::Linear { epilogue: Epilogue::Gelu })
         | Op::Conv2d(ops::Conv2d { epilogue: Epilogue::Gelu, .. }) => {
@@ -221,6 +223,7 @@ fn magnitudes(op: &Op, x: &[Input], outputs: &[Tensor]) -> Vec<Tensor> {
         | Op::WindowAttentionBackward(_)
         | Op::DynamicConvBackward(_)
         | Op::L2NormalizeBackward(_)
+        | Op::ScaleRowsBackward(_)
         | Op::PrototypeCrossEntropyBackward(_)
         | Op::MaskedMseBackward(_)
         | Op::BceWithLogitsBackward(_) => {

@@ -138,3 +138,9 @@ pub fn l2_normalize(x: &Tensor, eps: f64) -> Vec<Tensor> {
     let d = x.cols();
     vec![Tensor::from_fn([x.rows(), d], |i| x.data[i] / norm.data[i / d]), norm]
 }
+
+/// Row `i` times `factors[i]`.
+pub fn scale_rows(x: &Tensor, factors: &Tensor) -> Tensor {
+    let d = x.cols();
+    Tensor::from_fn(x.shape.clone(), |i| x.data[i] * factors.data[i / d])
+}

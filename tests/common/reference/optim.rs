@@ -51,22 +51,46 @@ fn update(x: &[Input], segments: &[ParamSegment]) -> Vec<Tensor> {
         return vec![p, m, v, expert];
     }
     let (b1, b2, lr) = (s(Scalar::Beta1), s(Scalar::Beta2), s(Scalar::LearningRate));
+    let momentum = s(Scalar::ExpertMomentum);
     for segment in segments {
+        let (c1, c2) = match segment.late {
+            true => (s(Scalar::LateCorrection1), s(Scalar::LateCorrection2)),
+            false => (s(Scalar::BiasCorrection1), s(Scalar::BiasCorrection2)),
+        };
         for j in 0..segment.len {
             let i = segment.start + j;
+            if c1 == 0.0 {
+                if let Some(e) = segment.expert {
+                    expert.data[e + j] = momentum * expert.data[e + j] + (1.0 - momentum) * p.data[i];
+                }
+                continue;
+            }
             let grad = g.data[i] * health[1];
             if segment.decay {
                 p.data[i] *= 1.0 - lr * s(Scalar::WeightDecay);
             }
             m.data[i] = b1 * m.data[i] + (1.0 - b1) * grad;
             v.data[i] = b2 * v.data[i] + (1.0 - b2) * grad * grad;
-            let denominator = (v.data[i] / s(Scalar::BiasCorrection2)).sqrt() + s(Scalar::AdamEps);
-            p.data[i] -= lr * (m.data[i] / s(Scalar::BiasCorrection1)) / denominator;
+            let denominator = (v.data[i] / c2).sqrt() + s(Scalar::AdamEps);
+            p.data[i] -= lr * (m.data[i] / c1) / denominator;
             if let Some(e) = segment.expert {
-                let momentum = s(Scalar::ExpertMomentum);
                 expert.data[e + j] = momentum * expert.data[e + j] + (1.0 - momentum) * p.data[i];
             }
         }
     }
     vec![p, m, v, expert]
+}
+
+/// Inputs `grads, scalars`: DINO's `clip_gradients`, tensor by tensor.
+pub fn clip_tensors(x: &[Input], tensors: &[(usize, usize)]) -> Tensor {
+    let (mut grads, limit) = (x[0].float().clone(), scalar(&x[1], Scalar::TensorClipNorm));
+    for &(start, len) in tensors {
+        let own = &mut grads.data[start..start + len];
+        let norm = own.iter().map(|g| g * g).sum::<f64>().sqrt();
+        let factor = limit / (norm + 1e-6);
+        if limit > 0.0 && factor < 1.0 {
+            own.iter_mut().for_each(|g| *g *= factor);
+        }
+    }
+    grads
 }
