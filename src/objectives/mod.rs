@@ -1,10 +1,13 @@
 //! What is learned: one folder an objective, each behind [`Objective`]. Nothing else knows what a view is called.
 
+mod attention;
 mod collapse;
 mod objective;
+pub mod prototype_head;
 mod registry;
 pub mod saip;
+mod self_distillation;
 
 pub use collapse::{Collapse, CollapseAlarm, CollapseStats, Thresholds};
-pub use objective::{Inspect, Monitor, Objective, Outputs};
+pub use objective::{Inspect, Monitor, Objective, Outputs, Target};
 pub use registry::of_reference;

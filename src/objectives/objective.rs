@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::ir::Graph;
 use crate::models::EncoderConfig;
 use crate::report::Pictures;
+use crate::step::schedule::Schedule;
 use crate::step::{IoSlot, Registries, Step, StepOptions, StepPoint};
 use crate::tensor::DType;
 use std::sync::Arc;
@@ -60,6 +61,21 @@ pub trait Objective: Send + Sync {
     /// Step `t` with the configuration's constants, without accumulation.
     fn point(&self, t: u64) -> StepPoint;
 
+    /// The step that completes `step` updates (from 0) and one more, in a run of `schedule`, without accumulation.
+    fn scheduled(&self, schedule: &Schedule, step: u64) -> StepPoint {
+        StepPoint {
+            learning_rate: schedule.lr_at(step),
+            weight_decay: schedule.weight_decay_at(step),
+            momentum: schedule.ema_momentum_at(step),
+            ..self.point(step + 1)
+        }
+    }
+
+    /// What is derived beside losses and gradients: checked where a reference records it, under `target.*`.
+    fn targets(&self) -> Vec<Target> {
+        Vec::new()
+    }
+
     /// State that begins with what one step at the given point makes of the first batch, everything else being put back:
     /// its name and the point. None where nothing is to be set up.
     fn setup(&self, first: &StepPoint) -> Option<(&'static str, StepPoint)>;
@@ -82,6 +98,9 @@ pub trait Objective: Send + Sync {
     /// When reading fails, or a picture cannot be made.
     fn draw(&self, batch: &Batch, outputs: &mut Outputs<'_>) -> Result<Pictures>;
 }
+
+/// Name, shape and values.
+pub type Target = (String, Vec<usize>, Vec<f64>);
 
 /// Reads an output by its name; None where there is no such output.
 pub type Outputs<'a> = dyn FnMut(&str) -> Result<Option<Vec<f32>>> + 'a;

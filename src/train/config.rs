@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 use crate::data::augment::AugmentConfig;
 use crate::error::{Error, Result};
 use crate::models::EncoderConfig;
-use crate::objectives::saip::config::{CsmConfig, CsrConfig, CssConfig, StepConfig};
+use crate::objectives::prototype_head::HeadConfig;
+use crate::objectives::saip::config::{CsrConfig, CssConfig, StepConfig};
 use crate::step::schedule::{Schedule, scaled_lr};
 
 /// Everything that decides what a run does. Built by [`TrainConfig::resolve`], which also checks it.
@@ -273,10 +274,11 @@ impl TrainConfig {
             adam_eps: optim.eps,
             clip_norm: (optim.clip_norm > 0.0).then_some(optim.clip_norm),
             loss_weights: [self.csm.weight, self.csr.weight, self.css.weight],
-            csm: CsmConfig {
+            csm: HeadConfig {
                 hidden: self.csm.hidden,
                 bottleneck: self.csm.bottleneck,
                 prototypes: self.csm.prototypes,
+                gain: false,
             },
             csr: CsrConfig { dim: self.csr.dim, depth: self.csr.depth, heads: self.csr.heads },
             css: CssConfig {

@@ -52,6 +52,8 @@ pub struct Engine {
     /// Gradient health and optimizer, when they are not part of the micro step.
     update: Option<(ProgramId, Vec<IoSlot>)>,
     registries: Registries,
+    /// Parameters that begin late.
+    late: Vec<String>,
     /// State that outlives a step and belongs into checkpoints.
     state: Vec<IoSlot>,
     plans: Vec<Plan>,
@@ -86,13 +88,13 @@ impl Engine {
                 let program = program.map_err(|e| with_remedy(e, room, &*objective, &options, &*backend))?;
                 update = Some((program, built.outputs.clone()));
             }
-            let Step { inputs, outputs, losses, branch_blocks, registries, state, .. } = built;
+            let Step { inputs, outputs, losses, branch_blocks, registries, late, state, .. } = built;
             buckets.push(Bucket { program, inputs, outputs, losses, branch_blocks });
-            layout = Some((registries, state));
+            layout = Some((registries, late, state));
         }
-        let (registries, state) =
+        let (registries, late, state) =
             layout.ok_or_else(|| Error::usage("a run needs at least one view geometry"))?;
-        Ok(Engine { backend, objective, options, buckets, update, registries, state, plans, room })
+        Ok(Engine { backend, objective, options, buckets, update, registries, late, state, plans, room })
     }
 
     pub fn backend(&mut self) -> &mut dyn Backend {
@@ -361,6 +363,16 @@ impl Engine {
         let named =
             |p: &ParamSpec| (p.name.clone(), p.shape.clone(), values[p.offset..p.offset + p.len].to_vec());
         Ok(registry.iter().map(named).collect())
+    }
+
+    /// The gradients that moved parameters in a step at `point`, as [`Engine::read_region`] has them: what is held has none.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn read_gradients(&self, point: &StepPoint) -> Result<Vec<NamedTensor>> {
+        let mut all = self.read_region(Region::Grads)?;
+        all.retain(|(name, ..)| point.late_t > 0 || !self.late.contains(name));
+        Ok(all)
     }
 
     /// Name, shape and values of the state besides parameters and moments.

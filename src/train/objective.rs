@@ -36,5 +36,6 @@ pub fn with_expert(
         spread: run.alarm_spread,
         steps: run.alarm_steps,
     };
-    Ok(Arc::new(Saip::new(base, &scales, cfg.augment.clone(), thresholds)?))
+    let saip = Saip::new(base, &scales, cfg.augment.clone(), thresholds)?;
+    Ok(Arc::new(saip.with_betas(cfg.optim.betas)))
 }

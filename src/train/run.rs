@@ -335,7 +335,8 @@ impl Run<'_> {
         let seconds = began.elapsed().as_secs_f64();
         self.seconds += seconds;
         self.images += images as u64;
-        let lr = self.schedule.lr_at(self.step);
+        let point = self.objective.scheduled(&self.schedule, self.step);
+        let lr = point.learning_rate;
         self.step += 1;
         self.in_update = false;
         let verdict = self.guard.observe(self.step, health.finite, &names)?;
@@ -358,7 +359,7 @@ impl Run<'_> {
         // The first step is where every curve starts.
         let ends = self.step == 1 || self.step == self.schedule.steps;
         if ends || self.step.is_multiple_of(self.cfg.run.log_every.max(1)) {
-            self.log(&mean, &health, lr, images as f64 / seconds.max(1e-9))?;
+            self.log(&mean, &health, &point, images as f64 / seconds.max(1e-9))?;
         }
         Ok(())
     }
@@ -388,13 +389,9 @@ impl Run<'_> {
     fn point(&self, index: u64) -> StepPoint {
         let (step, micro) = (index / self.micro_steps, index % self.micro_steps);
         StepPoint {
-            learning_rate: self.schedule.lr_at(step),
-            weight_decay: self.schedule.weight_decay_at(step),
-            momentum: self.schedule.ema_momentum_at(step),
-            betas: self.cfg.optim.betas,
             micro_step: micro as usize,
             micro_steps: self.micro_steps as usize,
-            ..self.objective.point(step + 1)
+            ..self.objective.scheduled(&self.schedule, step)
         }
     }
 
@@ -406,11 +403,17 @@ impl Run<'_> {
         }
     }
 
-    fn log(&mut self, losses: &Losses, health: &Health, lr: f64, images_per_second: f64) -> Result<()> {
+    fn log(
+        &mut self,
+        losses: &Losses,
+        health: &Health,
+        point: &StepPoint,
+        images_per_second: f64,
+    ) -> Result<()> {
         let mut values: Vec<(String, f64)> = vec![("loss/total".into(), losses.total)];
         values.extend(losses.parts.iter().map(|(name, v)| (format!("loss/{name}"), *v)));
-        values.push(("schedule/lr".into(), lr));
-        values.push(("schedule/ema_momentum".into(), self.schedule.ema_momentum_at(self.step - 1)));
+        values.push(("schedule/lr".into(), point.learning_rate));
+        values.push(("schedule/ema_momentum".into(), point.momentum));
         values.push(("health/grad_norm".into(), health.grad_norm));
         let health = self.objective.health(&losses.statistics);
         values.extend(health.into_iter().map(|(name, value)| (format!("health/{name}"), value)));

@@ -1,7 +1,8 @@
 //! One step against recorded numbers: the fixtures of the reference implementation.
 //!
 //! A fixture is a safetensors file with the configuration in its metadata, inputs under `view.*`, the state before the step
-//! under `student.*`, `expert.*` and `state.*`, and what the step must give under `loss.*`, `grad.*` and `after.*`.
+//! under `student.*`, `expert.*` and `state.*`, and what the step must give under `loss.*`, `grad.*` and `after.*`. `target.*` is what an
+//! objective derives beside these.
 
 use crate::backend::Backend;
 use crate::data::batch::{Batch, Values};
@@ -35,7 +36,8 @@ pub struct Fixture {
 pub struct Deviation {
     pub name: String,
     /// `||a - b|| / max(||b||, 1e-2 ||all tensors of its group||)`; the floor is for gradients that are zero but for
-    /// rounding, and does not apply to losses. Infinite when a value is not finite.
+    /// rounding, and does not apply to losses and targets; these are rounded to f32, in which they are recorded, so that
+    /// 0 means equal. Infinite when a value is not finite.
     pub error: f64,
 }
 
@@ -164,30 +166,34 @@ impl Fixture {
             out.copy_from_slice(&self.f32s(&all, name, shape)?);
             Ok(())
         })?;
-        let losses = engine.micro_step(0, &batch, &self.objective.point(1))?;
+        let point = self.objective.point(1);
+        let losses = engine.micro_step(0, &batch, &point)?;
         let health = engine.update(0)?;
         let mut results = Results::new();
         results.insert("loss.total".into(), (vec![], vec![losses.total]));
         for (name, value) in losses.parts {
             results.insert(format!("loss.{name}"), (vec![], vec![value]));
         }
+        for (name, shape, mut values) in engine.read_gradients(&point)? {
+            // The recorded gradients are clipped; the engine clips the whole of them inside the optimizer.
+            values.iter_mut().for_each(|v| *v *= health.clip_factor);
+            results.insert(format!("grad.{name}"), (shape, values));
+        }
         for (prefix, region) in [
-            ("grad.", Region::Grads),
             ("after.student.", Region::Params),
             ("after.student.", Region::Buffers),
             ("after.expert.", Region::Expert),
             ("after.expert.", Region::ExpertBuffers),
         ] {
-            for (name, shape, mut values) in engine.read_region(region)? {
-                if region == Region::Grads {
-                    // The recorded gradients are clipped; the engine clips inside the optimizer.
-                    values.iter_mut().for_each(|v| *v *= health.clip_factor);
-                }
+            for (name, shape, values) in engine.read_region(region)? {
                 results.insert(format!("{prefix}{name}"), (shape, values));
             }
         }
         for (name, shape, values) in engine.read_state()? {
             results.insert(format!("after.state.{name}"), (shape, values));
+        }
+        for (name, shape, values) in self.objective.targets() {
+            results.insert(format!("target.{name}"), (shape, values));
         }
         Ok(results)
     }
@@ -198,8 +204,9 @@ impl Fixture {
     /// [`Error::File`] naming a tensor that only one of the two has, or that is recorded in another shape or type.
     pub fn compare(&self, results: &Results, device: &str, dtype: DType, tolerance: f64) -> Result<Verdict> {
         let mut reference = self.recorded(results)?;
-        let left_out = self.incomparable(dtype);
+        let mut left_out = self.incomparable(dtype);
         reference.retain(|name, _| !left_out.iter().any(|(p, _)| name.starts_with(p.trim_end_matches('*'))));
+        left_out.extend(self.targets_of_others(results)?);
         let mut groups: BTreeMap<String, f64> = BTreeMap::new();
         for (name, values) in &reference {
             *groups.entry(group(name)).or_default() += norm(values.iter().copied()).powi(2);
@@ -208,12 +215,15 @@ impl Fixture {
             .iter()
             .map(|(name, b)| {
                 let floor = match group(name).as_str() {
-                    "loss" => 0.0,
+                    "loss" | "target" => 0.0,
                     g => 1e-2 * groups[g].sqrt(),
                 };
                 // Nothing but zeros, matched by zeros, is no error.
                 let scale = norm(b.iter().copied()).max(floor).max(f64::MIN_POSITIVE);
-                let error = norm(results[name].1.iter().zip(b).map(|(a, b)| a - b)) / scale;
+                let recorded_in_f32 =
+                    |v: f64| if name.starts_with("target.") { f64::from(v as f32) } else { v };
+                let difference = results[name].1.iter().zip(b).map(|(a, b)| recorded_in_f32(*a) - b);
+                let error = norm(difference) / scale;
                 let error = if error.is_finite() { error } else { f64::INFINITY };
                 Deviation { name: name.clone(), error }
             })
@@ -265,6 +275,15 @@ impl Fixture {
             Ok((name.clone(), self.f32s(&all, name, shape)?.into_iter().map(f64::from).collect()))
         };
         results.iter().map(|(name, (shape, _))| values(name, shape)).collect()
+    }
+
+    /// Recorded targets that the objective derives nothing for, and why. A reference records all schedules of a run, those of
+    /// other objectives too.
+    fn targets_of_others(&self, results: &Results) -> Result<Vec<(String, String)>> {
+        let names = self.tensors()?.names().into_iter().map(str::to_owned).collect::<Vec<_>>();
+        let others = names.into_iter().filter(|n| n.starts_with("target.") && !results.contains_key(n));
+        let why = "the fixture's objective derives no such target: it is another one's";
+        Ok(others.map(|name| (name, why.to_owned())).collect())
     }
 
     /// Tensors, as prefixes ending in `*`, that say nothing when computed in `dtype`, and why.

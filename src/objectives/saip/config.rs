@@ -2,16 +2,8 @@
 
 use super::geometry::{ViewGeometry, patches, visible_patches};
 use crate::models::EncoderConfig;
+use crate::objectives::prototype_head::HeadConfig;
 use serde::{Deserialize, Serialize};
-
-/// Image-level decoder (CSM): MLP `D -> hidden -> hidden -> bottleneck`, then `prototypes` unit vectors.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CsmConfig {
-    pub hidden: usize,
-    pub bottleneck: usize,
-    pub prototypes: usize,
-}
 
 /// Pixel-level decoder for reconstruction (CSR): `depth` interactive blocks of width `dim`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -60,7 +52,8 @@ pub struct StepConfig {
     pub clip_norm: Option<f64>,
     /// Weights of CSM, CSR and CSS in the total loss.
     pub loss_weights: [f64; 3],
-    pub csm: CsmConfig,
+    /// Image-level decoder.
+    pub csm: HeadConfig,
     pub csr: CsrConfig,
     pub css: CssConfig,
     pub encoder: EncoderConfig,
@@ -95,3 +88,12 @@ impl StepConfig {
         StepConfig { rescaled_size, masked_size, ..self.clone() }
     }
 }
+
+/// What the paper's recipe has otherwise than other objectives' among the keys that all use: taken when a configuration
+/// changes to SAIP.
+pub const RECIPE: &str = "
+[optim]
+betas = [0.9, 0.95]
+weight_decay = 0.05
+weight_decay_end = \"none\"
+";

@@ -2,7 +2,6 @@
 
 pub mod config;
 
-mod csm;
 mod csr;
 mod css;
 mod geometry;
@@ -14,6 +13,7 @@ mod recipe;
 mod step;
 mod views;
 
+pub use config::RECIPE;
 pub use model::Model;
 pub use objective::Saip;
 pub use recipe::{SCALE_RANGE, scale_buckets};

@@ -1,7 +1,6 @@
 //! The student, the expert, and what the objectives compute from their tokens.
 
 use super::config::StepConfig;
-use super::csm::CsmDecoder;
 use super::csr::{CsrDecoder, CsrInputs};
 use super::css::{CssDecoder, CssInstances};
 use super::views::{self, MaskedView, Parts, ViewValues, grid, present};
@@ -9,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::ir::{ParamSegment, ValueId};
 use crate::models::{Encoder, Tokens};
 use crate::nn::{Mode, Net, ParamRegistry};
+use crate::objectives::prototype_head::PrototypeHead;
 use crate::step::Registries;
 
 /// The modules of one configuration. An objective of weight 0 has no decoder.
@@ -19,7 +19,7 @@ pub struct Model {
     /// Whether the expert's encoder is a frozen pretrained model instead of the student's moving average. Then a linear
     /// adapter lifts the student's image token to the expert's width.
     pub frozen: bool,
-    pub csm: Option<CsmDecoder>,
+    pub csm: Option<PrototypeHead>,
     pub csr: Option<CsrDecoder>,
     pub css: Option<CssDecoder>,
 }
@@ -48,7 +48,7 @@ impl Model {
         let [csm, csr, css] = cfg.loss_weights.map(|w| w > 0.0);
         let (own, other) = (student.dims(), expert.dims());
         Ok(Model {
-            csm: csm.then(|| CsmDecoder::new(other.image, &cfg.csm)).transpose()?,
+            csm: csm.then(|| PrototypeHead::new(other.image, &cfg.csm)).transpose()?,
             csr: csr
                 .then(|| CsrDecoder::new(own.tap, other.tap, grid(cfg.global_size), &cfg.csr))
                 .transpose()?,
@@ -145,7 +145,7 @@ impl Model {
     pub(super) fn student_projection(
         &self,
         net: &mut Net<'_, '_>,
-        csm: &CsmDecoder,
+        csm: &PrototypeHead,
         image: ValueId,
     ) -> Result<(ValueId, ValueId)> {
         let x = if self.frozen { net.linear("adapter", image)? } else { image };

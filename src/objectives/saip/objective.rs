@@ -3,16 +3,17 @@
 use super::config::StepConfig;
 use super::geometry::patches;
 use super::inspect::build_inspect;
-use super::pictures::{attention, reconstructions, scenes};
+use super::pictures::{reconstructions, scenes};
 use super::recipe::{ViewPlanner, complete_positions, random_batch};
-use super::step::{CENTER, build_step};
+use super::step::build_step;
 use crate::data::augment::AugmentConfig;
 use crate::data::batch::Batch;
 use crate::data::recipe::Recipe;
 use crate::error::{Error, Result};
-use crate::ir::ops::Temperature;
 use crate::models::EncoderConfig;
-use crate::objectives::{CollapseAlarm, CollapseStats, Inspect, Monitor, Objective, Outputs, Thresholds};
+use crate::objectives::attention::attention;
+use crate::objectives::self_distillation::{self, Targets, first_center};
+use crate::objectives::{Inspect, Monitor, Objective, Outputs, Thresholds};
 use crate::report::Pictures;
 use crate::step::{BETAS, Step, StepOptions, StepPoint};
 use crate::tensor::DType;
@@ -25,6 +26,7 @@ pub struct Saip {
     pub base: StepConfig,
     planner: ViewPlanner,
     thresholds: Thresholds,
+    betas: [f64; 2],
 }
 
 impl Saip {
@@ -39,7 +41,7 @@ impl Saip {
         thresholds: Thresholds,
     ) -> Result<Self> {
         let planner = ViewPlanner::new(&base.geometry(), base.mask_ratio, scales, augment)?;
-        Ok(Saip { base, planner, thresholds })
+        Ok(Saip { base, planner, thresholds, betas: BETAS })
     }
 
     /// One step with `base`'s own sizes.
@@ -59,9 +61,14 @@ impl Saip {
         Ok(StepConfig { rescaled_size, masked_size, ..self.base.clone() })
     }
 
-    fn collapse(&self, statistics: &[f64]) -> Option<CollapseStats> {
-        let measured: [f64; 3] = statistics.try_into().ok()?;
-        Some(CollapseStats::new(measured, self.base.csm.prototypes, 2 * self.base.batch))
+    /// The same with other decay rates of the moments than the paper's.
+    pub fn with_betas(self, betas: [f64; 2]) -> Self {
+        Saip { betas, ..self }
+    }
+
+    /// What the expert's targets are measured by.
+    fn targets_of_expert(&self) -> Targets {
+        Targets { prototypes: self.base.csm.prototypes, rows: 2 * self.base.batch }
     }
 }
 
@@ -89,13 +96,13 @@ impl Objective for Saip {
             )));
         }
         let planner = self.planner.fixed(&base.geometry())?;
-        Ok(Box::new(Saip { base, planner, thresholds: self.thresholds }))
+        Ok(Box::new(Saip { base, planner, ..self.clone() }))
     }
 
     fn only(&self, bucket: usize) -> Result<Box<dyn Objective>> {
         let base = self.config(bucket)?;
         let planner = self.planner.fixed(&base.geometry())?;
-        Ok(Box::new(Saip { base, planner, thresholds: self.thresholds }))
+        Ok(Box::new(Saip { base, planner, ..self.clone() }))
     }
 
     fn buckets(&self) -> usize {
@@ -126,16 +133,13 @@ impl Objective for Saip {
 
     fn point(&self, t: u64) -> StepPoint {
         let cfg = &self.base;
-        let mut own = vec![0.0; Temperature::COUNT];
-        own[Temperature::Student as usize] = cfg.student_temp;
-        own[Temperature::Teacher as usize] = cfg.teacher_temp;
-        own[Temperature::CenterMomentum as usize] = cfg.center_momentum;
+        let own = self_distillation::temperatures(cfg.student_temp, cfg.teacher_temp, cfg.center_momentum);
         StepPoint {
             t,
             learning_rate: cfg.lr,
             weight_decay: cfg.weight_decay,
             momentum: cfg.momentum,
-            betas: BETAS,
+            betas: self.betas,
             adam_eps: cfg.adam_eps,
             clip_norm: cfg.clip_norm,
             tensor_clip_norm: None,
@@ -146,24 +150,16 @@ impl Objective for Saip {
         }
     }
 
-    /// The center becomes the mean of the expert's logits on the first batch. Freshly drawn weights give all images almost
-    /// the same features. Around a center of 0 all images would choose the same few prototypes, and the student would learn
-    /// that first; the running mean needs tens of steps to take the common part away.
     fn setup(&self, first: &StepPoint) -> Option<(&'static str, StepPoint)> {
-        let mut own = first.own.clone();
-        *own.get_mut(Temperature::CenterMomentum as usize)? = 0.0;
-        let alone = StepPoint { micro_step: 0, micro_steps: 1, own, ..first.clone() };
-        (self.base.loss_weights[0] > 0.0).then_some((CENTER, alone))
+        first_center(first).filter(|_| self.base.loss_weights[0] > 0.0)
     }
 
     fn health(&self, statistics: &[f64]) -> Vec<(&'static str, f64)> {
-        self.collapse(statistics).map_or_else(Vec::new, |s| {
-            vec![("sample_entropy", s.sample_entropy), ("mean_entropy", s.mean_entropy), ("spread", s.spread)]
-        })
+        self.targets_of_expert().health(statistics)
     }
 
     fn monitor(&self) -> Box<dyn Monitor> {
-        Box::new(Watch { alarm: CollapseAlarm::new(self.thresholds), saip: self.clone() })
+        self.targets_of_expert().monitor(self.thresholds)
     }
 
     fn inspect(&self, dtype: DType) -> Result<Inspect> {
@@ -179,21 +175,9 @@ impl Objective for Saip {
             pictures.scenes = scenes(&cfg, batch, &logits)?;
         }
         if let Some(qkv) = outputs("qkv")? {
-            pictures.attention = attention(&cfg, batch, &qkv)?;
+            let anchors = batch.f32s("global")?;
+            pictures.attention = attention(&cfg.encoder, anchors, cfg.global_size, cfg.batch, &qkv)?;
         }
         Ok(pictures)
-    }
-}
-
-/// The collapse alarm.
-struct Watch {
-    alarm: CollapseAlarm,
-    saip: Saip,
-}
-
-impl Monitor for Watch {
-    fn observe(&mut self, step: u64, statistics: &[f64]) -> Vec<String> {
-        let Some(stats) = self.saip.collapse(statistics) else { return Vec::new() };
-        self.alarm.observe(step, 1, &stats).into_iter().map(|(_, message)| message).collect()
     }
 }

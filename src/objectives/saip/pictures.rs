@@ -5,8 +5,7 @@ use crate::data::augment::normalize::denormalise;
 use crate::data::batch::Batch;
 use crate::error::Result;
 use crate::ir::PATCH;
-use crate::models::EncoderConfig;
-use crate::report::{AttentionMap, InstanceResult, Reconstruction, SceneResult, reconstruct};
+use crate::report::{InstanceResult, Reconstruction, SceneResult, reconstruct};
 
 /// The `i`-th of the images of `size` in `pixels`.
 fn image(pixels: &[f32], i: usize, [h, w]: [usize; 2]) -> &[f32] {
@@ -60,37 +59,6 @@ pub(super) fn scenes(cfg: &StepConfig, batch: &Batch, logits: &[f32]) -> Result<
                 .collect::<Result<_>>()?;
             let scene = denormalise(image(picture, i, [s, s]), s, s)?;
             Ok(SceneResult { scene, instances, grid: [side, side] })
-        })
-        .collect()
-}
-
-/// Softmax of the image token's query against the patch tokens' keys, per head, from the last block's packed qkv
-/// `[B, 1 + N, 3D]`.
-pub(super) fn attention(cfg: &StepConfig, batch: &Batch, qkv: &[f32]) -> Result<Vec<AttentionMap>> {
-    let EncoderConfig::Vit { num_heads, embed_dim, .. } = cfg.encoder else { return Ok(Vec::new()) };
-    let grid = cfg.global_size.map(|s| s / PATCH);
-    let (rows, width) = (1 + grid[0] * grid[1], embed_dim / num_heads);
-    let scale = 1.0 / (width as f32).sqrt();
-    let global = batch.f32s("global")?;
-    (0..cfg.batch)
-        .map(|i| {
-            let tokens = &qkv[i * rows * 3 * embed_dim..(i + 1) * rows * 3 * embed_dim];
-            let heads = (0..num_heads)
-                .map(|head| {
-                    let q = &tokens[head * width..(head + 1) * width];
-                    let scores: Vec<f32> = tokens
-                        .chunks_exact(3 * embed_dim)
-                        .map(|row| &row[embed_dim + head * width..embed_dim + (head + 1) * width])
-                        .map(|k| scale * q.iter().zip(k).map(|(a, b)| a * b).sum::<f32>())
-                        .collect();
-                    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                    let exp: Vec<f32> = scores.iter().map(|s| (s - max).exp()).collect();
-                    let sum: f32 = exp.iter().sum();
-                    exp[1..].iter().map(|e| e / sum).collect()
-                })
-                .collect();
-            let [h, w] = cfg.global_size;
-            Ok(AttentionMap { image: denormalise(image(global, i, cfg.global_size), h, w)?, heads, grid })
         })
         .collect()
 }

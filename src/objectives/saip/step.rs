@@ -5,11 +5,11 @@ use super::model::{Model, PatchTokens, reconstruct, search};
 use super::views::{ViewSlots, ViewValues, present};
 use crate::error::Result;
 use crate::ir::ops::{self, Temperature};
-use crate::ir::{Binding, Graph, Region, ValueId};
+use crate::ir::{Graph, Region, ValueId};
 use crate::models::{DropPath, Tokens};
 use crate::nn::{Mode, Net, Weights};
-use crate::step::{Builder, Carried, STATISTICS, Step, StepOptions};
-use crate::tensor::Shape;
+use crate::objectives::self_distillation::{Center, Projection};
+use crate::step::{Builder, STATISTICS, Step, StepOptions};
 
 /// Builds the step of `cfg`.
 ///
@@ -25,11 +25,10 @@ pub fn build_step(cfg: &StepConfig, opts: &StepOptions) -> Result<Step> {
     let slots = ViewSlots::declare(cfg, model.parts(), &mut builder.inputs);
     let own = if model.csm.is_some() { Temperature::COUNT } else { 0 };
     let temperatures = builder.begin(own);
-    let center = model.csm.as_ref().map(|_| {
-        let shape = Shape::from([1, cfg.csm.prototypes]);
-        let at = builder.state.add(CENTER, Region::State, shape.clone());
-        Center { at, shape, temperatures }
-    });
+    let center = match &model.csm {
+        Some(csm) => Some(Center::declare(&mut builder, csm.prototype_count(), temperatures)?),
+        None => None,
+    };
     let (registry, buffers) =
         (builder.registries.student.clone(), builder.registries.student_buffers.clone());
     let mut weights =
@@ -44,27 +43,9 @@ pub fn build_step(cfg: &StepConfig, opts: &StepOptions) -> Result<Step> {
         let csm = present(model.csm.as_ref(), "csm")?;
         Ok(vec![csm.prototypes(&mut Net { graph, weights: &mut weights })?])
     };
-    // The center of the effective batch is linear in the expert's unit vectors.
-    let carried = center.zip(targets).map(|(center, (zt, wt))| Carried {
-        name: CENTER,
-        at: center.at,
-        shape: center.shape,
-        rows: zt,
-        operands: vec![wt],
-        again: &again,
-        op: ops::CenterUpdate.into(),
-    });
+    let carried = center.zip(targets).map(|(center, targets)| center.carried(targets, &again));
     let segments = model.segments(&forward.builder.registries);
     forward.builder.finish(&weights, total, segments, carried.into_iter().collect())
-}
-
-/// The mean of the expert's logits.
-pub(super) const CENTER: &str = "center";
-
-struct Center {
-    at: Binding,
-    shape: Shape,
-    temperatures: Option<ValueId>,
 }
 
 struct Forward<'a> {
@@ -80,7 +61,7 @@ impl Forward<'_> {
         weights: &mut Weights<'_>,
         slots: &ViewSlots,
         center: Option<&Center>,
-    ) -> Result<(ValueId, Option<(ValueId, ValueId)>)> {
+    ) -> Result<(ValueId, Option<Projection>)> {
         let (cfg, model) = (self.cfg, self.model);
         let (types, csm) = (self.builder.types, model.csm.is_some());
         let views = ViewValues::read(&mut self.builder.graph, cfg, model.parts(), slots, types, csm)?;
@@ -133,23 +114,18 @@ impl Forward<'_> {
         weights: &mut Weights<'_>,
         student: &Tokens,
         expert: &Tokens,
-        (zt, wt): (ValueId, ValueId),
+        targets: Projection,
         center: &Center,
     ) -> Result<ValueId> {
         let (model, builder) = (self.model, &mut self.builder);
         let csm = present(model.csm.as_ref(), "csm")?;
         let mut net = Net { graph: &mut builder.graph, weights };
         let image = present(student.image, "csm: image tokens")?;
-        let (z, w) = model.student_projection(&mut net, csm, image)?;
-        let temperatures = present(center.temperatures, "csm: temperatures")?;
-        let center = net.graph.source(CENTER, center.shape.clone(), builder.types.master, center.at);
-        let op = ops::PrototypeCrossEntropy { batch: self.cfg.batch };
-        let out = net.push_all("csm.loss", op, &[z, w, zt, wt, center, temperatures])?;
+        let own = model.student_projection(&mut net, csm, image)?;
         let features = present(expert.image, "csm: the expert's image tokens")?;
-        let operands = [zt, wt, center, temperatures, out[2], features];
-        let statistics = net.push("csm.statistics", ops::ExpertStatistics, &operands)?;
+        let (loss, statistics) = center.matching(&mut net, "csm", self.cfg.batch, own, targets, features)?;
         builder.outputs.output(&mut builder.graph, STATISTICS, statistics)?;
-        Ok(out[0])
+        Ok(loss)
     }
 }
 
