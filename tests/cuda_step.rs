@@ -48,13 +48,15 @@ fn verdict(name: &str, dtype: DType, tolerance: f64, backend: Box<dyn Backend>) 
 }
 
 /// The encoders, clipping, and frozen experts of both families.
-const ALL: [&str; 6] = [
+const ALL: [&str; 8] = [
     "vit-micro",
     "vit-micro-clip",
     "vit-micro-star",
     "vit-micro-star-tinyvit",
     "starnet-micro",
     "tinyvit-micro",
+    "dino-micro",
+    "dino-micro-starnet",
 ];
 
 #[test]
@@ -75,7 +77,7 @@ fn passes_in_bf16(name: &str, open: fn(DType) -> Box<dyn Backend>) {
 
 #[test]
 fn transformers_pass_in_bf16() {
-    for name in ["vit-micro", "vit-micro-clip"] {
+    for name in ["vit-micro", "vit-micro-clip", "dino-micro"] {
         let tolerance = fixture(name).bf16_tolerance().unwrap();
         assert!(tolerance < 0.1, "{name}: a tolerance of {tolerance} says nothing");
         for open in [backend, hopper] {
@@ -97,14 +99,14 @@ fn encoders_with_batch_normalisation_pass_in_bf16() {
 }
 
 /// Three steps of the run that `make` starts, on the CPU and by the kernels.
-fn trains_like_the_cpu(make: impl Fn(&Path, &str) -> Command) {
+fn trains_like_the_cpu(losses: &[&str], make: impl Fn(&Path, &str) -> Command) {
     let dir = lab();
     for device in ["cpu", "ptx-vm"] {
         let mut command = make(dir.path(), device);
         run(command.args(["--device", device]).env("SAIP_ENGINE_CACHE", cache())).ok();
     }
     let [cpu, vm] = ["cpu", "ptx-vm"].map(|d| dir.path().join(d));
-    for loss in ["loss/csm", "loss/csr", "loss/css", "health/grad_norm"] {
+    for loss in losses.iter().chain(&["health/grad_norm"]) {
         let [a, b] = [&cpu, &vm].map(|d| column(&metrics(d), loss));
         assert_eq!(a.len(), 3, "{loss}");
         for (a, b) in a.iter().zip(&b) {
@@ -122,11 +124,20 @@ fn trains_like_the_cpu(make: impl Fn(&Path, &str) -> Command) {
     }
 }
 
+const SAIP: [&str; 3] = ["loss/csm", "loss/csr", "loss/css"];
 const THREE: [&str; 3] = ["optim.steps=3", "optim.warmup_steps=1", "run.checkpoint_every=3"];
 
 #[test]
 fn three_training_steps_are_those_of_the_cpu() {
-    trains_like_the_cpu(|dir, out| train(dir, out, &THREE));
+    trains_like_the_cpu(&SAIP, |dir, out| train(dir, out, &THREE));
+}
+
+/// The last layer is held for two of them.
+#[test]
+fn three_steps_of_dino_are_those_of_the_cpu() {
+    let dino = ["objective=dino", "dino.gain=true", "dino.freeze_epochs=2", "optim.eps=1e-4"];
+    let keys: Vec<&str> = dino.into_iter().chain(THREE).chain(["optim.effective_batch=16"]).collect();
+    trains_like_the_cpu(&["loss/dino"], |dir, out| train(dir, out, &keys));
 }
 
 /// With running statistics. A bias before a normalisation has no gradient but rounding, which AdamW would make steps of: its
@@ -135,7 +146,7 @@ fn three_training_steps_are_those_of_the_cpu() {
 fn three_training_steps_with_batch_normalisation_are_those_of_the_cpu() {
     let encoder = ["encoder.base_dim=4", "encoder.depths=[1,1,1,1]", "encoder.mlp_ratio=2"];
     let keys: Vec<&str> = encoder.into_iter().chain(THREE).chain(["optim.eps=1e-4"]).collect();
-    trains_like_the_cpu(|dir, out| train_encoder(dir, out, "demo-starnet", &keys));
+    trains_like_the_cpu(&SAIP, |dir, out| train_encoder(dir, out, "demo-starnet", &keys));
 }
 
 /// Bytes that the demo's step needs at a batch, on a device that copies inputs while a step runs.

@@ -23,6 +23,9 @@ pub struct TrainArgs {
     /// saip-tinyvit-5m, saip-starnet-s3)
     #[arg(long)]
     pub preset: Option<String>,
+    /// What is learned: saip (unless the configuration says otherwise) or dino
+    #[arg(long, value_name = "NAME")]
+    pub objective: Option<String>,
     /// TOML file with keys that override the preset
     #[arg(long)]
     pub config: Option<PathBuf>,
@@ -77,7 +80,7 @@ impl TrainArgs {
                 path.to_str().ok_or_else(|| Error::usage(format!("{}: is no UTF-8 path", path.display())))?;
             Ok::<_, Error>(format!("{key}={}", toml::Value::String(text.to_owned())))
         };
-        let mut sets = Vec::new();
+        let mut sets: Vec<String> = self.objective.iter().map(|name| format!("objective={name}")).collect();
         let paths = [
             ("data.path", &self.data),
             ("expert.path", &self.expert),

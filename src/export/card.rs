@@ -10,6 +10,7 @@ use crate::train::metrics;
 use crate::train::trained::{RunFacts, TrainedEncoder};
 use crate::units::grouped;
 use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::Path;
 
@@ -129,32 +130,41 @@ fn recipe(text: &mut String, run: &RunFacts) {
     let c = &run.config;
     text.push_str("\n## Recipe\n\n");
     let images = run.state.step * c.optim.effective_batch as u64;
+    let (saip, name) = match c.objective.as_str() {
+        "saip" => (true, "SAIP (Scale-Aware Image Pretraining)"),
+        other => (false, other),
+    };
     let _ = writeln!(
         text,
-        "SAIP (Scale-Aware Image Pretraining): {} steps of {} images, {} images seen, in epoch {}; seed {}.",
+        "{name}: {} steps of {} images, {} images seen, in epoch {}; seed {}.",
         grouped(run.state.step),
         c.optim.effective_batch,
         grouped(images),
         run.state.epoch,
         run.state.seed
     );
-    let _ = writeln!(
-        text,
-        "Weights of the objectives: matching {}, reconstruction {}, search {}. Expert: {}.",
-        c.csm.weight,
-        c.csr.weight,
-        c.css.weight,
-        c.expert
-            .path
-            .as_ref()
-            .map_or("moving average".to_owned(), |p| format!("frozen, from `{}`", p.display()))
-    );
+    if saip {
+        let _ = writeln!(
+            text,
+            "Weights of the objectives: matching {}, reconstruction {}, search {}. Expert: {}.",
+            c.csm.weight,
+            c.csr.weight,
+            c.css.weight,
+            c.expert
+                .path
+                .as_ref()
+                .map_or("moving average".to_owned(), |p| format!("frozen, from `{}`", p.display()))
+        );
+    }
     // An older log may be gone; the card does without.
     if let Ok(records) = metrics::read(&run.folder.join("metrics.jsonl")) {
         let upto = |r: &&metrics::Record| {
             r.get("step").and_then(|s| s.as_u64()).is_some_and(|s| s <= run.state.step)
         };
-        for key in ["loss/total", "loss/csm", "loss/csr", "loss/css", "probe/map", "probe/rank1"] {
+        let losses = records.iter().flat_map(|r| r.keys()).filter(|key| key.starts_with("loss/"));
+        let parts: BTreeSet<&str> = losses.map(String::as_str).filter(|key| *key != "loss/total").collect();
+        let keys = ["loss/total"].into_iter().chain(parts).chain(["probe/map", "probe/rank1"]);
+        for key in keys {
             let last = records
                 .iter()
                 .filter(upto)

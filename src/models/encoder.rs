@@ -50,6 +50,14 @@ impl Encoder {
         Ok(Encoder { kind })
     }
 
+    /// The same without what only patch tokens need: an objective of image tokens alone trains no norm of a ViT's tapped block.
+    pub fn without_tap(self) -> Self {
+        match self.kind {
+            Kind::Vit(vit) => Encoder { kind: Kind::Vit(vit.without_tap()) },
+            kind => Encoder { kind },
+        }
+    }
+
     pub fn dims(&self) -> EncoderDims {
         match &self.kind {
             Kind::Vit(vit) => EncoderDims { image: vit.dim(), tap: vit.dim() },

@@ -18,7 +18,8 @@ pub(super) struct Vit {
     dim: usize,
     depth: usize,
     heads: usize,
-    tap: usize,
+    /// The block whose output gives the patch tokens; None where nothing reads them.
+    tap: Option<usize>,
 }
 
 /// The stream between two blocks: its rows and `(images, rows per image)` of its views.
@@ -53,7 +54,12 @@ impl Vit {
         if depth == 0 || tap >= depth {
             return bad("tap", format!("must be a block below depth {depth}, got {tap}"));
         }
-        Ok(Vit { grid: img_size.map(|s| s / PATCH), dim, depth, heads, tap })
+        Ok(Vit { grid: img_size.map(|s| s / PATCH), dim, depth, heads, tap: Some(tap) })
+    }
+
+    /// The same without the norm of the tapped block: it gives no patch tokens.
+    pub fn without_tap(self) -> Self {
+        Vit { tap: None, ..self }
     }
 
     pub fn dim(&self) -> usize {
@@ -84,7 +90,7 @@ impl Vit {
             linear(reg, "mlp.fc2", d, 4 * d)?;
         }
         reg.norm(&format!("{p}.norm"), d)?;
-        reg.norm("encoder.tap_norm", d)
+        self.tap.map_or(Ok(()), |_| reg.norm("encoder.tap_norm", d))
     }
 
     pub fn build(
@@ -101,18 +107,21 @@ impl Vit {
                 "views without an image token must come last in the stream",
             ));
         }
+        if self.tap.is_none() && !taps.is_empty() {
+            return Err(Error::invariant("model building", "patch tokens of an encoder without a tap"));
+        }
         let mut stream = self.embed(net, views)?;
         let mut tokens = Tokens::default();
         for i in 0..self.depth {
-            if i > self.tap && with_image == 0 {
+            if self.tap.is_some_and(|tap| i > tap) && with_image == 0 {
                 break;
             }
-            let class_rows_only = i + 1 == self.depth && (i != self.tap || taps.is_empty());
+            let class_rows_only = i + 1 == self.depth && (self.tap != Some(i) || taps.is_empty());
             let drop = drop_path.filter(|_| i > 0).map(|d| (d, 2 * i));
             let (next, qkv) = net.block(|net| self.block(net, i, &stream, class_rows_only, drop))?;
             stream = next;
             tokens.last_qkv = (i + 1 == self.depth).then_some(qkv);
-            if i == self.tap {
+            if self.tap == Some(i) {
                 tokens.taps = taps.iter().map(|t| self.tap_tokens(net, &stream, t)).collect::<Result<_>>()?;
                 stream = self.cut(net, stream, with_image)?;
             }

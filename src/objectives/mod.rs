@@ -2,6 +2,7 @@
 
 mod attention;
 mod collapse;
+pub mod dino;
 mod objective;
 pub mod prototype_head;
 mod registry;
@@ -10,4 +11,4 @@ mod self_distillation;
 
 pub use collapse::{Collapse, CollapseAlarm, CollapseStats, Thresholds};
 pub use objective::{Inspect, Monitor, Objective, Outputs, Target};
-pub use registry::of_reference;
+pub use registry::{NAMES, of_reference, recipe};

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::augment::AugmentConfig;
 use crate::error::{Error, Result};
 use crate::models::EncoderConfig;
+use crate::objectives::dino::DinoSection;
 use crate::objectives::prototype_head::HeadConfig;
 use crate::objectives::saip::config::{CsrConfig, CssConfig, StepConfig};
 use crate::step::schedule::{Schedule, scaled_lr};
@@ -21,12 +22,15 @@ use crate::step::schedule::{Schedule, scaled_lr};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
+    /// What is learned, by its name among [`NAMES`](crate::objectives::NAMES).
+    pub objective: String,
     pub encoder: EncoderSection,
     #[serde(default)]
     pub expert: ExpertSection,
     pub csm: CsmSection,
     pub csr: CsrSection,
     pub css: CssSection,
+    pub dino: DinoSection,
     pub views: ViewsSection,
     pub augment: AugmentConfig,
     pub optim: OptimSection,
@@ -148,7 +152,7 @@ pub struct OptimSection {
     pub weight_decay_end: Option<f64>,
     pub betas: [f64; 2],
     pub eps: f64,
-    /// Largest norm of the whole gradient; 0 switches clipping off.
+    /// Largest norm of the gradient; 0 switches clipping off.
     pub clip_norm: f64,
     /// Images per micro step.
     pub batch: usize,
@@ -251,7 +255,7 @@ impl OptimSection {
 }
 
 impl TrainConfig {
-    /// The step of one shape bucket. Learning rate, weight decay and momentum are those of the end of the warm-up and
+    /// The SAIP step of one shape bucket. Learning rate, weight decay and momentum are those of the end of the warm-up and
     /// of the start; the loop writes the current ones of [`TrainConfig::schedule`] at every step. The encoder of a frozen expert
     /// is left out: [`expert_encoder`](super::pretrained::expert_encoder) reads it from its file.
     pub fn step_config(&self, rescaled_size: [usize; 2], masked_size: [usize; 2]) -> StepConfig {

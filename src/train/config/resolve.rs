@@ -7,12 +7,17 @@ use std::path::Path;
 use toml::{Table, Value};
 
 use super::TrainConfig;
-use super::schema::{self, Key, Kind, NONE, SECTIONS};
+use super::schema::{self, Key, Kind, NONE, OBJECTIVE, SECTIONS};
 use crate::error::{Error, Result};
+use crate::objectives::{self, NAMES};
 use crate::train::presets;
 
 /// Configuration files are a few kilobytes; anything far larger is something else.
 const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// Updates of a run, and of its warm-up.
+const STEPS: &str = "optim.steps";
+const WARMUP: &str = "optim.warmup_steps";
 
 impl TrainConfig {
     /// The preset (by default [`presets::DEFAULT`]), overridden by the TOML file, overridden by `key=value` pairs.
@@ -26,11 +31,20 @@ impl TrainConfig {
         let mut tree = Table::new();
         let origin = format!("preset {}", preset.name);
         apply(&mut tree, &parse_toml(preset.text, &origin)?, &origin)?;
+        let usual = (get(&tree, STEPS).cloned(), get(&tree, WARMUP).cloned());
+        let mut own = false;
         if let Some(path) = file {
             let origin = path.display().to_string();
-            apply(&mut tree, &read_toml(path)?, &origin)?;
+            let layer = read_toml(path)?;
+            own |= get(&layer, WARMUP).is_some();
+            apply(&mut tree, &layer, &origin)?;
         }
-        apply(&mut tree, &parse_sets(sets)?, "--set")?;
+        let layer = parse_sets(sets)?;
+        own |= get(&layer, WARMUP).is_some();
+        apply(&mut tree, &layer, "--set")?;
+        if !own {
+            shorten_warmup(&mut tree, usual);
+        }
         finish(tree)
     }
 
@@ -50,6 +64,11 @@ impl TrainConfig {
         let tree = self.tree()?;
         let kind = encoder_kind(&tree);
         let mut text = String::from("# Configuration of a saip-engine run. Optional keys may be \"none\".\n");
+        for key in schema::keys(kind).filter(|key| !key.name.contains('.')) {
+            if let Some(value) = get(&tree, key.name) {
+                let _ = writeln!(text, "\n{} = {value}  # {}", key.name, key.doc);
+            }
+        }
         for section in SECTIONS {
             let _ = writeln!(text, "\n[{section}]");
             let lines: Vec<_> = schema::keys(kind)
@@ -214,9 +233,38 @@ fn encoder_kind(tree: &Table) -> &str {
 
 /// Lays one layer over the tree, each key checked against the schema.
 fn apply(tree: &mut Table, layer: &Table, origin: &str) -> Result<()> {
+    switch_objective(tree, layer)?;
     switch_encoder(tree, layer, origin)?;
     let kind = encoder_kind(tree).to_string();
     apply_table(tree, layer, "", &kind, origin)
+}
+
+/// A layer that names another objective starts from what that one's recipe has of its own.
+fn switch_objective(tree: &mut Table, layer: &Table) -> Result<()> {
+    let named = |tree: &Table| get(tree, OBJECTIVE).and_then(Value::as_str).map(str::to_owned);
+    let Some(name) = named(layer) else { return Ok(()) };
+    if named(tree).map_or(name == NAMES[0], |present| present == name) {
+        return Ok(());
+    }
+    // A name that there is not is refused with its key.
+    let Some(recipe) = objectives::recipe(&name) else { return Ok(()) };
+    let origin = format!("the recipe of {name}");
+    let kind = encoder_kind(tree).to_string();
+    apply_table(tree, &parse_toml(recipe, &origin)?, "", &kind, &origin)
+}
+
+/// In a run shorter than the warm-up of its preset, which nobody asked for otherwise, the warm-up keeps its share of the run.
+fn shorten_warmup(tree: &mut Table, (steps, warmup): (Option<Value>, Option<Value>)) {
+    let whole = |value: Option<Value>| value.and_then(|v| v.as_integer()).filter(|n| *n > 0);
+    let (Some(usual), Some(warmup), Some(steps)) =
+        (whole(steps), whole(warmup), whole(get(tree, STEPS).cloned()))
+    else {
+        return;
+    };
+    if steps <= warmup && warmup < usual {
+        let share = (i128::from(warmup) * i128::from(steps) / i128::from(usual)) as i64;
+        insert(tree, WARMUP, Value::Integer(share));
+    }
 }
 
 /// A layer that names another kind of encoder starts from that kind's own values.
@@ -332,6 +380,11 @@ fn finish(mut tree: Table) -> Result<TrainConfig> {
     }
     if kind.is_empty() {
         return Err(Error::config("encoder.kind", format!("is missing: one of {}", schema::ENCODER_KINDS)));
+    }
+    for key in schema::keys(&kind) {
+        if let (None, Some(value)) = (get(&tree, key.name), schema::default_of(key.name)) {
+            insert(&mut tree, key.name, value);
+        }
     }
     if let Some(missing) = schema::keys(&kind).find(|k| !k.optional && get(&tree, k.name).is_none()) {
         let message = format!("is missing: {} ({})", missing.kind.expected(), missing.doc);

@@ -1,9 +1,11 @@
 //! The table of all keys: type and meaning. Messages, the printed configuration and the checks of user input come from
 //! it; a test holds it against the structs.
 
-use toml::Value;
+use toml::{Table, Value};
 
 use crate::models::EncoderConfig;
+use crate::objectives::NAMES;
+use crate::objectives::dino::{ClipBy, Decay, DinoSection};
 
 /// What a key's value must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +15,8 @@ pub(super) enum Kind {
     Float,
     Bool,
     Text,
+    /// One of these names.
+    Choice(&'static [&'static str]),
     /// `n` whole numbers.
     Counts(usize),
     /// `n` numbers.
@@ -26,6 +30,7 @@ impl Kind {
             Kind::Float => "a number".into(),
             Kind::Bool => "true or false".into(),
             Kind::Text => "a string".into(),
+            Kind::Choice(names) => format!("one of {}", names.join(", ")),
             Kind::Counts(2) => "two whole numbers such as [256, 128]".into(),
             Kind::Counts(n) => format!("an array of {n} whole numbers, 0 or more"),
             Kind::Floats(2) => "two numbers such as [0.75, 1.5]".into(),
@@ -46,6 +51,7 @@ impl Kind {
             (Kind::Float, Value::Integer(i)) => Some(Value::Float(*i as f64)),
             (Kind::Float, Value::Float(f)) => f.is_finite().then_some(Value::Float(*f)),
             (Kind::Bool, Value::Boolean(_)) | (Kind::Text, Value::String(_)) => Some(value.clone()),
+            (Kind::Choice(names), Value::String(s)) => names.contains(&s.as_str()).then(|| value.clone()),
             (Kind::Counts(n), Value::Array(a)) if a.len() == n => each(Kind::Count, a),
             (Kind::Floats(n), Value::Array(a)) if a.len() == n => each(Kind::Float, a),
             _ => None,
@@ -80,8 +86,35 @@ const fn optional(name: &'static str, kind: Kind, doc: &'static str) -> Key {
 pub(super) const NONE: &str = "none";
 
 /// Sections in the order of printing.
-pub(super) const SECTIONS: &[&str] =
-    &["encoder", "expert", "csm", "csr", "css", "views", "augment", "optim", "data", "data.synth", "run"];
+pub(super) const SECTIONS: &[&str] = &[
+    "encoder",
+    "expert",
+    "csm",
+    "csr",
+    "css",
+    "dino",
+    "views",
+    "augment",
+    "optim",
+    "data",
+    "data.synth",
+    "run",
+];
+
+/// The value of a key that a configuration may leave away.
+pub(super) fn default_of(name: &str) -> Option<Value> {
+    match name.split_once('.') {
+        None => (name == OBJECTIVE).then(|| NAMES[0].into()),
+        Some(("dino", key)) => Table::try_from(DinoSection::default()).ok()?.get(key).cloned(),
+        Some(_) => None,
+    }
+}
+
+/// The key that names what is learned.
+pub(super) const OBJECTIVE: &str = "objective";
+
+/// In no section.
+const TOP: &[Key] = &[key(OBJECTIVE, Kind::Choice(NAMES), "what is learned: saip or dino")];
 
 /// Kinds of encoder with their own keys and the values these take when a configuration changes the kind.
 pub(super) fn encoder_defaults(kind: &str) -> Option<EncoderConfig> {
@@ -183,7 +216,7 @@ const REST: &[Key] = &[
     key("csm.hidden", Kind::Count, "width of the hidden layers"),
     key("csm.bottleneck", Kind::Count, "width before the prototypes"),
     key("csm.prototypes", Kind::Count, "number of prototypes"),
-    key("csm.weight", Kind::Float, "weight of the matching loss; 0: off"),
+    key("csm.weight", Kind::Float, "saip: weight of the matching loss; 0: off"),
     key("csr.dim", Kind::Count, "token width"),
     key("csr.depth", Kind::Count, "interactive blocks"),
     key("csr.heads", Kind::Count, "attention heads; divide dim"),
@@ -193,6 +226,12 @@ const REST: &[Key] = &[
     key("css.heads", Kind::Count, "attention heads; divide dim"),
     key("css.convs", Kind::Count, "convolutions over the scene"),
     key("css.weight", Kind::Float, "weight of the search loss; 0: off"),
+    key("dino.gain", Kind::Bool, "learn the length of every prototype; false: all are 1"),
+    key("dino.clip", Kind::Choice(ClipBy::NAMES), "optim.clip_norm is for each tensor, or for all (global)"),
+    key("dino.decay", Kind::Choice(Decay::NAMES), "what decays: ndim (2 axes or more), or as saip"),
+    key("dino.freeze_epochs", Kind::Count, "epochs at the beginning in which prototypes are held"),
+    key("dino.teacher_temp_start", Kind::Float, "temperature of the expert in the first epoch"),
+    key("dino.teacher_temp_epochs", Kind::Count, "epochs up to optim.teacher_temp; 0: from the beginning"),
     key("views.global_size", Kind::Counts(2), "[height, width] of the two global views, multiples of 16"),
     key("views.local_size", Kind::Counts(2), "[height, width] of the local views, multiples of 16"),
     key("views.locals", Kind::Count, "plain local views per image"),
@@ -231,7 +270,11 @@ const REST: &[Key] = &[
     optional("optim.weight_decay_end", Kind::Float, "weight decay at the end, by cosine; none: constant"),
     key("optim.betas", Kind::Floats(2), "AdamW moments"),
     key("optim.eps", Kind::Float, "AdamW epsilon"),
-    key("optim.clip_norm", Kind::Float, "largest norm of the whole gradient; 0: no clipping"),
+    key(
+        "optim.clip_norm",
+        Kind::Float,
+        "largest norm of the whole gradient (dino: see dino.clip); 0: no clipping",
+    ),
     key("optim.batch", Kind::Count, "images per micro step and device"),
     key("optim.effective_batch", Kind::Count, "images per update, a multiple of batch"),
     key("optim.epochs", Kind::Count, "passes over the images"),
@@ -283,7 +326,7 @@ pub(super) fn keys(encoder_kind: &str) -> impl Iterator<Item = &'static Key> {
         "starnet" => STARNET,
         _ => &[],
     };
-    ENCODER.iter().take(1).chain(own).chain(&ENCODER[1..]).chain(REST)
+    TOP.iter().chain(&ENCODER[..1]).chain(own).chain(&ENCODER[1..]).chain(REST)
 }
 
 /// The key of that dotted name.

@@ -118,18 +118,19 @@ fn the_schema_and_the_structs_have_the_same_keys() {
         let of_schema: BTreeSet<_> = schema::keys(kind).map(|k| k.name.to_string()).collect();
         assert_eq!(of_structs, of_schema);
         for key in schema::keys(kind) {
-            let (section, _) = key.name.rsplit_once('.').unwrap();
-            assert!(schema::SECTIONS.contains(&section), "{}", key.name);
+            let section = key.name.rsplit_once('.').map(|(section, _)| section);
+            assert!(section.is_none_or(|s| schema::SECTIONS.contains(&s)), "{}", key.name);
         }
     }
 }
 
 #[test]
-fn presets_set_every_key() {
+fn presets_set_every_key_that_has_no_default() {
     for preset in PRESETS {
         let table: Table = preset.text.parse().unwrap();
         let kind = table["encoder"]["kind"].as_str().unwrap();
-        for key in schema::keys(kind).filter(|k| k.name != "encoder.img_size") {
+        let needed = |k: &&schema::Key| k.name != "encoder.img_size" && schema::default_of(k.name).is_none();
+        for key in schema::keys(kind).filter(needed) {
             let found =
                 key.name.split('.').try_fold(&Value::Table(table.clone()), |v, part| v.get(part)).is_some();
             assert!(found, "{} lacks {}", preset.name, key.name);
@@ -195,6 +196,39 @@ fn a_printed_configuration_reads_back_equal_over_any_preset() {
             assert_eq!(TrainConfig::load(&path).unwrap(), config);
         }
     }
+}
+
+#[test]
+fn a_run_shorter_than_its_presets_warm_up_keeps_the_share() {
+    let warmup = |sets: &[&str]| demo(sets).unwrap().optim.warmup_steps;
+    assert_eq!(warmup(&["optim.steps=70"]), Some(10));
+    assert_eq!(warmup(&["optim.steps=1"]), Some(0));
+    assert_eq!(warmup(&["optim.steps=101"]), Some(100));
+    // What was asked for stays, and is refused where it does not fit.
+    assert_eq!(warmup(&["optim.steps=70", "optim.warmup_steps=30"]), Some(30));
+    assert!(refused(&["optim.steps=70", "optim.warmup_steps=70"]).contains("`optim.warmup_steps`"));
+    assert!(with_file("[optim]\nwarmup_steps = 80", &["optim.steps=70"]).is_err());
+}
+
+/// Configurations of runs before there was a choice.
+#[test]
+fn a_configuration_without_an_objective_is_saips() {
+    let text = demo(&[]).unwrap().to_toml().unwrap();
+    let begin = text.find("[dino]").unwrap();
+    let end = begin + text[begin..].find("[views]").unwrap();
+    let old = format!("{}{}", &text[..begin], &text[end..]).replace("objective = \"saip\"", "");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.toml");
+    fs::write(&path, old).unwrap();
+    assert_eq!(TrainConfig::load(&path).unwrap(), demo(&[]).unwrap());
+}
+
+#[test]
+fn changing_back_to_saip_takes_its_recipe() {
+    let back = with_file("objective = \"dino\"", &["objective=saip"]).unwrap();
+    let saip = demo(&[]).unwrap();
+    assert_eq!((back.objective, back.optim.betas), (saip.objective, saip.optim.betas));
+    assert_eq!((back.optim.weight_decay, back.optim.weight_decay_end), (0.05, None));
 }
 
 #[test]

@@ -4,6 +4,7 @@ use super::TrainConfig;
 use crate::error::{Error, Result};
 use crate::ir::PATCH;
 use crate::models::EncoderConfig;
+use crate::objectives::NAMES;
 use crate::objectives::saip::scale_buckets;
 
 /// Edges beyond this are slips of the keyboard, and would overflow sizes further on.
@@ -25,6 +26,7 @@ impl TrainConfig {
         self.validate_decoders()?;
         self.validate_views()?;
         self.augment.validate()?;
+        self.dino.validate()?;
         self.validate_optim()?;
         self.validate_data()?;
         self.validate_run()
@@ -68,6 +70,12 @@ impl TrainConfig {
         let (expert, init) = (&self.expert, &self.encoder.init);
         require(given(&expert.path), "expert.path", || {
             "is empty: name a file of weights, or `none` for the student's moving average".into()
+        })?;
+        require(expert.path.is_none() || self.objective == NAMES[0], "expert.path", || {
+            format!(
+                "is for the objective {}: that of {} is always the student's moving average, leave it `none`",
+                NAMES[0], self.objective
+            )
         })?;
         require(given(init), "encoder.init", || "is empty: name a file of weights, or `none`".into())?;
         let keys = [

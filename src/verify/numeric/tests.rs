@@ -67,6 +67,17 @@ fn every_op_and_the_whole_step_pass() {
     assert!(checks.iter().any(|c| c.of.starts_with("linear ")));
 }
 
+/// DINO's too, with a learned gain: its op is part of the step.
+#[test]
+fn the_step_of_another_objective_passes() {
+    let dino =
+        crate::verify::fixture::Fixture::open("tests/fixtures/dino-micro.safetensors").unwrap().objective;
+    assert!(op_names(&dino).unwrap().contains("scale_rows"));
+    let checks = check(&dino, None, None, Backends { reference: &f64s, device: &f64s }).unwrap();
+    assert!(checks[0].passed(), "{:?}", &checks[..4]);
+    assert!(checks.iter().any(|c| c.with_respect_to == "csm.gain"));
+}
+
 /// A step along a direction that crosses a kink: only a shorter one tells the derivative. No length hides a wrong gradient.
 #[test]
 fn a_kink_beside_the_point_is_no_error_of_the_gradient() {
