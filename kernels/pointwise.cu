@@ -61,6 +61,16 @@ extern "C" __global__ void add(const BinaryParams p) {
     zip(p, [](float a, float b) { return a + b; });
 }
 
+// The comparison lets NaN through.
+extern "C" __global__ void relu(const UnaryParams p) {
+    map(p, [](float x) { return x < 0.0f ? 0.0f : x; });
+}
+
+// a: dy, b: the forward's y.
+extern "C" __global__ void relu_backward(const BinaryParams p) {
+    zip(p, [](float dy, float y) { return y > 0.0f ? dy : 0.0f; });
+}
+
 // min(max(x, 0), 6); the comparisons let NaN through.
 __device__ __forceinline__ float clamp6(float x) {
     const float low = x < 0.0f ? 0.0f : x;

@@ -4,15 +4,15 @@
 
 mod common;
 
-use common::cases::{Case, cases};
+use common::cases::{Case, cases, equal_values};
 use common::check::Precision;
 use common::device::{self, compiler};
 use common::judge::Judge;
 use common::runner::{Placement, run_op};
-use common::tensor::in_bf16;
+use common::tensor::{Tensor, in_bf16};
 use rayon::prelude::*;
 use saip_engine::cuda::{Compiler, CudaBackend, Driver, Family, Sources};
-use saip_engine::ir::{OpKind, Rules};
+use saip_engine::ir::{Op, OpKind, Rules, ops};
 use saip_engine::tensor::DType;
 use std::collections::BTreeSet;
 
@@ -60,6 +60,19 @@ fn check(kind: OpKind, dtype: DType, open: Open) {
     );
 }
 
+/// As on the CPU: of equal values the first takes a window's gradient.
+#[test]
+fn the_first_of_the_largest_values_takes_the_gradient() {
+    let op = Op::from(ops::MaxPool2dBackward { geometry: equal_values() });
+    for dtype in [DType::F32, DType::Bf16] {
+        let x = Tensor::new([12, 1], vec![1.0; 12]);
+        let dy = Tensor::new([4, 1], vec![2.0, 3.0, 5.0, 7.0]);
+        let backend = backend(dtype);
+        let dx = run_op(&op, &[dy.into(), x.into()], &[], Placement::Regions, backend, |_| {}).expect("runs");
+        assert_eq!(dx[0], [2.0, 3.0, 0.0, 0.0, 5.0, 7.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], "{dtype}");
+    }
+}
+
 /// Tests of ops, grouped by the kernels' file that they mainly run: a GPU that met an illegal address is lost to the
 /// process, so each family is run by one of its own, chosen by `cu_FILE::`. No such name is a part of another.
 macro_rules! kernel_tests {
@@ -95,6 +108,8 @@ kernel_tests! {
         scale_rows_backward: ScaleRowsBackward,
         l2_normalize: L2Normalize,
         l2_normalize_backward: L2NormalizeBackward,
+        relu: Relu,
+        relu_backward: ReluBackward,
         relu6: Relu6,
         relu6_backward: Relu6Backward,
         relu6_gate: Relu6Gate,
@@ -172,6 +187,8 @@ kernel_tests! {
         running_statistics: RunningStatistics,
     }
     cu_pool {
+        max_pool2d: MaxPool2d,
+        max_pool2d_backward: MaxPool2dBackward,
         global_average_pool: GlobalAveragePool,
         global_average_pool_backward: GlobalAveragePoolBackward,
     }

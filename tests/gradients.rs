@@ -35,6 +35,8 @@ fn differentiable(op: &Op, operands: usize) -> Vec<usize> {
         | Op::ScaleRows(_)
         | Op::DepthwiseConv2d(_)
         | Op::BatchNorm(_)
+        | Op::Relu(_)
+        | Op::MaxPool2d(_)
         | Op::Relu6(_)
         | Op::Relu6Gate(_)
         | Op::GlobalAveragePool(_)
@@ -68,6 +70,8 @@ fn differentiable(op: &Op, operands: usize) -> Vec<usize> {
         | Op::DepthwiseConv2dBackwardInput(_)
         | Op::DepthwiseConv2dBackwardWeight(_)
         | Op::BatchNormBackward(_)
+        | Op::ReluBackward(_)
+        | Op::MaxPool2dBackward(_)
         | Op::Relu6Backward(_)
         | Op::Relu6GateBackward(_)
         | Op::GlobalAveragePoolBackward(_)
@@ -221,8 +225,10 @@ gradient_tests! {
     conv2d: Conv2d,
     depthwise_conv2d: DepthwiseConv2d,
     batch_norm: BatchNorm,
+    relu: Relu,
     relu6: Relu6,
     relu6_gate: Relu6Gate,
+    max_pool2d: MaxPool2d,
     global_average_pool: GlobalAveragePool,
     window_attention: WindowAttention,
     dynamic_conv: DynamicConv,

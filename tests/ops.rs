@@ -6,13 +6,13 @@ mod common;
 #[path = "common/golden.rs"]
 mod golden;
 
-use common::cases::{Case, cases};
+use common::cases::{Case, cases, equal_values};
 use common::check::Precision;
 use common::judge::Judge;
 use common::runner::{Placement, constant, run_on_cpu};
 use common::tensor::{Tensor, scalars};
 use saip_engine::cpu::Real;
-use saip_engine::ir::{OpKind, Rules, ops};
+use saip_engine::ir::{Op, OpKind, Rules, ops};
 
 /// Runs all cases of an op and lists those that fail.
 fn check<T: Real>(kind: OpKind, precision: Precision) {
@@ -117,10 +117,14 @@ op_tests! {
     batch_norm_backward: BatchNormBackward,
     batch_norm_inference: BatchNormInference,
     running_statistics: RunningStatistics,
+    relu: Relu,
+    relu_backward: ReluBackward,
     relu6: Relu6,
     relu6_backward: Relu6Backward,
     relu6_gate: Relu6Gate,
     relu6_gate_backward: Relu6GateBackward,
+    max_pool2d: MaxPool2d,
+    max_pool2d_backward: MaxPool2dBackward,
     global_average_pool: GlobalAveragePool,
     global_average_pool_backward: GlobalAveragePoolBackward,
     window_attention: WindowAttention,
@@ -168,6 +172,16 @@ fn non_finite_steps_are_recognised() {
         assert!(!sound::<f32>(grads(0.5, 0), bad), "loss {bad}");
     }
     assert!(sound::<f64>(grads(0.5, 0), 1.0) && sound::<f32>(grads(0.5, 0), 1.0));
+}
+
+/// Of equal values the first takes a window's gradient, as in PyTorch; windows at the edges begin inside of the map.
+#[test]
+fn the_first_of_the_largest_values_takes_the_gradient() {
+    let op = Op::from(ops::MaxPool2dBackward { geometry: equal_values() });
+    let x = Tensor::new([12, 1], vec![1.0; 12]);
+    let dy = Tensor::new([4, 1], vec![2.0, 3.0, 5.0, 7.0]);
+    let dx = run_on_cpu::<f32>(&op, &[dy.into(), x.into()], &[], Placement::Regions, 2).expect("runs");
+    assert_eq!(dx[0], [2.0, 3.0, 0.0, 0.0, 5.0, 7.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
 }
 
 /// A skipped step must leave no trace even when the gradients are NaN.

@@ -85,6 +85,28 @@ pub fn gelu_backward<T: Real>(dx: &mut [T], dy: Operand<'_, T>, x: &[T]) {
     );
 }
 
+/// `y = max(x, 0)`.
+pub fn relu<T: Real>(y: &mut [T], x: Operand<'_, T>) {
+    map(
+        y,
+        x,
+        #[inline(always)]
+        // The comparison lets NaN through.
+        |x| if x < T::ZERO { T::ZERO } else { x },
+    );
+}
+
+/// `dx = dy` where `y > 0`, else 0.
+pub fn relu_backward<T: Real>(dx: &mut [T], dy: Operand<'_, T>, y: &[T]) {
+    zip(
+        dx,
+        dy,
+        Operand::Slice(y),
+        #[inline(always)]
+        |dy, y| if y > T::ZERO { dy } else { T::ZERO },
+    );
+}
+
 #[inline(always)]
 fn clamp6<T: Real>(x: T) -> T {
     // Comparisons in this order let NaN through.
@@ -330,6 +352,26 @@ impl<T: Real> Kernel<T> for ops::GeluBackward {
 
     fn execute(&self, io: &mut Io<'_, T>) {
         gelu_backward(io.output(0), io.operand(0), io.input(1));
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::Relu {
+    fn workspace(&self, _: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        0
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        relu(io.output(0), io.operand(0));
+    }
+}
+
+impl<T: Real> Kernel<T> for ops::ReluBackward {
+    fn workspace(&self, _: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        0
+    }
+
+    fn execute(&self, io: &mut Io<'_, T>) {
+        relu_backward(io.output(0), io.operand(0), io.input(1));
     }
 }
 

@@ -41,6 +41,11 @@ pub trait Real:
     /// `(Phi(x), phi(x))`: the normal distribution function and density.
     fn normal(self) -> (Self, Self);
 
+    #[inline(always)]
+    fn is_nan(self) -> bool {
+        self.partial_cmp(&self).is_none()
+    }
+
     /// The larger one; `other` if `self` is NaN.
     #[inline(always)]
     fn max(self, other: Self) -> Self {

@@ -135,6 +135,30 @@ impl Lower for ops::GeluBackward {
     }
 }
 
+impl Lower for ops::Relu {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let Operands { inputs, outputs, .. } = *o;
+        let (y, n, element) = (outputs[0].at, outputs[0].count(), o.element());
+        Ok(vec![unary("relu", y, inputs[0].at, n, 0.0, element)])
+    }
+}
+
+impl Lower for ops::ReluBackward {
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
+    }
+
+    fn lower(&self, o: &Operands<'_>) -> Lowered {
+        let Operands { inputs, outputs, .. } = *o;
+        let (y, n, element) = (outputs[0].at, outputs[0].count(), o.element());
+        Ok(vec![binary("relu_backward", y, inputs[0].at, inputs[1].at, n, element)])
+    }
+}
+
 impl Lower for ops::Relu6 {
     fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
         0

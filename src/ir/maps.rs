@@ -62,7 +62,7 @@ impl ConvGeometry {
     }
 }
 
-fn check_geometry(cx: &Cx<'_>, g: &ConvGeometry) -> Result<()> {
+pub fn check_geometry(cx: &Cx<'_>, g: &ConvGeometry) -> Result<()> {
     if g.stride == 0 || g.kernel.is_multiple_of(2) || g.maps.is_empty() {
         return cx.err(format!(
             "needs feature maps, an odd kernel and a stride of at least 1, got {} maps, kernel {}, stride {}",

@@ -94,6 +94,8 @@ ops! {
     optim::ClipTensors => "clip_tensors";
     pointwise::Gelu => "gelu";
     pointwise::GeluBackward => "gelu_backward";
+    pointwise::Relu => "relu";
+    pointwise::ReluBackward => "relu_backward";
     pointwise::Relu6 => "relu6";
     pointwise::Relu6Backward => "relu6_backward";
     pointwise::Relu6Gate => "relu6_gate";
@@ -110,6 +112,8 @@ ops! {
     pointwise::WeightedSum => "weighted_sum";
     pool::GlobalAveragePool => "global_average_pool";
     pool::GlobalAveragePoolBackward => "global_average_pool_backward";
+    pool::MaxPool2d => "max_pool2d";
+    pool::MaxPool2dBackward => "max_pool2d_backward";
     prototype_ce::PrototypeCrossEntropy => "prototype_cross_entropy";
     prototype_ce::PrototypeCrossEntropyBackward => "prototype_cross_entropy_backward";
     prototype_ce::ExpertStatistics => "expert_statistics";

@@ -10,6 +10,7 @@ use super::reference::forward;
 use super::tensor::{Input, Tensor};
 use saip_engine::ir::{Op, OpKind};
 
+pub use maps::equal_values;
 pub use table::cases;
 
 /// One op at one set of shapes.

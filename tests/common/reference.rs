@@ -44,6 +44,8 @@ pub fn forward(op: &Op, x: &[Input]) -> Vec<Tensor> {
         Op::RunningStatistics(ops::RunningStatistics { momentum, groups }) => {
             maps::running_statistics(x, *momentum, groups)
         }
+        Op::Relu(_) => vec![x[0].float().map(|v| v.max(0.0))],
+        Op::MaxPool2d(ops::MaxPool2d { geometry }) => vec![maps::max_pool2d(x[0].float(), geometry)],
         Op::Relu6(_) => vec![x[0].float().map(maps::relu6)],
         Op::Relu6Gate(_) => {
             let (a, b) = (x[0].float(), x[1].float());
@@ -99,6 +101,8 @@ pub fn forward(op: &Op, x: &[Input]) -> Vec<Tensor> {
         | Op::DepthwiseConv2dBackwardInput(_)
         | Op::DepthwiseConv2dBackwardWeight(_)
         | Op::BatchNormBackward(_)
+        | Op::ReluBackward(_)
+        | Op::MaxPool2dBackward(_)
         | Op::Relu6Backward(_)
         | Op::Relu6GateBackward(_)
         | Op::GlobalAveragePoolBackward(_)

@@ -41,6 +41,43 @@ impl Rules for GeluBackward {
 
 impl<O: OpSet> Gradient<O> for GeluBackward {}
 
+/// `x` -> `max(x, 0)`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Relu;
+
+impl Rules for Relu {
+    fn facts(&self) -> Facts {
+        Facts::new(Slots::NONE, Slots::NONE).in_place(&[0])
+    }
+
+    fn shapes(&self, cx: &Cx<'_>) -> Shapes {
+        cx.elementwise(1)
+    }
+}
+
+impl<O: OpSet + From<ReluBackward>> Gradient<O> for Relu {
+    /// From the output, which is kept for the layer behind it anyway, so that the input may make room for it.
+    fn gradient(&self, vjp: &mut Vjp<'_, O>, dy: ValueId) -> Gradients {
+        vjp.one(ReluBackward, &[dy, vjp.outputs[0]])
+    }
+}
+
+/// `dy`, `y` -> `dy` where `y > 0`, else 0.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReluBackward;
+
+impl Rules for ReluBackward {
+    fn facts(&self) -> Facts {
+        Facts::new(Slots::NONE, Slots::NONE).in_place(&[0])
+    }
+
+    fn shapes(&self, cx: &Cx<'_>) -> Shapes {
+        cx.elementwise(2)
+    }
+}
+
+impl<O: OpSet> Gradient<O> for ReluBackward {}
+
 /// `x` -> `min(max(x, 0), 6)`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Relu6;

@@ -269,6 +269,49 @@ fn away_from_kinks(g: &mut Gen, shape: &[usize]) -> Input {
 
 const RELU6: [&[usize]; 3] = [&[1], &[7, 5], &[170, 100]];
 
+pub fn relu() -> Vec<Case> {
+    RELU6.map(|shape| case(format!("{shape:?}"), ops::Relu, |g| vec![away_from_kinks(g, shape)])).into()
+}
+
+pub fn relu_backward() -> Vec<Case> {
+    of_cases(OpKind::Relu, &[0], |_, of, _, y| (ops::ReluBackward.into(), vec![dy(of), y[0].clone().into()]))
+}
+
+/// Windows wider than the map, several sizes, whole accesses of channels and parts of them, strides of every kind.
+pub fn max_pool2d() -> Vec<Case> {
+    let all: [(&[FeatureMap], usize, usize, usize); 7] = [
+        (&[map(1, 1, 1)], 1, 1, 1),
+        (&[map(2, 6, 4)], 3, 2, 5),
+        (&[map(1, 7, 5), map(3, 1, 2), map(1, 4, 4)], 3, 2, 8),
+        (&[map(2, 9, 12), map(1, 3, 3)], 3, 2, 64),
+        (&[map(1, 5, 4)], 5, 1, 16),
+        (&[map(1, 8, 7)], 3, 3, 3),
+        (&[map(30, 10, 8)], 3, 2, 48),
+    ];
+    all.into_iter()
+        .map(|(maps, kernel, stride, c)| {
+            let geometry = ConvGeometry { maps: maps.to_vec(), kernel, stride };
+            let (name, rows) = (format!("{} C {c}", describe(&geometry)), geometry.rows());
+            // Values of one window differ by a quarter at least, in bf16 too: which is largest must not turn within a
+            // central difference.
+            let value = |i: usize| ((i / c * 37 + i % c * 11) % 101) as f64 * 0.25 - 12.0;
+            case(name, ops::MaxPool2d { geometry }, |_| vec![Tensor::from_fn(vec![rows, c], value).into()])
+        })
+        .collect()
+}
+
+/// The windows of a stem on a map of three lines and four columns: they begin at positions 0, 1, 4 and 5.
+pub fn equal_values() -> ConvGeometry {
+    ConvGeometry { maps: vec![map(1, 3, 4)], kernel: 3, stride: 2 }
+}
+
+pub fn max_pool2d_backward() -> Vec<Case> {
+    of_cases(OpKind::MaxPool2d, &[0], |op, of, x, _| {
+        let Op::MaxPool2d(ops::MaxPool2d { geometry }) = op.clone() else { unreachable!("a pooling case") };
+        (ops::MaxPool2dBackward { geometry }.into(), vec![dy(of), x[0].clone()])
+    })
+}
+
 pub fn relu6() -> Vec<Case> {
     RELU6.map(|shape| case(format!("{shape:?}"), ops::Relu6, |g| vec![away_from_kinks(g, shape)])).into()
 }

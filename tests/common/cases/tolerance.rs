@@ -18,6 +18,9 @@ pub fn longest_sum(op: &Op, x: &[Input]) -> usize {
         | Op::Gelu(_)
         | Op::GeluBackward(_)
         | Op::PixelRows(_)
+        | Op::Relu(_)
+        | Op::ReluBackward(_)
+        | Op::MaxPool2d(_)
         | Op::Relu6(_)
         | Op::Relu6Backward(_)
         | Op::Relu6Gate(_)
@@ -53,6 +56,7 @@ pub fn longest_sum(op: &Op, x: &[Input]) -> usize {
         | Op::DepthwiseConv2dBackwardInput(ops::DepthwiseConv2dBackwardInput { geometry }) => {
             geometry.kernel * geometry.kernel
         }
+        Op::MaxPool2dBackward(ops::MaxPool2dBackward { geometry }) => geometry.kernel * geometry.kernel,
         Op::BatchNorm(ops::BatchNorm { groups, .. })
         | Op::BatchNormBackward(ops::BatchNormBackward { groups, .. }) => groups.iter().sum(),
         Op::RunningStatistics(ops::RunningStatistics { groups, .. }) => groups.len(),
@@ -107,6 +111,8 @@ fn magnitudes(op: &Op, x: &[Input], outputs: &[Tensor]) -> Vec<Tensor> {
         // Values are moved, not computed.
         Op::PatchRows(_)
         | Op::PixelRows(_)
+        | Op::Relu(_)
+        | Op::MaxPool2d(_)
         | Op::Relu6(_)
         | Op::Fill(_)
         | Op::Cast(_)
@@ -217,6 +223,8 @@ fn magnitudes(op: &Op, x: &[Input], outputs: &[Tensor]) -> Vec<Tensor> {
         | Op::DepthwiseConv2dBackwardInput(_)
         | Op::DepthwiseConv2dBackwardWeight(_)
         | Op::BatchNormBackward(_)
+        | Op::ReluBackward(_)
+        | Op::MaxPool2dBackward(_)
         | Op::Relu6Backward(_)
         | Op::Relu6GateBackward(_)
         | Op::GlobalAveragePoolBackward(_)

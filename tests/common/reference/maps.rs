@@ -188,3 +188,26 @@ pub fn window_attention(x: &[Input], heads: usize, window: usize, maps: &[Featur
     }
     vec![o, lse]
 }
+
+/// The largest value of every window; what lies outside of the map is left out.
+pub fn max_pool2d(x: &Tensor, g: &ConvGeometry) -> Tensor {
+    let (c, half, mut data) = (x.cols(), (g.kernel / 2) as isize, vec![]);
+    for (start, height, width) in single_maps(&g.maps) {
+        for (oy, ox) in (0..strided(height, g)).flat_map(|oy| (0..strided(width, g)).map(move |ox| (oy, ox)))
+        {
+            let inside = |at: usize, k: usize, size: usize| {
+                usize::try_from((at * g.stride + k) as isize - half).ok().filter(|place| *place < size)
+            };
+            let places: Vec<usize> = (0..g.kernel * g.kernel)
+                .filter_map(|tap| {
+                    let y = inside(oy, tap / g.kernel, height)?;
+                    Some(start + y * width + inside(ox, tap % g.kernel, width)?)
+                })
+                .collect();
+            data.extend(
+                (0..c).map(|i| places.iter().fold(f64::NEG_INFINITY, |m, p| m.max(x.data[p * c + i]))),
+            );
+        }
+    }
+    Tensor::new([data.len() / c, c], data)
+}
