@@ -1,8 +1,8 @@
 //! saip-engine: pretrains lightweight human-centric vision models with SAIP (Scale-Aware Image Pretraining).
 //!
 //! The floors, each using only those below it: [`cli`]; [`verify`], [`export`], [`embed`]; [`train`]; [`objectives`]; [`report`];
-//! [`metrics`]; [`data`]; [`weights`]; [`models`]; [`step`]; [`nn`]; [`cpu`], [`cuda`]; [`backend`]; [`plan`]; [`ir`]; and the ground: [`tensor`],
-//! [`error`], [`console`], [`interrupt`], [`files`], [`units`].
+//! [`metrics`]; [`data`]; [`weights`]; [`models`]; [`step`]; [`nn`], [`onnx`]; [`cpu`], [`cuda`]; [`backend`]; [`plan`]; [`ir`]; and the ground:
+//! [`tensor`], [`error`], [`console`], [`interrupt`], [`files`], [`units`].
 
 // First, so that all others print by its macros.
 #[macro_use]
@@ -23,6 +23,7 @@ pub mod metrics;
 pub mod models;
 pub mod nn;
 pub mod objectives;
+pub mod onnx;
 pub mod plan;
 pub mod report;
 pub mod step;

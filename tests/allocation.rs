@@ -98,6 +98,7 @@ const VIT: Small =
     ("demo", &["encoder.embed_dim=24", "encoder.depth=2", "encoder.num_heads=2", "encoder.tap=1"]);
 const STAR_NET: Small =
     ("demo-starnet", &["encoder.base_dim=4", "encoder.depths=[1,1,1,1]", "encoder.mlp_ratio=2"]);
+const RES_NET: Small = ("demo-resnet", &["encoder.layers=[1,1,1,1]", "encoder.channels=[4,8,8,12]"]);
 const TINY_VIT: Small = (
     "demo-tinyvit",
     &["encoder.embed_dims=[4,8,12,16]", "encoder.depths=[1,1,1,1]", "encoder.num_heads=[1,2,2,2]"],
@@ -201,7 +202,9 @@ fn a_step_keeps_nothing_that_it_allocates() {
     let vits = [(VIT, 1, 1), (VIT, 2, 1), (VIT, 1, 2)];
     // They live on: a pool's threads end after it was dropped, and would give back what they hold while another is measured.
     let mut engines = Vec::new();
-    for (encoder, threads, micro_steps) in vits.into_iter().chain([(STAR_NET, 2, 1), (TINY_VIT, 2, 1)]) {
+    for (encoder, threads, micro_steps) in
+        vits.into_iter().chain([(STAR_NET, 2, 1), (TINY_VIT, 2, 1), (RES_NET, 2, 1)])
+    {
         let (mut engine, batch, step) = tiny(encoder, threads, micro_steps);
         for t in 1..=2 {
             whole_step(&mut engine, &batch, &*step, micro_steps, t);

@@ -48,13 +48,14 @@ fn verdict(name: &str, dtype: DType, tolerance: f64, backend: Box<dyn Backend>) 
 }
 
 /// The encoders, clipping, and frozen experts of both families.
-const ALL: [&str; 8] = [
+const ALL: [&str; 9] = [
     "vit-micro",
     "vit-micro-clip",
     "vit-micro-star",
     "vit-micro-star-tinyvit",
     "starnet-micro",
     "tinyvit-micro",
+    "saip-resnet-micro",
     "dino-micro",
     "dino-micro-starnet",
 ];
@@ -89,7 +90,7 @@ fn transformers_pass_in_bf16() {
 /// The losses, too, which batch normalisation disturbs far less than single gradients.
 #[test]
 fn encoders_with_batch_normalisation_pass_in_bf16() {
-    for name in ["starnet-micro", "tinyvit-micro"] {
+    for name in ["starnet-micro", "tinyvit-micro", "saip-resnet-micro"] {
         passes_in_bf16(name, backend);
         let v = verdict(name, DType::Bf16, 0.05, hopper(DType::Bf16));
         let losses: Vec<_> = v.deviations.iter().filter(|d| d.name.starts_with("loss.")).collect();

@@ -20,12 +20,12 @@ use saip_engine::tensor::Shape;
 use saip_engine::train::presets::PRESETS;
 use saip_engine::train::trained::TrainedEncoder;
 use saip_engine::weights::{
-    self, Architecture, Naming, PthLayout, StarNet, StateDict, Tensor, TinyVit, Vit, timm_element,
+    self, Architecture, Naming, PthLayout, ResNet, StarNet, StateDict, Tensor, TinyVit, Vit, timm_element,
     timm_parameters, write_safetensors,
 };
 use support::{checkpoint, engine, lab, run, tensors, train, train_encoder};
 
-fn full_size() -> [(&'static str, Architecture); 3] {
+fn full_size() -> [(&'static str, Architecture); 4] {
     let vit = Vit {
         dim: 192,
         depth: 12,
@@ -55,10 +55,12 @@ fn full_size() -> [(&'static str, Architecture); 3] {
         expansion: 4,
         kernel: 7,
     };
+    let res = ResNet { stem: 64, widths: vec![64, 128, 256, 512], depths: vec![2; 4] };
     [
         ("vit_tiny_patch16_224", Architecture::Vit(vit)),
         ("tiny_vit_5m_224", Architecture::TinyVit(tiny)),
         ("starnet_s3", Architecture::StarNet(star)),
+        ("resnet18", Architecture::ResNet(res)),
     ]
 }
 
@@ -190,14 +192,19 @@ fn features_of_an_image_do_not_depend_on_the_others() {
     }
 }
 
-/// A checkpoint of the preset at full size, as a run of no steps would leave it, and its run folder.
-fn full_run(dir: &Path, preset: &str) -> PathBuf {
-    let ended = run(engine(dir).args(["train", "--preset", preset, "--print-config"])).ok();
-    let out = dir.join(preset);
+/// A checkpoint of the preset at full size with `sets`, as a run of no steps would leave it, and its run folder `name`.
+fn full_run(dir: &Path, name: &str, preset: &str, sets: &[&str]) -> PathBuf {
+    let mut command = engine(dir);
+    command.args(["train", "--preset", preset, "--print-config"]);
+    for set in sets {
+        command.args(["--set", set]);
+    }
+    let ended = run(&mut command).ok();
+    let out = dir.join(name);
     fs::create_dir_all(out.join("checkpoints")).unwrap();
     fs::write(out.join("config.toml"), ended.stdout).unwrap();
     let cfg = saip_engine::train::config::TrainConfig::load(&out.join("config.toml")).unwrap();
-    let encoder = saip_engine::models::Encoder::new(&cfg.encoder.architecture, "encoder").unwrap();
+    let encoder = cfg.encoder.architecture.open("encoder").unwrap();
     let (mut params, mut buffers) =
         (saip_engine::nn::ParamRegistry::new(), saip_engine::nn::ParamRegistry::new());
     encoder.register(&mut params).unwrap();
@@ -234,12 +241,18 @@ fn full_run(dir: &Path, preset: &str) -> PathBuf {
 #[test]
 fn timms_folder_has_timms_keys_shapes_and_types() {
     let dir = lab();
-    let presets = ["saip-vit-tiny", "saip-tinyvit-5m", "saip-starnet-s3"];
-    for (preset, (name, _)) in presets.into_iter().zip(full_size()) {
+    let resnet: &[&str] = &["encoder.kind=resnet"];
+    let presets = [
+        ("saip-vit-tiny", &[][..]),
+        ("saip-tinyvit-5m", &[]),
+        ("saip-starnet-s3", &[]),
+        ("saip-starnet-s3", resnet),
+    ];
+    for ((preset, sets), (name, _)) in presets.into_iter().zip(full_size()) {
         assert!(PRESETS.iter().any(|p| p.name == preset));
-        full_run(dir.path(), preset);
-        run(engine(dir.path()).args(["export", preset, "--format", "timm"])).ok();
-        let folder = dir.path().join(preset).join("export/encoder-timm");
+        full_run(dir.path(), name, preset, sets);
+        run(engine(dir.path()).args(["export", name, "--format", "timm"])).ok();
+        let folder = dir.path().join(name).join("export/encoder-timm");
         let state = weights::read(folder.join("model.safetensors")).unwrap();
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(format!("{name}.csv"));
         let mut golden_rows = BTreeMap::new();

@@ -13,13 +13,14 @@ use saip_engine::verify::fixture::{Deviation, Fixture, Results, Verdict, dump};
 
 /// The encoders, clipping, and frozen experts of both families; then DINO with a learned gain, clipped tensor by tensor, and
 /// with a last layer that is held.
-const ALL: [&str; 8] = [
+const ALL: [&str; 9] = [
     "vit-micro",
     "vit-micro-clip",
     "vit-micro-star",
     "vit-micro-star-tinyvit",
     "starnet-micro",
     "tinyvit-micro",
+    "saip-resnet-micro",
     "dino-micro",
     "dino-micro-starnet",
 ];

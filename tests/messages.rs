@@ -114,7 +114,7 @@ fn users(path: &str, all: &BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
 fn options_and_keys_in_messages_exist() {
     let all = commands();
     let mut known = BTreeSet::new();
-    for preset in ["demo", "demo-tinyvit", "demo-starnet"] {
+    for preset in ["demo", "demo-tinyvit", "demo-starnet", "demo-resnet"] {
         let text = TrainConfig::resolve(Some(preset), None, &[]).unwrap().to_toml().unwrap();
         let mut section = String::new();
         for line in text.lines() {

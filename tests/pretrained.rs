@@ -8,7 +8,7 @@ use std::process::Command;
 
 use saip_engine::tensor::Shape;
 use saip_engine::weights::{
-    Architecture, StarNet, StateDict, Tensor, TinyVit, Vit, resample_positions, timm_element,
+    Architecture, ResNet, StarNet, StateDict, Tensor, TinyVit, Vit, resample_positions, timm_element,
     timm_parameters, write_safetensors,
 };
 use support::{assert_same_end, lab, resume, run, tensors, train, train_encoder};
@@ -53,6 +53,10 @@ fn star_net() -> Architecture {
         expansion: 2,
         kernel: 7,
     })
+}
+
+fn resnet() -> Architecture {
+    Architecture::ResNet(ResNet { stem: 64, widths: vec![8, 12, 16, 32], depths: vec![1, 2, 1, 1] })
 }
 
 /// Values that differ from tensor to tensor; variances are positive.
@@ -106,6 +110,7 @@ fn a_frozen_expert_stays_as_its_file_has_it() {
         ("vit", Architecture::Vit(vit()), "expert.encoder.vit."),
         ("tinyvit", tiny_vit(), "expert.encoder.net."),
         ("starnet", star_net(), "expert.encoder.net."),
+        ("resnet", resnet(), "expert.encoder.net."),
     ];
     for (name, architecture, prefix) in cases {
         let file = format!("{name}.safetensors");
@@ -128,6 +133,35 @@ fn a_frozen_expert_stays_as_its_file_has_it() {
         };
         assert_eq!(first["student.adapter.bias"].len(), lifted);
     }
+}
+
+/// As student and as frozen expert at once; then the student goes out as a file and starts another run.
+#[test]
+fn a_resnet_learns_from_a_resnet_and_leaves_its_weights() {
+    let dir = lab();
+    let written = write(&dir.path().join("res.safetensors"), &resnet());
+    let encoder = ["encoder.kind=resnet", "encoder.layers=[1,1,2,1]", "encoder.channels=[8,8,12,16]"];
+    let keys: Vec<&str> = encoder.iter().chain(TWO).copied().collect();
+    let drop_path = [&keys[..], &["encoder.drop_path=0.1"]].concat();
+    expert(&mut train(dir.path(), "run", &drop_path), "res.safetensors").ok();
+    let out = dir.path().join("run");
+    assert_holds(&out, 2, "expert.encoder.net.", &written);
+    let (first, last) = (tensors(&out, 1), tensors(&out, 2));
+    for name in ["conv1.weight", "bn1.running_mean", "layer1.0.downsample.0.weight", "layer3.1.bn2.weight"] {
+        let name = format!("student.encoder.net.{name}");
+        assert!(first[&name] != last[&name], "{name}");
+    }
+    run(support::engine(dir.path()).args(["export", "run", "--format", "pth", "--out", "res.pth"])).ok();
+    let still: Vec<&str> = encoder.iter().chain(STILL).copied().collect();
+    run(train(dir.path(), "again", &still).args(["--init", "res.pth"])).ok();
+    let again = tensors(&dir.path().join("again"), 1);
+    for name in ["layer3.0.downsample.0.weight", "layer4.0.conv2.weight", "bn1.bias"] {
+        let name = format!("student.encoder.net.{name}");
+        assert!(again[&name] == last[&name], "{name}");
+    }
+    // A name of its own for no other program.
+    run(support::engine(dir.path()).args(["export", "run", "--format", "mmpose"]))
+        .refused(&["mmpose", "ViT"]);
 }
 
 /// A student with running statistics beside an expert with its own, which are not touched.

@@ -34,9 +34,10 @@ fn vit_tiny() -> StepConfig {
 }
 
 /// Encoders with batch normalisation.
-const NETS: [&[u8]; 2] = [
+const NETS: [&[u8]; 3] = [
     include_bytes!("fixtures/starnet-micro.safetensors"),
     include_bytes!("fixtures/tinyvit-micro.safetensors"),
+    include_bytes!("fixtures/saip-resnet-micro.safetensors"),
 ];
 
 /// The configuration and the shapes of all tensors of the fixture.
@@ -418,6 +419,8 @@ fn bad_configurations_name_the_key() {
             "encoder.depths",
             r#"{"kind": "starnet", "base_dim": 32, "depths": [2, 2, 9000, 4], "mlp_ratio": 4}"#,
         ),
+        ("encoder.layers", r#"{"kind": "resnet", "layers": [2, 0, 2, 2], "channels": [64, 128, 256, 512]}"#),
+        ("encoder.channels", r#"{"kind": "resnet", "layers": [2, 2, 2, 2], "channels": [64, 128, 0, 512]}"#),
         (
             "encoder.num_heads",
             r#"{"kind": "tinyvit", "embed_dims": [4, 8, 10, 20], "depths": [1, 1, 2, 1], "num_heads": [1, 3, 2, 4],

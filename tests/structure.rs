@@ -11,7 +11,7 @@ const FLOORS: [&[&str]; 18] = [
     &["backend"],
     &["cpu", "cuda"],
     &["dist"],
-    &["nn"],
+    &["nn", "onnx"],
     &["step"],
     &["models"],
     &["weights"],

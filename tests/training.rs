@@ -263,8 +263,9 @@ fn a_run_with_accumulation_resumes_exactly() {
 }
 
 /// The presets of the encoders with batch normalisation, made small.
-const NETS: [(&str, &[&str]); 2] = [
+const NETS: [(&str, &[&str]); 3] = [
     ("demo-starnet", &["encoder.base_dim=4", "encoder.depths=[1,1,1,1]", "encoder.mlp_ratio=2"]),
+    ("demo-resnet", &["encoder.layers=[1,1,1,1]", "encoder.channels=[4,8,8,12]"]),
     (
         "demo-tinyvit",
         &["encoder.embed_dims=[4,8,12,16]", "encoder.depths=[1,1,1,1]", "encoder.num_heads=[1,2,2,2]"],

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use saip_engine::tensor::Shape;
 use saip_engine::weights::{
-    self, Architecture, Element, Grid, LoadOptions, LoadReport, Naming, PthLayout, StarNet, StateDict,
-    Tensor, TinyVit, Vit,
+    self, Architecture, Element, Grid, LoadOptions, LoadReport, Naming, PthLayout, ResNet, StarNet,
+    StateDict, Tensor, TinyVit, Vit,
 };
 
-const GOLDEN: [&str; 3] = ["vit_tiny_patch16_224", "tiny_vit_5m_224", "starnet_s3"];
+const GOLDEN: [&str; 4] = ["vit_tiny_patch16_224", "tiny_vit_5m_224", "starnet_s3", "resnet18"];
 
 fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/weights").join(name)
@@ -80,6 +80,10 @@ fn tiny_vit_5m() -> Architecture {
     })
 }
 
+fn resnet18() -> Architecture {
+    Architecture::ResNet(ResNet { stem: 64, widths: vec![64, 128, 256, 512], depths: vec![2; 4] })
+}
+
 /// What was handed over, in order.
 type Loaded = Vec<(String, Vec<f32>)>;
 
@@ -120,6 +124,7 @@ fn timm_state_dicts_are_known_exactly() {
             expansion: 4,
             kernel: 7,
         }),
+        resnet18(),
     ];
     for (name, architecture) in GOLDEN.iter().zip(known) {
         let list = weights::timm_parameters(&architecture);
@@ -129,7 +134,7 @@ fn timm_state_dicts_are_known_exactly() {
             .collect();
         assert_eq!(ours, golden(name), "{name}");
         // And back: the shapes tell the sizes.
-        assert_eq!(Architecture::recognise(&state_of(&list)).unwrap(), architecture);
+        assert_eq!(weights::recognise(&state_of(&list)).unwrap(), architecture);
     }
 }
 
@@ -168,7 +173,7 @@ fn integer(bytes: &[u8], element: Element) -> f64 {
 fn a_dino_checkpoint_gives_its_teacher() {
     let state = weights::read(data("dino.pth")).unwrap();
     assert_eq!(state.entry, "teacher");
-    assert_eq!(Architecture::recognise(&state).unwrap(), micro());
+    assert_eq!(weights::recognise(&state).unwrap(), micro());
     let wanted = weights::timm_parameters(&micro());
     let (got, report) = load(&state, &wanted, &LoadOptions::default()).unwrap();
     assert_eq!(got.len(), wanted.len());
@@ -321,10 +326,11 @@ fn encoders_are_recognised_in_other_names_and_under_any_prefix() {
         (Naming::Mmpretrain, micro()),
         (Naming::TinyVitOriginal, tiny_vit_5m()),
         (Naming::Timm, tiny_vit_5m()),
+        (Naming::Timm, resnet18()),
     ] {
         let list = weights::timm_parameters(&architecture);
         let state = state_of(&list).renamed(|n| Some(format!("_orig_mod.net.0.{}", naming.from_timm(n))));
-        assert_eq!(Architecture::recognise(&state).unwrap(), architecture);
+        assert_eq!(weights::recognise(&state).unwrap(), architecture);
         let (got, report) = load(&state, &list, &LoadOptions::default()).unwrap();
         assert_eq!((report.prefix.as_str(), report.naming), ("_orig_mod.net.0.", naming));
         let floats = list.iter().filter(|(n, _)| weights::timm_element(n).is_float());
@@ -332,6 +338,15 @@ fn encoders_are_recognised_in_other_names_and_under_any_prefix() {
             assert_eq!((name, v), (wanted, &values(name, shape.count())));
         }
     }
+    // torchvision's file has timm's names and a classifier; a bottleneck is no basic block.
+    let list = weights::timm_parameters(&resnet18());
+    let mut state = state_of(&list);
+    state.insert("fc.weight", tensor("fc", &[1000, 512].into(), Element::F32)).unwrap();
+    let (_, report) = load(&state, &list, &LoadOptions::default()).unwrap();
+    assert_eq!((report.architecture, report.left_out), (resnet18(), vec!["fc.weight".to_owned()]));
+    state.insert("layer1.0.conv3.weight", tensor("x", &[256, 64, 1, 1].into(), Element::F32)).unwrap();
+    let message = weights::recognise(&state).unwrap_err().to_string();
+    assert!(message.contains("ResNet") && message.contains("`layer1.0.conv3.weight`"), "{message}");
     // Two encoders: the averaged one is meant, and two equal ones are an error.
     let list = weights::timm_parameters(&micro());
     let both = |a: &str, b: &str| {
@@ -425,15 +440,15 @@ fn weights_that_are_not_finite_are_neither_read_nor_written() {
 fn an_unknown_encoder_is_described() {
     let mut state = StateDict::new();
     state.insert("features.0.weight", tensor("a", &[4, 3, 3, 3].into(), Element::F32)).unwrap();
-    let e = Architecture::recognise(&state).unwrap_err().to_string();
+    let e = weights::recognise(&state).unwrap_err().to_string();
     assert!(e.contains("`features.0.weight` [4, 3, 3, 3]"), "{e}");
     // A ViT with one more tensor per block computes something else.
     let mut state = state_of(&weights::timm_parameters(&micro()));
     state.insert("blocks.0.attn.q_norm.weight", tensor("a", &[8].into(), Element::F32)).unwrap();
-    let e = Architecture::recognise(&state).unwrap_err().to_string();
+    let e = weights::recognise(&state).unwrap_err().to_string();
     assert!(e.contains("`blocks.0.attn.q_norm.weight` [8] is unknown"), "{e}");
     let lacking = state_of(&weights::timm_parameters(&micro()))
         .renamed(|n| (n != "blocks.1.attn.proj.bias").then(|| n.to_owned()));
-    let e = Architecture::recognise(&lacking).unwrap_err().to_string();
+    let e = weights::recognise(&lacking).unwrap_err().to_string();
     assert!(e.contains("`blocks.1.attn.proj.bias` [8] is missing"), "{e}");
 }

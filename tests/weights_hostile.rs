@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
-use saip_engine::weights::{self, Architecture};
+use saip_engine::weights;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
@@ -220,7 +220,7 @@ fn safetensors_that_lie_are_refused() {
 /// Reads and, if that works, goes on as a user would. Must not panic, whatever comes out.
 fn survives(bytes: &[u8]) {
     if let Ok(state) = read(bytes) {
-        let _ = Architecture::recognise(&state).map(|a| weights::timm_parameters(&a).len());
+        let _ = weights::recognise(&state).map(|a| weights::timm_parameters(&a).len());
         state.iter().for_each(|(_, t)| drop(t.f32s()));
     }
 }

@@ -44,7 +44,9 @@ def timm_tokens(model, x, folder):
         patch = patch.flatten(2).transpose(1, 2)
         patch = F.layer_norm(patch, patch.shape[-1:], norm["tap_norm.weight"], norm["tap_norm.bias"], 1e-6)
     else:
-        patch = model.forward_intermediates(x, indices=[2], intermediates_only=True)[0].flatten(2).transpose(1, 2)
+        # A ResNet counts its stem, too.
+        index = next(i for i, f in enumerate(model.feature_info) if f["reduction"] == 16)
+        patch = model.forward_intermediates(x, indices=[index], intermediates_only=True)[0].flatten(2).transpose(1, 2)
     return image.numpy(), patch.numpy()
 
 

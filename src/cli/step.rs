@@ -7,7 +7,7 @@ use std::path::PathBuf;
 /// Arguments that choose a configuration.
 #[derive(clap::Args, Debug)]
 pub struct StepArgs {
-    /// Built-in configuration (demo, demo-tinyvit, demo-starnet, saip-vit-tiny,
+    /// Built-in configuration (demo, demo-tinyvit, demo-starnet, demo-resnet, saip-vit-tiny,
     /// saip-tinyvit-5m, saip-starnet-s3)
     #[arg(long, default_value = "saip-vit-tiny")]
     pub preset: String,

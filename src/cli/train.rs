@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 /// Arguments of `train`.
 #[derive(clap::Args, Debug)]
 pub struct TrainArgs {
-    /// Built-in configuration to start from (demo, demo-tinyvit, demo-starnet, saip-vit-tiny,
+    /// Built-in configuration to start from (demo, demo-tinyvit, demo-starnet, demo-resnet, saip-vit-tiny,
     /// saip-tinyvit-5m, saip-starnet-s3)
     #[arg(long)]
     pub preset: Option<String>,
@@ -32,7 +32,7 @@ pub struct TrainArgs {
     /// Folder or list file of person images; absent: synthetic persons
     #[arg(long)]
     pub data: Option<PathBuf>,
-    /// Frozen pretrained expert: weights of a ViT, TinyViT or StarNet (safetensors, .pth, a run); absent: the student's moving average
+    /// Frozen pretrained expert: weights of a ViT, TinyViT, StarNet or ResNet (safetensors, .pth, a run); absent: the student's moving average
     #[arg(long, value_name = "FILE|RUN")]
     pub expert: Option<PathBuf>,
     /// Weights that the encoder starts from (safetensors, .pth, a run)

@@ -12,7 +12,7 @@ use crate::data::source::ImageSource;
 use crate::error::{Error, Result};
 use crate::files::output_folder::OutputFolder;
 use crate::ir::{Binding, Region};
-use crate::models::{EmbedOptions, Encoder, timm_name};
+use crate::models::{EmbedOptions, timm_name};
 use crate::nn::{ParamRegistry, initialise};
 use crate::train::features::FeatureProgram;
 pub use crate::train::features::Tokens;
@@ -47,7 +47,7 @@ impl Embedder {
         batch: usize,
         patch_tokens: bool,
     ) -> Result<Self> {
-        let net = Encoder::new(&encoder.config, "encoder")?;
+        let net = encoder.config.open("encoder")?;
         let (mut params, mut buffers) = (ParamRegistry::new(), ParamRegistry::new());
         net.register(&mut params)?;
         net.register_buffers(&mut buffers)?;

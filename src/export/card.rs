@@ -1,10 +1,8 @@
 //! Model cards: what an exported encoder is, what it was trained with, and how to load it.
 
 use super::Format;
-use super::timm::timm_model;
 use crate::ir::PATCH;
-use crate::models::Encoder;
-use crate::models::EncoderConfig;
+use crate::models::TimmModel;
 use crate::train::config::TrainConfig;
 use crate::train::metrics;
 use crate::train::trained::{RunFacts, TrainedEncoder};
@@ -33,7 +31,7 @@ pub fn card(encoder: &TrainedEncoder, format: Format, out: &Path) -> String {
     let _ = writeln!(
         text,
         "{}: {whose}, exported by saip-engine {}.\n",
-        timm_model(&encoder.config).0,
+        encoder.config.encoder().timm().name,
         env!("CARGO_PKG_VERSION")
     );
     facts(&mut text, encoder);
@@ -59,7 +57,8 @@ fn facts(text: &mut String, encoder: &TrainedEncoder) {
         .filter(|(_, t)| t.element().is_float())
         .map(|(_, t)| t.shape().count())
         .sum();
-    let dims = Encoder::new(&encoder.config, "encoder").map(|e| e.dims());
+    let net = encoder.config.encoder();
+    let dims = net.dims();
     let list = |v: [f32; 3]| v.map(|x| x.to_string()).join(", ");
     text.push_str("| | |\n|---|---|\n");
     let mut row = |name: &str, value: String| {
@@ -72,33 +71,18 @@ fn facts(text: &mut String, encoder: &TrainedEncoder) {
     );
     row("mean", list(encoder.mean));
     row("deviation", list(encoder.std));
-    if let Ok(dims) = dims {
-        row("image token", format!("{} features", dims.image));
-        row(
-            "patch tokens",
-            format!("{} features each, a {} x {} grid of stride {PATCH}", dims.tap, h / PATCH, w / PATCH),
-        );
-    }
-    match &encoder.config {
-        EncoderConfig::Vit { tap, num_heads, .. } => {
-            row("attention heads", num_heads.to_string());
-            row(
-                "patch tokens from",
-                format!("block {tap} (from 0), behind a norm of its own in ONNX and `embed`"),
-            );
-        }
-        EncoderConfig::TinyVit { .. } | EncoderConfig::StarNet { .. } => {
-            row("patch tokens from", "the third stage".to_owned());
-            row(
-                "last stage",
-                "stride 32, as timm's; weights of a stride-16 variant have the same shapes".to_owned(),
-            );
-        }
+    row("image token", format!("{} features", dims.image));
+    row(
+        "patch tokens",
+        format!("{} features each, a {} x {} grid of stride {PATCH}", dims.tap, h / PATCH, w / PATCH),
+    );
+    for (name, value) in net.described() {
+        row(name, value);
     }
 }
 
 fn loading(text: &mut String, encoder: &TrainedEncoder, format: Format, name: &str) {
-    let (architecture, args) = timm_model(&encoder.config);
+    let TimmModel { name: architecture, args, .. } = encoder.config.encoder().timm();
     let mut given = String::new();
     for (key, value) in &args {
         let _ = write!(given, ", {key}={value}");

@@ -5,16 +5,15 @@ pub mod onnx;
 mod timm;
 
 pub use self::card::card;
-pub use self::timm::{timm_config, timm_model};
+pub use self::timm::timm_config;
 use crate::error::{Error, Result};
 use crate::files::atomic;
 use crate::files::disk;
 use crate::files::output_folder::OutputFolder;
-use crate::models::EncoderConfig;
 use crate::train::trained::TrainedEncoder;
 use crate::weights::{
-    Architecture, HEADS_KEY, MEAN_KEY, Naming, PthLayout, SIZE_KEY, STD_KEY, StateDict, TAP_KEY, TAP_NORM,
-    safetensors_bytes, write_pth, write_safetensors,
+    Architecture, MEAN_KEY, Naming, PthLayout, SIZE_KEY, STD_KEY, StateDict, TAP_NORM, safetensors_bytes,
+    write_pth, write_safetensors,
 };
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -193,24 +192,16 @@ fn refuse_edited(beside: &Path) -> Result<()> {
 /// What a file says of itself.
 pub fn metadata(encoder: &TrainedEncoder) -> BTreeMap<String, String> {
     let list = |v: [f32; 3]| v.map(|x| x.to_string()).join(",");
-    let [h, w] = encoder.size;
+    let ([h, w], net) = (encoder.size, encoder.config.encoder());
     let mut all = BTreeMap::from([
-        ("architecture".to_owned(), timm_model(&encoder.config).0.to_owned()),
+        ("architecture".to_owned(), net.timm().name.to_owned()),
         (SIZE_KEY.to_owned(), format!("{h}x{w}")),
         ("patch_tokens".to_owned(), "stride 16".to_owned()),
         (MEAN_KEY.to_owned(), list(encoder.mean)),
         (STD_KEY.to_owned(), list(encoder.std)),
         ("engine".to_owned(), format!("saip-engine {}", env!("CARGO_PKG_VERSION"))),
     ]);
-    match encoder.config {
-        EncoderConfig::Vit { tap, num_heads, .. } => {
-            all.insert(HEADS_KEY.to_owned(), num_heads.to_string());
-            all.insert(TAP_KEY.to_owned(), tap.to_string())
-        }
-        // A file for stride 16 has the same shapes.
-        EncoderConfig::TinyVit { .. } => all.insert("last_stage".to_owned(), "stride 32".to_owned()),
-        EncoderConfig::StarNet { .. } => None,
-    };
+    all.extend(net.told().into_iter().map(|(key, value)| (key.to_owned(), value)));
     if let Some(run) = &encoder.run {
         all.insert("step".to_owned(), run.state.step.to_string());
         all.insert("encoder".to_owned(), if run.expert { "expert" } else { "student" }.to_owned());

@@ -13,4 +13,6 @@ pub enum EncoderConfig {
     TinyVit { embed_dims: [usize; 4], depths: [usize; 4], num_heads: [usize; 4], window_sizes: [usize; 4] },
     /// timm `StarNet`.
     StarNet { base_dim: usize, depths: [usize; 4], mlp_ratio: usize },
+    /// timm `ResNet` of basic blocks: `layers` of each stage, and their `channels`.
+    ResNet { layers: [usize; 4], channels: [usize; 4] },
 }

@@ -1,7 +1,6 @@
 //! Inference: the encoder alone, in evaluation mode.
 
 use super::config::EncoderConfig;
-use super::encoder::Encoder;
 use super::tokens::{TapGroup, View};
 use crate::error::{Error, Result};
 use crate::ir::{Graph, PATCH, Region};
@@ -42,7 +41,7 @@ pub fn build_embed(
     registry: &ParamRegistry,
     opts: &EmbedOptions,
 ) -> Result<EmbedGraph> {
-    let encoder = Encoder::new(config, "encoder")?;
+    let encoder = config.open("encoder")?;
     if !opts.dtype.is_float() || !matches!(opts.region, Region::Params | Region::Expert) {
         return Err(Error::usage(format!(
             "features cannot be computed in {} from {}",

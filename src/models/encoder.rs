@@ -1,14 +1,19 @@
-//! An encoder of any kind.
+//! What an encoder of any kind is.
 
-use super::feature_maps;
-use super::star_net::StarNet;
-use super::tiny_vit::TinyVit;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use super::config::EncoderConfig;
+use super::layers::Layers;
 use super::tokens::{DropPath, EncoderDims, TapGroup, Tokens, View};
-use super::vit::Vit;
 use crate::error::Result;
-use crate::models::EncoderConfig;
-use crate::nn::layers::Net;
-use crate::nn::params::ParamRegistry;
+use crate::nn::{Net, ParamRegistry};
+use crate::onnx::{Builder, Grid, OnnxTokens, Value};
+
+/// Key of the attention heads in what a file says of itself.
+pub const HEADS_KEY: &str = "num_heads";
+/// Key of the block of the patch tokens there.
+pub const TAP_KEY: &str = "tap";
 
 /// timm's name of an encoder's parameter or running statistic; `None` for what belongs to no encoder. The norm of the tapped
 /// block, which timm does not have, is `tap_norm`.
@@ -18,96 +23,100 @@ pub fn timm_name(name: &str) -> Option<&str> {
     inner.or_else(|| own.starts_with("tap_norm.").then_some(own))
 }
 
-/// An encoder: its parameters and its graph.
-#[derive(Clone, Debug)]
-pub struct Encoder {
-    kind: Kind,
+/// What timm needs to know to build an encoder.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TimmModel {
+    /// The model's name.
+    pub name: &'static str,
+    /// Arguments of `create_model` beside it; empty where the name says all.
+    pub args: serde_json::Map<String, serde_json::Value>,
+    /// Its first convolution and its classifier, by their paths.
+    pub first_conv: &'static str,
+    pub classifier: &'static str,
+    /// Whether it takes images of one size only.
+    pub fixed_size: bool,
 }
 
-#[derive(Clone, Debug)]
-enum Kind {
-    Vit(Vit),
-    TinyVit(TinyVit),
-    StarNet(StarNet),
-}
-
-impl Encoder {
+/// An encoder: its parameters, its graph, and what other programs are told of it.
+pub trait Encoder: Debug + Send + Sync {
+    /// Checks its sizes; `key` is its place in the configuration.
+    ///
     /// # Errors
-    /// [`Error::Config`](crate::error::Error::Config) when `config` is no valid encoder; `key` is its place in the
-    /// configuration.
-    pub fn new(config: &EncoderConfig, key: &str) -> Result<Self> {
-        let kind = match *config {
-            EncoderConfig::Vit { img_size, embed_dim, depth, num_heads, tap } => {
-                Kind::Vit(Vit::new(img_size, embed_dim, depth, num_heads, tap, key)?)
-            }
-            EncoderConfig::TinyVit { embed_dims, depths, num_heads, window_sizes } => {
-                Kind::TinyVit(TinyVit::new(embed_dims, depths, num_heads, window_sizes, key)?)
-            }
-            EncoderConfig::StarNet { base_dim, depths, mlp_ratio } => {
-                Kind::StarNet(StarNet::new(base_dim, depths, mlp_ratio, key)?)
-            }
-        };
-        Ok(Encoder { kind })
-    }
+    /// [`Error::Config`](crate::error::Error::Config) naming the key that is out of range.
+    fn check(&self, key: &str) -> Result<()>;
 
     /// The same without what only patch tokens need: an objective of image tokens alone trains no norm of a ViT's tapped block.
-    pub fn without_tap(self) -> Self {
-        match self.kind {
-            Kind::Vit(vit) => Encoder { kind: Kind::Vit(vit.without_tap()) },
-            kind => Encoder { kind },
-        }
+    /// None where there is nothing of the kind.
+    fn without_tap(&self) -> Option<Arc<dyn Encoder>> {
+        None
     }
 
-    pub fn dims(&self) -> EncoderDims {
-        match &self.kind {
-            Kind::Vit(vit) => EncoderDims { image: vit.dim(), tap: vit.dim() },
-            Kind::TinyVit(net) => net.dims(),
-            Kind::StarNet(net) => net.dims(),
-        }
-    }
+    fn dims(&self) -> EncoderDims;
 
     /// The block, from 0, of every residual branch that stochastic depth can drop, in order.
-    pub fn branch_blocks(&self) -> Vec<usize> {
-        match &self.kind {
-            Kind::Vit(vit) => vit.branch_blocks(),
-            Kind::TinyVit(net) => net.branch_blocks(),
-            Kind::StarNet(net) => net.branch_blocks(),
-        }
+    fn branch_blocks(&self) -> Vec<usize>;
+
+    /// timm's tensors.
+    fn layers(&self) -> Layers;
+
+    /// What stands before timm's names here.
+    fn prefix(&self) -> &'static str {
+        "encoder.net."
     }
 
-    /// Appends the parameters, named `encoder.*`.
-    pub fn register(&self, reg: &mut ParamRegistry) -> Result<()> {
-        match &self.kind {
-            Kind::Vit(vit) => vit.register(reg),
-            Kind::TinyVit(net) => feature_maps::register(&net.layers(), reg),
-            Kind::StarNet(net) => feature_maps::register(&net.layers(), reg),
-        }
-    }
-
-    /// Appends the running statistics, named `encoder.*`; a ViT has none.
-    pub fn register_buffers(&self, reg: &mut ParamRegistry) -> Result<()> {
-        match &self.kind {
-            Kind::Vit(_) => Ok(()),
-            Kind::TinyVit(net) => feature_maps::register_buffers(&net.layers(), reg),
-            Kind::StarNet(net) => feature_maps::register_buffers(&net.layers(), reg),
-        }
+    /// Tensors that timm does not have, behind `encoder.`.
+    fn extra_layers(&self) -> Layers {
+        Layers::default()
     }
 
     /// Encodes all views; `drop_path` switches stochastic depth on.
     ///
     /// # Errors
     /// [`Error::Shape`](crate::error::Error::Shape) when views and images do not fit.
-    pub fn build(
+    fn build(
         &self,
         net: &mut Net<'_, '_>,
         views: &[View],
         taps: &[TapGroup],
         drop_path: Option<DropPath>,
-    ) -> Result<Tokens> {
-        match &self.kind {
-            Kind::Vit(vit) => vit.build(net, views, taps, drop_path),
-            Kind::TinyVit(tiny) => tiny.build(net, views, taps, drop_path),
-            Kind::StarNet(star) => star.build(net, views, taps, drop_path),
-        }
+    ) -> Result<Tokens>;
+
+    /// The same network in ONNX's operators.
+    ///
+    /// # Errors
+    /// When weights are missing or do not fit.
+    fn onnx(&self, b: &mut Builder<'_>, images: &Value, grid: Grid) -> Result<OnnxTokens>;
+
+    fn timm(&self) -> TimmModel;
+
+    /// What shapes do not tell, for a file to say of itself.
+    fn told(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+
+    /// What a model card tells beside the widths.
+    fn described(&self) -> Vec<(&'static str, String)> {
+        let stride = "stride 32, as timm's; weights of a stride-16 variant have the same shapes";
+        vec![("patch tokens from", "the third stage".to_owned()), ("last stage", stride.to_owned())]
+    }
+
+    /// A small encoder of the same kind and make, for checks by central differences; `img_size` is that of the global views.
+    fn small(&self, img_size: [usize; 2]) -> EncoderConfig;
+
+    /// Appends the parameters, named `encoder.*`.
+    ///
+    /// # Errors
+    /// When a name is taken.
+    fn register(&self, reg: &mut ParamRegistry) -> Result<()> {
+        self.layers().register(self.prefix(), reg)?;
+        self.extra_layers().register("encoder.", reg)
+    }
+
+    /// Appends the running statistics, named `encoder.*`; a ViT has none.
+    ///
+    /// # Errors
+    /// When a name is taken.
+    fn register_buffers(&self, reg: &mut ParamRegistry) -> Result<()> {
+        self.layers().register_statistics(self.prefix(), reg)
     }
 }

@@ -1,78 +1,9 @@
-//! What convolutional encoders share: a stream of feature maps, layers on it, and the table of their parameters.
+//! What convolutional encoders share: a stream of feature maps, and layers on it.
 
 use super::tokens::{TapGroup, View};
 use crate::error::{Error, Result};
 use crate::ir::{ConvGeometry, Epilogue, FeatureMap, ValueId, ops};
 use crate::nn::layers::{Net, range};
-use crate::nn::params::{Init, ParamRegistry};
-
-/// One entry of an encoder's table of layers, in the order of the registry.
-pub(super) enum Entry {
-    /// `{path}.weight: [outputs, inputs / groups, kernel, kernel]`, and `{path}.bias` if `bias`.
-    Conv {
-        path: String,
-        shape: [usize; 4],
-        weight: Option<Init>,
-        bias: bool,
-    },
-    /// `{path}.weight`, `{path}.bias`, `{path}.running_mean`, `{path}.running_var`.
-    BatchNorm {
-        path: String,
-        width: usize,
-        weight: Init,
-    },
-    LayerNorm {
-        path: String,
-        width: usize,
-    },
-    /// timm's linear layer: truncated normal weight, no bias at first.
-    Linear {
-        path: String,
-        outputs: usize,
-        inputs: usize,
-    },
-    Table {
-        path: String,
-        shape: [usize; 2],
-    },
-}
-
-/// Appends the parameters of all layers.
-pub(super) fn register(layers: &[Entry], reg: &mut ParamRegistry) -> Result<()> {
-    for layer in layers {
-        match layer {
-            Entry::Conv { path, shape, weight, bias } => {
-                let usual = Init::fan_in(shape[1..].iter().product());
-                reg.register(format!("{path}.weight"), shape, weight.unwrap_or(usual))?;
-                if *bias {
-                    reg.register(format!("{path}.bias"), &shape[..1], usual)?;
-                }
-            }
-            Entry::BatchNorm { path, width, weight } => {
-                reg.register(format!("{path}.weight"), &[*width], *weight)?;
-                reg.register(format!("{path}.bias"), &[*width], Init::Zeros)?;
-            }
-            Entry::LayerNorm { path, width } => reg.norm(path, *width)?,
-            Entry::Linear { path, outputs, inputs } => {
-                let weight = Init::TruncNormal { std: 0.02 };
-                reg.linear_with(path, *outputs, *inputs, weight, Init::Zeros)?;
-            }
-            Entry::Table { path, shape } => reg.register(path, shape, Init::Zeros)?,
-        }
-    }
-    Ok(())
-}
-
-/// Appends the running statistics of all layers that have some.
-pub(super) fn register_buffers(layers: &[Entry], reg: &mut ParamRegistry) -> Result<()> {
-    for layer in layers {
-        if let Entry::BatchNorm { path, width, .. } = layer {
-            reg.register(format!("{path}.running_mean"), &[*width], Init::Zeros)?;
-            reg.register(format!("{path}.running_var"), &[*width], Init::Ones)?;
-        }
-    }
-    Ok(())
-}
 
 /// Feature maps of all views as one stream of rows.
 #[derive(Clone, Debug)]
@@ -151,6 +82,23 @@ impl MapStream {
         Ok(self.with(net.batch_norm(path, self.x, groups)?))
     }
 
+    /// The largest values of windows.
+    pub fn max_pool(
+        &self,
+        net: &mut Net<'_, '_>,
+        path: &str,
+        (kernel, stride): (usize, usize),
+    ) -> Result<Self> {
+        let geometry = ConvGeometry { maps: self.maps.clone(), kernel, stride };
+        let maps = geometry.outputs().collect();
+        let x = net.push(path, ops::MaxPool2d { geometry }, &[self.x])?;
+        Ok(MapStream { x, maps })
+    }
+
+    pub fn relu(&self, net: &mut Net<'_, '_>, path: &str) -> Result<Self> {
+        Ok(self.with(net.push(path, ops::Relu, &[self.x])?))
+    }
+
     /// The patch tokens of `group`; of a masked view those of its visible patches.
     pub fn tap_tokens(&self, net: &mut Net<'_, '_>, views: &[View], group: &TapGroup) -> Result<ValueId> {
         let runs = group
@@ -205,9 +153,9 @@ pub(super) fn check_widths(key: &str, name: &str, values: &[usize], least: usize
     check(key, name, values, least..=MAX_WIDTH)
 }
 
-/// Checks the number of blocks of every stage.
-pub(super) fn check_depths(key: &str, values: &[usize]) -> Result<()> {
-    check(key, "depths", values, 0..=MAX_DEPTH)
+/// Checks that the number of blocks of every stage, `key.name`, lies between `least` and the largest one.
+pub(super) fn check_depths(key: &str, name: &str, values: &[usize], least: usize) -> Result<()> {
+    check(key, name, values, least..=MAX_DEPTH)
 }
 
 fn check(key: &str, name: &str, values: &[usize], range: std::ops::RangeInclusive<usize>) -> Result<()> {

@@ -1,9 +1,14 @@
-//! The encoders: one file each.
+//! The encoders: a folder each, with the table of its tensors, its graph and its form in ONNX; [`KINDS`] is the list of them.
 
 mod config;
 mod embed;
 mod encoder;
 mod feature_maps;
+mod keys;
+mod kinds;
+mod layers;
+mod resnet;
+mod shapes;
 mod star_net;
 mod tiny_vit;
 mod tokens;
@@ -11,5 +16,13 @@ mod vit;
 
 pub use config::EncoderConfig;
 pub use embed::{EmbedGraph, EmbedOptions, build_embed};
-pub use encoder::{Encoder, timm_name};
+pub use encoder::{Encoder, HEADS_KEY, TAP_KEY, TimmModel, timm_name};
+pub use keys::{EncoderKey, KeyRule};
+pub use kinds::{Architecture, KINDS, Kind, listed};
+pub use layers::{Holds, LayerTensor, Layers};
+pub use resnet::ResNet;
+pub use shapes::{Shapes, Tensors};
+pub use star_net::StarNet;
+pub use tiny_vit::TinyVit;
 pub use tokens::{DropPath, EncoderDims, TapGroup, Tokens, View};
+pub use vit::Vit;

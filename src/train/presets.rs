@@ -18,6 +18,7 @@ pub const PRESETS: &[Preset] = &[
     Preset { name: "demo", text: include_str!("presets/demo.toml") },
     Preset { name: "demo-tinyvit", text: include_str!("presets/demo-tinyvit.toml") },
     Preset { name: "demo-starnet", text: include_str!("presets/demo-starnet.toml") },
+    Preset { name: "demo-resnet", text: include_str!("presets/demo-resnet.toml") },
     Preset { name: "saip-vit-tiny", text: include_str!("presets/saip-vit-tiny.toml") },
     Preset { name: "saip-tinyvit-5m", text: include_str!("presets/saip-tinyvit-5m.toml") },
     Preset { name: "saip-starnet-s3", text: include_str!("presets/saip-starnet-s3.toml") },

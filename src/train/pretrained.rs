@@ -7,7 +7,7 @@ use crate::data::augment::normalize::{MEAN, STD};
 use crate::error::{Error, Result};
 use crate::ir::PATCH;
 use crate::models::EncoderConfig;
-use crate::models::{Encoder, timm_name};
+use crate::models::{KINDS, timm_name};
 use crate::nn::ParamRegistry;
 use crate::tensor::Shape;
 use crate::weights::{
@@ -145,7 +145,7 @@ fn init_grid(cfg: &TrainConfig, state: &StateDict, options: &ReadOptions) -> Res
         return Err(options.asks.error(Hint::Heads, &state.path, message));
     }
     // Heads and tap are the configuration's own.
-    let vit = matches!(Architecture::recognise(state)?, Architecture::Vit(_));
+    let vit = matches!(weights::recognise(state)?, Architecture::Vit(_));
     let shapes = ReadOptions { heads: vit.then_some(1), tap: vit.then_some(0), ..options.clone() };
     match recognise(state, &shapes, Some(img_size.map(|s| s / PATCH)))? {
         EncoderConfig::Vit { img_size, .. } => Ok(Some(img_size.map(|s| s / PATCH))),
@@ -164,32 +164,8 @@ pub fn recognise(
     options: &ReadOptions,
     usual_grid: Option<[usize; 2]>,
 ) -> Result<EncoderConfig> {
-    let architecture = Architecture::recognise(state)?;
-    let config = match &architecture {
-        Architecture::Vit(v) => EncoderConfig::Vit {
-            // Any grid of as many patches has the same shapes.
-            img_size: [PATCH, v.positions.saturating_sub(1).max(1).saturating_mul(PATCH)],
-            embed_dim: v.dim,
-            depth: v.depth,
-            num_heads: 1,
-            tap: 0,
-        },
-        Architecture::TinyVit(t) => {
-            let behind_first = |of: &[usize], first| four(&[&[first], of].concat(), state);
-            EncoderConfig::TinyVit {
-                embed_dims: four(&t.widths, state)?,
-                depths: four(&t.depths, state)?,
-                // The first stage has no attention.
-                num_heads: behind_first(&t.heads, 1)?,
-                window_sizes: behind_first(&t.windows, 7)?,
-            }
-        }
-        Architecture::StarNet(s) => EncoderConfig::StarNet {
-            base_dim: four(&s.widths, state)?[0],
-            depths: four(&s.depths, state)?,
-            mlp_ratio: s.expansion,
-        },
-    };
+    let architecture = weights::recognise(state)?;
+    let config = architecture.config().map_err(|message| Error::file(&state.path, message))?;
     built_here(&architecture, &config, state, options.asks)?;
     match &architecture {
         Architecture::Vit(v) => told_vit(v, config, state, options, usual_grid),
@@ -220,14 +196,11 @@ fn built_here(
     let ours: HashMap<String, Shape> =
         parameters(config, asks.section())?.into_iter().map(|p| (p.1, p.2)).collect();
     let theirs: HashMap<String, Shape> = timm_parameters(architecture).into_iter().collect();
+    let built = KINDS.iter().map(|kind| kind.built).collect::<Vec<_>>().join("; its ");
     let refused = |what: String| {
         Error::file(
             &state.path,
-            format!(
-                "its {architecture} is not built here: {what}. Encoders are timm's ViT with \
-                 16x16 patches, a class token, and neither registers nor LayerScale, of any width and depth; its \
-                 TinyViT; its StarNet"
-            ),
+            format!("its {architecture} is not built here: {what}. Encoders are timm's {built}"),
         )
     };
     for (name, shape) in timm_parameters(architecture) {
@@ -258,13 +231,8 @@ fn told_vit(
         *num_heads = told.heads.unwrap_or_else(|| v.usual_heads());
         *tap = told.tap.unwrap_or(v.depth / 2);
     }
-    Encoder::new(&config, options.asks.section()).map_err(|e| options.asks.translated(&state.path, e))?;
+    config.open(options.asks.section()).map_err(|e| options.asks.translated(&state.path, e))?;
     Ok(config)
-}
-
-fn four(of: &[usize], state: &StateDict) -> Result<[usize; 4]> {
-    of.try_into()
-        .map_err(|_| Error::file(&state.path, format!("its encoder has {} stages, expected 4", of.len())))
 }
 
 /// Height and width of a position table of `rows` patches: as given, as the file says, a square, what is usual, or twice as high as
@@ -352,7 +320,7 @@ fn grid_note(config: &EncoderConfig) -> String {
 /// Own name, timm's name and shape of every parameter and running statistic of an encoder; `key` is its place in the
 /// configuration.
 fn parameters(config: &EncoderConfig, key: &str) -> Result<Vec<(String, String, Shape)>> {
-    let encoder = Encoder::new(config, key)?;
+    let encoder = config.open(key)?;
     let mut registry = ParamRegistry::new();
     encoder.register(&mut registry)?;
     let mut buffers = ParamRegistry::new();

@@ -90,7 +90,7 @@ impl TrainedEncoder {
             EncoderConfig::Vit { img_size, .. } => img_size,
             _ => told.grid.map_or([256, 128], |g| g.map(|n| n * PATCH)),
         };
-        let architecture = Architecture::recognise(&state)?;
+        let architecture = weights::recognise(&state)?;
         let counter = |name: &str| state.get(name).cloned().unwrap_or_else(|| Tensor::from_i64(0));
         let mut ordered = ordered(&architecture, &state, counter)?;
         let mut notes = guessed(&architecture, &config, &told);
@@ -115,7 +115,7 @@ impl TrainedEncoder {
             false => config.encoder.architecture.clone(),
         };
         let batches = if frozen { 0 } else { batches_tracked(&config, &loaded.state, expert)? };
-        let architecture = Architecture::recognise(&state)?;
+        let architecture = weights::recognise(&state)?;
         let mut state = ordered(&architecture, &state, |_| Tensor::from_i64(batches))?;
         state.metadata.clear();
         let size = config.views.global_size;
@@ -151,7 +151,7 @@ impl TrainedEncoder {
             Error::invariant("resampling positions", format!("`{name}` is no table of {from:?} patches"))
         })?;
         self.state = replaced(&self.state, name, tensor)?;
-        self.architecture = Architecture::recognise(&self.state)?;
+        self.architecture = weights::recognise(&self.state)?;
         Ok(self)
     }
 

@@ -7,10 +7,11 @@ use std::path::{Component, Path, PathBuf};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::options::{HEADS_KEY, MEAN_KEY, ReadOptions, SIZE_KEY, STD_KEY};
+use super::options::{MEAN_KEY, ReadOptions, SIZE_KEY, STD_KEY};
 use super::single::single;
 use super::tensor::StateDict;
 use crate::error::{Error, Result};
+use crate::models::HEADS_KEY;
 
 /// The file in a folder of ours for timm with the norm of a ViT's tapped block, which timm's model does not have.
 pub(crate) const TAP_NORM: &str = "tap_norm.safetensors";

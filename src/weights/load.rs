@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::path::PathBuf;
 
-use super::arch::Architecture;
 use super::names::{EncoderWeights, Naming, encoder};
+use super::recognise::of_timm;
 use super::resample::resample_positions;
 use super::tensor::{Element, StateDict, Tensor};
 use super::timm::timm_element;
 use crate::error::Result;
+use crate::models::Architecture;
 use crate::tensor::Shape;
 
 /// The patch grid of a position table, height and width, for which it is resampled.
@@ -77,7 +78,7 @@ pub fn load_into(
     mut take: impl FnMut(&str, &[f32]) -> Result<()>,
 ) -> Result<LoadReport> {
     let found = encoder(state)?;
-    let architecture = Architecture::of_timm(&found.state)?;
+    let architecture = of_timm(&found.state)?;
     let mut report = LoadReport {
         path: state.path.clone(),
         entry: state.entry.clone(),

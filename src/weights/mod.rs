@@ -1,15 +1,15 @@
 //! Weights in the files of other programs: safetensors, and PyTorch's `.pth` / `.pt` / `.bin`, read and written.
 //!
-//! A file is read into a [`StateDict`]; [`Architecture::recognise`] tells from names and shapes what encoder it holds; and
+//! A file is read into a [`StateDict`]; [`recognise`] tells from names and shapes what encoder it holds; and
 //! [`load_into`] hands its tensors to whoever wants them, under timm's names, with a [`LoadReport`] of what happened. Files
 //! are data: a pickle is never run, sizes are checked before memory is taken, and every error names the file and the tensor.
 //!
 //! ```no_run
-//! use saip_engine::weights::{self, Architecture, LoadOptions, Naming, PthLayout};
+//! use saip_engine::weights::{self, LoadOptions, Naming, PthLayout};
 //!
 //! # fn main() -> saip_engine::Result<()> {
 //! let state = weights::read("dino_deitsmall16_pretrain.pth")?;
-//! let architecture = Architecture::recognise(&state)?;
+//! let architecture = weights::recognise(&state)?;
 //! println!("{architecture}");
 //! let wanted = weights::timm_parameters(&architecture);
 //! let mut values = std::collections::BTreeMap::new();
@@ -26,7 +26,6 @@
 //! # }
 //! ```
 
-mod arch;
 mod archive;
 mod asks;
 mod folder;
@@ -46,18 +45,19 @@ mod timm;
 
 use std::path::Path;
 
-pub use self::arch::{Architecture, StarNet, TinyVit, Vit};
 pub use self::asks::{Asks, Hint};
 pub(crate) use self::folder::{TAP_NORM, weights_in};
 pub use self::load::{Grid, LoadOptions, LoadReport, Resampled, load_into};
 pub use self::names::{EncoderWeights, Naming, encoder};
-pub use self::options::{HEADS_KEY, MEAN_KEY, ReadOptions, SIZE_KEY, STD_KEY, TAP_KEY};
+pub use self::options::{MEAN_KEY, ReadOptions, SIZE_KEY, STD_KEY};
 pub use self::pth_write::{PthLayout, write_pth};
+pub use self::recognise::recognise;
 pub use self::resample::resample_positions;
 pub use self::safetensors::{safetensors_bytes, write_safetensors};
 pub use self::tensor::{Element, StateDict, Tensor};
 pub use self::timm::{timm_element, timm_parameters};
 use crate::error::Result;
+pub use crate::models::{Architecture, HEADS_KEY, ResNet, StarNet, TAP_KEY, TinyVit, Vit};
 
 /// Reads the weights of a file, which is told by its first bytes, not by its name: safetensors, PyTorch's, or the index of several
 /// such files; or of a folder with one of them, such as timm's. Of a training checkpoint, the entry is read that its users load:

@@ -5,6 +5,7 @@ use std::fmt;
 use super::asks::Hint;
 use super::tensor::StateDict;
 use crate::error::{Error, Result};
+use crate::models::{KINDS, listed};
 
 /// How the tensors of an encoder are called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -28,14 +29,16 @@ impl fmt::Display for Naming {
     }
 }
 
-/// A first tensor that each kind of encoder has, and the naming that it belongs to.
-const ANCHORS: [(&str, Naming); 5] = [
-    ("patch_embed.proj.weight", Naming::Timm),
+/// A first tensor that the encoders of other namings have.
+const ANCHORS: [(&str, Naming); 2] = [
     ("patch_embed.projection.weight", Naming::Mmpretrain),
-    ("patch_embed.conv1.conv.weight", Naming::Timm),
     ("patch_embed.seq.0.c.weight", Naming::TinyVitOriginal),
-    ("stem.0.conv.weight", Naming::Timm),
 ];
+
+/// A first tensor that each kind of encoder has, and the naming that it belongs to.
+fn anchors() -> impl Iterator<Item = (&'static str, Naming)> {
+    KINDS.iter().map(|kind| (kind.anchor, Naming::Timm)).chain(ANCHORS)
+}
 
 /// Of several encoders in one file, the one whose prefix has such a word is meant; the first that fits one alone. An average of
 /// the weights comes before the weights; of two networks the one that is evaluated: BYOL's online one, MoCo's base encoder,
@@ -46,7 +49,7 @@ const SECOND: [&str; 2] = ["momentum", "k"];
 
 /// Whether a tensor of this name begins an encoder, whatever stands before it.
 pub(super) fn has_anchor(name: &str) -> bool {
-    ANCHORS.iter().any(|(anchor, _)| {
+    anchors().any(|(anchor, _)| {
         name.strip_suffix(anchor).is_some_and(|prefix| prefix.is_empty() || prefix.ends_with('.'))
     })
 }
@@ -203,14 +206,17 @@ pub fn encoder(state: &StateDict) -> Result<EncoderWeights> {
 fn find(state: &StateDict) -> Result<(&str, Naming)> {
     let mut found: Vec<(&str, Naming)> = Vec::new();
     for name in state.names() {
-        for (anchor, naming) in ANCHORS {
+        for (anchor, naming) in anchors() {
             if let Some(prefix) = name.strip_suffix(anchor).filter(|p| p.is_empty() || p.ends_with('.')) {
                 found.push((prefix, naming));
             }
         }
     }
     match found.as_slice() {
-        [] => Err(unknown(state, "has no encoder that is known here (a ViT, TinyViT or StarNet)")),
+        [] => {
+            let known = listed(|kind| kind.label);
+            Err(unknown(state, &format!("has no encoder that is known here (a {known})")))
+        }
         [only] => Ok(*only),
         several => {
             let only = |fits: &dyn Fn(&str) -> bool| {

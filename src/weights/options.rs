@@ -6,12 +6,11 @@ use std::path::Path;
 use super::asks::{Asks, Hint};
 use super::tensor::StateDict;
 use crate::error::Result;
+use crate::models::{HEADS_KEY, TAP_KEY};
 
-/// Keys of what a file that was written here says of itself: for which images it is meant (`HxW` in pixels), and what shapes do not
-/// tell.
+/// Keys of what a file that was written here says of itself, beside those of its encoder: for which images it is meant (`HxW` in
+/// pixels), and how they are normalised.
 pub const SIZE_KEY: &str = "input_size";
-pub const HEADS_KEY: &str = "num_heads";
-pub const TAP_KEY: &str = "tap";
 pub const MEAN_KEY: &str = "mean";
 pub const STD_KEY: &str = "std";
 

@@ -76,7 +76,7 @@ about() {
 # cubins STAGE: every kernel of the presets and the demos.
 cubins() {
     local preset
-    for preset in "${presets[@]}" demo demo-tinyvit demo-starnet; do
+    for preset in "${presets[@]}" demo demo-tinyvit demo-starnet demo-resnet; do
         LD_LIBRARY_PATH=$nvrtc "$1/saip-engine" kernels build --preset "$preset" --target sm_90a --out "$1/cache" ||
             die "the kernels of $preset were not built: see above"
     done

@@ -130,7 +130,7 @@ def positions():
 def golden():
     import timm
     GOLDEN.mkdir(exist_ok=True)
-    for name in ["vit_tiny_patch16_224", "tiny_vit_5m_224", "starnet_s3"]:
+    for name in ["vit_tiny_patch16_224", "tiny_vit_5m_224", "starnet_s3", "resnet18"]:
         rows = [f"{k},{'x'.join(map(str, v.shape))},{str(v.dtype)[6:]}"
                 for k, v in timm.create_model(name, num_classes=0).state_dict().items()]
         (GOLDEN / f"{name}.csv").write_text("\n".join(["name,shape,dtype", *rows]) + "\n")
@@ -159,7 +159,7 @@ def check(folder):
     with safetensors.safe_open(folder / "elements.safetensors", "pt") as f:
         assert f.metadata() == {"format": "pt", "geometry": "stride 32"}
     import timm
-    for name in ["vit_tiny_patch16_224", "tiny_vit_5m_224", "starnet_s3"]:
+    for name in ["vit_tiny_patch16_224", "tiny_vit_5m_224", "starnet_s3", "resnet18"]:
         model = timm.create_model(name, num_classes=0)
         missing = model.load_state_dict(torch.load(folder / f"{name}.pth", weights_only=True), strict=True)
         print(name, missing)

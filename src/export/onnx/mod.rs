@@ -1,23 +1,26 @@
 //! Encoders as ONNX models: images in, image token and patch tokens out, for any number of images; plain operators that
 //! mobile runtimes take, BatchNorm folded into convolutions.
 
-mod builder;
-mod parts;
-mod proto;
-mod star_net;
-mod tiny_vit;
-mod vit;
-
 #[cfg(test)]
 mod tests;
 
 use crate::error::{Error, Result};
 use crate::ir::PATCH;
 use crate::models::EncoderConfig;
+use crate::onnx::{Builder, Grid, Weights, proto};
 use crate::weights::StateDict;
-use builder::Builder;
-use parts::Grid;
 use prost::Message;
+
+impl Weights for StateDict {
+    fn tensor(&self, name: &str) -> Option<(Vec<usize>, Option<Vec<f32>>)> {
+        let tensor = self.get(name)?;
+        Some((tensor.shape().dims().to_vec(), tensor.f32s().map(|values| values.into_owned())))
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.get(name).is_some()
+    }
+}
 
 /// Version of ONNX's operators; their semantics are fixed for ever.
 const OPSET: i64 = 20;
@@ -42,24 +45,7 @@ pub fn encoder(
     let mut b = Builder::new("encoder", state);
     let images =
         b.input("images", &[3, height, width], "RGB, normalised by the mean and deviation in the metadata");
-    let tokens = match config {
-        EncoderConfig::Vit { embed_dim, depth, num_heads, tap, .. } => {
-            let vit = vit::Vit { dim: *embed_dim, depth: *depth, heads: *num_heads, tap: *tap };
-            vit::build(&mut b, &images, grid, &vit)?
-        }
-        EncoderConfig::TinyVit { embed_dims, depths, num_heads, window_sizes } => {
-            let net = tiny_vit::TinyVit {
-                dims: *embed_dims,
-                depths: *depths,
-                heads: *num_heads,
-                windows: *window_sizes,
-            };
-            tiny_vit::build(&mut b, &images, grid, &net)?
-        }
-        EncoderConfig::StarNet { base_dim, depths, .. } => {
-            star_net::build(&mut b, &images, grid, *base_dim, depths)?
-        }
-    };
+    let tokens = config.encoder().onnx(&mut b, &images, grid)?;
     b.output(&tokens.image, "image_token", &[tokens.image_dim], "one feature an image");
     let patches = [grid.height * grid.width, tokens.patch_dim];
     b.output(&tokens.patch, "patch_tokens", &patches, "features of stride 16, row by row");

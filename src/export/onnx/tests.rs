@@ -1,8 +1,9 @@
 //! Models are whole: every value is there before it is used, weights are where timm's are, nothing needs training's operators.
 
-use super::proto::{Extent, Graph, Model};
 use super::*;
-use crate::weights::{Architecture, StarNet, StateDict, Tensor, TinyVit, Vit, timm_element, timm_parameters};
+use crate::models::{Holds, LayerTensor};
+use crate::onnx::proto::{Extent, Graph, Model};
+use crate::weights::{StateDict, Tensor};
 use std::collections::BTreeSet;
 
 const VIT: EncoderConfig =
@@ -15,52 +16,23 @@ const TINY: EncoderConfig = EncoderConfig::TinyVit {
 };
 const STAR: EncoderConfig = EncoderConfig::StarNet { base_dim: 16, depths: [1, 1, 2, 1], mlp_ratio: 3 };
 
+const RES: EncoderConfig = EncoderConfig::ResNet { layers: [1, 2, 1, 1], channels: [8, 8, 12, 20] };
+
 /// Weights of timm's names and shapes, small numbers that are not all alike.
-fn weights(architecture: &Architecture) -> StateDict {
+fn weights(config: &EncoderConfig) -> StateDict {
     let mut state = StateDict::new();
-    for (name, shape) in timm_parameters(architecture) {
-        let values: Vec<f32> = (0..shape.count()).map(|i| 0.1 + (i * 7 % 11) as f32 * 0.01).collect();
-        let tensor = match timm_element(&name) {
-            crate::weights::Element::I64 => Tensor::from_i64(1),
-            _ => Tensor::from_f32(shape, &values).unwrap(),
+    for LayerTensor { name, shape, holds } in config.encoder().layers().iter().cloned() {
+        let count: usize = shape.iter().product();
+        let values: Vec<f32> = (0..count).map(|i| 0.1 + (i * 7 % 11) as f32 * 0.01).collect();
+        let tensor = match holds {
+            Holds::Counter => Tensor::from_i64(1),
+            Holds::Parameter(_) | Holds::Statistic(_) => {
+                Tensor::from_f32(shape.as_slice().into(), &values).unwrap()
+            }
         };
         state.insert(name, tensor).unwrap();
     }
     state
-}
-
-fn architecture(config: &EncoderConfig) -> Architecture {
-    match config {
-        EncoderConfig::Vit { .. } => Architecture::Vit(Vit {
-            dim: 48,
-            depth: 3,
-            hidden: 192,
-            patch: [16, 16],
-            channels: 3,
-            positions: 9,
-            class_token: true,
-            distillation_token: false,
-            registers: 0,
-            layer_scale: false,
-        }),
-        EncoderConfig::TinyVit { .. } => Architecture::TinyVit(TinyVit {
-            stem: 8,
-            widths: vec![16, 32, 48, 64],
-            depths: vec![1, 1, 2, 1],
-            expanded: 64,
-            heads: vec![2, 3, 4],
-            windows: vec![7, 14, 7],
-            hidden: vec![128, 192, 256],
-            local: 3,
-        }),
-        EncoderConfig::StarNet { .. } => Architecture::StarNet(StarNet {
-            stem: 32,
-            widths: vec![16, 32, 64, 128],
-            depths: vec![1, 1, 2, 1],
-            expansion: 3,
-            kernel: 7,
-        }),
-    }
 }
 
 fn graph(config: &EncoderConfig, state: &StateDict, size: [usize; 2]) -> Graph {
@@ -73,10 +45,13 @@ fn graph(config: &EncoderConfig, state: &StateDict, size: [usize; 2]) -> Graph {
 
 #[test]
 fn models_are_whole() {
-    for (config, size, image, patch) in
-        [(VIT, [64, 32], 48, 48), (TINY, [256, 128], 64, 48), (STAR, [128, 64], 128, 64)]
-    {
-        let state = weights(&architecture(&config));
+    for (config, size, image, patch) in [
+        (VIT, [64, 32], 48, 48),
+        (TINY, [256, 128], 64, 48),
+        (STAR, [128, 64], 128, 64),
+        (RES, [64, 48], 20, 12),
+    ] {
+        let state = weights(&config);
         let graph = graph(&config, &state, size);
         let mut known: BTreeSet<&str> = graph.initializer.iter().map(|t| t.name.as_str()).collect();
         assert_eq!(known.len(), graph.initializer.len(), "two initializers of one name");
@@ -108,7 +83,7 @@ fn models_are_whole() {
 
 #[test]
 fn a_batch_norm_is_folded_into_its_convolution() {
-    let state = weights(&architecture(&STAR));
+    let state = weights(&STAR);
     let graph = graph(&STAR, &state, [128, 64]);
     let of = |name: &str| state.get(name).unwrap().f32s().unwrap()[5];
     let got = |name: &str, at: usize| {
@@ -125,7 +100,7 @@ fn a_batch_norm_is_folded_into_its_convolution() {
 
 #[test]
 fn what_does_not_fit_is_named() {
-    let state = weights(&architecture(&VIT));
+    let state = weights(&VIT);
     let refused = |config: &EncoderConfig, state: &StateDict, size, word: &str| {
         let message = encoder(config, state, size, &[]).unwrap_err().to_string();
         assert!(message.contains(word), "{message}");

@@ -7,11 +7,12 @@ use crate::models::{Encoder, View};
 use crate::nn::{ParamRegistry, ParamSpec};
 use crate::objectives::prototype_head::{LAST_LAYER, PrototypeHead};
 use crate::step::{Registries, Slots, Types};
+use std::sync::Arc;
 
 /// The modules of one configuration; the expert has the same.
 #[derive(Clone, Debug)]
 pub(super) struct Model {
-    pub encoder: Encoder,
+    pub encoder: Arc<dyn Encoder>,
     pub head: PrototypeHead,
     decay: Decay,
 }
@@ -25,8 +26,8 @@ impl Model {
         if cfg.batch == 0 {
             return Err(Error::config("batch", "must be at least 1"));
         }
-        let encoder = Encoder::new(&cfg.encoder, "encoder")?;
-        let encoder = if tapped { encoder } else { encoder.without_tap() };
+        let whole = cfg.encoder.open("encoder")?;
+        let encoder = if tapped { None } else { whole.without_tap() }.unwrap_or(whole);
         let head = PrototypeHead::new(encoder.dims().image, &cfg.csm)?;
         Ok(Model { encoder, head, decay: cfg.decay })
     }

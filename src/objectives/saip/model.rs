@@ -10,12 +10,13 @@ use crate::models::{Encoder, Tokens};
 use crate::nn::{Mode, Net, ParamRegistry};
 use crate::objectives::prototype_head::PrototypeHead;
 use crate::step::Registries;
+use std::sync::Arc;
 
 /// The modules of one configuration. An objective of weight 0 has no decoder.
 #[derive(Clone, Debug)]
 pub struct Model {
-    pub student: Encoder,
-    pub expert: Encoder,
+    pub student: Arc<dyn Encoder>,
+    pub expert: Arc<dyn Encoder>,
     /// Whether the expert's encoder is a frozen pretrained model instead of the student's moving average. Then a linear
     /// adapter lifts the student's image token to the expert's width.
     pub frozen: bool,
@@ -40,9 +41,9 @@ impl Model {
                 format!("must be finite, not negative, and not all 0, got {:?}", cfg.loss_weights),
             ));
         }
-        let student = Encoder::new(&cfg.encoder, "encoder")?;
+        let student = cfg.encoder.open("encoder")?;
         let (expert, frozen) = match &cfg.expert_encoder {
-            Some(config) => (Encoder::new(config, "expert_encoder")?, true),
+            Some(config) => (config.open("expert_encoder")?, true),
             None => (student.clone(), false),
         };
         let [csm, csr, css] = cfg.loss_weights.map(|w| w > 0.0);

@@ -216,12 +216,11 @@ pub(super) fn complete_positions(batch: &mut Batch) -> Result<()> {
         return Err(Error::usage("`view.keep` must ascend within each image"));
     }
     let all: Vec<i32> = images().flat_map(|keep| others(keep, tokens)).collect();
-    for (spec, values) in batch.tensors.iter_mut().filter(|t| t.0.name == "hidden") {
+    if let Some((spec, values)) = batch.tensors.iter_mut().find(|t| t.0.name == "hidden") {
         if all.len() != spec.shape.count() {
             return Err(Error::invariant("completing a batch", "positions are lost"));
         }
         *values = Values::I32(all);
-        break;
     }
     Ok(())
 }

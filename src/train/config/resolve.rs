@@ -273,13 +273,14 @@ fn switch_encoder(tree: &mut Table, layer: &Table, origin: &str) -> Result<()> {
     if kind == encoder_kind(tree) {
         return Ok(());
     }
-    let Some(defaults) = schema::encoder_defaults(kind) else {
+    let Some(encoder) = schema::encoder(kind) else {
         return Err(Error::config(
             "encoder.kind",
-            format!("`{kind}` in {origin} is no encoder: choose one of {}", schema::ENCODER_KINDS),
+            format!("`{kind}` in {origin} is no encoder: choose one of {}", schema::encoder_kinds()),
         ));
     };
-    let mut fresh = Table::try_from(&defaults).map_err(|e| Error::config("encoder", e.to_string()))?;
+    let mut fresh =
+        Table::try_from(&encoder.defaults).map_err(|e| Error::config("encoder", e.to_string()))?;
     // Follows the global views unless set.
     fresh.remove("img_size");
     if let Some(rate) = get(tree, "encoder.drop_path") {
@@ -303,7 +304,7 @@ fn apply_table(tree: &mut Table, layer: &Table, prefix: &str, kind: &str, origin
         } else {
             let key = schema::find(kind, &full)
                 .ok_or_else(|| unknown(&first_leaf(full.clone(), value), kind, origin))?;
-            apply_key(tree, name, key, value, origin)?;
+            apply_key(tree, name, &key, value, origin)?;
         }
     }
     Ok(())
@@ -379,7 +380,7 @@ fn finish(mut tree: Table) -> Result<TrainConfig> {
         insert(&mut tree, "encoder.img_size", size);
     }
     if kind.is_empty() {
-        return Err(Error::config("encoder.kind", format!("is missing: one of {}", schema::ENCODER_KINDS)));
+        return Err(Error::config("encoder.kind", format!("is missing: one of {}", schema::encoder_kinds())));
     }
     for key in schema::keys(&kind) {
         if let (None, Some(value)) = (get(&tree, key.name), schema::default_of(key.name)) {

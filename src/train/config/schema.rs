@@ -3,7 +3,7 @@
 
 use toml::{Table, Value};
 
-use crate::models::EncoderConfig;
+use crate::models::{self, KINDS};
 use crate::objectives::NAMES;
 use crate::objectives::dino::{ClipBy, Decay, DinoSection};
 
@@ -116,51 +116,18 @@ pub(super) const OBJECTIVE: &str = "objective";
 /// In no section.
 const TOP: &[Key] = &[key(OBJECTIVE, Kind::Choice(NAMES), "what is learned: saip or dino")];
 
-/// Kinds of encoder with their own keys and the values these take when a configuration changes the kind.
-pub(super) fn encoder_defaults(kind: &str) -> Option<EncoderConfig> {
-    match kind {
-        "vit" => {
-            Some(EncoderConfig::Vit { img_size: [256, 128], embed_dim: 192, depth: 12, num_heads: 3, tap: 6 })
-        }
-        "tinyvit" => Some(EncoderConfig::TinyVit {
-            embed_dims: [64, 128, 160, 320],
-            depths: [2, 2, 6, 2],
-            num_heads: [2, 4, 5, 10],
-            window_sizes: [7, 7, 14, 7],
-        }),
-        "starnet" => Some(EncoderConfig::StarNet { base_dim: 32, depths: [2, 2, 8, 4], mlp_ratio: 4 }),
-        _ => None,
-    }
+/// The kind of encoder of that name.
+pub(super) fn encoder(kind: &str) -> Option<&'static models::Kind> {
+    KINDS.iter().find(|k| k.name == kind)
 }
 
 /// Names that `encoder.kind` takes.
-pub(super) const ENCODER_KINDS: &str = "vit, tinyvit, starnet";
-
-const VIT: &[Key] = &[
-    key(
-        "encoder.img_size",
-        Kind::Counts(2),
-        "[height, width] of the position table; none: views.global_size",
-    ),
-    key("encoder.embed_dim", Kind::Count, "token width"),
-    key("encoder.depth", Kind::Count, "blocks"),
-    key("encoder.num_heads", Kind::Count, "attention heads; divide embed_dim"),
-    key("encoder.tap", Kind::Count, "block, from 0, whose output gives the patch tokens"),
-];
-const TINYVIT: &[Key] = &[
-    key("encoder.embed_dims", Kind::Counts(4), "width of each stage"),
-    key("encoder.depths", Kind::Counts(4), "blocks of each stage"),
-    key("encoder.num_heads", Kind::Counts(4), "attention heads of each stage; divide its width"),
-    key("encoder.window_sizes", Kind::Counts(4), "attention window of each stage"),
-];
-const STARNET: &[Key] = &[
-    key("encoder.base_dim", Kind::Count, "width of the first stage, doubled by each further one"),
-    key("encoder.depths", Kind::Counts(4), "blocks of each stage"),
-    key("encoder.mlp_ratio", Kind::Count, "expansion of the star branches"),
-];
+pub(super) fn encoder_kinds() -> String {
+    KINDS.iter().map(|kind| kind.name).collect::<Vec<_>>().join(", ")
+}
 
 const ENCODER: &[Key] = &[
-    key("encoder.kind", Kind::Text, "vit, tinyvit or starnet"),
+    key("encoder.kind", Kind::Text, "vit, tinyvit, starnet or resnet"),
     key("encoder.drop_path", Kind::Float, "stochastic depth rate of the last block; 0: off"),
     optional(
         "encoder.init",
@@ -319,17 +286,21 @@ const REST: &[Key] = &[
 ];
 
 /// All keys of a configuration with that kind of encoder, in the order of printing.
-pub(super) fn keys(encoder_kind: &str) -> impl Iterator<Item = &'static Key> {
-    let own = match encoder_kind {
-        "vit" => VIT,
-        "tinyvit" => TINYVIT,
-        "starnet" => STARNET,
-        _ => &[],
-    };
-    TOP.iter().chain(&ENCODER[..1]).chain(own).chain(&ENCODER[1..]).chain(REST)
+pub(super) fn keys(encoder_kind: &str) -> impl Iterator<Item = Key> {
+    let own = encoder(encoder_kind).map_or(&[][..], |kind| kind.keys).iter().map(|k| {
+        let kind = if k.values == 1 { Kind::Count } else { Kind::Counts(k.values) };
+        key(k.name, kind, k.doc)
+    });
+    let (first, others) = ENCODER.split_at(1);
+    TOP.iter()
+        .copied()
+        .chain(first.iter().copied())
+        .chain(own)
+        .chain(others.iter().copied())
+        .chain(REST.iter().copied())
 }
 
 /// The key of that dotted name.
-pub(super) fn find(encoder_kind: &str, name: &str) -> Option<&'static Key> {
+pub(super) fn find(encoder_kind: &str, name: &str) -> Option<Key> {
     keys(encoder_kind).find(|k| k.name == name)
 }

@@ -6,7 +6,6 @@ use toml::{Table, Value};
 
 use super::{TrainConfig, schema};
 use crate::data::augment::AugmentConfig;
-use crate::models::Encoder;
 use crate::models::EncoderConfig;
 use crate::train::presets::PRESETS;
 
@@ -57,7 +56,7 @@ fn the_paper_presets_share_their_recipe() {
     let vit = resolve("saip-vit-tiny", &[]).unwrap();
     for (name, dims) in [("saip-tinyvit-5m", (320, 160)), ("saip-starnet-s3", (256, 128))] {
         let other = resolve(name, &[]).unwrap();
-        let encoder = Encoder::new(&other.encoder.architecture, "encoder").unwrap();
+        let encoder = other.encoder.architecture.open("encoder").unwrap();
         assert_eq!((encoder.dims().image, encoder.dims().tap), dims, "{name}");
         assert_eq!(TrainConfig { encoder: vit.encoder.clone(), ..other }, vit, "{name}");
     }
@@ -83,6 +82,7 @@ fn the_schema_and_the_structs_have_the_same_keys() {
         ("vit", vec![]),
         ("tinyvit", vec!["encoder.kind=tinyvit"]),
         ("starnet", vec!["encoder.kind=starnet"]),
+        ("resnet", vec!["encoder.kind=resnet"]),
     ] {
         let mut sets = vec![
             "optim.steps=100",
@@ -124,12 +124,26 @@ fn the_schema_and_the_structs_have_the_same_keys() {
     }
 }
 
+/// The text of `encoder.kind` is the list of the kinds.
+#[test]
+fn the_schema_names_every_kind_of_encoder() {
+    let key = schema::find("vit", "encoder.kind").unwrap();
+    assert_eq!(key.doc, crate::models::listed(|kind| kind.name));
+    for kind in crate::models::KINDS {
+        let tree = Table::try_from(&kind.defaults).unwrap();
+        assert_eq!(tree["kind"].as_str(), Some(kind.name));
+        let own: BTreeSet<_> = kind.keys.iter().map(|k| k.name.trim_start_matches("encoder.")).collect();
+        assert_eq!(own, tree.keys().map(String::as_str).filter(|k| *k != "kind").collect());
+        kind.defaults.open("encoder").unwrap();
+    }
+}
+
 #[test]
 fn presets_set_every_key_that_has_no_default() {
     for preset in PRESETS {
         let table: Table = preset.text.parse().unwrap();
         let kind = table["encoder"]["kind"].as_str().unwrap();
-        let needed = |k: &&schema::Key| k.name != "encoder.img_size" && schema::default_of(k.name).is_none();
+        let needed = |k: &schema::Key| k.name != "encoder.img_size" && schema::default_of(k.name).is_none();
         for key in schema::keys(kind).filter(needed) {
             let found =
                 key.name.split('.').try_fold(&Value::Table(table.clone()), |v, part| v.get(part)).is_some();
@@ -260,8 +274,8 @@ fn the_position_table_follows_the_views_and_a_new_kind_brings_its_values() {
     assert_eq!(c.encoder.architecture, star);
     let e = refused(&["encoder.kind=starnet", "encoder.embed_dim=16"]);
     assert!(e.contains("encoder of kind starnet") && e.contains("`encoder.base_dim`"), "{e}");
-    let e = refused(&["encoder.kind=resnet"]);
-    assert!(e.contains("resnet") && e.contains("vit, tinyvit, starnet"), "{e}");
+    let e = refused(&["encoder.kind=convnext"]);
+    assert!(e.contains("convnext") && e.contains("vit, tinyvit, starnet, resnet"), "{e}");
 }
 
 #[test]
@@ -331,7 +345,9 @@ fn malformed_input_is_explained() {
     assert!(e.contains("my.toml") && e.contains("line 1"), "{e}");
     let e = resolve("saip", &[]).unwrap_err().to_string();
     assert!(
-        e.contains("demo, demo-tinyvit, demo-starnet, saip-vit-tiny, saip-tinyvit-5m, saip-starnet-s3"),
+        e.contains(
+            "demo, demo-tinyvit, demo-starnet, demo-resnet, saip-vit-tiny, saip-tinyvit-5m, saip-starnet-s3"
+        ),
         "{e}"
     );
     let e = TrainConfig::load(std::path::Path::new("/nowhere/c.toml")).unwrap_err().to_string();
@@ -364,6 +380,8 @@ fn every_range_check_names_key_and_remedy() {
         (&["encoder.kind=tinyvit", "encoder.embed_dims=[0,4,5,10]"], "encoder.embed_dims", "between 1"),
         (&["encoder.kind=tinyvit", "encoder.depths=[0,4,5,10]"], "encoder.depths", "between 1"),
         (&["encoder.kind=tinyvit", "encoder.window_sizes=[0,4,5,10]"], "encoder.window_sizes", "between 1"),
+        (&["encoder.kind=resnet", "encoder.layers=[2,0,2,2]"], "encoder.layers", "between 1"),
+        (&["encoder.kind=resnet", "encoder.channels=[2,0,2,2]"], "encoder.channels", "between 1"),
         (&["encoder.kind=starnet", "encoder.base_dim=0"], "encoder.base_dim", "between 1"),
         (&["encoder.kind=starnet", "encoder.depths=[1,1,0,1]"], "encoder.depths", "between 1"),
         (&["encoder.kind=starnet", "encoder.mlp_ratio=0"], "encoder.mlp_ratio", "between 1"),

@@ -1,9 +1,9 @@
 //! The range checks of a configuration, all in one place.
 
-use super::TrainConfig;
+use super::{TrainConfig, schema};
 use crate::error::{Error, Result};
 use crate::ir::PATCH;
-use crate::models::EncoderConfig;
+use crate::models::{EncoderKey, KeyRule};
 use crate::objectives::NAMES;
 use crate::objectives::saip::scale_buckets;
 
@@ -34,33 +34,41 @@ impl TrainConfig {
 
     fn validate_encoder(&self) -> Result<()> {
         share_below_one("encoder.drop_path", self.encoder.drop_path)?;
-        match &self.encoder.architecture {
-            EncoderConfig::Vit { img_size, embed_dim, depth, num_heads, tap } => {
-                // Unless it is given it follows the views: the key to mend is then theirs.
-                let follows = *img_size == self.views.global_size;
-                image_size(if follows { "views.global_size" } else { "encoder.img_size" }, img_size)?;
-                count("encoder.embed_dim", *embed_dim, MAX_WIDTH)?;
-                count("encoder.depth", *depth, MAX_DEPTH)?;
-                heads("encoder.num_heads", *num_heads, "encoder.embed_dim", *embed_dim)?;
-                require(tap < depth, "encoder.tap", || {
-                    format!("{tap} is no block of {depth}: use 0 to {}", depth - 1)
-                })
-            }
-            EncoderConfig::TinyVit { embed_dims, depths, num_heads, window_sizes } => {
-                for stage in 0..4 {
-                    count("encoder.embed_dims", embed_dims[stage], MAX_WIDTH)?;
-                    count("encoder.depths", depths[stage], MAX_DEPTH)?;
-                    count("encoder.window_sizes", window_sizes[stage], MAX_EDGE)?;
-                    heads("encoder.num_heads", num_heads[stage], "encoder.embed_dims", embed_dims[stage])?;
+        let architecture = &self.encoder.architecture;
+        let tree = serde_json::to_value(architecture)
+            .map_err(|e| Error::invariant("checking the encoder", e.to_string()))?;
+        let values = |key: &str| -> Vec<usize> {
+            let value = &tree[key.rsplit('.').next().unwrap_or(key)];
+            let one = std::slice::from_ref(value);
+            let all = value.as_array().map_or(one, Vec::as_slice);
+            all.iter().filter_map(|v| v.as_u64()).map(|v| v as usize).collect()
+        };
+        let kind = tree["kind"].as_str().and_then(schema::encoder);
+        for EncoderKey { name, rule, .. } in kind.map_or(&[][..], |kind| kind.keys) {
+            let given = values(name);
+            match rule {
+                KeyRule::Width => given.iter().try_for_each(|v| count(name, *v, MAX_WIDTH))?,
+                KeyRule::Depth => given.iter().try_for_each(|v| count(name, *v, MAX_DEPTH))?,
+                KeyRule::Window => given.iter().try_for_each(|v| count(name, *v, MAX_EDGE))?,
+                KeyRule::UpTo(most) => given.iter().try_for_each(|v| count(name, *v, *most))?,
+                KeyRule::Divides(whole) => {
+                    let mut pairs = given.iter().zip(values(whole));
+                    pairs.try_for_each(|(v, of)| heads(name, *v, whole, of))?;
                 }
-                Ok(())
-            }
-            EncoderConfig::StarNet { base_dim, depths, mlp_ratio } => {
-                count("encoder.base_dim", *base_dim, MAX_WIDTH)?;
-                depths.iter().try_for_each(|d| count("encoder.depths", *d, MAX_DEPTH))?;
-                count("encoder.mlp_ratio", *mlp_ratio, 64)
+                KeyRule::Below(key) => {
+                    for (v, end) in given.iter().zip(values(key)) {
+                        let last = end.saturating_sub(1);
+                        require(*v < end, name, || format!("{v} is no block of {end}: use 0 to {last}"))?;
+                    }
+                }
+                KeyRule::ImageSize => {
+                    // Unless it is given it follows the views: the key to mend is then theirs.
+                    let follows = given == self.views.global_size;
+                    image_size(if follows { "views.global_size" } else { name }, &given)?;
+                }
             }
         }
+        Ok(())
     }
 
     /// The rest shows when the files are read.

@@ -11,7 +11,6 @@ pub use compare::{Backends, Check, Open};
 pub use ops::op_names;
 
 use crate::error::Result;
-use crate::models::EncoderConfig;
 use crate::objectives::Objective;
 use crate::train::config::{EncoderSection, TrainConfig};
 use crate::train::objective::objective;
@@ -42,31 +41,9 @@ pub fn shrunk(preset: &str) -> Result<Arc<dyn Objective>> {
     ];
     let sets: Vec<String> = small.iter().map(|s| (*s).to_owned()).collect();
     let cfg = TrainConfig::resolve(Some(preset), None, &sets)?;
-    let encoder = small_encoder(&cfg.encoder.architecture, cfg.views.global_size);
+    let encoder = cfg.encoder.architecture.encoder().small(cfg.views.global_size);
     let cfg = TrainConfig { encoder: EncoderSection { architecture: encoder, ..cfg.encoder.clone() }, ..cfg };
     Ok(Arc::from(objective(&cfg)?.at_scale(1.5)?))
-}
-
-fn small_encoder(encoder: &EncoderConfig, img_size: [usize; 2]) -> EncoderConfig {
-    match encoder {
-        EncoderConfig::Vit { num_heads, depth, .. } => {
-            let depth = (*depth).min(2);
-            EncoderConfig::Vit {
-                img_size,
-                embed_dim: 8 * num_heads,
-                depth,
-                num_heads: *num_heads,
-                tap: depth - 1,
-            }
-        }
-        EncoderConfig::TinyVit { window_sizes, .. } => EncoderConfig::TinyVit {
-            embed_dims: [8, 8, 16, 16],
-            depths: [1, 1, 2, 1],
-            num_heads: [1, 1, 2, 2],
-            window_sizes: *window_sizes,
-        },
-        EncoderConfig::StarNet { .. } => EncoderConfig::StarNet { base_dim: 8, depths: [1; 4], mlp_ratio: 2 },
-    }
 }
 
 /// Checks the objective's step and its ops, or with `op` the ops of that name alone; worst first. `tolerance` replaces all bounds.

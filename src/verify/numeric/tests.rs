@@ -78,6 +78,14 @@ fn the_step_of_another_objective_passes() {
     assert!(checks.iter().any(|c| c.with_respect_to == "csm.gain"));
 }
 
+#[test]
+fn the_kinks_of_a_resnet_are_no_errors() {
+    for op in ["max_pool2d", "relu", "conv2d"] {
+        let checks = worst("demo-resnet", Some(op), &f64s);
+        assert!(checks[0].passed(), "{op}: {:?}", checks[0]);
+    }
+}
+
 /// A step along a direction that crosses a kink: only a shorter one tells the derivative. No length hides a wrong gradient.
 #[test]
 fn a_kink_beside_the_point_is_no_error_of_the_gradient() {

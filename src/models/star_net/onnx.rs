@@ -1,8 +1,7 @@
 //! timm's `StarNet`.
 
-use super::builder::{Builder, Conv, Value};
-use super::parts::{Grid, TAP_STAGE, Tokens, tokens_of};
 use crate::error::Result;
+use crate::onnx::{Builder, Conv, Grid, OnnxTokens, TAP_STAGE, Value, tokens_of};
 
 /// Kernel of the depthwise convolutions.
 const KERNEL: usize = 7;
@@ -14,7 +13,7 @@ pub fn build(
     grid: Grid,
     base: usize,
     depths: &[usize; 4],
-) -> Result<Tokens> {
+) -> Result<OnnxTokens> {
     let x = b.conv(images, "stem.0.conv", Some("stem.0.bn"), HALVING)?;
     let mut x = b.relu6(&x);
     let mut patch = String::new();
@@ -39,7 +38,7 @@ pub fn build(
     });
     let scaled = b.mul(&mean, &scale);
     let image = b.add(&scaled, &shift);
-    Ok(Tokens { image, patch, image_dim: dim, patch_dim: base << TAP_STAGE })
+    Ok(OnnxTokens { image, patch, image_dim: dim, patch_dim: base << TAP_STAGE })
 }
 
 fn block(b: &mut Builder<'_>, x: &Value, path: &str, dim: usize) -> Result<Value> {

@@ -3,13 +3,43 @@
 //! A convolutional first stage, then three stages of attention inside windows ("TinyViT", arXiv:2207.10666). The patch
 //! tokens are the stride-16 stage, the image token is the normalised mean of the last one.
 
-use super::feature_maps::{Entry, MapStream, check_depths, check_widths, views_with_image};
+mod onnx;
+mod table;
+
+pub use table::{TinyVit, recognise};
+
+use super::config::EncoderConfig;
+use super::encoder::{Encoder, TimmModel};
+use super::feature_maps::{MapStream, check_depths, check_widths, views_with_image};
+use super::keys::{EncoderKey, KeyRule};
+use super::layers::Layers;
 use super::tokens::{DropPath, scale_branch};
 use super::tokens::{EncoderDims, TapGroup, Tokens, View};
 use crate::error::{Error, Result};
 use crate::ir::{ValueId, ops};
 use crate::nn::layers::{Mode, Net, range};
-use crate::nn::params::Init;
+use crate::onnx::{Builder, Grid, OnnxTokens, Value};
+use serde_json::{Map, json};
+
+/// TinyViT-5M.
+pub(super) const DEFAULTS: EncoderConfig = EncoderConfig::TinyVit {
+    embed_dims: [64, 128, 160, 320],
+    depths: [2, 2, 6, 2],
+    num_heads: [2, 4, 5, 10],
+    window_sizes: [7, 7, 14, 7],
+};
+
+pub(super) const KEYS: &[EncoderKey] = &[
+    EncoderKey::new("encoder.embed_dims", 4, KeyRule::Width, "width of each stage"),
+    EncoderKey::new("encoder.depths", 4, KeyRule::Depth, "blocks of each stage"),
+    EncoderKey::new(
+        "encoder.num_heads",
+        4,
+        KeyRule::Divides("encoder.embed_dims"),
+        "attention heads of each stage; divide its width",
+    ),
+    EncoderKey::new("encoder.window_sizes", 4, KeyRule::Window, "attention window of each stage"),
+];
 
 /// The stage on the stride-16 grid.
 const TAP: usize = 2;
@@ -21,85 +51,53 @@ const PREFIX: &str = "encoder.net";
 
 /// A TinyViT.
 #[derive(Clone, Debug)]
-pub(super) struct TinyVit {
-    embed_dims: [usize; 4],
-    depths: [usize; 4],
-    heads: [usize; 4],
-    windows: [usize; 4],
+pub(super) struct TinyVitEncoder {
+    pub embed_dims: [usize; 4],
+    pub depths: [usize; 4],
+    pub heads: [usize; 4],
+    pub windows: [usize; 4],
 }
 
-impl TinyVit {
-    /// # Errors
-    /// [`Error::Config`] naming what is out of range; `key` is the encoder's place in the configuration.
-    pub fn new(
-        embed_dims: [usize; 4],
-        depths: [usize; 4],
-        heads: [usize; 4],
-        windows: [usize; 4],
-        key: &str,
-    ) -> Result<Self> {
-        check_widths(key, "embed_dims", &embed_dims, 2)?;
+impl Encoder for TinyVitEncoder {
+    fn check(&self, key: &str) -> Result<()> {
+        let TinyVitEncoder { embed_dims, depths, heads, windows } = self;
+        check_widths(key, "embed_dims", embed_dims, 2)?;
         check_widths(key, "window_sizes", &windows[1..], 1)?;
-        check_depths(key, &depths)?;
+        check_depths(key, "depths", depths, 0)?;
         let divides = |stage: usize| heads[stage] > 0 && embed_dims[stage].is_multiple_of(heads[stage]);
         if !(1..4).all(divides) {
             let message = format!("must divide embed_dims {embed_dims:?}, got {heads:?}");
             return Err(Error::config(format!("{key}.num_heads"), message));
         }
-        Ok(TinyVit { embed_dims, depths, heads, windows })
+        Ok(())
     }
 
-    pub fn dims(&self) -> EncoderDims {
+    fn dims(&self) -> EncoderDims {
         EncoderDims { image: self.embed_dims[3], tap: self.embed_dims[TAP] }
     }
 
-    /// The block of every residual branch: one each in the first stage, two in the others.
-    pub fn branch_blocks(&self) -> Vec<usize> {
+    /// One each in the first stage, two in the others.
+    fn branch_blocks(&self) -> Vec<usize> {
         let first = self.depths[0];
         (0..first).chain((first..self.depths.iter().sum()).flat_map(|b| [b, b])).collect()
     }
 
-    pub fn layers(&self) -> Vec<Entry> {
-        let mut all = Vec::new();
-        let d = self.embed_dims[0];
-        conv_norm(&mut all, &format!("{PREFIX}.patch_embed.conv1"), [d / 2, 3, 3, 3], Init::Ones);
-        conv_norm(&mut all, &format!("{PREFIX}.patch_embed.conv2"), [d, d / 2, 3, 3], Init::Ones);
-        for i in 0..self.depths[0] {
-            let b = format!("{PREFIX}.stages.0.blocks.{i}");
-            conv_norm(&mut all, &format!("{b}.conv1"), [RATIO * d, d, 1, 1], Init::Ones);
-            conv_norm(&mut all, &format!("{b}.conv2"), [RATIO * d, 1, 3, 3], Init::Ones);
-            conv_norm(&mut all, &format!("{b}.conv3"), [d, RATIO * d, 1, 1], Init::Zeros);
-        }
-        for stage in 1..4 {
-            let (before, d) = (self.embed_dims[stage - 1], self.embed_dims[stage]);
-            let s = format!("{PREFIX}.stages.{stage}");
-            conv_norm(&mut all, &format!("{s}.downsample.conv1"), [d, before, 1, 1], Init::Ones);
-            conv_norm(&mut all, &format!("{s}.downsample.conv2"), [d, 1, 3, 3], Init::Ones);
-            conv_norm(&mut all, &format!("{s}.downsample.conv3"), [d, d, 1, 1], Init::Ones);
-            for i in 0..self.depths[stage] {
-                self.block_layers(&mut all, &format!("{s}.blocks.{i}"), stage);
-            }
-        }
-        all.push(Entry::LayerNorm { path: format!("{PREFIX}.head.norm"), width: self.embed_dims[3] });
-        all
+    fn layers(&self) -> Layers {
+        let TinyVitEncoder { embed_dims, depths, heads, windows } = self;
+        let sizes = TinyVit {
+            stem: embed_dims[0] / 2,
+            widths: embed_dims.to_vec(),
+            depths: depths.to_vec(),
+            expanded: RATIO * embed_dims[0],
+            heads: heads[1..].to_vec(),
+            windows: windows[1..].to_vec(),
+            hidden: embed_dims[1..].iter().map(|d| RATIO * d).collect(),
+            local: 3,
+        };
+        sizes.layers()
     }
 
-    fn block_layers(&self, all: &mut Vec<Entry>, b: &str, stage: usize) {
-        let (d, window) = (self.embed_dims[stage], self.windows[stage]);
-        let linear =
-            |name: &str, outputs, inputs| Entry::Linear { path: format!("{b}.{name}"), outputs, inputs };
-        let shape = [self.heads[stage], window * window];
-        all.push(Entry::Table { path: format!("{b}.attn.attention_biases"), shape });
-        all.push(Entry::LayerNorm { path: format!("{b}.attn.norm"), width: d });
-        all.push(linear("attn.qkv", 3 * d, d));
-        all.push(linear("attn.proj", d, d));
-        all.push(Entry::LayerNorm { path: format!("{b}.mlp.norm"), width: d });
-        all.push(linear("mlp.fc1", RATIO * d, d));
-        all.push(linear("mlp.fc2", d, RATIO * d));
-        conv_norm(all, &format!("{b}.local_conv"), [d, 1, 3, 3], Init::Ones);
-    }
-
-    pub fn build(
+    fn build(
         &self,
         net: &mut Net<'_, '_>,
         views: &[View],
@@ -147,6 +145,48 @@ impl TinyVit {
         Ok(tokens)
     }
 
+    fn onnx(&self, b: &mut Builder<'_>, images: &Value, grid: Grid) -> Result<OnnxTokens> {
+        let TinyVitEncoder { embed_dims: dims, depths, heads, windows } = *self;
+        onnx::build(b, images, grid, &onnx::Sizes { dims, depths, heads, windows })
+    }
+
+    fn timm(&self) -> TimmModel {
+        let TinyVitEncoder { embed_dims, depths, heads, windows } = self;
+        // The first stage has no attention.
+        let usual = *depths == [2, 2, 6, 2] && windows[1..] == [7, 14, 7];
+        let (name, known) = match (embed_dims, &heads[1..]) {
+            ([64, 128, 160, 320], [4, 5, 10]) => ("tiny_vit_5m_224", usual),
+            ([64, 128, 256, 448], [4, 8, 14]) => ("tiny_vit_11m_224", usual),
+            ([96, 192, 384, 576], [6, 12, 18]) => ("tiny_vit_21m_224", usual),
+            _ => ("tiny_vit_5m_224", false),
+        };
+        let mut args = Map::new();
+        if !known {
+            args.insert("embed_dims".into(), json!(embed_dims));
+            args.insert("depths".into(), json!(depths));
+            args.insert("num_heads".into(), json!(heads));
+            args.insert("window_sizes".into(), json!(windows));
+        }
+        let (first_conv, classifier) = ("patch_embed.conv1.conv", "head.fc");
+        TimmModel { name, args, first_conv, classifier, fixed_size: false }
+    }
+
+    /// A file for stride 16 has the same shapes.
+    fn told(&self) -> Vec<(&'static str, String)> {
+        vec![("last_stage", "stride 32".to_owned())]
+    }
+
+    fn small(&self, _: [usize; 2]) -> EncoderConfig {
+        EncoderConfig::TinyVit {
+            embed_dims: [8, 8, 16, 16],
+            depths: [1, 1, 2, 1],
+            num_heads: [1, 1, 2, 2],
+            window_sizes: self.windows,
+        }
+    }
+}
+
+impl TinyVitEncoder {
     /// Attention inside windows, a local convolution, a feed-forward layer.
     fn attention_block(
         &self,
@@ -185,18 +225,12 @@ impl TinyVit {
     }
 }
 
-/// timm's `ConvNorm`: `{path}.conv` without bias and `{path}.bn`, whose weight begins as `weight`.
-fn conv_norm(all: &mut Vec<Entry>, path: &str, shape: [usize; 4], weight: Init) {
-    all.push(Entry::Conv { path: format!("{path}.conv"), shape, weight: None, bias: false });
-    all.push(Entry::BatchNorm { path: format!("{path}.bn"), width: shape[0], weight });
-}
-
-/// A dense [`conv_norm`].
+/// A dense convolution and its normalisation.
 fn conv(net: &mut Net<'_, '_>, x: &MapStream, path: &str, size: (usize, usize)) -> Result<MapStream> {
     x.conv(net, &format!("{path}.conv"), size, false)?.batch_norm(net, &format!("{path}.bn"))
 }
 
-/// A depthwise 3x3 [`conv_norm`].
+/// A depthwise 3x3 one.
 fn depthwise(net: &mut Net<'_, '_>, x: &MapStream, path: &str, stride: usize) -> Result<MapStream> {
     x.depthwise(net, &format!("{path}.conv"), (3, stride), false)?.batch_norm(net, &format!("{path}.bn"))
 }

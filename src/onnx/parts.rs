@@ -13,7 +13,7 @@ pub struct Grid {
 }
 
 /// An encoder's results: `[batch, image_dim]`, `[batch, patches, patch_dim]`.
-pub struct Tokens {
+pub struct OnnxTokens {
     pub image: Value,
     pub patch: Value,
     pub image_dim: usize,

@@ -1,14 +1,14 @@
 //! timm's `TinyVit`.
 
-use super::builder::{Builder, Conv, Value};
-use super::parts::{Grid, TAP_STAGE, Tokens, tokens_of};
 use crate::error::{Error, Result};
+use crate::onnx::{Builder, Conv, Grid, OnnxTokens, TAP_STAGE, Value, tokens_of};
 use std::collections::HashMap;
 
 const EPS: f32 = 1e-5;
 const HALVING: Conv = Conv { stride: 2, pad: 1, groups: 1 };
 
-pub struct TinyVit {
+/// What is not read off the tensors.
+pub struct Sizes {
     pub dims: [usize; 4],
     pub depths: [usize; 4],
     pub heads: [usize; 4],
@@ -23,7 +23,7 @@ struct Stage {
     grid: Grid,
 }
 
-pub fn build(b: &mut Builder<'_>, images: &Value, grid: Grid, net: &TinyVit) -> Result<Tokens> {
+pub fn build(b: &mut Builder<'_>, images: &Value, grid: Grid, net: &Sizes) -> Result<OnnxTokens> {
     let x = conv_bn(b, images, "patch_embed.conv1", HALVING)?;
     let x = b.gelu(&x);
     let mut x = conv_bn(b, &x, "patch_embed.conv2", HALVING)?;
@@ -52,7 +52,7 @@ pub fn build(b: &mut Builder<'_>, images: &Value, grid: Grid, net: &TinyVit) -> 
     let mean = b.op("GlobalAveragePool", &[&x], Vec::new());
     let mean = b.reshape(&mean, &[0, dim as i64]);
     let image = b.layer_norm(&mean, "head.norm", EPS)?;
-    Ok(Tokens { image, patch, image_dim: dim, patch_dim: net.dims[TAP_STAGE] })
+    Ok(OnnxTokens { image, patch, image_dim: dim, patch_dim: net.dims[TAP_STAGE] })
 }
 
 fn conv_bn(b: &mut Builder<'_>, x: &Value, path: &str, conv: Conv) -> Result<Value> {

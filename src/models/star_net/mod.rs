@@ -3,13 +3,38 @@
 //! Stem and stages halve the resolution with 3x3 convolutions; a block multiplies two branches ("Rewrite the Stars",
 //! arXiv:2403.19967). The patch tokens are the stride-16 stage, the image token is the mean of the normalised last one.
 
-use super::feature_maps::{Entry, MapStream, check_depths, check_widths, views_with_image};
+mod onnx;
+mod table;
+
+pub use table::{StarNet, recognise};
+
+use super::config::EncoderConfig;
+use super::encoder::{Encoder, TimmModel};
+use super::feature_maps::{MapStream, check_depths, check_widths, views_with_image};
+use super::keys::{EncoderKey, KeyRule};
+use super::layers::Layers;
 use super::tokens::{DropPath, scale_branch};
 use super::tokens::{EncoderDims, TapGroup, Tokens, View};
 use crate::error::Result;
 use crate::ir::ops;
 use crate::nn::layers::{Mode, Net};
-use crate::nn::params::Init;
+use crate::onnx::{Builder, Grid, OnnxTokens, Value};
+use serde_json::{Map, json};
+
+/// StarNet-S3.
+pub(super) const DEFAULTS: EncoderConfig =
+    EncoderConfig::StarNet { base_dim: 32, depths: [2, 2, 8, 4], mlp_ratio: 4 };
+
+pub(super) const KEYS: &[EncoderKey] = &[
+    EncoderKey::new(
+        "encoder.base_dim",
+        1,
+        KeyRule::Width,
+        "width of the first stage, doubled by each further one",
+    ),
+    EncoderKey::new("encoder.depths", 4, KeyRule::Depth, "blocks of each stage"),
+    EncoderKey::new("encoder.mlp_ratio", 1, KeyRule::UpTo(64), "expansion of the star branches"),
+];
 
 /// Channels of the stem, whatever the width.
 const STEM: usize = 32;
@@ -21,59 +46,46 @@ const PREFIX: &str = "encoder.net";
 
 /// A StarNet.
 #[derive(Clone, Debug)]
-pub(super) struct StarNet {
-    base_dim: usize,
-    depths: [usize; 4],
-    mlp_ratio: usize,
+pub(super) struct StarNetEncoder {
+    pub base_dim: usize,
+    pub depths: [usize; 4],
+    pub mlp_ratio: usize,
 }
 
-impl StarNet {
-    /// # Errors
-    /// [`Error::Config`](crate::error::Error::Config) for a width, ratio or depth out of range; `key` is the encoder's place in the configuration.
-    pub fn new(base_dim: usize, depths: [usize; 4], mlp_ratio: usize, key: &str) -> Result<Self> {
-        check_widths(key, "base_dim", &[base_dim], 1)?;
-        check_widths(key, "mlp_ratio", &[mlp_ratio], 1)?;
-        check_depths(key, &depths)?;
-        Ok(StarNet { base_dim, depths, mlp_ratio })
-    }
-
+impl StarNetEncoder {
     fn dim(&self, stage: usize) -> usize {
         self.base_dim << stage
     }
+}
 
-    pub fn dims(&self) -> EncoderDims {
+impl Encoder for StarNetEncoder {
+    fn check(&self, key: &str) -> Result<()> {
+        check_widths(key, "base_dim", &[self.base_dim], 1)?;
+        check_widths(key, "mlp_ratio", &[self.mlp_ratio], 1)?;
+        check_depths(key, "depths", &self.depths, 0)
+    }
+
+    fn dims(&self) -> EncoderDims {
         EncoderDims { image: self.dim(3), tap: self.dim(TAP) }
     }
 
-    /// The block of every residual branch: one each.
-    pub fn branch_blocks(&self) -> Vec<usize> {
+    /// One each.
+    fn branch_blocks(&self) -> Vec<usize> {
         (0..self.depths.iter().sum()).collect()
     }
 
-    pub fn layers(&self) -> Vec<Entry> {
-        let mut all = Vec::new();
-        conv_bn(&mut all, &format!("{PREFIX}.stem.0"), [STEM, 3, 3, 3], true);
-        let mut before = STEM;
-        for (stage, &depth) in self.depths.iter().enumerate() {
-            let (d, wide) = (self.dim(stage), self.mlp_ratio * self.dim(stage));
-            conv_bn(&mut all, &format!("{PREFIX}.stages.{stage}.0"), [d, before, 3, 3], true);
-            for i in 1..=depth {
-                let b = format!("{PREFIX}.stages.{stage}.{i}");
-                let depthwise = [d, 1, DEPTHWISE, DEPTHWISE];
-                conv_bn(&mut all, &format!("{b}.dwconv"), depthwise, true);
-                conv_bn(&mut all, &format!("{b}.f1"), [wide, d, 1, 1], false);
-                conv_bn(&mut all, &format!("{b}.f2"), [wide, d, 1, 1], false);
-                conv_bn(&mut all, &format!("{b}.g"), [d, wide, 1, 1], true);
-                conv_bn(&mut all, &format!("{b}.dwconv2"), depthwise, false);
-            }
-            before = d;
-        }
-        let path = format!("{PREFIX}.norm");
-        all.push(Entry::BatchNorm { path, width: before, weight: Init::Ones });
-        all
+    fn layers(&self) -> Layers {
+        let sizes = StarNet {
+            stem: STEM,
+            widths: (0..4).map(|stage| self.dim(stage)).collect(),
+            depths: self.depths.to_vec(),
+            expansion: self.mlp_ratio,
+            kernel: DEPTHWISE,
+        };
+        sizes.layers()
     }
 
-    pub fn build(
+    fn build(
         &self,
         net: &mut Net<'_, '_>,
         views: &[View],
@@ -111,14 +123,31 @@ impl StarNet {
         tokens.image = Some(last.pool(net, &format!("{PREFIX}.global_pool"))?);
         Ok(tokens)
     }
-}
 
-/// timm's `ConvBN`: `{path}.conv` and, with `bn`, `{path}.bn`.
-fn conv_bn(all: &mut Vec<Entry>, path: &str, shape: [usize; 4], bn: bool) {
-    let weight = Some(Init::TruncNormal { std: 0.02 });
-    all.push(Entry::Conv { path: format!("{path}.conv"), shape, weight, bias: true });
-    if bn {
-        all.push(Entry::BatchNorm { path: format!("{path}.bn"), width: shape[0], weight: Init::Ones });
+    fn onnx(&self, b: &mut Builder<'_>, images: &Value, grid: Grid) -> Result<OnnxTokens> {
+        onnx::build(b, images, grid, self.base_dim, &self.depths)
+    }
+
+    fn timm(&self) -> TimmModel {
+        let StarNetEncoder { base_dim, depths, mlp_ratio } = self;
+        let (name, known) = match (base_dim, depths) {
+            (24, [2, 2, 8, 3]) => ("starnet_s1", true),
+            (32, [1, 2, 6, 2]) => ("starnet_s2", true),
+            (32, [2, 2, 8, 4]) => ("starnet_s3", true),
+            (32, [3, 3, 12, 5]) => ("starnet_s4", true),
+            _ => ("starnet_s3", false),
+        };
+        let mut args = Map::new();
+        if !known || *mlp_ratio != 4 {
+            args.insert("base_dim".into(), json!(base_dim));
+            args.insert("depths".into(), json!(depths));
+            args.insert("mlp_ratio".into(), json!(mlp_ratio));
+        }
+        TimmModel { name, args, first_conv: "stem.0.conv", classifier: "head", fixed_size: false }
+    }
+
+    fn small(&self, _: [usize; 2]) -> EncoderConfig {
+        EncoderConfig::StarNet { base_dim: 8, depths: [1; 4], mlp_ratio: 2 }
     }
 }
 

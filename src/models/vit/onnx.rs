@@ -1,13 +1,13 @@
 //! timm's `VisionTransformer` with 16x16 patches and a class token.
 
-use super::builder::{Builder, Conv, Value};
-use super::parts::{Grid, Tokens};
 use crate::error::{Error, Result};
 use crate::ir::PATCH;
+use crate::onnx::{Attribute, Builder, Conv, Grid, OnnxTokens, Value};
 
 const EPS: f32 = 1e-6;
 
-pub struct Vit {
+/// What is not read off the tensors.
+pub struct Sizes {
     pub dim: usize,
     pub depth: usize,
     pub heads: usize,
@@ -15,7 +15,7 @@ pub struct Vit {
     pub tap: usize,
 }
 
-pub fn build(b: &mut Builder<'_>, images: &Value, grid: Grid, vit: &Vit) -> Result<Tokens> {
+pub fn build(b: &mut Builder<'_>, images: &Value, grid: Grid, vit: &Sizes) -> Result<OnnxTokens> {
     let (dim, patches) = (vit.dim, grid.height * grid.width);
     let conv = Conv { stride: PATCH, pad: 0, groups: 1 };
     let x = b.conv(images, "patch_embed.proj", None, conv)?;
@@ -39,7 +39,7 @@ pub fn build(b: &mut Builder<'_>, images: &Value, grid: Grid, vit: &Vit) -> Resu
     let positions = b.floats("pos_embed", &[1, patches, dim], &positions[dim..]);
     let x = b.add(&x, &positions);
     let class = b.for_each_image(&class, images, 1, dim);
-    let mut x = b.op("Concat", &[&class, &x], vec![super::proto::Attribute::int("axis", 1)]);
+    let mut x = b.op("Concat", &[&class, &x], vec![Attribute::int("axis", 1)]);
 
     let mut patch = None;
     for i in 0..vit.depth {
@@ -58,10 +58,10 @@ pub fn build(b: &mut Builder<'_>, images: &Value, grid: Grid, vit: &Vit) -> Resu
     let class = b.slice(&x, 1, 0, 1);
     let class = b.layer_norm(&class, "norm", EPS)?;
     let image = b.reshape(&class, &[0, dim as i64]);
-    Ok(Tokens { image, patch, image_dim: dim, patch_dim: dim })
+    Ok(OnnxTokens { image, patch, image_dim: dim, patch_dim: dim })
 }
 
-fn block(b: &mut Builder<'_>, x: &Value, path: &str, vit: &Vit, tokens: usize) -> Result<Value> {
+fn block(b: &mut Builder<'_>, x: &Value, path: &str, vit: &Sizes, tokens: usize) -> Result<Value> {
     let (heads, width) = (vit.heads as i64, vit.dim / vit.heads.max(1));
     let n = b.layer_norm(x, &format!("{path}.norm1"), EPS)?;
     let qkv = b.linear(&n, &format!("{path}.attn.qkv"))?;

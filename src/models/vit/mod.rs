@@ -3,23 +3,65 @@
 //! Only what is read is computed: rows that feed the tap alone leave the stream behind it, and the last block computes
 //! the class rows only.
 
-use super::tokens::{DropPath, TapGroup, Tokens, View, scale_branch};
+mod onnx;
+mod table;
+
+pub use table::{Vit, recognise};
+
+use super::config::EncoderConfig;
+use super::encoder::{Encoder, HEADS_KEY, TAP_KEY, TimmModel};
+use super::keys::{EncoderKey, KeyRule};
+use super::layers::Layers;
+use super::tokens::{DropPath, EncoderDims, TapGroup, Tokens, View, scale_branch};
 use crate::error::{Error, Result};
 use crate::ir::PATCH;
 use crate::ir::{AttentionLayout, RowRun, Segments, TokenLayout, TokenView, ValueId, ops};
 use crate::nn::layers::{Net, first_rows, range};
-use crate::nn::params::{Init, ParamRegistry};
+use crate::onnx::{Builder, Grid, OnnxTokens, Value};
+use serde_json::{Map, json};
+use std::sync::Arc;
+
+/// ViT-Tiny for images of persons.
+pub(super) const DEFAULTS: EncoderConfig =
+    EncoderConfig::Vit { img_size: [256, 128], embed_dim: 192, depth: 12, num_heads: 3, tap: 6 };
+
+pub(super) const KEYS: &[EncoderKey] = &[
+    EncoderKey::new(
+        "encoder.img_size",
+        2,
+        KeyRule::ImageSize,
+        "[height, width] of the position table; none: views.global_size",
+    ),
+    EncoderKey::new("encoder.embed_dim", 1, KeyRule::Width, "token width"),
+    EncoderKey::new("encoder.depth", 1, KeyRule::Depth, "blocks"),
+    EncoderKey::new(
+        "encoder.num_heads",
+        1,
+        KeyRule::Divides("encoder.embed_dim"),
+        "attention heads; divide embed_dim",
+    ),
+    EncoderKey::new(
+        "encoder.tap",
+        1,
+        KeyRule::Below("encoder.depth"),
+        "block, from 0, whose output gives the patch tokens",
+    ),
+];
 
 /// A vision transformer.
 #[derive(Clone, Debug)]
-pub(super) struct Vit {
+pub(super) struct VitEncoder {
+    /// `[height, width]` of the images of the position table.
+    img_size: [usize; 2],
     /// Patches along height and width of the position table.
     grid: [usize; 2],
     dim: usize,
     depth: usize,
     heads: usize,
-    /// The block whose output gives the patch tokens; None where nothing reads them.
-    tap: Option<usize>,
+    /// The block whose output gives the patch tokens.
+    tap: usize,
+    /// Whether anything reads those.
+    tapped: bool,
 }
 
 /// The stream between two blocks: its rows and `(images, rows per image)` of its views.
@@ -35,15 +77,31 @@ impl Stream {
     }
 }
 
-impl Vit {
-    pub fn new(
-        img_size: [usize; 2],
-        dim: usize,
-        depth: usize,
-        heads: usize,
-        tap: usize,
-        key: &str,
-    ) -> Result<Self> {
+impl VitEncoder {
+    pub fn new(img_size: [usize; 2], dim: usize, depth: usize, heads: usize, tap: usize) -> Self {
+        VitEncoder { img_size, grid: img_size.map(|s| s / PATCH), dim, depth, heads, tap, tapped: true }
+    }
+
+    /// Its sizes as a file's tensors tell them.
+    fn sizes(&self) -> Vit {
+        Vit {
+            dim: self.dim,
+            depth: self.depth,
+            hidden: 4 * self.dim,
+            patch: [PATCH; 2],
+            channels: 3,
+            positions: 1 + self.grid[0] * self.grid[1],
+            class_token: true,
+            distillation_token: false,
+            registers: 0,
+            layer_scale: false,
+        }
+    }
+}
+
+impl Encoder for VitEncoder {
+    fn check(&self, key: &str) -> Result<()> {
+        let VitEncoder { img_size, dim, depth, heads, tap, .. } = *self;
         let bad = |name: &str, message: String| Err(Error::config(format!("{key}.{name}"), message));
         if img_size.iter().any(|s| *s == 0 || !s.is_multiple_of(PATCH)) {
             return bad("img_size", format!("must be positive multiples of {PATCH}, got {img_size:?}"));
@@ -54,46 +112,40 @@ impl Vit {
         if depth == 0 || tap >= depth {
             return bad("tap", format!("must be a block below depth {depth}, got {tap}"));
         }
-        Ok(Vit { grid: img_size.map(|s| s / PATCH), dim, depth, heads, tap: Some(tap) })
+        Ok(())
     }
 
-    /// The same without the norm of the tapped block: it gives no patch tokens.
-    pub fn without_tap(self) -> Self {
-        Vit { tap: None, ..self }
+    fn without_tap(&self) -> Option<Arc<dyn Encoder>> {
+        Some(Arc::new(VitEncoder { tapped: false, ..self.clone() }))
     }
 
-    pub fn dim(&self) -> usize {
-        self.dim
+    fn dims(&self) -> EncoderDims {
+        EncoderDims { image: self.dim, tap: self.dim }
     }
 
-    /// The block of every residual branch: two each.
-    pub fn branch_blocks(&self) -> Vec<usize> {
+    /// Two each.
+    fn branch_blocks(&self) -> Vec<usize> {
         (0..self.depth).flat_map(|b| [b, b]).collect()
     }
 
-    pub fn register(&self, reg: &mut ParamRegistry) -> Result<()> {
-        let (d, p) = (self.dim, "encoder.vit");
-        let trunc = Init::TruncNormal { std: 0.02 };
-        reg.register(format!("{p}.cls_token"), &[1, 1, d], Init::Normal { std: 1e-6 })?;
-        reg.register(format!("{p}.pos_embed"), &[1, 1 + self.grid[0] * self.grid[1], d], trunc)?;
-        reg.conv(&format!("{p}.patch_embed.proj"), d, 3, PATCH)?;
-        for i in 0..self.depth {
-            let b = format!("{p}.blocks.{i}");
-            let linear = |reg: &mut ParamRegistry, name: &str, outputs, inputs| {
-                reg.linear_with(&format!("{b}.{name}"), outputs, inputs, trunc, Init::Zeros)
-            };
-            reg.norm(&format!("{b}.norm1"), d)?;
-            linear(reg, "attn.qkv", 3 * d, d)?;
-            linear(reg, "attn.proj", d, d)?;
-            reg.norm(&format!("{b}.norm2"), d)?;
-            linear(reg, "mlp.fc1", 4 * d, d)?;
-            linear(reg, "mlp.fc2", d, 4 * d)?;
-        }
-        reg.norm(&format!("{p}.norm"), d)?;
-        self.tap.map_or(Ok(()), |_| reg.norm("encoder.tap_norm", d))
+    fn layers(&self) -> Layers {
+        self.sizes().layers()
     }
 
-    pub fn build(
+    fn prefix(&self) -> &'static str {
+        "encoder.vit."
+    }
+
+    /// The norm of the tapped block.
+    fn extra_layers(&self) -> Layers {
+        let mut all = Layers::default();
+        if self.tapped {
+            all.layer_norm("tap_norm", self.dim);
+        }
+        all
+    }
+
+    fn build(
         &self,
         net: &mut Net<'_, '_>,
         views: &[View],
@@ -107,21 +159,22 @@ impl Vit {
                 "views without an image token must come last in the stream",
             ));
         }
-        if self.tap.is_none() && !taps.is_empty() {
+        let tap = self.tapped.then_some(self.tap);
+        if tap.is_none() && !taps.is_empty() {
             return Err(Error::invariant("model building", "patch tokens of an encoder without a tap"));
         }
         let mut stream = self.embed(net, views)?;
         let mut tokens = Tokens::default();
         for i in 0..self.depth {
-            if self.tap.is_some_and(|tap| i > tap) && with_image == 0 {
+            if tap.is_some_and(|tap| i > tap) && with_image == 0 {
                 break;
             }
-            let class_rows_only = i + 1 == self.depth && (self.tap != Some(i) || taps.is_empty());
+            let class_rows_only = i + 1 == self.depth && (tap != Some(i) || taps.is_empty());
             let drop = drop_path.filter(|_| i > 0).map(|d| (d, 2 * i));
             let (next, qkv) = net.block(|net| self.block(net, i, &stream, class_rows_only, drop))?;
             stream = next;
             tokens.last_qkv = (i + 1 == self.depth).then_some(qkv);
-            if self.tap == Some(i) {
+            if tap == Some(i) {
                 tokens.taps = taps.iter().map(|t| self.tap_tokens(net, &stream, t)).collect::<Result<_>>()?;
                 stream = self.cut(net, stream, with_image)?;
             }
@@ -138,6 +191,47 @@ impl Vit {
         Ok(tokens)
     }
 
+    fn onnx(&self, b: &mut Builder<'_>, images: &Value, grid: Grid) -> Result<OnnxTokens> {
+        let VitEncoder { dim, depth, heads, tap, .. } = *self;
+        onnx::build(b, images, grid, &onnx::Sizes { dim, depth, heads, tap })
+    }
+
+    fn timm(&self) -> TimmModel {
+        let VitEncoder { dim, depth, heads, .. } = *self;
+        let (name, known) = match (dim, depth, heads) {
+            (192, 12, 3) => ("vit_tiny_patch16_224", true),
+            (384, 12, 6) => ("vit_small_patch16_224", true),
+            (768, 12, 12) => ("vit_base_patch16_224", true),
+            (1024, 24, 16) => ("vit_large_patch16_224", true),
+            _ => ("vit_tiny_patch16_224", false),
+        };
+        let mut args = Map::new();
+        if !known {
+            args.insert("embed_dim".into(), json!(dim));
+            args.insert("depth".into(), json!(depth));
+            args.insert("num_heads".into(), json!(heads));
+        }
+        args.insert("img_size".into(), json!(self.img_size));
+        let (first_conv, classifier) = ("patch_embed.proj", "head");
+        TimmModel { name, args, first_conv, classifier, fixed_size: true }
+    }
+
+    fn told(&self) -> Vec<(&'static str, String)> {
+        vec![(HEADS_KEY, self.heads.to_string()), (TAP_KEY, self.tap.to_string())]
+    }
+
+    fn described(&self) -> Vec<(&'static str, String)> {
+        let tap = format!("block {} (from 0), behind a norm of its own in ONNX and `embed`", self.tap);
+        vec![("attention heads", self.heads.to_string()), ("patch tokens from", tap)]
+    }
+
+    fn small(&self, img_size: [usize; 2]) -> EncoderConfig {
+        let (num_heads, depth) = (self.heads, self.depth.min(2));
+        EncoderConfig::Vit { img_size, embed_dim: 8 * num_heads, depth, num_heads, tap: depth - 1 }
+    }
+}
+
+impl VitEncoder {
     /// Patches of all views through one linear layer, class tokens before them, positions added.
     fn embed(&self, net: &mut Net<'_, '_>, views: &[View]) -> Result<Stream> {
         let p = "encoder.vit";

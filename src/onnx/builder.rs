@@ -4,7 +4,6 @@ use super::proto::{
     Attribute, Dimension, Extent, FLOAT, Graph, INT64, Node, Shape, Tensor, TensorType, Type, ValueInfo,
 };
 use crate::error::{Error, Result};
-use crate::weights::StateDict;
 use std::collections::HashSet;
 
 /// Name of a value in the graph.
@@ -30,18 +29,26 @@ impl Conv {
 /// BatchNorm's epsilon in PyTorch.
 const BATCH_NORM_EPS: f64 = 1e-5;
 
+/// An encoder's weights under timm's names.
+pub trait Weights {
+    /// The shape of the tensor of this name, if there is one, and its values in row-major order if they are floats.
+    fn tensor(&self, name: &str) -> Option<(Vec<usize>, Option<Vec<f32>>)>;
+
+    /// Whether there is one.
+    fn has(&self, name: &str) -> bool;
+}
+
 /// A graph under construction.
 pub struct Builder<'a> {
-    state: &'a StateDict,
+    weights: &'a dyn Weights,
     graph: Graph,
     /// Names of the initializers that are there.
     known: HashSet<String>,
 }
 
 impl<'a> Builder<'a> {
-    /// Weights are looked up in `state` under timm's names.
-    pub fn new(name: &str, state: &'a StateDict) -> Self {
-        Builder { state, graph: Graph { name: name.to_owned(), ..Graph::default() }, known: HashSet::new() }
+    pub fn new(name: &str, weights: &'a dyn Weights) -> Self {
+        Builder { weights, graph: Graph { name: name.to_owned(), ..Graph::default() }, known: HashSet::new() }
     }
 
     pub fn finish(self) -> Graph {
@@ -74,14 +81,13 @@ impl<'a> Builder<'a> {
     pub fn tensor(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>)> {
         let missing =
             || Error::usage(format!("the weights lack the tensor `{name}`, which an ONNX model needs"));
-        let tensor = self.state.get(name).ok_or_else(missing)?;
-        let values =
-            tensor.f32s().ok_or_else(|| Error::usage(format!("the tensor `{name}` holds no floats")))?;
-        Ok((tensor.shape().dims().to_vec(), values.into_owned()))
+        let (dims, values) = self.weights.tensor(name).ok_or_else(missing)?;
+        let values = values.ok_or_else(|| Error::usage(format!("the tensor `{name}` holds no floats")))?;
+        Ok((dims, values))
     }
 
     pub fn has(&self, name: &str) -> bool {
-        self.state.get(name).is_some()
+        self.weights.has(name)
     }
 
     /// An initializer of f32.
@@ -178,6 +184,20 @@ impl<'a> Builder<'a> {
     pub fn relu6(&mut self, x: &Value) -> Value {
         let [low, high] = [0.0, 6.0].map(|v| self.scalar(v));
         self.op("Clip", &[x, &low, &high], Vec::new())
+    }
+
+    pub fn relu(&mut self, x: &Value) -> Value {
+        self.op("Relu", &[x], Vec::new())
+    }
+
+    /// The largest value of every window of `kernel`, with a padding of half of it.
+    pub fn max_pool(&mut self, x: &Value, kernel: usize, stride: usize) -> Value {
+        let attributes = vec![
+            Attribute::ints("kernel_shape", &[kernel as i64; 2]),
+            Attribute::ints("strides", &[stride as i64; 2]),
+            Attribute::ints("pads", &[(kernel / 2) as i64; 4]),
+        ];
+        self.op("MaxPool", &[x], attributes)
     }
 
     /// LayerNorm over the last axis, weights `{path}.weight` and `{path}.bias`.

@@ -1,0 +1,192 @@
+//! The table of encoders: the one place where their kinds stand side by side.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::config::EncoderConfig;
+use super::encoder::Encoder;
+use super::keys::EncoderKey;
+use super::layers::Layers;
+use super::resnet::{self, ResNet, ResNetEncoder};
+use super::shapes::{Shapes, Tensors};
+use super::star_net::{self, StarNet, StarNetEncoder};
+use super::tiny_vit::{self, TinyVit, TinyVitEncoder};
+use super::vit::{self, Vit, VitEncoder};
+use crate::error::Result;
+
+/// A kind of encoder.
+#[derive(Debug)]
+pub struct Kind {
+    /// What `encoder.kind` calls it.
+    pub name: &'static str,
+    /// What messages call it.
+    pub label: &'static str,
+    /// What of this kind is built, for messages.
+    pub built: &'static str,
+    /// A tensor that each encoder of this kind has and no other kind, by timm's name.
+    pub anchor: &'static str,
+    /// What timm's names of its layers begin with: a tensor of such a name changes what is computed.
+    pub body: &'static [&'static str],
+    /// Reads the sizes; the anchor is there.
+    pub recognise: fn(Shapes<'_>) -> Option<Architecture>,
+    /// The sizes where a configuration names the kind only.
+    pub defaults: EncoderConfig,
+    /// Its own keys.
+    pub keys: &'static [EncoderKey],
+}
+
+/// Every kind of encoder.
+pub const KINDS: &[Kind] = &[
+    Kind {
+        name: "vit",
+        label: "ViT",
+        built: "ViT with 16x16 patches, a class token, and neither registers nor LayerScale, of any width and depth",
+        anchor: "patch_embed.proj.weight",
+        body: &["blocks.", "patch_embed.", "norm_pre.", "pos_embed"],
+        recognise: |shapes| vit::recognise(shapes).map(Architecture::Vit),
+        defaults: vit::DEFAULTS,
+        keys: vit::KEYS,
+    },
+    Kind {
+        name: "tinyvit",
+        label: "TinyViT",
+        built: "TinyViT",
+        anchor: "patch_embed.conv1.conv.weight",
+        body: &["stages.", "patch_embed."],
+        recognise: |shapes| tiny_vit::recognise(shapes).map(Architecture::TinyVit),
+        defaults: tiny_vit::DEFAULTS,
+        keys: tiny_vit::KEYS,
+    },
+    Kind {
+        name: "starnet",
+        label: "StarNet",
+        built: "StarNet",
+        anchor: "stem.0.conv.weight",
+        body: &["stages.", "stem."],
+        recognise: |shapes| star_net::recognise(shapes).map(Architecture::StarNet),
+        defaults: star_net::DEFAULTS,
+        keys: star_net::KEYS,
+    },
+    Kind {
+        name: "resnet",
+        label: "ResNet",
+        built: "ResNet of basic blocks, such as resnet18",
+        anchor: "layer1.0.conv1.weight",
+        body: &["conv1.", "bn1.", "layer"],
+        recognise: |shapes| resnet::recognise(shapes).map(Architecture::ResNet),
+        defaults: resnet::DEFAULTS,
+        keys: resnet::KEYS,
+    },
+];
+
+/// An encoder and its sizes, as far as tensors tell them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Architecture {
+    Vit(Vit),
+    TinyVit(TinyVit),
+    StarNet(StarNet),
+    ResNet(ResNet),
+}
+
+/// What is known of an encoder by its tensors.
+trait Known: fmt::Display {
+    /// timm's tensors.
+    fn layers(&self) -> Layers;
+    /// The encoder that is built here of these sizes; what no tensor tells is a guess.
+    ///
+    /// # Errors
+    /// In words, where there is none.
+    fn config(&self) -> std::result::Result<EncoderConfig, String>;
+}
+
+macro_rules! known {
+    ($($name:ident),*) => {
+        $(impl Known for $name {
+            fn layers(&self) -> Layers {
+                $name::layers(self)
+            }
+
+            fn config(&self) -> std::result::Result<EncoderConfig, String> {
+                $name::config(self)
+            }
+        })*
+
+        impl Architecture {
+            fn known(&self) -> &dyn Known {
+                match self {
+                    $(Architecture::$name(known) => known,)*
+                }
+            }
+        }
+    };
+}
+
+known!(Vit, TinyVit, StarNet, ResNet);
+
+impl Architecture {
+    /// Tells the encoder whose tensors these are, in timm's names; `None` when they have the first tensor of none, or lack
+    /// others by which its sizes are told.
+    pub fn told_by(tensors: &dyn Tensors) -> Option<Architecture> {
+        let shapes = Shapes(tensors);
+        let kind = KINDS.iter().find(|kind| shapes.has(kind.anchor))?;
+        (kind.recognise)(shapes)
+    }
+
+    /// timm's tensors.
+    pub fn layers(&self) -> Layers {
+        self.known().layers()
+    }
+
+    /// The encoder that is built here of these sizes, what no tensor tells being a guess.
+    ///
+    /// # Errors
+    /// In words, where there is none.
+    pub fn config(&self) -> std::result::Result<EncoderConfig, String> {
+        self.known().config()
+    }
+}
+
+impl fmt::Display for Architecture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.known().fmt(f)
+    }
+}
+
+impl EncoderConfig {
+    /// The encoder, its sizes not checked: for questions about one that is known to be sound.
+    pub fn encoder(&self) -> Arc<dyn Encoder> {
+        match *self {
+            EncoderConfig::Vit { img_size, embed_dim, depth, num_heads, tap } => {
+                Arc::new(VitEncoder::new(img_size, embed_dim, depth, num_heads, tap))
+            }
+            EncoderConfig::TinyVit { embed_dims, depths, num_heads, window_sizes } => {
+                Arc::new(TinyVitEncoder { embed_dims, depths, heads: num_heads, windows: window_sizes })
+            }
+            EncoderConfig::StarNet { base_dim, depths, mlp_ratio } => {
+                Arc::new(StarNetEncoder { base_dim, depths, mlp_ratio })
+            }
+            EncoderConfig::ResNet { layers, channels } => {
+                Arc::new(ResNetEncoder { depths: layers, channels })
+            }
+        }
+    }
+
+    /// The encoder; `key` is its place in the configuration.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::error::Error::Config) when it is no valid one.
+    pub fn open(&self, key: &str) -> Result<Arc<dyn Encoder>> {
+        let encoder = self.encoder();
+        encoder.check(key)?;
+        Ok(encoder)
+    }
+}
+
+/// The kinds by one of their names, such as `a, b or c`.
+pub fn listed(name: impl Fn(&Kind) -> &'static str) -> String {
+    let names: Vec<_> = KINDS.iter().map(name).collect();
+    match names.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+        _ => names.concat(),
+    }
+}
