@@ -151,8 +151,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) adamw(const AdamWParams p)
             p.m[at] = m;
             p.v[at] = v;
             p.params[at] = w;
-            if (p.weights) p.weights[at] = from_float<T>(w);
         }
+        if (p.weights) p.weights[at] = from_float<T>(w);
         if (piece.expert == NO_EXPERT) continue;
         const float e = p.expert[piece.expert + i];
         // The form that is exact at the nearer end, as torch.lerp has it.

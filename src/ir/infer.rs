@@ -16,7 +16,7 @@ pub(crate) fn infer<O: OpSet>(path: &str, op: &O, inputs: &[Operand<'_>]) -> Res
         }
     };
     let typed = |(slot, dims): (usize, Vec<usize>)| {
-        let followed = facts.follows.map(|i| inputs[i].dtype);
+        let followed = facts.follows.filter(|_| slot == 0).map(|i| inputs[i].dtype);
         let dtype = facts.gives.or(followed).or(match facts.output_role(slot) {
             Role::Element => element,
             Role::Wide => element.map(DType::accumulator),

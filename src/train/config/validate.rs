@@ -32,6 +32,11 @@ impl TrainConfig {
         self.validate_run()
     }
 
+    /// What has keys of its own in sections that others share.
+    fn is_saip(&self) -> bool {
+        self.objective == NAMES[0]
+    }
+
     fn validate_encoder(&self) -> Result<()> {
         share_below_one("encoder.drop_path", self.encoder.drop_path)?;
         let architecture = &self.encoder.architecture;
@@ -79,7 +84,7 @@ impl TrainConfig {
         require(given(&expert.path), "expert.path", || {
             "is empty: name a file of weights, or `none` for the student's moving average".into()
         })?;
-        require(expert.path.is_none() || self.objective == NAMES[0], "expert.path", || {
+        require(expert.path.is_none() || self.is_saip(), "expert.path", || {
             format!(
                 "is for the objective {}: that of {} is always the student's moving average, leave it `none`",
                 NAMES[0], self.objective
@@ -129,7 +134,7 @@ impl TrainConfig {
         for (key, weight) in weights {
             not_negative(key, weight)?;
         }
-        require(weights.iter().any(|(_, w)| *w > 0.0), "csm.weight", || {
+        require(!self.is_saip() || weights.iter().any(|(_, w)| *w > 0.0), "csm.weight", || {
             "all three objectives are switched off: give `csm.weight`, `csr.weight` or `css.weight` more than 0".into()
         })
     }
@@ -150,7 +155,9 @@ impl TrainConfig {
         })?;
         count("views.scale_buckets", views.scale_buckets, 64)?;
         let base = self.step_config(views.local_size, views.global_size);
-        for scale in scale_buckets(views.scale, views.scale_buckets) {
+        // Others have neither rescaled nor masked views.
+        let buckets = if self.is_saip() { views.scale_buckets } else { 0 };
+        for scale in scale_buckets(views.scale, buckets) {
             let step = base.at_scale(scale);
             image_size("views.scale", &step.rescaled_size)?;
             image_size("views.scale", &step.masked_size)?;
