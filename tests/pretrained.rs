@@ -140,10 +140,10 @@ fn a_frozen_expert_stays_as_its_file_has_it() {
 fn a_resnet_learns_from_a_resnet_and_leaves_its_weights() {
     let dir = lab();
     let written = write(&dir.path().join("res.safetensors"), &resnet());
-    let encoder = ["encoder.kind=resnet", "encoder.layers=[1,1,2,1]", "encoder.channels=[8,8,12,16]"];
+    let encoder = ["encoder.layers=[1,1,2,1]", "encoder.channels=[8,8,12,16]"];
     let keys: Vec<&str> = encoder.iter().chain(TWO).copied().collect();
     let drop_path = [&keys[..], &["encoder.drop_path=0.1"]].concat();
-    expert(&mut train(dir.path(), "run", &drop_path), "res.safetensors").ok();
+    expert(&mut train_encoder(dir.path(), "run", "demo-resnet", &drop_path), "res.safetensors").ok();
     let out = dir.path().join("run");
     assert_holds(&out, 2, "expert.encoder.net.", &written);
     let (first, last) = (tensors(&out, 1), tensors(&out, 2));
@@ -153,7 +153,7 @@ fn a_resnet_learns_from_a_resnet_and_leaves_its_weights() {
     }
     run(support::engine(dir.path()).args(["export", "run", "--format", "pth", "--out", "res.pth"])).ok();
     let still: Vec<&str> = encoder.iter().chain(STILL).copied().collect();
-    run(train(dir.path(), "again", &still).args(["--init", "res.pth"])).ok();
+    run(train_encoder(dir.path(), "again", "demo-resnet", &still).args(["--init", "res.pth"])).ok();
     let again = tensors(&dir.path().join("again"), 1);
     for name in ["layer3.0.downsample.0.weight", "layer4.0.conv2.weight", "bn1.bias"] {
         let name = format!("student.encoder.net.{name}");

@@ -35,6 +35,12 @@ pub struct Kind {
     pub keys: &'static [EncoderKey],
 }
 
+/// Their names, for the key that takes one of them; a test holds it against the table.
+pub const KIND_NAMES: &str = "vit, tinyvit, starnet or resnet";
+
+/// What the layers of the kinds with stages or blocks of those names begin with.
+const BODY: &[&str] = &["blocks.", "stages.", "stem.", "patch_embed.", "norm_pre.", "pos_embed"];
+
 /// Every kind of encoder.
 pub const KINDS: &[Kind] = &[
     Kind {
@@ -42,7 +48,7 @@ pub const KINDS: &[Kind] = &[
         label: "ViT",
         built: "ViT with 16x16 patches, a class token, and neither registers nor LayerScale, of any width and depth",
         anchor: "patch_embed.proj.weight",
-        body: &["blocks.", "patch_embed.", "norm_pre.", "pos_embed"],
+        body: BODY,
         recognise: |shapes| vit::recognise(shapes).map(Architecture::Vit),
         defaults: vit::DEFAULTS,
         keys: vit::KEYS,
@@ -52,7 +58,7 @@ pub const KINDS: &[Kind] = &[
         label: "TinyViT",
         built: "TinyViT",
         anchor: "patch_embed.conv1.conv.weight",
-        body: &["stages.", "patch_embed."],
+        body: BODY,
         recognise: |shapes| tiny_vit::recognise(shapes).map(Architecture::TinyVit),
         defaults: tiny_vit::DEFAULTS,
         keys: tiny_vit::KEYS,
@@ -62,7 +68,7 @@ pub const KINDS: &[Kind] = &[
         label: "StarNet",
         built: "StarNet",
         anchor: "stem.0.conv.weight",
-        body: &["stages.", "stem."],
+        body: BODY,
         recognise: |shapes| star_net::recognise(shapes).map(Architecture::StarNet),
         defaults: star_net::DEFAULTS,
         keys: star_net::KEYS,
@@ -124,12 +130,12 @@ macro_rules! known {
 known!(Vit, TinyVit, StarNet, ResNet);
 
 impl Architecture {
-    /// Tells the encoder whose tensors these are, in timm's names; `None` when they have the first tensor of none, or lack
+    /// Tells the encoder whose tensors these are, in timm's names, and its kind; `None` when they have the first tensor of none, or lack
     /// others by which its sizes are told.
-    pub fn told_by(tensors: &dyn Tensors) -> Option<Architecture> {
+    pub fn told_by(tensors: &dyn Tensors) -> Option<(&'static Kind, Architecture)> {
         let shapes = Shapes(tensors);
         let kind = KINDS.iter().find(|kind| shapes.has(kind.anchor))?;
-        (kind.recognise)(shapes)
+        Some((kind, (kind.recognise)(shapes)?))
     }
 
     /// timm's tensors.

@@ -18,7 +18,7 @@ pub use config::EncoderConfig;
 pub use embed::{EmbedGraph, EmbedOptions, build_embed};
 pub use encoder::{Encoder, HEADS_KEY, TAP_KEY, TimmModel, timm_name};
 pub use keys::{EncoderKey, KeyRule};
-pub use kinds::{Architecture, KINDS, Kind, listed};
+pub use kinds::{Architecture, KIND_NAMES, KINDS, Kind, listed};
 pub use layers::{Holds, LayerTensor, Layers};
 pub use resnet::ResNet;
 pub use shapes::{Shapes, Tensors};

@@ -6,7 +6,7 @@ use super::names::{encoder, unknown};
 use super::tensor::StateDict;
 use super::timm::timm_parameters;
 use crate::error::Result;
-use crate::models::{Architecture, KINDS, Tensors, listed};
+use crate::models::{Architecture, Kind, Tensors, listed};
 
 impl Tensors for StateDict {
     fn dims(&self, name: &str) -> Option<&[usize]> {
@@ -25,15 +25,15 @@ pub fn recognise(state: &StateDict) -> Result<Architecture> {
 
 /// [`recognise`] of tensors in timm's names.
 pub(super) fn of_timm(state: &StateDict) -> Result<Architecture> {
-    let architecture = Architecture::told_by(state).ok_or_else(|| {
+    let (kind, architecture) = Architecture::told_by(state).ok_or_else(|| {
         unknown(state, &format!("has an encoder with tensors that no {} has", listed(|kind| kind.label)))
     })?;
-    compare(state, &architecture)?;
+    compare(state, kind, &architecture)?;
     Ok(architecture)
 }
 
 /// The body must be that architecture and nothing else: a block with one more tensor computes something else.
-fn compare(state: &StateDict, architecture: &Architecture) -> Result<()> {
+fn compare(state: &StateDict, kind: &Kind, architecture: &Architecture) -> Result<()> {
     const SHOWN: usize = 5;
     let expected: HashMap<_, _> = timm_parameters(architecture).into_iter().collect();
     let mut wrong = Vec::new();
@@ -49,7 +49,7 @@ fn compare(state: &StateDict, architecture: &Architecture) -> Result<()> {
             _ => {}
         }
     }
-    let body = |name: &str| KINDS.iter().any(|kind| kind.body.iter().any(|b| name.starts_with(b)));
+    let body = |name: &str| kind.body.iter().any(|b| name.starts_with(b));
     for (name, t) in state.iter() {
         if !expected.contains_key(name) && body(name) {
             wrong.push(format!("`{name}` {} is unknown", t.shape()));

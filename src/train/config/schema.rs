@@ -127,7 +127,7 @@ pub(super) fn encoder_kinds() -> String {
 }
 
 const ENCODER: &[Key] = &[
-    key("encoder.kind", Kind::Text, "vit, tinyvit, starnet or resnet"),
+    key("encoder.kind", Kind::Text, models::KIND_NAMES),
     key("encoder.drop_path", Kind::Float, "stochastic depth rate of the last block; 0: off"),
     optional(
         "encoder.init",
