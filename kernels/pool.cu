@@ -122,6 +122,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) max_pool_backward(const Ma
                 for (u32 ky = 0; ky < p.kernel; ++ky) {
                     const u32 line = oy * p.stride + ky - half;
                     if (line >= p.height) continue;
+                    // Rolled: several taps under way at a time would not fit the registers.
+#pragma unroll 1
                     for (u32 kx = 0; kx < p.kernel; ++kx) {
                         const u32 column = ox * p.stride + kx - half;
                         if (column >= p.width || (line == y && column == x)) continue;
