@@ -639,7 +639,8 @@ fn grad_health() -> Vec<Case> {
 
 fn clip_tensors() -> Vec<Case> {
     // (P, tensors, clip norm): none, some and all of them longer than it; gaps, and one of several partial sums.
-    let all: [(usize, &[(usize, usize)], f64); 5] = [
+    type Tensors<'a> = &'a [(usize, usize)];
+    let all: [(usize, Tensors, f64); 5] = [
         (1, &[(0, 1)], 0.5),
         (200, &[(0, 64), (64, 3), (128, 70)], 0.0),
         (200, &[(0, 64), (64, 3), (128, 70)], 3.0),
