@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::ir::{self, Region};
 use crate::objectives::Objective;
 use crate::plan::{eliminate_dead, plan};
-use crate::step::{IoSlot, OWN_SCALARS, SCALARS, Step, StepOptions, TOTAL};
+use crate::step::{IoSlot, OWN_SCALARS, SCALARS, Step, StepOptions, StepPoint, TOTAL};
 use crate::train::engine::{Engine, EngineOptions, write_checked};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,7 +25,9 @@ pub fn check(objective: &Arc<dyn Objective>, backends: Backends<'_>) -> Result<V
     let mut engine = Engine::new((backends.device)()?, Arc::clone(objective), options)?;
     engine.initialise()?;
     let state = moved(&mut engine)?;
-    let loss = engine.micro_step(0, &batch, &objective.point(1))?.total;
+    // The gradients as they are, not cut to a length.
+    let point = StepPoint { tensor_clip_norm: None, ..objective.point(1) };
+    let loss = engine.micro_step(0, &batch, &point)?.total;
     let gradients = engine.read_region(Region::Grads)?;
     let all = norm(&gradients.iter().map(|g| norm(&g.2)).collect::<Vec<_>>());
 
