@@ -63,7 +63,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_delta(const Atte
 constexpr u32 OUTER = WARPS * 16;
 // Multiples of 16 of the head's width, and of 8.
 constexpr u32 STEPS = HEAD / 16, COLUMNS = HEAD / 8;
-constexpr float LOG2_E = 1.4426950408889634f;
 
 // Rows first .. first + ROWS of a matrix, zeros from `count` on.
 template <u32 ROWS>
@@ -171,16 +170,6 @@ __device__ __forceinline__ void store_outer(T* to, u32 stride, u32 count, const 
             if (row < count) store_all(to + (u64)row * stride + (c + lane % 4) * 8, v);
         }
     }
-}
-
-// Over the four lanes that share a row of a fragment.
-__device__ __forceinline__ float quad_max(float x) {
-    x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 1));
-    return fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 2));
-}
-__device__ __forceinline__ float quad_sum(float x) {
-    x += __shfl_xor_sync(ALL_LANES, x, 1);
-    return x + __shfl_xor_sync(ALL_LANES, x, 2);
 }
 
 // One pass over the keys with a running maximum (Milakov and Gimelshein 2018; FlashAttention-2, Dao 2023).

@@ -98,13 +98,13 @@ __device__ __forceinline__ void take_keys(Softmax& all, const u32 (&q)[STEPS][4]
 #pragma unroll
         for (u32 j = 0; j < KEYS / 8; ++j) largest = fmaxf(largest, fmaxf(s[j][half * 2], s[j][half * 2 + 1]));
         largest = quad_max(largest);
-        const float shrink = power_of_2((all.top[half] - largest) * cool), offset = largest * cool;
+        const float shrink = power_of_two((all.top[half] - largest) * cool), offset = largest * cool;
         float part = 0.0f;
 #pragma unroll
         for (u32 j = 0; j < KEYS / 8; ++j) {
 #pragma unroll
             for (u32 e = half * 2; e < half * 2 + 2; ++e) {
-                s[j][e] = power_of_2(fmaf(s[j][e], cool, -offset));
+                s[j][e] = power_of_two(fmaf(s[j][e], cool, -offset));
                 part += s[j][e];
             }
         }
@@ -374,7 +374,7 @@ __device__ __forceinline__ void take_queries(float (&dk)[TILES][COLUMNS][4], flo
 #pragma unroll
         for (u32 m = 0; m < TILES; ++m) {
 #pragma unroll
-            for (u32 e = 0; e < 4; ++e) s[m][n][e] = power_of_2(fmaf(s[m][n][e], cool, -offset.at[e % 2]));
+            for (u32 e = 0; e < 4; ++e) s[m][n][e] = power_of_two(fmaf(s[m][n][e], cool, -offset.at[e % 2]));
         }
     }
 #pragma unroll

@@ -3,17 +3,9 @@
 
 // Multiples of 16 of the head's width, and of 8: a chunk of 16 bytes.
 constexpr u32 STEPS = HEAD / 16, COLUMNS = HEAD / 8;
-constexpr float LOG2_E = 1.4426950408889634f;
 // Rows in shared memory: their swap of chunks repeats within 16 rows.
 using Rows = Tile<16, HEAD>;
 constexpr u32 ROW_BYTES = HEAD * 2;
-
-// 2^x to 2 ulp, 0 where it is below 2^-126: one instruction, where exp2f scales to keep such numbers.
-__device__ __forceinline__ float power_of_2(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
 
 // `rows` rows, of which `count` exist; the others are zeros. A thread copies chunks of one column.
 __device__ __forceinline__ void load_rows(u32 thread, u32 tile, const T* from, u32 stride, u32 rows, u32 count) {
@@ -91,14 +83,4 @@ __device__ __forceinline__ void store_rows(T* to, u32 stride, u32 count, const f
             if (row < count) store_words(to + (u64)row * stride + (c + lane % 4) * 8, words);
         }
     }
-}
-
-// Over the four lanes that share a row of a fragment.
-__device__ __forceinline__ float quad_max(float x) {
-    x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 1));
-    return fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 2));
-}
-__device__ __forceinline__ float quad_sum(float x) {
-    x += __shfl_xor_sync(ALL_LANES, x, 1);
-    return x + __shfl_xor_sync(ALL_LANES, x, 2);
 }

@@ -4,6 +4,7 @@ mod feed;
 mod memory;
 mod options;
 mod results;
+mod state;
 
 pub use self::feed::write_checked;
 use self::feed::{check_length, drop_path_factors, read_values};
@@ -11,6 +12,8 @@ use self::memory::with_remedy;
 pub use self::options::EngineOptions;
 use self::options::step_options;
 pub use self::results::{Health, Losses};
+use self::state::overlaid;
+pub use self::state::{EngineState, Initial, NamedTensor};
 use crate::backend::{Backend, HostSlice, HostSliceMut, OpKernel, OpMeasure, ProgramId};
 use crate::data::batch::Batch;
 use crate::error::{Error, Result};
@@ -21,18 +24,7 @@ use crate::plan::{self, Plan};
 use crate::step::{
     DROP_PATH, HEALTH, IoSlot, OWN_SCALARS, Registries, SCALARS, STATISTICS, Step, StepPoint, TOTAL,
 };
-use std::collections::HashMap;
 use std::sync::Arc;
-
-/// Name, shape, values.
-pub type NamedTensor = (String, Vec<usize>, Vec<f64>);
-
-/// Values that stand in for drawn ones, by the names of parameters and running statistics.
-#[derive(Clone, Debug, Default)]
-pub struct Initial {
-    pub student: HashMap<String, Vec<f32>>,
-    pub expert: HashMap<String, Vec<f32>>,
-}
 
 struct Bucket {
     program: ProgramId,
@@ -468,41 +460,6 @@ impl Engine {
     /// The largest plan: its arena is the run's.
     pub fn largest_plan(&self) -> Option<&Plan> {
         self.plans.iter().max_by_key(|p| p.arena_bytes)
-    }
-}
-
-/// The flat buffer `values` with those of `over` in their places.
-fn overlaid(
-    registry: &ParamRegistry,
-    mut values: Vec<f32>,
-    over: &HashMap<String, Vec<f32>>,
-) -> Result<Vec<f32>> {
-    for p in registry {
-        let Some(new) = over.get(&p.name) else { continue };
-        if new.len() != p.len {
-            let message = format!("`{}` has {} values, not {}", p.name, p.len, new.len());
-            return Err(Error::invariant("initial weights", message));
-        }
-        values[p.offset..p.offset + p.len].copy_from_slice(new);
-    }
-    Ok(values)
-}
-
-/// A copy of the state: named tensors over flat buffers.
-#[derive(Clone, Debug, Default)]
-pub struct EngineState {
-    buffers: Vec<Vec<f32>>,
-    /// Name, shape, buffer, first element.
-    tensors: Vec<(String, Vec<usize>, usize, usize)>,
-}
-
-impl EngineState {
-    /// `(name, shape, values)` in a fixed order.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &[usize], &[f32])> {
-        self.tensors.iter().map(|(name, shape, buffer, offset)| {
-            let len = shape.iter().product::<usize>();
-            (name.as_str(), shape.as_slice(), &self.buffers[*buffer][*offset..offset + len])
-        })
     }
 }
 

@@ -1,6 +1,8 @@
 //! The training loop.
 
-use super::checkpoint::{Checkpoints, RunState, TensorView};
+mod keep;
+
+use super::checkpoint::Checkpoints;
 use super::config::TrainConfig;
 use super::engine::{Engine, EngineOptions, Health, Losses};
 use super::folder::{Outcome, RunFolder};
@@ -15,7 +17,7 @@ use super::record::{PROBE_MAP, PROBE_RANK1, Recorder, reference_tag};
 use super::resume::{self, Resume};
 use super::{sources, summary};
 use crate::backend::Backend;
-use crate::data::left_out::{LeftOut, Teller};
+use crate::data::left_out::Teller;
 use crate::data::loader::Loader;
 use crate::data::source::ImageSource;
 use crate::error::{Error, Result};
@@ -25,8 +27,6 @@ use crate::objectives::{Monitor, Objective};
 use crate::report::Baseline;
 use crate::step::StepPoint;
 use crate::step::schedule::Schedule;
-use serde_json::Value;
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -459,53 +459,5 @@ impl Run<'_> {
             self.probed = Some(self.step);
         }
         Ok(result)
-    }
-
-    fn save(&mut self) -> Result<()> {
-        self.list_skipped_images()?;
-        self.recorder.sync()?;
-        self.save_state()
-    }
-
-    fn save_state(&mut self) -> Result<()> {
-        let per_epoch = self.loader.steps_per_epoch().max(1);
-        let state = RunState {
-            step: self.step,
-            epoch: self.step * self.micro_steps / per_epoch,
-            seed: self.cfg.data.seed,
-            config_hash: self.cfg.fingerprint()?,
-            engine_version: env!("CARGO_PKG_VERSION").into(),
-            images: Some(self.trained_on.clone()),
-            dtype: Some(self.engine.backend().dtype().to_string()),
-            counters: BTreeMap::from([("skipped_steps".into(), self.guard.total())]),
-            history: Value::Null,
-        };
-        let tensors = self.engine.state()?;
-        let views: Vec<TensorView<'_>> =
-            tensors.iter().map(|(name, shape, data)| TensorView { name, shape, data }).collect();
-        let saved = self.checkpoints.save(&state, &views)?;
-        self.saved = Some(self.step);
-        for w in saved.warnings {
-            self.progress.println(&format!("warning: {w}"));
-            self.warnings.push(w);
-        }
-        Ok(())
-    }
-
-    /// Says which training images are left out, as far as is known.
-    fn list_skipped_images(&mut self) -> Result<()> {
-        let skipped = self.loader.skipped();
-        let used = self.source.len() - skipped.len();
-        let all: Vec<LeftOut> = self.source.left_out().iter().cloned().chain(skipped).collect();
-        let news = self.skipped[0].news(used, &all)?;
-        self.tell(news);
-        Ok(())
-    }
-
-    fn tell(&mut self, news: Option<String>) {
-        if let Some(message) = news {
-            self.progress.println(&message);
-            self.warnings.push(message);
-        }
     }
 }
