@@ -2,7 +2,7 @@
 //!
 //! The floors, each using only those below it: [`cli`]; [`verify`], [`export`], [`embed`]; [`train`]; [`objectives`]; [`report`];
 //! [`metrics`]; [`data`]; [`weights`]; [`models`]; [`step`]; [`nn`], [`onnx`]; [`cpu`], [`cuda`]; [`backend`]; [`plan`]; [`ir`]; and the ground:
-//! [`tensor`], [`error`], [`console`], [`interrupt`], [`files`], [`units`].
+//! [`tensor`], [`error`], [`console`], [`interrupt`], [`files`], [`keys`], [`units`].
 
 // First, so that all others print by its macros.
 #[macro_use]
@@ -19,6 +19,7 @@ pub mod export;
 pub mod files;
 pub mod interrupt;
 pub mod ir;
+pub mod keys;
 pub mod metrics;
 pub mod models;
 pub mod nn;

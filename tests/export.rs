@@ -15,7 +15,7 @@ use rand_distr::{Distribution, StandardNormal};
 use saip_engine::cpu::CpuBackend;
 use saip_engine::embed::{Embedder, Tokens};
 use saip_engine::export::{ExportOptions, Format, export};
-use saip_engine::models::EncoderConfig;
+use saip_engine::models::{EncoderConfig, VitConfig};
 use saip_engine::tensor::Shape;
 use saip_engine::train::presets::PRESETS;
 use saip_engine::train::trained::TrainedEncoder;
@@ -343,8 +343,10 @@ fn files_of_a_run_hold_its_weights() {
     export(&["--format", "timm", "--force"]).ok();
     let whole = TrainedEncoder::read(&out, false, None).unwrap();
     let folder = TrainedEncoder::read(&out.join("export/encoder-timm"), false, None).unwrap();
-    let EncoderConfig::Vit { num_heads, tap, .. } = whole.config else { panic!("a ViT") };
-    let EncoderConfig::Vit { num_heads: usual, tap: middle, .. } = folder.config else { panic!("a ViT") };
+    let EncoderConfig::Vit(VitConfig { num_heads, tap, .. }) = whole.config else { panic!("a ViT") };
+    let EncoderConfig::Vit(VitConfig { num_heads: usual, tap: middle, .. }) = folder.config else {
+        panic!("a ViT")
+    };
     assert_eq!((num_heads, tap, usual, middle), (2, 1, 2, 1), "the file says what shapes do not");
     assert!(embedded(&whole, 1, 1) == embedded(&folder, 1, 1));
     let config = fs::read_to_string(out.join("export/encoder-timm/config.json")).unwrap();
@@ -373,7 +375,7 @@ fn files_of_a_run_hold_its_weights() {
         again(&["--heads", "3", "--tap", "0", "--grid", "2", "4", "--mean", "0.5", "0.5", "0.5"]).ok();
     assert!(!ended.stderr.contains("--heads"), "{ended:?}");
     let read = TrainedEncoder::read(&dir.path().join("x"), false, None).unwrap();
-    let EncoderConfig::Vit { num_heads: 3, tap: 0, img_size: [32, 64], .. } = read.config else {
+    let EncoderConfig::Vit(VitConfig { num_heads: 3, tap: 0, img_size: [32, 64], .. }) = read.config else {
         panic!("{:?}", read.config)
     };
     assert_eq!(read.mean, [0.5; 3]);

@@ -5,7 +5,7 @@ use std::path::Path;
 
 /// The floors of `src`, from the ground up; those of one line do not see each other.
 const FLOORS: [&[&str]; 18] = [
-    &["tensor", "error", "files", "console", "interrupt", "units"],
+    &["tensor", "error", "files", "keys", "console", "interrupt", "units"],
     &["ir"],
     &["plan"],
     &["backend"],

@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use super::config::EncoderConfig;
 use super::encoder::Encoder;
-use super::keys::EncoderKey;
 use super::layers::Layers;
-use super::resnet::{self, ResNet, ResNetEncoder};
+use super::resnet::{self, ResNet, ResNetConfig};
 use super::shapes::{Shapes, Tensors};
-use super::star_net::{self, StarNet, StarNetEncoder};
-use super::tiny_vit::{self, TinyVit, TinyVitEncoder};
-use super::vit::{self, Vit, VitEncoder};
+use super::star_net::{self, StarNet, StarNetConfig};
+use super::tiny_vit::{self, TinyVit, TinyVitConfig};
+use super::vit::{self, Vit, VitConfig, VitEncoder};
 use crate::error::Result;
+use crate::keys::{self, Key, Range, Typed};
 
 /// A kind of encoder.
 #[derive(Debug)]
@@ -30,13 +30,10 @@ pub struct Kind {
     /// Reads the sizes; the anchor is there.
     pub recognise: fn(Shapes<'_>) -> Option<Architecture>,
     /// The sizes where a configuration names the kind only.
-    pub defaults: EncoderConfig,
+    pub defaults: fn() -> EncoderConfig,
     /// Its own keys.
-    pub keys: &'static [EncoderKey],
+    pub keys: &'static [Key],
 }
-
-/// Their names, for the key that takes one of them; a test holds it against the table.
-pub const KIND_NAMES: &str = "vit, tinyvit, starnet or resnet";
 
 /// What the layers of the kinds with stages or blocks of those names begin with.
 const BODY: &[&str] = &["blocks.", "stages.", "stem.", "patch_embed.", "norm_pre.", "pos_embed"];
@@ -50,8 +47,8 @@ pub const KINDS: &[Kind] = &[
         anchor: "patch_embed.proj.weight",
         body: BODY,
         recognise: |shapes| vit::recognise(shapes).map(Architecture::Vit),
-        defaults: vit::DEFAULTS,
-        keys: vit::KEYS,
+        defaults: || EncoderConfig::Vit(VitConfig::default()),
+        keys: VitConfig::KEYS,
     },
     Kind {
         name: "tinyvit",
@@ -60,8 +57,8 @@ pub const KINDS: &[Kind] = &[
         anchor: "patch_embed.conv1.conv.weight",
         body: BODY,
         recognise: |shapes| tiny_vit::recognise(shapes).map(Architecture::TinyVit),
-        defaults: tiny_vit::DEFAULTS,
-        keys: tiny_vit::KEYS,
+        defaults: || EncoderConfig::TinyVit(TinyVitConfig::default()),
+        keys: TinyVitConfig::KEYS,
     },
     Kind {
         name: "starnet",
@@ -70,8 +67,8 @@ pub const KINDS: &[Kind] = &[
         anchor: "stem.0.conv.weight",
         body: BODY,
         recognise: |shapes| star_net::recognise(shapes).map(Architecture::StarNet),
-        defaults: star_net::DEFAULTS,
-        keys: star_net::KEYS,
+        defaults: || EncoderConfig::StarNet(StarNetConfig::default()),
+        keys: StarNetConfig::KEYS,
     },
     Kind {
         name: "resnet",
@@ -80,10 +77,41 @@ pub const KINDS: &[Kind] = &[
         anchor: "layer1.0.conv1.weight",
         body: &["conv1.", "bn1.", "layer"],
         recognise: |shapes| resnet::recognise(shapes).map(Architecture::ResNet),
-        defaults: resnet::DEFAULTS,
-        keys: resnet::KEYS,
+        defaults: || EncoderConfig::ResNet(ResNetConfig::default()),
+        keys: ResNetConfig::KEYS,
     },
 ];
+
+/// The kind that `encoder.kind` calls so.
+pub fn kind_named(name: &str) -> Option<&'static Kind> {
+    KINDS.iter().find(|kind| kind.name == name)
+}
+
+/// What `encoder.kind` takes.
+const NAMES: [&str; KINDS.len()] = {
+    let mut names = [""; KINDS.len()];
+    let mut i = 0;
+    while i < names.len() {
+        names[i] = KINDS[i].name;
+        i += 1;
+    }
+    names
+};
+
+/// The key that names the kind.
+const KIND: Key = Key {
+    name: "kind",
+    kind: keys::Kind::Choice(&NAMES),
+    optional: false,
+    range: Range::Any,
+    may_change: false,
+    doc: "Which encoder",
+};
+
+impl Typed for EncoderConfig {
+    const KIND: keys::Kind =
+        keys::Kind::Variants { tag: &KIND, of: |name| kind_named(name).map(|kind| kind.keys) };
+}
 
 /// An encoder and its sizes, as far as tensors tell them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -161,19 +189,11 @@ impl fmt::Display for Architecture {
 impl EncoderConfig {
     /// The encoder, its sizes not checked: for questions about one that is known to be sound.
     pub fn encoder(&self) -> Arc<dyn Encoder> {
-        match *self {
-            EncoderConfig::Vit { img_size, embed_dim, depth, num_heads, tap } => {
-                Arc::new(VitEncoder::new(img_size, embed_dim, depth, num_heads, tap))
-            }
-            EncoderConfig::TinyVit { embed_dims, depths, num_heads, window_sizes } => {
-                Arc::new(TinyVitEncoder { embed_dims, depths, heads: num_heads, windows: window_sizes })
-            }
-            EncoderConfig::StarNet { base_dim, depths, mlp_ratio } => {
-                Arc::new(StarNetEncoder { base_dim, depths, mlp_ratio })
-            }
-            EncoderConfig::ResNet { layers, channels } => {
-                Arc::new(ResNetEncoder { depths: layers, channels })
-            }
+        match self {
+            EncoderConfig::Vit(config) => Arc::new(VitEncoder::new(config)),
+            EncoderConfig::TinyVit(config) => Arc::new(config.clone()),
+            EncoderConfig::StarNet(config) => Arc::new(config.clone()),
+            EncoderConfig::ResNet(config) => Arc::new(config.clone()),
         }
     }
 

@@ -75,7 +75,7 @@ impl<'r> Weights<'r> {
         let spec = self.registry.get(name).ok_or_else(|| {
             Error::invariant("model building", format!("the parameter `{name}` is not registered"))
         })?;
-        let (dtype, region) = match spec.is_matrix() {
+        let (dtype, region) = match spec.matrix {
             true if self.compute != self.compute.accumulator() => {
                 (self.compute, self.region.in_compute_type())
             }

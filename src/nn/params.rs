@@ -8,9 +8,8 @@ use crate::error::{Error, Result};
 /// The elements between two parameters stay 0.
 pub const ALIGNMENT: usize = 64;
 
-/// Parameters of these names are not decayed, whatever their rank.
-const NO_DECAY: [&str; 6] =
-    ["pos_embed", "cls_token", "mask_token", "query_token", "attention_biases", "csm.gain"];
+/// Parameters of these names are not decayed, whatever their rank: tables of tokens, positions and biases.
+const NO_DECAY: [&str; 5] = ["pos_embed", "cls_token", "mask_token", "query_token", "attention_biases"];
 
 /// How the initial values of a parameter are drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -45,20 +44,14 @@ pub struct ParamSpec {
     pub name: String,
     pub shape: Vec<usize>,
     pub init: Init,
-    /// Whether weight decay applies.
+    /// Whether weight decay applies, by the paper's rule.
     pub decay: bool,
+    /// Whether it is a weight matrix, which products read in the type that a step computes in; all others are read as they are kept.
+    pub matrix: bool,
     /// First element in the flat buffer.
     pub offset: usize,
     /// Number of elements.
     pub len: usize,
-}
-
-impl ParamSpec {
-    /// Whether it is a weight matrix, which products read in the type that a step computes in; all others are read as
-    /// they are kept. Exactly those are decayed.
-    pub fn is_matrix(&self) -> bool {
-        self.decay
-    }
 }
 
 /// An ordered list of parameters with their places in one flat buffer.
@@ -74,12 +67,23 @@ impl ParamRegistry {
         Self::default()
     }
 
-    /// Appends a parameter behind all others.
+    /// Appends a parameter behind all others: of more than one axis it is a weight matrix, unless its name is a table's.
     ///
     /// # Errors
     /// [`Error::Invariant`] when the name is taken.
     pub fn register(&mut self, name: impl Into<String>, shape: &[usize], init: Init) -> Result<()> {
-        let name = name.into();
+        self.append(name.into(), shape, init, true)
+    }
+
+    /// Appends `[rows, 1]` factors of the rows of a matrix, which decay as matrices do and are read as they are kept.
+    ///
+    /// # Errors
+    /// Those of [`ParamRegistry::register`].
+    pub fn row_scales(&mut self, name: &str, rows: usize, init: Init) -> Result<()> {
+        self.append(name.to_owned(), &[rows, 1], init, false)
+    }
+
+    fn append(&mut self, name: String, shape: &[usize], init: Init, product: bool) -> Result<()> {
         if self.index.contains_key(&name) {
             return Err(Error::invariant(
                 "parameter registration",
@@ -89,7 +93,8 @@ impl ParamRegistry {
         let (offset, len) = (self.len, shape.iter().product::<usize>());
         let decay = shape.len() > 1 && !NO_DECAY.iter().any(|k| name.contains(k));
         self.index.insert(name.clone(), self.specs.len());
-        self.specs.push(ParamSpec { name, shape: shape.to_vec(), init, decay, offset, len });
+        let matrix = decay && product;
+        self.specs.push(ParamSpec { name, shape: shape.to_vec(), init, decay, matrix, offset, len });
         self.len = (offset + len).next_multiple_of(ALIGNMENT);
         Ok(())
     }

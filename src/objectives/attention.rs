@@ -3,7 +3,7 @@
 use crate::data::augment::normalize::denormalise;
 use crate::error::Result;
 use crate::ir::PATCH;
-use crate::models::EncoderConfig;
+use crate::models::{EncoderConfig, VitConfig};
 use crate::report::AttentionMap;
 
 /// Softmax of the image token's query against the patch tokens' keys, per head, from the last block's packed
@@ -18,7 +18,7 @@ pub fn attention(
     images: usize,
     qkv: &[f32],
 ) -> Result<Vec<AttentionMap>> {
-    let EncoderConfig::Vit { num_heads, embed_dim, .. } = *encoder else { return Ok(Vec::new()) };
+    let EncoderConfig::Vit(VitConfig { num_heads, embed_dim, .. }) = *encoder else { return Ok(Vec::new()) };
     let [h, w] = size;
     let grid = size.map(|s| s / PATCH);
     let (rows, width) = (1 + grid[0] * grid[1], embed_dim / num_heads);

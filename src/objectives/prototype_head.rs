@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::ir::{ValueId, ops};
+use crate::keys::{MAX_COUNT, MAX_WIDTH, Range, section};
 use crate::nn::layers::Net;
 use crate::nn::params::{Init, ParamRegistry};
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,20 @@ pub struct HeadConfig {
     /// Whether the length of every prototype is learned (DINO's `norm_last_layer=False`); else all are unit vectors.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub gain: bool,
+}
+
+section! {
+    /// The image-level head, and SAIP's weight of the loss behind it.
+    pub struct CsmSection {
+        /// Width of the hidden layers.
+        pub hidden: usize = 2048, Range::Whole(1, MAX_WIDTH);
+        /// Width before the prototypes.
+        pub bottleneck: usize = 256, Range::Whole(1, MAX_WIDTH);
+        /// Number of prototypes.
+        pub prototypes: usize = 65536, Range::Whole(2, MAX_COUNT);
+        /// Weight of SAIP's matching loss; 0: off.
+        pub weight: f64 = 1.0, Range::NotNegative;
+    }
 }
 
 /// `torch.nn.functional.normalize`'s epsilon.
@@ -63,7 +78,7 @@ impl PrototypeHead {
         reg.linear("csm.fc3", c.bottleneck, c.hidden)?;
         let [prototypes, gain] = LAST_LAYER;
         reg.register(prototypes, &[c.prototypes, c.bottleneck], Init::Normal { std: 0.02 })?;
-        if c.gain { reg.register(gain, &[c.prototypes, 1], Init::Ones) } else { Ok(()) }
+        if c.gain { reg.row_scales(gain, c.prototypes, Init::Ones) } else { Ok(()) }
     }
 
     /// `x: [M, D]` -> unit vectors `[M, bottleneck]`.

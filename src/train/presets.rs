@@ -2,10 +2,12 @@
 
 use crate::error::{Error, Result};
 
-/// A named configuration in which every key is set, except those that follow from others.
+/// A named configuration: what differs from its parent, or from the defaults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Preset {
     pub name: &'static str,
+    /// The preset that it starts from.
+    pub parent: Option<&'static str>,
     /// The TOML text.
     pub text: &'static str,
 }
@@ -13,16 +15,26 @@ pub struct Preset {
 /// Preset of a run that names none: minutes on two CPU cores, with synthetic persons.
 pub const DEFAULT: &str = "demo";
 
-/// All presets.
-pub const PRESETS: &[Preset] = &[
-    Preset { name: "demo", text: include_str!("presets/demo.toml") },
-    Preset { name: "demo-tinyvit", text: include_str!("presets/demo-tinyvit.toml") },
-    Preset { name: "demo-starnet", text: include_str!("presets/demo-starnet.toml") },
-    Preset { name: "demo-resnet", text: include_str!("presets/demo-resnet.toml") },
-    Preset { name: "saip-vit-tiny", text: include_str!("presets/saip-vit-tiny.toml") },
-    Preset { name: "saip-tinyvit-5m", text: include_str!("presets/saip-tinyvit-5m.toml") },
-    Preset { name: "saip-starnet-s3", text: include_str!("presets/saip-starnet-s3.toml") },
-];
+macro_rules! presets {
+    ($($name:literal $(of $parent:literal)?),* $(,)?) => {
+        /// All presets, each behind its parent.
+        pub const PRESETS: &[Preset] = &[$(Preset {
+            name: $name,
+            parent: [$(Some($parent),)? None][0],
+            text: include_str!(concat!("presets/", $name, ".toml")),
+        }),*];
+    };
+}
+
+presets! {
+    "demo",
+    "demo-tinyvit" of "demo",
+    "demo-starnet" of "demo",
+    "demo-resnet" of "demo",
+    "saip-vit-tiny",
+    "saip-tinyvit-5m",
+    "saip-starnet-s3",
+}
 
 /// The preset of that name.
 ///
@@ -33,4 +45,15 @@ pub fn find(name: &str) -> Result<Preset> {
         let names: Vec<_> = PRESETS.iter().map(|p| p.name).collect();
         Error::usage(format!("there is no preset `{name}`: choose one of {}", names.join(", ")))
     })
+}
+
+/// The preset of that name behind those that it starts from: the first starts from the defaults.
+///
+/// # Errors
+/// Those of [`find`].
+pub fn line(name: &str) -> Result<Vec<Preset>> {
+    let preset = find(name)?;
+    let mut line = preset.parent.map_or(Ok(Vec::new()), line)?;
+    line.push(preset);
+    Ok(line)
 }

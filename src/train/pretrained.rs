@@ -6,7 +6,7 @@ use super::source;
 use crate::data::augment::normalize::{MEAN, STD};
 use crate::error::{Error, Result};
 use crate::ir::PATCH;
-use crate::models::EncoderConfig;
+use crate::models::{EncoderConfig, VitConfig};
 use crate::models::{KINDS, timm_name};
 use crate::nn::ParamRegistry;
 use crate::tensor::Shape;
@@ -53,7 +53,7 @@ impl Pretrained {
             let from = init_grid(cfg, &state, &options)?;
             let architecture = &cfg.encoder.architecture;
             let grid = match (architecture, from) {
-                (EncoderConfig::Vit { img_size, .. }, Some(_)) => {
+                (EncoderConfig::Vit(VitConfig { img_size, .. }), Some(_)) => {
                     Some(Grid { from, to: img_size.map(|s| s / PATCH) })
                 }
                 _ => None,
@@ -101,7 +101,7 @@ pub fn settled(mut cfg: TrainConfig) -> Result<TrainConfig> {
     let Some(path) = &cfg.expert.path else { return Ok(cfg) };
     let options = expert_options(&cfg);
     let state = source::read(path, &options)?.0;
-    if let EncoderConfig::Vit { img_size, .. } = recognise(&state, &options, usual_grid(&cfg))? {
+    if let EncoderConfig::Vit(VitConfig { img_size, .. }) = recognise(&state, &options, usual_grid(&cfg))? {
         let told = options.or_as_told(&state);
         (cfg.expert.num_heads, cfg.expert.tap) = (told.heads, told.tap);
         let grid = img_size.map(|s| s / PATCH);
@@ -137,7 +137,9 @@ fn init_options(cfg: &TrainConfig) -> ReadOptions {
 /// The grid of the position table in the file of the first values; refuses an encoder that computes something else than `cfg`'s
 /// although its tensors have the same shapes.
 fn init_grid(cfg: &TrainConfig, state: &StateDict, options: &ReadOptions) -> Result<Option<[usize; 2]>> {
-    let EncoderConfig::Vit { num_heads, img_size, .. } = cfg.encoder.architecture else { return Ok(None) };
+    let EncoderConfig::Vit(VitConfig { num_heads, img_size, .. }) = cfg.encoder.architecture else {
+        return Ok(None);
+    };
     let told = options.or_as_told(state);
     if let Some(heads) = told.heads.filter(|heads| *heads != num_heads) {
         let message =
@@ -148,7 +150,7 @@ fn init_grid(cfg: &TrainConfig, state: &StateDict, options: &ReadOptions) -> Res
     let vit = matches!(weights::recognise(state)?, Architecture::Vit(_));
     let shapes = ReadOptions { heads: vit.then_some(1), tap: vit.then_some(0), ..options.clone() };
     match recognise(state, &shapes, Some(img_size.map(|s| s / PATCH)))? {
-        EncoderConfig::Vit { img_size, .. } => Ok(Some(img_size.map(|s| s / PATCH))),
+        EncoderConfig::Vit(VitConfig { img_size, .. }) => Ok(Some(img_size.map(|s| s / PATCH))),
         _ => Ok(None),
     }
 }
@@ -226,7 +228,7 @@ fn told_vit(
 ) -> Result<EncoderConfig> {
     let told = options.or_as_told(state);
     let grid = position_grid(v.positions.saturating_sub(1), state, options, usual_grid)?;
-    if let EncoderConfig::Vit { img_size, num_heads, tap, .. } = &mut config {
+    if let EncoderConfig::Vit(VitConfig { img_size, num_heads, tap, .. }) = &mut config {
         *img_size = grid.map(|n| n * PATCH);
         *num_heads = told.heads.unwrap_or_else(|| v.usual_heads());
         *tap = told.tap.unwrap_or(v.depth / 2);
@@ -273,7 +275,7 @@ fn renormalise(
     if near(mean, MEAN) && near(std, STD) {
         return Ok(());
     }
-    let EncoderConfig::Vit { .. } = config else {
+    let EncoderConfig::Vit(_) = config else {
         let message = format!(
             "the file is for images less {mean:?} over {std:?}, which only a ViT's first layer can take up exactly: set {} to \
              {MEAN:?} and {} to {STD:?} to give it the views as they are",
@@ -307,7 +309,7 @@ fn near(a: [f32; 3], b: [f32; 3]) -> bool {
 
 fn grid_note(config: &EncoderConfig) -> String {
     match config {
-        EncoderConfig::Vit { img_size, num_heads, tap, .. } => {
+        EncoderConfig::Vit(VitConfig { img_size, num_heads, tap, .. }) => {
             let [h, w] = img_size.map(|s| s / PATCH);
             format!(
                 "\n  {num_heads} heads, patch tokens of block {tap}, positions of a {h}x{w} grid resampled to every view's"

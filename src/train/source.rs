@@ -3,8 +3,8 @@
 use super::checkpoint::{Checkpoints, Loaded, step_of};
 use super::config::TrainConfig;
 use crate::error::{Error, Result};
-use crate::models::EncoderConfig;
 use crate::models::timm_name;
+use crate::models::{EncoderConfig, VitConfig};
 use crate::tensor::Shape;
 use crate::weights::{self, HEADS_KEY, ReadOptions, SIZE_KEY, StateDict, TAP_KEY, Tensor};
 use std::path::{Path, PathBuf};
@@ -110,7 +110,8 @@ pub fn encoder_of(config: &TrainConfig, loaded: &mut Loaded, expert: bool) -> Re
         tell(HEADS_KEY, config.expert.num_heads.map(|n| n.to_string()));
         tell(TAP_KEY, config.expert.tap.map(|n| n.to_string()));
         tell(SIZE_KEY, config.expert.grid.map(|grid| size(grid.map(|n| n * crate::ir::PATCH))));
-    } else if let EncoderConfig::Vit { img_size, num_heads, tap, .. } = config.encoder.architecture {
+    } else if let EncoderConfig::Vit(VitConfig { img_size, num_heads, tap, .. }) = config.encoder.architecture
+    {
         tell(HEADS_KEY, Some(num_heads.to_string()));
         tell(TAP_KEY, Some(tap.to_string()));
         tell(SIZE_KEY, Some(size(img_size)));

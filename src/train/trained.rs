@@ -4,11 +4,12 @@ use crate::data::augment::normalize::{MEAN, STD};
 use crate::error::{Error, Result};
 use crate::ir::PATCH;
 use crate::ir::{Op, Region, ops};
-use crate::models::EncoderConfig;
+use crate::keys::MAX_EDGE;
+use crate::models::{EncoderConfig, VitConfig};
 use crate::step::StepOptions;
 use crate::tensor::DType;
 use crate::train::checkpoint::{Loaded, RunState};
-use crate::train::config::{MAX_EDGE, TrainConfig};
+use crate::train::config::TrainConfig;
 use crate::train::objective::with_expert;
 use crate::train::pretrained::{expert_options, recognise, usual_grid};
 use crate::train::source::{WeightsSource, encoder_of};
@@ -87,14 +88,16 @@ impl TrainedEncoder {
         let config = recognise(&state, options, None)?;
         let told = options.or_as_told(&state);
         let size = match config {
-            EncoderConfig::Vit { img_size, .. } => img_size,
+            EncoderConfig::Vit(VitConfig { img_size, .. }) => img_size,
             _ => told.grid.map_or([256, 128], |g| g.map(|n| n * PATCH)),
         };
         let architecture = weights::recognise(&state)?;
         let counter = |name: &str| state.get(name).cloned().unwrap_or_else(|| Tensor::from_i64(0));
         let mut ordered = ordered(&architecture, &state, counter)?;
         let mut notes = guessed(&architecture, &config, &told);
-        if let (EncoderConfig::Vit { embed_dim, .. }, None) = (&config, ordered.get("tap_norm.weight")) {
+        if let (EncoderConfig::Vit(VitConfig { embed_dim, .. }), None) =
+            (&config, ordered.get("tap_norm.weight"))
+        {
             // As a norm begins: patch tokens are normalised, whether or not their norm was trained.
             for (name, value) in [("tap_norm.weight", 1.0), ("tap_norm.bias", 0.0)] {
                 let tensor = Tensor::from_f32([*embed_dim].into(), &vec![value; *embed_dim]);
@@ -139,7 +142,9 @@ impl TrainedEncoder {
             return Err(Error::usage(format!("--img-size {h} {w}: sizes must be at most {MAX_EDGE}")));
         }
         self.size = size;
-        let EncoderConfig::Vit { img_size, embed_dim, .. } = &mut self.config else { return Ok(self) };
+        let EncoderConfig::Vit(VitConfig { img_size, embed_dim, .. }) = &mut self.config else {
+            return Ok(self);
+        };
         let (from, to) = (img_size.map(|s| s / PATCH), size.map(|s| s / PATCH));
         let dim = *embed_dim;
         *img_size = size;
@@ -226,7 +231,8 @@ fn batches_tracked(config: &TrainConfig, state: &RunState, expert: bool) -> Resu
 
 /// What was neither given nor told, for the user to see.
 fn guessed(architecture: &Architecture, config: &EncoderConfig, told: &ReadOptions) -> Vec<String> {
-    let (Architecture::Vit(v), EncoderConfig::Vit { img_size, num_heads, tap, .. }) = (architecture, config)
+    let (Architecture::Vit(v), EncoderConfig::Vit(VitConfig { img_size, num_heads, tap, .. })) =
+        (architecture, config)
     else {
         return Vec::new();
     };

@@ -1,22 +1,24 @@
 //! Models are whole: every value is there before it is used, weights are where timm's are, nothing needs training's operators.
 
 use super::*;
-use crate::models::{Holds, LayerTensor};
+use crate::models::{Holds, LayerTensor, ResNetConfig, StarNetConfig, TinyVitConfig, VitConfig};
 use crate::onnx::proto::{Extent, Graph, Model};
 use crate::weights::{StateDict, Tensor};
 use std::collections::BTreeSet;
 
 const VIT: EncoderConfig =
-    EncoderConfig::Vit { img_size: [64, 32], embed_dim: 48, depth: 3, num_heads: 3, tap: 1 };
-const TINY: EncoderConfig = EncoderConfig::TinyVit {
+    EncoderConfig::Vit(VitConfig { img_size: [64, 32], embed_dim: 48, depth: 3, num_heads: 3, tap: 1 });
+const TINY: EncoderConfig = EncoderConfig::TinyVit(TinyVitConfig {
     embed_dims: [16, 32, 48, 64],
     depths: [1, 1, 2, 1],
     num_heads: [1, 2, 3, 4],
     window_sizes: [7, 7, 14, 7],
-};
-const STAR: EncoderConfig = EncoderConfig::StarNet { base_dim: 16, depths: [1, 1, 2, 1], mlp_ratio: 3 };
+});
+const STAR: EncoderConfig =
+    EncoderConfig::StarNet(StarNetConfig { base_dim: 16, depths: [1, 1, 2, 1], mlp_ratio: 3 });
 
-const RES: EncoderConfig = EncoderConfig::ResNet { layers: [1, 2, 1, 1], channels: [8, 8, 12, 20] };
+const RES: EncoderConfig =
+    EncoderConfig::ResNet(ResNetConfig { layers: [1, 2, 1, 1], channels: [8, 8, 12, 20] });
 
 /// Weights of timm's names and shapes, small numbers that are not all alike.
 fn weights(config: &EncoderConfig) -> StateDict {

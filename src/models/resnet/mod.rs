@@ -3,15 +3,16 @@
 //! "Deep Residual Learning for Image Recognition", arXiv:1512.03385. A 7x7 stem and a max pooling reach stride 4, each stage
 //! behind the first halves the resolution. The patch tokens are the stride-16 stage, the image token is the mean of the last one.
 
+mod config;
 mod onnx;
 mod table;
 
+pub use config::ResNetConfig;
 pub use table::{ResNet, recognise};
 
 use super::config::EncoderConfig;
 use super::encoder::{Encoder, TimmModel};
 use super::feature_maps::{MapStream, check_depths, check_widths, views_with_image};
-use super::keys::{EncoderKey, KeyRule};
 use super::layers::Layers;
 use super::tokens::{DropPath, scale_branch};
 use super::tokens::{EncoderDims, TapGroup, Tokens, View};
@@ -27,26 +28,10 @@ const STEM: usize = 64;
 const TAP: usize = 2;
 const PREFIX: &str = "encoder.net";
 
-/// ResNet-18.
-pub(super) const DEFAULTS: EncoderConfig =
-    EncoderConfig::ResNet { layers: [2, 2, 2, 2], channels: [64, 128, 256, 512] };
-
-pub(super) const KEYS: &[EncoderKey] = &[
-    EncoderKey::new("encoder.layers", 4, KeyRule::Depth, "basic blocks of each stage"),
-    EncoderKey::new("encoder.channels", 4, KeyRule::Width, "width of each stage; the stem has 64"),
-];
-
-/// A ResNet of basic blocks.
-#[derive(Clone, Debug)]
-pub(super) struct ResNetEncoder {
-    pub depths: [usize; 4],
-    pub channels: [usize; 4],
-}
-
-impl Encoder for ResNetEncoder {
+impl Encoder for ResNetConfig {
     fn check(&self, key: &str) -> Result<()> {
         check_widths(key, "channels", &self.channels, 1)?;
-        check_depths(key, "layers", &self.depths, 1)
+        check_depths(key, "layers", &self.layers, 1)
     }
 
     fn dims(&self) -> EncoderDims {
@@ -55,11 +40,11 @@ impl Encoder for ResNetEncoder {
 
     /// One each.
     fn branch_blocks(&self) -> Vec<usize> {
-        (0..self.depths.iter().sum()).collect()
+        (0..self.layers.iter().sum()).collect()
     }
 
     fn layers(&self) -> Layers {
-        ResNet { stem: STEM, widths: self.channels.to_vec(), depths: self.depths.to_vec() }.layers()
+        ResNet { stem: STEM, widths: self.channels.to_vec(), depths: self.layers.to_vec() }.layers()
     }
 
     fn build(
@@ -77,7 +62,7 @@ impl Encoder for ResNetEncoder {
         let stem = stem.relu(net, &layer("act1"))?;
         let mut stream = stem.max_pool(net, &layer("maxpool"), (3, 2))?;
         let (mut number, mut width) = (0, STEM);
-        for (stage, &depth) in self.depths.iter().enumerate() {
+        for (stage, &depth) in self.layers.iter().enumerate() {
             for i in 0..depth {
                 let drop = drop_path.filter(|_| number > 0).map(|d| (d, number));
                 let (path, stride) = (layer(&block(stage, i)), stride(stage, i));
@@ -103,26 +88,26 @@ impl Encoder for ResNetEncoder {
     }
 
     fn onnx(&self, b: &mut Builder<'_>, images: &Value, grid: Grid) -> Result<OnnxTokens> {
-        onnx::build(b, images, grid, &self.channels, &self.depths)
+        onnx::build(b, images, grid, &self.channels, &self.layers)
     }
 
     fn timm(&self) -> TimmModel {
         let usual = self.channels == [64, 128, 256, 512];
-        let (name, known) = match self.depths {
+        let (name, known) = match self.layers {
             [2, 2, 2, 2] => ("resnet18", usual),
             [3, 4, 6, 3] => ("resnet34", usual),
             _ => ("resnet18", false),
         };
         let mut args = Map::new();
         if !known {
-            args.insert("layers".into(), json!(self.depths));
+            args.insert("layers".into(), json!(self.layers));
             args.insert("channels".into(), json!(self.channels));
         }
         TimmModel { name, args, first_conv: "conv1", classifier: "fc", fixed_size: false }
     }
 
     fn small(&self, _: [usize; 2]) -> EncoderConfig {
-        EncoderConfig::ResNet { layers: [1, 2, 1, 1], channels: [8; 4] }
+        EncoderConfig::ResNet(ResNetConfig { layers: [1, 2, 1, 1], channels: [8; 4] })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::config::ResNetConfig;
 use crate::models::config::EncoderConfig;
 use crate::models::layers::Layers;
 use crate::models::shapes::{Shapes, four};
@@ -48,7 +49,7 @@ impl ResNet {
     /// # Errors
     /// When it does not have four stages.
     pub fn config(&self) -> Result<EncoderConfig, String> {
-        Ok(EncoderConfig::ResNet { layers: four(&self.depths)?, channels: four(&self.widths)? })
+        Ok(EncoderConfig::ResNet(ResNetConfig { layers: four(&self.depths)?, channels: four(&self.widths)? }))
     }
 }
 

@@ -3,15 +3,16 @@
 //! Stem and stages halve the resolution with 3x3 convolutions; a block multiplies two branches ("Rewrite the Stars",
 //! arXiv:2403.19967). The patch tokens are the stride-16 stage, the image token is the mean of the normalised last one.
 
+mod config;
 mod onnx;
 mod table;
 
+pub use config::StarNetConfig;
 pub use table::{StarNet, recognise};
 
 use super::config::EncoderConfig;
 use super::encoder::{Encoder, TimmModel};
 use super::feature_maps::{MapStream, check_depths, check_widths, views_with_image};
-use super::keys::{EncoderKey, KeyRule};
 use super::layers::Layers;
 use super::tokens::{DropPath, scale_branch};
 use super::tokens::{EncoderDims, TapGroup, Tokens, View};
@@ -21,21 +22,6 @@ use crate::nn::layers::{Mode, Net};
 use crate::onnx::{Builder, Grid, OnnxTokens, Value};
 use serde_json::{Map, json};
 
-/// StarNet-S3.
-pub(super) const DEFAULTS: EncoderConfig =
-    EncoderConfig::StarNet { base_dim: 32, depths: [2, 2, 8, 4], mlp_ratio: 4 };
-
-pub(super) const KEYS: &[EncoderKey] = &[
-    EncoderKey::new(
-        "encoder.base_dim",
-        1,
-        KeyRule::Width,
-        "width of the first stage, doubled by each further one",
-    ),
-    EncoderKey::new("encoder.depths", 4, KeyRule::Depth, "blocks of each stage"),
-    EncoderKey::new("encoder.mlp_ratio", 1, KeyRule::UpTo(64), "expansion of the star branches"),
-];
-
 /// Channels of the stem, whatever the width.
 const STEM: usize = 32;
 /// The stage on the stride-16 grid.
@@ -44,21 +30,13 @@ const TAP: usize = 2;
 const DEPTHWISE: usize = 7;
 const PREFIX: &str = "encoder.net";
 
-/// A StarNet.
-#[derive(Clone, Debug)]
-pub(super) struct StarNetEncoder {
-    pub base_dim: usize,
-    pub depths: [usize; 4],
-    pub mlp_ratio: usize,
-}
-
-impl StarNetEncoder {
+impl StarNetConfig {
     fn dim(&self, stage: usize) -> usize {
         self.base_dim << stage
     }
 }
 
-impl Encoder for StarNetEncoder {
+impl Encoder for StarNetConfig {
     fn check(&self, key: &str) -> Result<()> {
         check_widths(key, "base_dim", &[self.base_dim], 1)?;
         check_widths(key, "mlp_ratio", &[self.mlp_ratio], 1)?;
@@ -129,7 +107,7 @@ impl Encoder for StarNetEncoder {
     }
 
     fn timm(&self) -> TimmModel {
-        let StarNetEncoder { base_dim, depths, mlp_ratio } = self;
+        let StarNetConfig { base_dim, depths, mlp_ratio } = self;
         let (name, known) = match (base_dim, depths) {
             (24, [2, 2, 8, 3]) => ("starnet_s1", true),
             (32, [1, 2, 6, 2]) => ("starnet_s2", true),
@@ -147,7 +125,7 @@ impl Encoder for StarNetEncoder {
     }
 
     fn small(&self, _: [usize; 2]) -> EncoderConfig {
-        EncoderConfig::StarNet { base_dim: 8, depths: [1; 4], mlp_ratio: 2 }
+        EncoderConfig::StarNet(StarNetConfig { base_dim: 8, depths: [1; 4], mlp_ratio: 2 })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::config::StarNetConfig;
 use crate::models::config::EncoderConfig;
 use crate::models::layers::Layers;
 use crate::models::shapes::{Shapes, four};
@@ -51,7 +52,11 @@ impl StarNet {
     /// When it does not have four stages.
     pub fn config(&self) -> Result<EncoderConfig, String> {
         let [base_dim, ..] = four(&self.widths)?;
-        Ok(EncoderConfig::StarNet { base_dim, depths: four(&self.depths)?, mlp_ratio: self.expansion })
+        Ok(EncoderConfig::StarNet(StarNetConfig {
+            base_dim,
+            depths: four(&self.depths)?,
+            mlp_ratio: self.expansion,
+        }))
     }
 }
 

@@ -3,15 +3,16 @@
 //! A convolutional first stage, then three stages of attention inside windows ("TinyViT", arXiv:2207.10666). The patch
 //! tokens are the stride-16 stage, the image token is the normalised mean of the last one.
 
+mod config;
 mod onnx;
 mod table;
 
+pub use config::TinyVitConfig;
 pub use table::{TinyVit, recognise};
 
 use super::config::EncoderConfig;
 use super::encoder::{Encoder, TimmModel};
 use super::feature_maps::{MapStream, check_depths, check_widths, views_with_image};
-use super::keys::{EncoderKey, KeyRule};
 use super::layers::Layers;
 use super::tokens::{DropPath, scale_branch};
 use super::tokens::{EncoderDims, TapGroup, Tokens, View};
@@ -21,26 +22,6 @@ use crate::nn::layers::{Mode, Net, range};
 use crate::onnx::{Builder, Grid, OnnxTokens, Value};
 use serde_json::{Map, json};
 
-/// TinyViT-5M.
-pub(super) const DEFAULTS: EncoderConfig = EncoderConfig::TinyVit {
-    embed_dims: [64, 128, 160, 320],
-    depths: [2, 2, 6, 2],
-    num_heads: [2, 4, 5, 10],
-    window_sizes: [7, 7, 14, 7],
-};
-
-pub(super) const KEYS: &[EncoderKey] = &[
-    EncoderKey::new("encoder.embed_dims", 4, KeyRule::Width, "width of each stage"),
-    EncoderKey::new("encoder.depths", 4, KeyRule::Depth, "blocks of each stage"),
-    EncoderKey::new(
-        "encoder.num_heads",
-        4,
-        KeyRule::Divides("encoder.embed_dims"),
-        "attention heads of each stage; divide its width",
-    ),
-    EncoderKey::new("encoder.window_sizes", 4, KeyRule::Window, "attention window of each stage"),
-];
-
 /// The stage on the stride-16 grid.
 const TAP: usize = 2;
 /// Expansion of feed-forward layers and inverted bottlenecks.
@@ -49,18 +30,9 @@ const RATIO: usize = 4;
 const NORM_EPS: f64 = 1e-5;
 const PREFIX: &str = "encoder.net";
 
-/// A TinyViT.
-#[derive(Clone, Debug)]
-pub(super) struct TinyVitEncoder {
-    pub embed_dims: [usize; 4],
-    pub depths: [usize; 4],
-    pub heads: [usize; 4],
-    pub windows: [usize; 4],
-}
-
-impl Encoder for TinyVitEncoder {
+impl Encoder for TinyVitConfig {
     fn check(&self, key: &str) -> Result<()> {
-        let TinyVitEncoder { embed_dims, depths, heads, windows } = self;
+        let TinyVitConfig { embed_dims, depths, num_heads: heads, window_sizes: windows } = self;
         check_widths(key, "embed_dims", embed_dims, 2)?;
         check_widths(key, "window_sizes", &windows[1..], 1)?;
         check_depths(key, "depths", depths, 0)?;
@@ -83,7 +55,7 @@ impl Encoder for TinyVitEncoder {
     }
 
     fn layers(&self) -> Layers {
-        let TinyVitEncoder { embed_dims, depths, heads, windows } = self;
+        let TinyVitConfig { embed_dims, depths, num_heads: heads, window_sizes: windows } = self;
         let sizes = TinyVit {
             stem: embed_dims[0] / 2,
             widths: embed_dims.to_vec(),
@@ -146,12 +118,12 @@ impl Encoder for TinyVitEncoder {
     }
 
     fn onnx(&self, b: &mut Builder<'_>, images: &Value, grid: Grid) -> Result<OnnxTokens> {
-        let TinyVitEncoder { embed_dims: dims, depths, heads, windows } = *self;
+        let TinyVitConfig { embed_dims: dims, depths, num_heads: heads, window_sizes: windows } = *self;
         onnx::build(b, images, grid, &onnx::Sizes { dims, depths, heads, windows })
     }
 
     fn timm(&self) -> TimmModel {
-        let TinyVitEncoder { embed_dims, depths, heads, windows } = self;
+        let TinyVitConfig { embed_dims, depths, num_heads: heads, window_sizes: windows } = self;
         // The first stage has no attention.
         let usual = *depths == [2, 2, 6, 2] && windows[1..] == [7, 14, 7];
         let (name, known) = match (embed_dims, &heads[1..]) {
@@ -177,16 +149,16 @@ impl Encoder for TinyVitEncoder {
     }
 
     fn small(&self, _: [usize; 2]) -> EncoderConfig {
-        EncoderConfig::TinyVit {
+        EncoderConfig::TinyVit(TinyVitConfig {
             embed_dims: [8, 8, 16, 16],
             depths: [1, 1, 2, 1],
             num_heads: [1, 1, 2, 2],
-            window_sizes: self.windows,
-        }
+            window_sizes: self.window_sizes,
+        })
     }
 }
 
-impl TinyVitEncoder {
+impl TinyVitConfig {
     /// Attention inside windows, a local convolution, a feed-forward layer.
     fn attention_block(
         &self,
@@ -218,7 +190,7 @@ impl TinyVitEncoder {
         let zero = net.in_compute_type(&format!("{path}.outside.narrow"), zero)?;
         let pad = net.linear(&format!("{path}.qkv"), zero)?;
         let biases = net.param(&format!("{path}.attention_biases"))?;
-        let (heads, window) = (self.heads[stage], self.windows[stage]);
+        let (heads, window) = (self.num_heads[stage], self.window_sizes[stage]);
         let op = ops::WindowAttention { heads, window, maps: x.maps.clone() };
         let o = net.push(path, op, &[qkv, pad, biases])?;
         net.linear(&format!("{path}.proj"), o)

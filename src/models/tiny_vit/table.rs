@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::config::TinyVitConfig;
 use crate::models::config::EncoderConfig;
 use crate::models::layers::Layers;
 use crate::models::shapes::{Shapes, four};
@@ -75,12 +76,12 @@ impl TinyVit {
     pub fn config(&self) -> Result<EncoderConfig, String> {
         // The first stage has no attention.
         let behind_first = |of: &[usize], first| four(&[&[first], of].concat());
-        Ok(EncoderConfig::TinyVit {
+        Ok(EncoderConfig::TinyVit(TinyVitConfig {
             embed_dims: four(&self.widths)?,
             depths: four(&self.depths)?,
             num_heads: behind_first(&self.heads, 1)?,
             window_sizes: behind_first(&self.windows, 7)?,
-        })
+        }))
     }
 }
 

@@ -3,14 +3,15 @@
 //! Only what is read is computed: rows that feed the tap alone leave the stream behind it, and the last block computes
 //! the class rows only.
 
+mod config;
 mod onnx;
 mod table;
 
+pub use config::VitConfig;
 pub use table::{Vit, recognise};
 
 use super::config::EncoderConfig;
 use super::encoder::{Encoder, HEADS_KEY, TAP_KEY, TimmModel};
-use super::keys::{EncoderKey, KeyRule};
 use super::layers::Layers;
 use super::tokens::{DropPath, EncoderDims, TapGroup, Tokens, View, scale_branch};
 use crate::error::{Error, Result};
@@ -20,33 +21,6 @@ use crate::nn::layers::{Net, first_rows, range};
 use crate::onnx::{Builder, Grid, OnnxTokens, Value};
 use serde_json::{Map, json};
 use std::sync::Arc;
-
-/// ViT-Tiny for images of persons.
-pub(super) const DEFAULTS: EncoderConfig =
-    EncoderConfig::Vit { img_size: [256, 128], embed_dim: 192, depth: 12, num_heads: 3, tap: 6 };
-
-pub(super) const KEYS: &[EncoderKey] = &[
-    EncoderKey::new(
-        "encoder.img_size",
-        2,
-        KeyRule::ImageSize,
-        "[height, width] of the position table; none: views.global_size",
-    ),
-    EncoderKey::new("encoder.embed_dim", 1, KeyRule::Width, "token width"),
-    EncoderKey::new("encoder.depth", 1, KeyRule::Depth, "blocks"),
-    EncoderKey::new(
-        "encoder.num_heads",
-        1,
-        KeyRule::Divides("encoder.embed_dim"),
-        "attention heads; divide embed_dim",
-    ),
-    EncoderKey::new(
-        "encoder.tap",
-        1,
-        KeyRule::Below("encoder.depth"),
-        "block, from 0, whose output gives the patch tokens",
-    ),
-];
 
 /// A vision transformer.
 #[derive(Clone, Debug)]
@@ -78,7 +52,8 @@ impl Stream {
 }
 
 impl VitEncoder {
-    pub fn new(img_size: [usize; 2], dim: usize, depth: usize, heads: usize, tap: usize) -> Self {
+    pub fn new(config: &VitConfig) -> Self {
+        let VitConfig { img_size, embed_dim: dim, depth, num_heads: heads, tap } = *config;
         VitEncoder { img_size, grid: img_size.map(|s| s / PATCH), dim, depth, heads, tap, tapped: true }
     }
 
@@ -227,7 +202,7 @@ impl Encoder for VitEncoder {
 
     fn small(&self, img_size: [usize; 2]) -> EncoderConfig {
         let (num_heads, depth) = (self.heads, self.depth.min(2));
-        EncoderConfig::Vit { img_size, embed_dim: 8 * num_heads, depth, num_heads, tap: depth - 1 }
+        EncoderConfig::Vit(VitConfig { img_size, embed_dim: 8 * num_heads, depth, num_heads, tap: depth - 1 })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::config::VitConfig;
 use crate::ir::PATCH;
 use crate::models::config::EncoderConfig;
 use crate::models::layers::Layers;
@@ -91,14 +92,14 @@ impl Vit {
 
     /// The encoder of these sizes. Heads, the tapped block and the sides of the grid do not show: they are placeholders.
     pub fn config(&self) -> Result<EncoderConfig, String> {
-        Ok(EncoderConfig::Vit {
+        Ok(EncoderConfig::Vit(VitConfig {
             // Any grid of as many patches has the same shapes.
             img_size: [PATCH, self.positions.saturating_sub(1).max(1).saturating_mul(PATCH)],
             embed_dim: self.dim,
             depth: self.depth,
             num_heads: 1,
             tap: 0,
-        })
+        }))
     }
 }
 

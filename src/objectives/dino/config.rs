@@ -1,6 +1,6 @@
 //! What DINO is told: the configuration of a step, as the reference's fixtures have it, and the section of a run's.
 
-use crate::error::{Error, Result};
+use crate::keys::{Kind, Range, Typed, section};
 use crate::models::EncoderConfig;
 use crate::objectives::prototype_head::HeadConfig;
 use serde::{Deserialize, Serialize};
@@ -15,9 +15,8 @@ pub enum ClipBy {
     Global,
 }
 
-impl ClipBy {
-    /// The names that it goes by.
-    pub const NAMES: &'static [&'static str] = &["each", "global"];
+impl Typed for ClipBy {
+    const KIND: Kind = Kind::Choice(&["each", "global"]);
 }
 
 /// Which parameters weight decay applies to.
@@ -30,9 +29,8 @@ pub enum Decay {
     Saip,
 }
 
-impl Decay {
-    /// The names that it goes by.
-    pub const NAMES: &'static [&'static str] = &["ndim", "saip"];
+impl Typed for Decay {
+    const KIND: Kind = Kind::Choice(&["ndim", "saip"]);
 }
 
 /// One step. Sizes are `[height, width]` in pixels.
@@ -103,33 +101,21 @@ impl TeacherTemp {
     }
 }
 
-/// The section `dino` of a run's configuration: what DINO has beside what objectives share.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct DinoSection {
-    /// Whether the length of every prototype is learned (`norm_last_layer=False`).
-    pub gain: bool,
-    /// What `optim.clip_norm` is the largest norm of.
-    pub clip: ClipBy,
-    pub decay: Decay,
-    /// Epochs at the beginning in which the prototypes are held.
-    pub freeze_epochs: u64,
-    /// The expert's temperature in the first epoch; `optim.teacher_temp` is the last.
-    pub teacher_temp_start: f64,
-    /// Epochs of the change from the one to the other; 0: none.
-    pub teacher_temp_epochs: u64,
-}
-
-impl Default for DinoSection {
-    fn default() -> Self {
-        DinoSection {
-            gain: false,
-            clip: ClipBy::Each,
-            decay: Decay::Ndim,
-            freeze_epochs: 1,
-            teacher_temp_start: 0.04,
-            teacher_temp_epochs: 0,
-        }
+section! {
+    /// What DINO has beside what objectives share.
+    pub struct DinoSection {
+        /// Whether the length of every prototype is learned (`norm_last_layer=False`).
+        pub gain: bool = false;
+        /// What `optim.clip_norm` is the largest norm of.
+        pub clip: ClipBy = ClipBy::Each;
+        /// What decays: parameters of two axes or more, or as saip.
+        pub decay: Decay = Decay::Ndim;
+        /// Epochs at the beginning in which the prototypes are held.
+        pub freeze_epochs: u64 = 1;
+        /// Temperature of the expert in the first epoch; `optim.teacher_temp` is the last.
+        pub teacher_temp_start: f64 = 0.04, Range::Positive;
+        /// Epochs of the change from the one to the other; 0: none.
+        pub teacher_temp_epochs: u64 = 0;
     }
 }
 
@@ -144,19 +130,6 @@ teacher_temp = 0.04
 center_momentum = 0.9
 ";
 
-impl DinoSection {
-    /// # Errors
-    /// [`Error::Config`] for a key that is out of range.
-    pub fn validate(&self) -> Result<()> {
-        let start = self.teacher_temp_start;
-        if !(start.is_finite() && start > 0.0) {
-            let message = format!("{start} must be more than 0; DINO begins at 0.04");
-            return Err(Error::config("dino.teacher_temp_start", message));
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,14 +141,5 @@ mod tests {
         assert!(temp.at(1) > 0.04 && temp.at(2) < 0.07);
         assert_eq!(TeacherTemp { epochs: 0, ..temp }.at(0), 0.07);
         assert_eq!(TeacherTemp { epochs: 1, ..temp }.at(0), 0.04);
-    }
-
-    #[test]
-    fn a_temperature_must_be_one() {
-        for bad in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-            let section = DinoSection { teacher_temp_start: bad, ..DinoSection::default() };
-            assert!(section.validate().unwrap_err().to_string().contains("dino.teacher_temp_start"));
-        }
-        DinoSection::default().validate().unwrap();
     }
 }

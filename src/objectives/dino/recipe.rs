@@ -27,7 +27,7 @@ impl Crops {
     /// # Errors
     /// [`Error::Config`] naming a size or an augmentation that is out of range.
     pub fn new(cfg: &StepConfig, augment: AugmentConfig) -> Result<Self> {
-        augment.validate()?;
+        augment.check("augment")?;
         for (key, size) in [("global_size", cfg.global_size), ("local_size", cfg.local_size)] {
             if size.iter().any(|s| *s == 0 || !s.is_multiple_of(PATCH) || *s > MOST) {
                 let message =

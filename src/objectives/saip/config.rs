@@ -1,6 +1,7 @@
 //! The configuration of one step: exactly the JSON that the reference's fixtures carry in their metadata.
 
 use super::geometry::{ViewGeometry, patches, visible_patches};
+use crate::keys::{MAX_DEPTH, MAX_WIDTH, Range, section};
 use crate::models::EncoderConfig;
 use crate::objectives::prototype_head::HeadConfig;
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,36 @@ pub struct CssConfig {
     pub depth: usize,
     pub heads: usize,
     pub convs: usize,
+}
+
+section! {
+    /// The reconstruction decoder and the weight of its loss.
+    pub struct CsrSection {
+        /// Token width.
+        pub dim: usize = 512, Range::Whole(1, MAX_WIDTH);
+        /// Interactive blocks.
+        pub depth: usize = 6, Range::Whole(1, MAX_DEPTH);
+        /// Attention heads.
+        pub heads: usize = 16, Range::Divides("dim");
+        /// Weight of the reconstruction loss; 0: off.
+        pub weight: f64 = 1.0, Range::NotNegative;
+    }
+}
+
+section! {
+    /// The search decoder and the weight of its loss.
+    pub struct CssSection {
+        /// Token width.
+        pub dim: usize = 512, Range::Whole(1, MAX_WIDTH);
+        /// Self-attention blocks.
+        pub depth: usize = 2, Range::Whole(1, MAX_DEPTH);
+        /// Attention heads.
+        pub heads: usize = 4, Range::Divides("dim");
+        /// Convolutions over the scene.
+        pub convs: usize = 4, Range::Whole(1, MAX_DEPTH);
+        /// Weight of the search loss; 0: off.
+        pub weight: f64 = 1.0, Range::NotNegative;
+    }
 }
 
 /// One training step: views, temperatures, optimizer, decoders and encoders. Sizes are `[height, width]` in pixels.

@@ -113,7 +113,7 @@ impl ViewPlanner {
     /// are used at every step. Fails on sizes that are not positive multiples of the patch edge, on a scene of fewer
     /// than 2x2 tokens, on scales out of (0, 8], and on a mask ratio that leaves no visible or no hidden patch.
     pub fn new(step: &ViewGeometry, mask_ratio: f64, scales: &[f64], augment: AugmentConfig) -> Result<Self> {
-        augment.validate()?;
+        augment.check("augment")?;
         let (mut geometries, mut bucket_of_scale) = (Vec::new(), Vec::new());
         for &scale in scales {
             if !(scale > 0.0 && scale <= 8.0) {

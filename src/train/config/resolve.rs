@@ -1,5 +1,6 @@
 //! From texts to a checked [`TrainConfig`], and back.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
@@ -7,9 +8,10 @@ use std::path::Path;
 use toml::{Table, Value};
 
 use super::TrainConfig;
-use super::schema::{self, Key, Kind, NONE, OBJECTIVE, SECTIONS};
 use crate::error::{Error, Result};
-use crate::objectives::{self, NAMES};
+use crate::keys::{self, Key, Kind, NONE, Named, get};
+use crate::models::{KINDS, kind_named};
+use crate::objectives;
 use crate::train::presets;
 
 /// Configuration files are a few kilobytes; anything far larger is something else.
@@ -19,6 +21,15 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 const STEPS: &str = "optim.steps";
 const WARMUP: &str = "optim.warmup_steps";
 
+/// The key that names what is learned.
+const OBJECTIVE: &str = "objective";
+
+/// The key that names the kind of encoder.
+const KIND: &str = "encoder.kind";
+
+/// Follows the size of the global views unless it is set, so it can be unset although it is always there.
+const IMG_SIZE: &str = "encoder.img_size";
+
 impl TrainConfig {
     /// The preset (by default [`presets::DEFAULT`]), overridden by the TOML file, overridden by `key=value` pairs.
     /// The values of pairs are TOML, except that strings may go without quotes; `none` unsets an optional key.
@@ -27,10 +38,11 @@ impl TrainConfig {
     /// [`Error::Usage`] for an unknown preset or a pair without `=`, [`Error::File`] and [`Error::Io`] for the file,
     /// [`Error::Config`] for keys and values; the message names the key, where it stands and the remedy.
     pub fn resolve(preset: Option<&str>, file: Option<&Path>, sets: &[String]) -> Result<Self> {
-        let preset = presets::find(preset.unwrap_or(presets::DEFAULT))?;
-        let mut tree = Table::new();
-        let origin = format!("preset {}", preset.name);
-        apply(&mut tree, &parse_toml(preset.text, &origin)?, &origin)?;
+        let mut tree = defaults()?;
+        for preset in presets::line(preset.unwrap_or(presets::DEFAULT))? {
+            let origin = format!("preset {}", preset.name);
+            apply(&mut tree, &parse_toml(preset.text, &origin)?, &origin)?;
+        }
         let usual = (get(&tree, STEPS).cloned(), get(&tree, WARMUP).cloned());
         let mut own = false;
         if let Some(path) = file {
@@ -48,13 +60,21 @@ impl TrainConfig {
         finish(tree)
     }
 
-    /// Reads a complete configuration, such as the `config.toml` of a run folder.
+    /// Reads a whole configuration, such as the `config.toml` of a run folder. Keys that there were not when it was written have their
+    /// defaults, which do what was done before there was a choice.
     ///
     /// # Errors
-    /// As [`TrainConfig::resolve`]; a missing key is named.
+    /// As [`TrainConfig::resolve`].
     pub fn load(path: &Path) -> Result<Self> {
-        let mut tree = Table::new();
-        apply(&mut tree, &read_toml(path)?, &path.display().to_string())?;
+        let mut tree = defaults()?;
+        let layer = read_toml(path)?;
+        if get(&layer, KIND).is_none() {
+            let known = KINDS.iter().map(|kind| kind.name).collect::<Vec<_>>().join(", ");
+            let message =
+                format!("is missing in {}, which is no whole configuration: one of {known}", path.display());
+            return Err(Error::config(KIND, message));
+        }
+        apply(&mut tree, &layer, &path.display().to_string())?;
         finish(tree)
     }
 
@@ -62,26 +82,23 @@ impl TrainConfig {
     /// over any preset.
     pub fn to_toml(&self) -> Result<String> {
         let tree = self.tree()?;
-        let kind = encoder_kind(&tree);
+        let keys = keys::leaves(Self::KEYS, &tree, "");
         let mut text = String::from("# Configuration of a saip-engine run. Optional keys may be \"none\".\n");
-        for key in schema::keys(kind).filter(|key| !key.name.contains('.')) {
-            if let Some(value) = get(&tree, key.name) {
-                let _ = writeln!(text, "\n{} = {value}  # {}", key.name, key.doc);
-            }
-        }
-        for section in SECTIONS {
-            let _ = writeln!(text, "\n[{section}]");
-            let lines: Vec<_> = schema::keys(kind)
-                .filter_map(|key| {
-                    let (parent, name) = key.name.rsplit_once('.')?;
-                    let none = Value::String(NONE.into());
-                    (parent == *section)
-                        .then(|| (format!("{name} = {}", get(&tree, key.name).unwrap_or(&none)), key.doc))
-                })
-                .collect();
+        let sections = keys::sections(Self::KEYS, "");
+        for (section, doc) in [(String::new(), "")].into_iter().chain(sections) {
+            let none = Value::String(NONE.into());
+            let line = |k: &Named| {
+                let value = get(&tree, &k.name).unwrap_or(&none);
+                (format!("{} = {value}", k.key.name), k.key.meaning())
+            };
+            let lines: Vec<_> = keys.iter().filter(|k| k.section() == section).map(line).collect();
             let width = lines.iter().map(|(line, _)| line.len()).max().unwrap_or(0);
-            for (line, doc) in &lines {
-                let _ = writeln!(text, "{line:width$}  # {doc}");
+            text.push('\n');
+            if !section.is_empty() {
+                let _ = writeln!(text, "# {}\n[{section}]", doc.trim());
+            }
+            for (line, meaning) in &lines {
+                let _ = writeln!(text, "{line:width$}  # {meaning}");
             }
         }
         Ok(text)
@@ -114,7 +131,8 @@ impl TrainConfig {
         let moved =
             |(key, new, old): &(String, String, String)| key == "expert.path" && new != NONE && old != NONE;
         let told = |(key, new, old): &(String, String, String)| format!("`{key}` was {old}, now {new}");
-        let changed: Vec<_> = differences.iter().filter(|d| !may_change(&d.0) && !moved(d)).collect();
+        let free = self.may_change()?;
+        let changed: Vec<_> = differences.iter().filter(|d| !free.contains(&d.0) && !moved(d)).collect();
         let Some((first, ..)) = changed.first() else { return Ok(differences.iter().map(told).collect()) };
         let list: Vec<_> = changed.into_iter().map(told).collect();
         Err(Error::config(
@@ -129,9 +147,10 @@ impl TrainConfig {
 
     /// Eight hexadecimal digits that change with every key that a resumed run must keep.
     pub fn fingerprint(&self) -> Result<String> {
+        let free = self.may_change()?;
         let lines: Vec<_> = leaves(&self.tree()?)
             .into_iter()
-            .filter(|(key, _)| !may_change(key))
+            .filter(|(key, _)| !free.contains(key))
             // Where the expert's file lies does not matter, that there is one does.
             .map(|(key, value)| match key.as_str() {
                 "expert.path" => format!("{key}\n"),
@@ -141,18 +160,25 @@ impl TrainConfig {
         Ok(format!("{:08x}", crc32c::crc32c(lines.concat().as_bytes())))
     }
 
+    /// Keys that decide how a run is watched, where its images lie and how fast it goes, not what it computes; and those with
+    /// which a run is lengthened, or goes on after it diverged.
+    fn may_change(&self) -> Result<BTreeSet<String>> {
+        let keys = keys::leaves(Self::KEYS, &self.tree()?, "");
+        Ok(keys.into_iter().filter(|k| k.key.may_change).map(|k| k.name).collect())
+    }
+
     fn tree(&self) -> Result<Table> {
-        Table::try_from(self).map_err(|e| Error::config("config", format!("cannot be written as TOML: {e}")))
+        keys::tree(self, "config")
     }
 }
 
-/// Keys that decide how a run is watched, where its images lie and how fast it goes, not what it computes; and those with
-/// which a run is lengthened, or goes on after it diverged.
-fn may_change(key: &str) -> bool {
-    let steers = ["optim.steps", "optim.epochs", "optim.base_lr", "optim.min_lr", "optim.clip_norm"];
-    steers.contains(&key)
-        || key.starts_with("run.")
-        || ["data.path", "data.workers", "data.prefetch"].contains(&key)
+/// The defaults of all keys.
+fn defaults() -> Result<Table> {
+    let mut tree = TrainConfig::default().tree()?;
+    if let Some(Value::Table(encoder)) = tree.get_mut("encoder") {
+        encoder.remove("img_size");
+    }
+    Ok(tree)
 }
 
 fn read_toml(path: &Path) -> Result<Table> {
@@ -197,9 +223,10 @@ fn set_value(name: &str, text: &str) -> Value {
         Ok(value) => value,
         Err(_) => return unquoted(),
     };
-    // Only keys below `encoder` depend on the kind, and its text key is the same for all.
-    let is_text = schema::find("", name).is_some_and(|k| k.kind == Kind::Text);
-    if is_text && !value.is_str() { unquoted() } else { value }
+    // Only keys below `encoder` depend on the kind, and no text is among those.
+    let keys = keys::leaves(TrainConfig::KEYS, &Table::new(), "");
+    let is_text = |k: &Named| k.name == name && matches!(k.key.kind, Kind::Text | Kind::Choice(_));
+    if keys.iter().any(is_text) && !value.is_str() { unquoted() } else { value }
 }
 
 /// Puts `value` at the dotted name, merging tables; false when a value stands where a table is needed or vice versa.
@@ -220,37 +247,73 @@ fn insert(tree: &mut Table, name: &str, value: Value) -> bool {
     }
 }
 
-fn get<'a>(tree: &'a Table, name: &str) -> Option<&'a Value> {
-    match name.split_once('.') {
-        Some((section, rest)) => get(tree.get(section)?.as_table()?, rest),
-        None => tree.get(name),
-    }
-}
-
 fn encoder_kind(tree: &Table) -> &str {
-    get(tree, "encoder.kind").and_then(Value::as_str).unwrap_or("")
+    get(tree, KIND).and_then(Value::as_str).unwrap_or("")
 }
 
-/// Lays one layer over the tree, each key checked against the schema.
+/// Lays one layer over the tree, each key checked against the declared ones.
 fn apply(tree: &mut Table, layer: &Table, origin: &str) -> Result<()> {
     switch_objective(tree, layer)?;
     switch_encoder(tree, layer, origin)?;
-    let kind = encoder_kind(tree).to_string();
-    apply_table(tree, layer, "", &kind, origin)
+    let known = Known::of(tree);
+    apply_table(tree, layer, "", &known, origin)
+}
+
+/// The keys and sections that there are with the encoder of a tree.
+struct Known {
+    kind: String,
+    keys: Vec<Named>,
+    sections: Vec<String>,
+}
+
+impl Known {
+    fn of(tree: &Table) -> Known {
+        Known {
+            kind: encoder_kind(tree).to_owned(),
+            keys: keys::leaves(TrainConfig::KEYS, tree, ""),
+            sections: keys::sections(TrainConfig::KEYS, "").into_iter().map(|(name, _)| name).collect(),
+        }
+    }
+
+    fn find(&self, name: &str) -> Option<&Named> {
+        self.keys.iter().find(|k| k.name == name)
+    }
+
+    /// The key or section that is closest to `full` in letters: the right name in the wrong section counts as close.
+    fn nearest(&self, full: &str) -> Option<&str> {
+        let last = |name: &str| name.rsplit('.').next().unwrap_or(name).to_lowercase();
+        let score = |known: &str| {
+            let whole = strsim::damerau_levenshtein(&full.to_lowercase(), known);
+            let name = strsim::damerau_levenshtein(&last(full), &last(known));
+            // A moved key costs one letter, so that a misspelt one in its own section still wins.
+            whole.min(name + 1) * 2 + usize::from(whole > name + 1)
+        };
+        let all = self.keys.iter().map(|k| &k.name).chain(&self.sections);
+        all.map(String::as_str).min_by_key(|known| score(known))
+    }
+
+    fn unknown(&self, full: &str, origin: &str) -> Error {
+        let hint = match self.nearest(full) {
+            Some(near) => format!("; did you mean `{near}`?"),
+            None => String::new(),
+        };
+        let whose = match full.starts_with("encoder.") {
+            true => format!(" for an encoder of kind {}", self.kind),
+            false => String::new(),
+        };
+        Error::config(full, format!("no such key{whose} ({origin}){hint}"))
+    }
 }
 
 /// A layer that names another objective starts from what that one's recipe has of its own.
 fn switch_objective(tree: &mut Table, layer: &Table) -> Result<()> {
     let named = |tree: &Table| get(tree, OBJECTIVE).and_then(Value::as_str).map(str::to_owned);
-    let Some(name) = named(layer) else { return Ok(()) };
-    if named(tree).map_or(name == NAMES[0], |present| present == name) {
-        return Ok(());
-    }
+    let Some(name) = named(layer).filter(|name| named(tree).as_ref() != Some(name)) else { return Ok(()) };
     // A name that there is not is refused with its key.
     let Some(recipe) = objectives::recipe(&name) else { return Ok(()) };
     let origin = format!("the recipe of {name}");
-    let kind = encoder_kind(tree).to_string();
-    apply_table(tree, &parse_toml(recipe, &origin)?, "", &kind, &origin)
+    let known = Known::of(tree);
+    apply_table(tree, &parse_toml(recipe, &origin)?, "", &known, &origin)
 }
 
 /// In a run shorter than the warm-up of its preset, which nobody asked for otherwise, the warm-up keeps its share of the run.
@@ -269,19 +332,19 @@ fn shorten_warmup(tree: &mut Table, (steps, warmup): (Option<Value>, Option<Valu
 
 /// A layer that names another kind of encoder starts from that kind's own values.
 fn switch_encoder(tree: &mut Table, layer: &Table, origin: &str) -> Result<()> {
-    let Some(Value::String(kind)) = get(layer, "encoder.kind") else { return Ok(()) };
+    let Some(Value::String(kind)) = get(layer, KIND) else { return Ok(()) };
     if kind == encoder_kind(tree) {
         return Ok(());
     }
-    let Some(encoder) = schema::encoder(kind) else {
+    let Some(known) = kind_named(kind) else {
+        let kinds = KINDS.iter().map(|kind| kind.name).collect::<Vec<_>>().join(", ");
         return Err(Error::config(
-            "encoder.kind",
-            format!("`{kind}` in {origin} is no encoder: choose one of {}", schema::encoder_kinds()),
+            KIND,
+            format!("`{kind}` in {origin} is no encoder: choose one of {kinds}"),
         ));
     };
     let mut fresh =
-        Table::try_from(&encoder.defaults).map_err(|e| Error::config("encoder", e.to_string()))?;
-    // Follows the global views unless set.
+        Table::try_from((known.defaults)()).map_err(|e| Error::config("encoder", e.to_string()))?;
     fresh.remove("img_size");
     if let Some(rate) = get(tree, "encoder.drop_path") {
         fresh.insert("drop_path".into(), rate.clone());
@@ -290,38 +353,37 @@ fn switch_encoder(tree: &mut Table, layer: &Table, origin: &str) -> Result<()> {
     Ok(())
 }
 
-fn apply_table(tree: &mut Table, layer: &Table, prefix: &str, kind: &str, origin: &str) -> Result<()> {
+fn apply_table(tree: &mut Table, layer: &Table, prefix: &str, known: &Known, origin: &str) -> Result<()> {
     for (name, value) in layer {
         let full = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
-        if SECTIONS.contains(&full.as_str()) {
+        if known.sections.contains(&full) {
             let Value::Table(inner) = value else {
                 return Err(ill_typed(&full, "a section of keys", value, origin));
             };
             let below = tree.entry(name.as_str()).or_insert_with(|| Value::Table(Table::new()));
             if let Value::Table(below) = below {
-                apply_table(below, inner, &full, kind, origin)?;
+                apply_table(below, inner, &full, known, origin)?;
             }
         } else {
-            let key = schema::find(kind, &full)
-                .ok_or_else(|| unknown(&first_leaf(full.clone(), value), kind, origin))?;
-            apply_key(tree, name, &key, value, origin)?;
+            let found = known.find(&full);
+            let named = found.ok_or_else(|| known.unknown(&first_leaf(full.clone(), value), origin))?;
+            apply_key(tree, &full, &named.key, value, origin)?;
         }
     }
     Ok(())
 }
 
-fn apply_key(tree: &mut Table, name: &str, key: &Key, value: &Value, origin: &str) -> Result<()> {
-    // The position table's size follows from the views when absent, so it can be unset although it is always there.
-    let can_unset = key.optional || key.name == "encoder.img_size";
+fn apply_key(tree: &mut Table, full: &str, key: &Key, value: &Value, origin: &str) -> Result<()> {
+    let can_unset = key.optional || full == IMG_SIZE;
     if can_unset && value.as_str() == Some(NONE) {
-        tree.remove(name);
+        tree.remove(key.name);
         return Ok(());
     }
-    let accepted = key.kind.accept(value).ok_or_else(|| {
+    let accepted = key.accept(value).ok_or_else(|| {
         let or_none = if can_unset { " or \"none\"" } else { "" };
-        ill_typed(key.name, &format!("{}{or_none}", key.kind.expected()), value, origin)
+        ill_typed(full, &format!("{}{or_none}", key.expected()), value, origin)
     })?;
-    tree.insert(name.to_string(), accepted);
+    tree.insert(key.name.to_string(), accepted);
     Ok(())
 }
 
@@ -345,51 +407,13 @@ fn first_leaf(full: String, value: &Value) -> String {
     }
 }
 
-fn unknown(full: &str, kind: &str, origin: &str) -> Error {
-    let hint = match nearest(full, kind) {
-        Some(near) => format!("; did you mean `{near}`?"),
-        None => String::new(),
-    };
-    let whose = match full.starts_with("encoder.") {
-        true => format!(" for an encoder of kind {kind}"),
-        false => String::new(),
-    };
-    Error::config(full, format!("no such key{whose} ({origin}){hint}"))
-}
-
-/// The known key or section that is closest to `full` in letters: the right name in the wrong section counts as close.
-fn nearest(full: &str, kind: &str) -> Option<&'static str> {
-    let last = |name: &str| name.rsplit('.').next().unwrap_or(name).to_lowercase();
-    let sections = SECTIONS.iter().copied();
-    let score = |known: &str| {
-        let whole = strsim::damerau_levenshtein(&full.to_lowercase(), known);
-        let name = strsim::damerau_levenshtein(&last(full), &last(known));
-        // A moved key costs one letter, so that a misspelt one in its own section still wins.
-        whole.min(name + 1) * 2 + usize::from(whole > name + 1)
-    };
-    schema::keys(kind).map(|k| k.name).chain(sections).min_by_key(|known| score(known))
-}
-
 /// The complete tree as a checked configuration.
 fn finish(mut tree: Table) -> Result<TrainConfig> {
-    let kind = encoder_kind(&tree).to_string();
-    if kind == "vit"
-        && get(&tree, "encoder.img_size").is_none()
+    if encoder_kind(&tree) == "vit"
+        && get(&tree, IMG_SIZE).is_none()
         && let Some(size) = get(&tree, "views.global_size").cloned()
     {
-        insert(&mut tree, "encoder.img_size", size);
-    }
-    if kind.is_empty() {
-        return Err(Error::config("encoder.kind", format!("is missing: one of {}", schema::encoder_kinds())));
-    }
-    for key in schema::keys(&kind) {
-        if let (None, Some(value)) = (get(&tree, key.name), schema::default_of(key.name)) {
-            insert(&mut tree, key.name, value);
-        }
-    }
-    if let Some(missing) = schema::keys(&kind).find(|k| !k.optional && get(&tree, k.name).is_none()) {
-        let message = format!("is missing: {} ({})", missing.kind.expected(), missing.doc);
-        return Err(Error::config(missing.name, message));
+        insert(&mut tree, IMG_SIZE, size);
     }
     let config: TrainConfig =
         tree.try_into().map_err(|e: toml::de::Error| Error::config("config", e.to_string()))?;

@@ -4,9 +4,10 @@ use std::fs;
 use proptest::prelude::*;
 use toml::{Table, Value};
 
-use super::{TrainConfig, schema};
+use super::TrainConfig;
 use crate::data::augment::AugmentConfig;
-use crate::models::EncoderConfig;
+use crate::keys::{self, Named};
+use crate::models::{EncoderConfig, StarNetConfig, VitConfig};
 use crate::train::presets::PRESETS;
 
 fn demo(sets: &[&str]) -> crate::Result<TrainConfig> {
@@ -30,10 +31,22 @@ fn with_file(text: &str, sets: &[&str]) -> crate::Result<TrainConfig> {
     TrainConfig::resolve(Some("demo"), Some(&path), &sets)
 }
 
+/// All keys with that kind of encoder.
+fn keys_of(kind: &str) -> Vec<Named> {
+    let tree = format!("encoder = {{ kind = '{kind}' }}").parse().unwrap();
+    keys::leaves(TrainConfig::KEYS, &tree, "")
+}
+
 #[test]
 fn the_paper_preset_has_the_paper_values() {
     let c = resolve("saip-vit-tiny", &[]).unwrap();
-    let vit = EncoderConfig::Vit { img_size: [256, 128], embed_dim: 192, depth: 12, num_heads: 3, tap: 6 };
+    let vit = EncoderConfig::Vit(VitConfig {
+        img_size: [256, 128],
+        embed_dim: 192,
+        depth: 12,
+        num_heads: 3,
+        tap: 6,
+    });
     assert_eq!(c.encoder.architecture, vit);
     let s = c.step_config([160, 80], [320, 160]);
     assert_eq!((s.batch, s.locals, s.scene_size, s.mask_ratio), (256, 6, 224, 0.75));
@@ -77,7 +90,7 @@ fn an_update_may_take_more_images_than_there_are() {
 }
 
 #[test]
-fn the_schema_and_the_structs_have_the_same_keys() {
+fn the_printed_keys_are_those_of_the_structs() {
     for (kind, extra) in [
         ("vit", vec![]),
         ("tinyvit", vec!["encoder.kind=tinyvit"]),
@@ -115,39 +128,40 @@ fn the_schema_and_the_structs_have_the_same_keys() {
             }
         }
         walk("", &tree, &mut of_structs);
-        let of_schema: BTreeSet<_> = schema::keys(kind).map(|k| k.name.to_string()).collect();
-        assert_eq!(of_structs, of_schema);
-        for key in schema::keys(kind) {
-            let section = key.name.rsplit_once('.').map(|(section, _)| section);
-            assert!(section.is_none_or(|s| schema::SECTIONS.contains(&s)), "{}", key.name);
-        }
+        let declared: BTreeSet<_> = keys_of(kind).into_iter().map(|k| k.name).collect();
+        assert_eq!(of_structs, declared);
+        assert!(keys_of(kind).iter().all(|k| !k.key.doc.trim().is_empty()));
     }
 }
 
-/// The text of `encoder.kind` is the list of the kinds.
 #[test]
-fn the_schema_names_every_kind_of_encoder() {
-    let key = schema::find("vit", "encoder.kind").unwrap();
-    assert_eq!(key.doc, crate::models::listed(|kind| kind.name));
+fn every_kind_of_encoder_has_sound_defaults_under_its_name() {
     for kind in crate::models::KINDS {
-        let tree = Table::try_from(&kind.defaults).unwrap();
+        let defaults = (kind.defaults)();
+        let tree = Table::try_from(&defaults).unwrap();
         assert_eq!(tree["kind"].as_str(), Some(kind.name));
-        let own: BTreeSet<_> = kind.keys.iter().map(|k| k.name.trim_start_matches("encoder.")).collect();
-        assert_eq!(own, tree.keys().map(String::as_str).filter(|k| *k != "kind").collect());
-        kind.defaults.open("encoder").unwrap();
+        let own: Vec<_> = kind.keys.iter().map(|k| k.name).collect();
+        assert_eq!(own, tree.keys().map(String::as_str).filter(|k| *k != "kind").collect::<Vec<_>>());
+        keys::check(kind.keys, &tree, "encoder").unwrap();
+        defaults.open("encoder").unwrap();
     }
 }
 
+/// A preset says what it changes and nothing else: neither what its parent says already, nor a default.
 #[test]
-fn presets_set_every_key_that_has_no_default() {
+fn presets_list_only_what_differs() {
     for preset in PRESETS {
-        let table: Table = preset.text.parse().unwrap();
-        let kind = table["encoder"]["kind"].as_str().unwrap();
-        let needed = |k: &schema::Key| k.name != "encoder.img_size" && schema::default_of(k.name).is_none();
-        for key in schema::keys(kind).filter(needed) {
-            let found =
-                key.name.split('.').try_fold(&Value::Table(table.clone()), |v, part| v.get(part)).is_some();
-            assert!(found, "{} lacks {}", preset.name, key.name);
+        let before = preset.parent.map_or(TrainConfig::default(), |parent| resolve(parent, &[]).unwrap());
+        let (before, after) =
+            (before.to_toml().unwrap(), resolve(preset.name, &[]).unwrap().to_toml().unwrap());
+        let [before, after]: [Table; 2] = [before, after].map(|text| text.parse().unwrap());
+        let text: Table = preset.text.parse().unwrap();
+        for key in keys_of(after["encoder"]["kind"].as_str().unwrap()) {
+            if let Some(given) = keys::get(&text, &key.name) {
+                assert_eq!(keys::get(&after, &key.name), Some(given), "{}: {}", preset.name, key.name);
+                let same = keys::get(&before, &key.name) == Some(given);
+                assert!(!same || key.name == "encoder.kind", "{} repeats {}", preset.name, key.name);
+            }
         }
     }
 }
@@ -198,8 +212,8 @@ fn a_printed_configuration_reads_back_equal_over_any_preset() {
     for sets in changes {
         let config = demo(sets).unwrap();
         let text = config.to_toml().unwrap();
-        for key in schema::keys("vit").filter(|k| !k.name.starts_with("encoder.")) {
-            let name = key.name.rsplit('.').next().unwrap();
+        for key in keys_of("vit").iter().filter(|k| !k.name.starts_with("encoder.")) {
+            let name = key.key.name;
             assert!(text.contains(&format!("\n{name} = ")), "{name} is missing in\n{text}");
         }
         for preset in PRESETS {
@@ -264,13 +278,13 @@ fn later_layers_win() {
 #[test]
 fn the_position_table_follows_the_views_and_a_new_kind_brings_its_values() {
     let img_size = |c: TrainConfig| match c.encoder.architecture {
-        EncoderConfig::Vit { img_size, .. } => img_size,
+        EncoderConfig::Vit(VitConfig { img_size, .. }) => img_size,
         _ => [0, 0],
     };
     assert_eq!(img_size(demo(&["views.global_size=[96, 48]"]).unwrap()), [96, 48]);
     assert_eq!(img_size(demo(&["encoder.img_size=[256, 128]"]).unwrap()), [256, 128]);
     let c = demo(&["encoder.base_dim=16", "encoder.kind=starnet"]).unwrap();
-    let star = EncoderConfig::StarNet { base_dim: 16, depths: [2, 2, 8, 4], mlp_ratio: 4 };
+    let star = EncoderConfig::StarNet(StarNetConfig { base_dim: 16, depths: [2, 2, 8, 4], mlp_ratio: 4 });
     assert_eq!(c.encoder.architecture, star);
     let e = refused(&["encoder.kind=starnet", "encoder.embed_dim=16"]);
     assert!(e.contains("encoder of kind starnet") && e.contains("`encoder.base_dim`"), "{e}");
@@ -354,9 +368,6 @@ fn malformed_input_is_explained() {
     assert!(e.contains("/nowhere/c.toml"), "{e}");
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("part.toml");
-    fs::write(&path, "[encoder]\nkind = \"vit\"\n").unwrap();
-    let e = TrainConfig::load(&path).unwrap_err().to_string();
-    assert!(e.contains("is missing"), "{e}");
     fs::write(&path, "").unwrap();
     assert!(TrainConfig::load(&path).unwrap_err().to_string().contains("`encoder.kind`"));
     fs::write(&path, vec![b'#'; 2 << 20]).unwrap();
@@ -387,8 +398,8 @@ fn every_range_check_names_key_and_remedy() {
         (&["encoder.kind=starnet", "encoder.mlp_ratio=0"], "encoder.mlp_ratio", "between 1"),
         (&["csm.hidden=0"], "csm.hidden", "between 1"),
         (&["csm.bottleneck=0"], "csm.bottleneck", "between 1"),
-        (&["csm.prototypes=1"], "csm.prototypes", "at least 2"),
-        (&["csm.prototypes=1000000000"], "csm.prototypes", "between 1"),
+        (&["csm.prototypes=1"], "csm.prototypes", "between 2"),
+        (&["csm.prototypes=1000000000"], "csm.prototypes", "between 2"),
         (&["csm.weight=-1"], "csm.weight", "0 or more"),
         (&["csm.weight=0", "csr.weight=0", "css.weight=0"], "csm.weight", "all three"),
         (&["csr.dim=0"], "csr.dim", "between 1"),
@@ -417,23 +428,23 @@ fn every_range_check_names_key_and_remedy() {
         (&["views.scale=[0, 1]"], "views.scale", "above 0"),
         (&["views.scale=[1, 17]"], "views.scale", "at most 16"),
         (&["views.scale_buckets=0"], "views.scale_buckets", "between 1"),
-        (&["augment.global_scale=[0.5, 1.5]"], "augment.global_scale", "within (0, 1]"),
-        (&["augment.local_scale=[0, 0.5]"], "augment.local_scale", "within (0, 1]"),
-        (&["augment.rescaled_scale=[0.8, 0.2]"], "augment.rescaled_scale", "within (0, 1]"),
-        (&["augment.ratio=[1, 1000]"], "augment.ratio", "within (0, 100]"),
-        (&["augment.flip=1.5"], "augment.flip", "within [0, 1]"),
-        (&["augment.color_jitter=-1"], "augment.color_jitter", "within [0, 1]"),
-        (&["augment.brightness=2"], "augment.brightness", "within [0, 1]"),
-        (&["augment.contrast=2"], "augment.contrast", "within [0, 1]"),
-        (&["augment.saturation=2"], "augment.saturation", "within [0, 1]"),
-        (&["augment.hue=0.6"], "augment.hue", "within [0, 0.5]"),
-        (&["augment.grayscale=2"], "augment.grayscale", "within [0, 1]"),
-        (&["augment.blur=[0, 0, 2]"], "augment.blur", "within [0, 1]"),
-        (&["augment.blur_radius=[0, 2]"], "augment.blur_radius", "within (0, 64]"),
-        (&["augment.solarize=2"], "augment.solarize", "within [0, 1]"),
-        (&["augment.background_scale=[0.5, 2]"], "augment.background_scale", "within (0, 1]"),
-        (&["augment.instance_height=[0.5, 2]"], "augment.instance_height", "within (0, 1]"),
-        (&["augment.feather=1"], "augment.feather", "within [0, 0.5]"),
+        (&["augment.global_scale=[0.5, 1.5]"], "augment.global_scale", "above 0 and at most 1"),
+        (&["augment.local_scale=[0, 0.5]"], "augment.local_scale", "above 0 and at most 1"),
+        (&["augment.rescaled_scale=[0.8, 0.2]"], "augment.rescaled_scale", "above 0 and at most 1"),
+        (&["augment.ratio=[1, 1000]"], "augment.ratio", "above 0 and at most 100"),
+        (&["augment.flip=1.5"], "augment.flip", "between 0 and 1"),
+        (&["augment.color_jitter=-1"], "augment.color_jitter", "between 0 and 1"),
+        (&["augment.brightness=2"], "augment.brightness", "between 0 and 1"),
+        (&["augment.contrast=2"], "augment.contrast", "between 0 and 1"),
+        (&["augment.saturation=2"], "augment.saturation", "between 0 and 1"),
+        (&["augment.hue=0.6"], "augment.hue", "between 0 and 0.5"),
+        (&["augment.grayscale=2"], "augment.grayscale", "between 0 and 1"),
+        (&["augment.blur=[0, 0, 2]"], "augment.blur", "between 0 and 1"),
+        (&["augment.blur_radius=[0, 2]"], "augment.blur_radius", "above 0 and at most 64"),
+        (&["augment.solarize=2"], "augment.solarize", "between 0 and 1"),
+        (&["augment.background_scale=[0.5, 2]"], "augment.background_scale", "above 0 and at most 1"),
+        (&["augment.instance_height=[0.5, 2]"], "augment.instance_height", "above 0 and at most 1"),
+        (&["augment.feather=1"], "augment.feather", "between 0 and 0.5"),
         (&["optim.base_lr=0"], "optim.base_lr", "more than 0"),
         (&["optim.min_lr=-1"], "optim.min_lr", "0 or more"),
         (&["optim.min_lr=1"], "optim.min_lr", "above the peak"),
@@ -536,8 +547,8 @@ proptest! {
     /// No user text panics, and what is accepted is in range.
     #[test]
     fn any_value_is_accepted_or_refused_cleanly(index in 0usize..200, value in "[-\\[\\]{}\",.=#0-9a-z \n]{0,12}") {
-        let keys: Vec<_> = schema::keys("vit").collect();
-        let key = keys[index % keys.len()];
+        let keys = keys_of("vit");
+        let key = &keys[index % keys.len()];
         if let Ok(c) = demo(&[&format!("{}={value}", key.name)]) {
             c.validate().unwrap();
         }
