@@ -126,6 +126,12 @@ kernel_tests! {
         scatter_tokens: ScatterTokens,
         add_positions: AddPositions,
     }
+    cu_mixup {
+        mix_images: MixImages,
+        soft_targets: SoftTargets,
+        soft_cross_entropy: SoftCrossEntropy,
+        soft_cross_entropy_backward: SoftCrossEntropyBackward,
+    }
     cu_optim {
         accumulate_grads: AccumulateGrads,
         grad_health: GradHealth,

@@ -51,7 +51,8 @@ fn differentiable(op: &Op, operands: usize) -> Vec<usize> {
         | Op::GatherTokens(_)
         | Op::ScatterTokens(_)
         | Op::MaskedMse(_)
-        | Op::BceWithLogits(_) => vec![0],
+        | Op::BceWithLogits(_)
+        | Op::SoftCrossEntropy(_) => vec![0],
         Op::RestoreTokens(_) => vec![0, 2, 3],
         Op::PrototypeCrossEntropy(_) => vec![0, 1],
         // Pixels, constants, derivatives and what follows them.
@@ -88,6 +89,9 @@ fn differentiable(op: &Op, operands: usize) -> Vec<usize> {
         | Op::CenterUpdate(_)
         | Op::MaskedMseBackward(_)
         | Op::BceWithLogitsBackward(_)
+        | Op::MixImages(_)
+        | Op::SoftTargets(_)
+        | Op::SoftCrossEntropyBackward(_)
         | Op::AccumulateGrads(_)
         | Op::GradHealth(_)
         | Op::AdamW(_) => vec![],
@@ -237,6 +241,7 @@ gradient_tests! {
     prototype_cross_entropy: PrototypeCrossEntropy,
     masked_mse: MaskedMse,
     bce_with_logits: BceWithLogits,
+    soft_cross_entropy: SoftCrossEntropy,
     weighted_sum: WeightedSum,
 }
 

@@ -13,6 +13,7 @@ mod kernel;
 mod layer_norm;
 mod layout;
 mod linear;
+mod mixup;
 mod optim;
 mod par;
 mod pointwise;

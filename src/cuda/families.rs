@@ -19,6 +19,7 @@ impl Family {
             | Family::Embed
             | Family::LayerNorm
             | Family::Layout
+            | Family::Mixup
             | Family::Optim
             | Family::Pointwise
             | Family::BatchNorm
@@ -41,6 +42,7 @@ impl Family {
             Family::GemmSm90 => super::gemm::variants_sm90(),
             Family::LayerNorm => super::layer_norm::variants(bf16),
             Family::Layout => vec![vec![("VEC", 1)], vec![("VEC", 4)]],
+            Family::Mixup => super::mixup::variants(),
             Family::Optim => vec![SCALARS.to_vec()],
             Family::Pointwise => vec![vec![("VEC", 1)], vec![("VEC", 4)]],
             Family::Pool => super::pool::variants(),
@@ -63,6 +65,7 @@ impl Family {
             Family::GemmSm90 => &[product::LAYOUTS, product::SM90_LAYOUTS],
             Family::LayerNorm => &[super::layer_norm::LAYOUTS],
             Family::Layout => &[super::layout::LAYOUTS],
+            Family::Mixup => &[super::mixup::LAYOUTS],
             Family::Optim => &[super::optim::LAYOUTS],
             Family::Pointwise => &[super::pointwise::LAYOUTS],
             Family::Pool => &[super::pool::LAYOUTS],

@@ -25,6 +25,7 @@ mod layout;
 mod linear;
 mod lower;
 mod measure;
+mod mixup;
 mod nvrtc;
 mod occupancy;
 mod optim;

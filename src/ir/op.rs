@@ -3,7 +3,7 @@
 
 use super::graph::ValueId;
 use super::ops::{
-    attention, batch_norm, conv, dense_loss, depthwise_conv, embed, layer_norm, layout, linear, optim,
+    attention, batch_norm, conv, dense_loss, depthwise_conv, embed, layer_norm, layout, linear, mixup, optim,
     pointwise, pool, prototype_ce, window_attention,
 };
 use super::rules::{Cx, Facts, Fusion, OpSet, Rules, Shapes};
@@ -88,6 +88,10 @@ ops! {
     linear::Linear => "linear";
     linear::LinearBackwardInput => "linear_backward_input";
     linear::LinearBackwardWeight => "linear_backward_weight";
+    mixup::MixImages => "mix_images";
+    mixup::SoftTargets => "soft_targets";
+    mixup::SoftCrossEntropy => "soft_cross_entropy";
+    mixup::SoftCrossEntropyBackward => "soft_cross_entropy_backward";
     optim::AccumulateGrads => "accumulate_grads";
     optim::GradHealth => "grad_health";
     optim::AdamW => "adamw";

@@ -2,6 +2,7 @@
 
 mod derivatives;
 mod maps;
+mod mixup;
 mod table;
 mod tolerance;
 

@@ -6,6 +6,7 @@ mod dense;
 mod layout;
 mod losses;
 mod maps;
+mod mixup;
 mod optim;
 
 use dense::gelu;
@@ -80,6 +81,9 @@ pub fn forward(op: &Op, x: &[Input]) -> Vec<Tensor> {
         Op::BceWithLogits(ops::BceWithLogits { groups }) => {
             vec![losses::bce_with_logits(x[0].float(), x[1].float(), *groups)]
         }
+        Op::MixImages(_) => vec![mixup::mix_images(x)],
+        Op::SoftTargets(op) => vec![mixup::soft_targets(x, op)],
+        Op::SoftCrossEntropy(_) => mixup::soft_cross_entropy(x[0].float(), x[1].float()),
         Op::WeightedSum(ops::WeightedSum { weights }) => {
             let sum = weights.iter().zip(x).map(|(w, l)| w * l.float().data[0]).sum();
             vec![Tensor::new([1], vec![sum])]
@@ -112,7 +116,8 @@ pub fn forward(op: &Op, x: &[Input]) -> Vec<Tensor> {
         | Op::ScaleRowsBackward(_)
         | Op::PrototypeCrossEntropyBackward(_)
         | Op::MaskedMseBackward(_)
-        | Op::BceWithLogitsBackward(_) => {
+        | Op::BceWithLogitsBackward(_)
+        | Op::SoftCrossEntropyBackward(_) => {
             panic!("{} is checked against central differences of its forward op", op.name())
         }
     }

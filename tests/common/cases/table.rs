@@ -1,6 +1,6 @@
 //! The cases of ops with a reference of their own, and the table itself.
 
-use super::{Case, derivatives, maps};
+use super::{Case, derivatives, maps, mixup};
 use crate::common::runner::NARROW as NARROW_TYPE;
 use crate::common::tensor::{Gen, Input, Tensor, scalars, temperatures};
 use saip_engine::ir::{
@@ -76,6 +76,10 @@ pub fn cases(kind: OpKind) -> Vec<Case> {
         OpKind::MaskedMseBackward => derivatives::masked_mse(),
         OpKind::BceWithLogits => bce_with_logits(),
         OpKind::BceWithLogitsBackward => derivatives::bce_with_logits(),
+        OpKind::MixImages => mixup::mix_images(),
+        OpKind::SoftTargets => mixup::soft_targets(),
+        OpKind::SoftCrossEntropy => mixup::soft_cross_entropy(),
+        OpKind::SoftCrossEntropyBackward => mixup::soft_cross_entropy_backward(),
         OpKind::WeightedSum => weighted_sum(),
         OpKind::AccumulateGrads => accumulate_grads(),
         OpKind::GradHealth => grad_health(),

@@ -41,6 +41,8 @@ pub fn longest_sum(op: &Op, x: &[Input]) -> usize {
         | Op::AddPositions(_)
         | Op::MaskedMseBackward(_)
         | Op::BceWithLogitsBackward(_)
+        | Op::MixImages(_)
+        | Op::SoftTargets(_)
         | Op::AccumulateGrads(_)
         | Op::AdamW(_) => 1,
         Op::EmbedTokensBackward(_) | Op::RestoreTokensBackward(_) | Op::SumImages(_) => rows(0),
@@ -48,6 +50,7 @@ pub fn longest_sum(op: &Op, x: &[Input]) -> usize {
         Op::ResizePositionsBackward(ops::ResizePositionsBackward { to, .. }) => to[0] * to[1],
         Op::Linear(_) | Op::L2Normalize(_) | Op::L2NormalizeBackward(_) | Op::ScaleRowsBackward(_) => cols(0),
         Op::DynamicConv(_) => cols(0),
+        Op::SoftCrossEntropyBackward(_) => cols(1),
         Op::LinearBackwardInput(_) => cols(0),
         Op::LinearBackwardWeight(_) | Op::Conv2dBackwardWeight(_) | Op::DepthwiseConv2dBackwardWeight(_) => {
             rows(0)
@@ -87,7 +90,11 @@ pub fn longest_sum(op: &Op, x: &[Input]) -> usize {
         Op::PrototypeCrossEntropyBackward(_) => rows(1) * rows(2) + cols(1),
         Op::ExpertStatistics(_) => rows(0) * rows(1) + cols(0) + count(5),
         Op::CenterUpdate(_) => rows(1) + cols(1),
-        Op::MaskedMse(_) | Op::BceWithLogits(_) | Op::GradHealth(_) | Op::ClipTensors(_) => count(0),
+        Op::MaskedMse(_)
+        | Op::BceWithLogits(_)
+        | Op::SoftCrossEntropy(_)
+        | Op::GradHealth(_)
+        | Op::ClipTensors(_) => count(0),
         Op::WeightedSum(ops::WeightedSum { weights }) => weights.len(),
     }
 }
@@ -205,6 +212,12 @@ fn magnitudes(op: &Op, x: &[Input], outputs: &[Tensor]) -> Vec<Tensor> {
             let t = temperature(3, ops::Temperature::Teacher);
             vec![outputs[0].map(|v| (v.abs() + 1.0) / t)]
         }
+        // Of a blend, that of the two together; of a logarithm of exponentials, that of the largest logit.
+        Op::MixImages(_) | Op::SoftTargets(_) => largest(1.0),
+        Op::SoftCrossEntropy(_) => {
+            let most = x[0].float().max_abs() + outputs[1].max_abs() + 1.0;
+            outputs.iter().map(|o| o.map(|_| most)).collect()
+        }
         Op::MaskedMse(_) | Op::BceWithLogits(_) | Op::GradHealth(_) => {
             // Every output has its own size here.
             outputs.iter().map(|o| o.map(|v| v.abs().max(1e-3))).collect()
@@ -234,7 +247,8 @@ fn magnitudes(op: &Op, x: &[Input], outputs: &[Tensor]) -> Vec<Tensor> {
         | Op::ScaleRowsBackward(_)
         | Op::PrototypeCrossEntropyBackward(_)
         | Op::MaskedMseBackward(_)
-        | Op::BceWithLogitsBackward(_) => {
+        | Op::BceWithLogitsBackward(_)
+        | Op::SoftCrossEntropyBackward(_) => {
             panic!("{} has no reference of its own", op.name())
         }
     }
