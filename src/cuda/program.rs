@@ -144,7 +144,9 @@ impl<D: Driver> CudaBackend<D> {
                 let message = format!("the plan's {} is {}", size.region.name(), size.dtype);
                 return Err(Error::device("cuda", message));
             }
-            let old = self.regions.get(&size.region).map_or(Memory::default(), |r| r.memory);
+            // A region may have no elements: it is there all the same, and takes no memory.
+            let none = RegionMemory { memory: Memory::default(), dtype: size.dtype, elements: 0 };
+            let old = self.regions.entry(size.region).or_insert(none).memory;
             if old.bytes < size.bytes() {
                 let memory = self.grown(old, size.bytes())?;
                 let region = RegionMemory { memory, dtype: size.dtype, elements: size.elements };

@@ -664,7 +664,9 @@ fn clip_tensors() -> Vec<Case> {
 fn adamw() -> Vec<Case> {
     let segment = |start, len, decay, expert| ParamSegment { start, len, decay, late: false, expert };
     let late = |start, len, decay, expert| ParamSegment { late: true, ..segment(start, len, decay, expert) };
-    let all: [(usize, usize, Vec<ParamSegment>); 4] = [
+    let all: [(usize, usize, Vec<ParamSegment>); 5] = [
+        // Without an expert.
+        (30, 0, vec![segment(0, 7, true, None), segment(8, 22, false, None)]),
         (1, 1, vec![segment(0, 1, true, Some(0))]),
         (20, 9, vec![segment(0, 7, true, None), segment(7, 9, false, Some(0)), segment(16, 4, false, None)]),
         // A gap between segments stays as it is.
