@@ -2,6 +2,7 @@
 
 pub mod augment;
 pub mod batch;
+pub mod classes;
 pub mod decode;
 pub mod labelled;
 pub mod left_out;
@@ -11,6 +12,7 @@ pub mod market;
 pub mod prepare;
 pub mod recipe;
 pub mod rng;
+pub mod sample;
 pub mod scene;
 pub mod source;
 pub mod synth;

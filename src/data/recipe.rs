@@ -2,21 +2,30 @@
 
 use crate::data::augment::Augmenter;
 use crate::data::rng::{Purpose, StreamRng, stream};
+use crate::data::sample::Sample;
 use crate::error::Result;
 use crate::tensor::TensorSpec;
 use image::RgbImage;
 
-/// Identifies one picture's random numbers: the run's seed, the epoch, and the picture's number within it.
+/// Identifies one picture's random numbers: the run's seed, the epoch, and the picture's number within it; and by the batch what all
+/// pictures of one have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SampleKey {
     pub seed: u64,
     pub epoch: u64,
     pub sample: u64,
+    /// The batch, counted from 0 over the whole run.
+    pub batch: u64,
 }
 
 impl SampleKey {
     pub fn stream(&self, purpose: Purpose) -> StreamRng {
         stream(self.seed, self.epoch, self.sample, purpose)
+    }
+
+    /// The same stream for all pictures of the batch.
+    pub fn batch_stream(&self, purpose: Purpose) -> StreamRng {
+        stream(self.seed, 0, self.batch, purpose)
     }
 }
 
@@ -43,7 +52,7 @@ pub trait Recipe: Send + Sync {
     /// The tensors of a batch of `batch` images.
     fn tensors(&self, bucket: usize, batch: usize) -> Vec<TensorSpec>;
 
-    /// For every tensor its views of `picture`.
+    /// For every tensor its views of `sample`.
     ///
     /// # Errors
     /// When another picture cannot be had, or a size is out of range.
@@ -52,7 +61,7 @@ pub trait Recipe: Send + Sync {
         painter: &mut Augmenter,
         bucket: usize,
         key: SampleKey,
-        picture: &RgbImage,
+        sample: &Sample,
         another: &mut Another<'_>,
     ) -> Result<Vec<Vec<Part>>>;
 }

@@ -16,6 +16,7 @@ pub enum Purpose {
     Scale = 6,
     DropPath = 7,
     Synth = 8,
+    Mix = 10,
 }
 
 /// The stream for (`seed`, `epoch`, `sample`, `purpose`): ChaCha8 keyed by the four numbers themselves.

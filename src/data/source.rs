@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use crate::data::decode::{ACCEPTED, load_file, not_read};
 use crate::data::left_out::{self, Kind, LeftOut};
 use crate::data::listing::{self, Listing, starts_like_image};
+use crate::data::sample::Labels;
 use crate::error::{Error, Result};
 use crate::units::{shown, without_bom};
 
@@ -28,6 +29,10 @@ pub trait ImageSource: Send + Sync {
     /// What was found beside the pictures and is not among them.
     fn left_out(&self) -> &[LeftOut] {
         &[]
+    }
+    /// What is known of picture `i`.
+    fn labels(&self, _i: usize) -> Labels {
+        Labels::default()
     }
 }
 
@@ -96,6 +101,18 @@ impl FileSource {
             return Err(Error::file(list, format!("none of the listed images can be used{lost}")));
         }
         Ok(FileSource { root, files, left_out })
+    }
+}
+
+impl FileSource {
+    /// What [`FileSource::files`] are relative to.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The files in their order.
+    pub fn files(&self) -> &[Box<Path>] {
+        &self.files
     }
 }
 

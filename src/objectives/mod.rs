@@ -8,6 +8,7 @@ pub mod prototype_head;
 mod registry;
 pub mod saip;
 mod self_distillation;
+mod view_size;
 
 pub use collapse::{Collapse, CollapseAlarm, CollapseStats, Thresholds};
 pub use objective::{Inspect, Monitor, Objective, Outputs, Target};

@@ -22,6 +22,7 @@ use crate::data::batch::Batch;
 use crate::data::left_out::LeftOut;
 use crate::data::recipe::{Recipe, SampleKey};
 use crate::data::rng::StreamRng;
+use crate::data::sample::Sample;
 use crate::data::source::{ImageSource, Quarantine};
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
@@ -320,18 +321,19 @@ fn sample(shared: &Shared, job: &Job, slot: usize, augmenter: &mut Augmenter) ->
 
 fn render(shared: &Shared, job: &Job, slot: usize, augmenter: &mut Augmenter) -> Result<()> {
     let (source, quarantine) = (&*shared.source, &shared.quarantine);
-    let sample = job.samples[slot] as usize;
+    let number = job.samples[slot] as usize;
     // A repeated picture is another sample of the epoch: same pixels, other random numbers.
-    let (index, picture) = quarantine.load(source, sample % source.len())?;
-    let key = SampleKey { seed: shared.seed, epoch: job.epoch, sample: sample as u64 };
+    let (index, image) = quarantine.load(source, number % source.len())?;
+    let sample = Sample { image, labels: source.labels(index) };
+    let key = SampleKey { seed: shared.seed, epoch: job.epoch, sample: number as u64, batch: job.step };
     let mut another = |rng: &mut StreamRng| {
         let (behind, scenery) = quarantine.load(source, other(index, source.len(), rng))?;
         // An unusable choice may be replaced by the very picture that is asked for: then the one after it.
         let again = behind == index && source.len() > 1;
         Ok(if again { quarantine.load(source, index + 1)?.1 } else { scenery })
     };
-    let sample = shared.recipe.paint(augmenter, job.assembly.bucket, key, &picture, &mut another)?;
-    job.assembly.fill(slot, sample, source.name(index))
+    let parts = shared.recipe.paint(augmenter, job.assembly.bucket, key, &sample, &mut another)?;
+    job.assembly.fill(slot, parts, source.name(index))
 }
 
 /// Uniform over the other indices; the same one only when there is no other.

@@ -73,11 +73,11 @@ impl Recipe for Mixed {
         painter: &mut Augmenter,
         bucket: usize,
         key: SampleKey,
-        picture: &RgbImage,
+        sample: &Sample,
         another: &mut Another<'_>,
     ) -> Result<Vec<Vec<Part>>> {
         let mut rng = key.stream(Purpose::Views);
-        let view = painter.resampler.fit(picture, [EDGES[bucket]; 2])?;
+        let view = painter.resampler.fit(&sample.image, [EDGES[bucket]; 2])?;
         let other = another(&mut key.stream(Purpose::Scene))?;
         Ok(vec![
             vec![Part::Picture(view.clone()), Part::Picture(view)],
@@ -181,10 +181,10 @@ impl Recipe for Wrong {
         painter: &mut Augmenter,
         bucket: usize,
         key: SampleKey,
-        picture: &RgbImage,
+        sample: &Sample,
         another: &mut Another<'_>,
     ) -> Result<Vec<Vec<Part>>> {
-        Ok((self.0)(Mixed.paint(painter, bucket, key, picture, another)?))
+        Ok((self.0)(Mixed.paint(painter, bucket, key, sample, another)?))
     }
 }
 

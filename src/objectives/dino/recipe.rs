@@ -5,14 +5,11 @@ use crate::data::augment::{AugmentConfig, Augmenter};
 use crate::data::batch::{Batch, Values};
 use crate::data::recipe::{Another, Part, Recipe, SampleKey};
 use crate::data::rng::{Purpose, stream};
-use crate::error::{Error, Result};
-use crate::ir::PATCH;
+use crate::data::sample::Sample;
+use crate::error::Result;
+use crate::objectives::view_size::check_view_size;
 use crate::tensor::{DType, TensorSpec};
-use image::RgbImage;
 use rand_distr::{Distribution, StandardNormal};
-
-/// Largest edge of a view, pixels.
-const MOST: usize = 4096;
 
 /// The sizes of the views and how they are augmented.
 #[derive(Clone, Debug)]
@@ -29,11 +26,7 @@ impl Crops {
     pub fn new(cfg: &StepConfig, augment: AugmentConfig) -> Result<Self> {
         augment.check("augment")?;
         for (key, size) in [("global_size", cfg.global_size), ("local_size", cfg.local_size)] {
-            if size.iter().any(|s| *s == 0 || !s.is_multiple_of(PATCH) || *s > MOST) {
-                let message =
-                    format!("{size:?} must be positive multiples of {PATCH} pixels, at most {MOST}");
-                return Err(Error::config(key, message));
-            }
+            check_view_size(key, size)?;
         }
         let StepConfig { global_size, local_size, locals, .. } = *cfg;
         Ok(Crops { global_size, local_size, locals, augment })
@@ -76,11 +69,11 @@ impl Recipe for Crops {
         painter: &mut Augmenter,
         _: usize,
         key: SampleKey,
-        picture: &RgbImage,
+        sample: &Sample,
         _: &mut Another<'_>,
     ) -> Result<Vec<Vec<Part>>> {
         let (cfg, rng) = (&self.augment, &mut key.stream(Purpose::Views));
-        let mut view = |recipe, size| painter.view(cfg, recipe, picture, size, rng).map(Part::Picture);
+        let mut view = |recipe, size| painter.view(cfg, recipe, &sample.image, size, rng).map(Part::Picture);
         let global = vec![view(cfg.anchor(), self.global_size)?, view(cfg.second(), self.global_size)?];
         let local = (0..self.locals).map(|_| view(cfg.local(), self.local_size));
         Ok(vec![global, local.collect::<Result<_>>()?])

@@ -9,9 +9,11 @@ use crate::data::augment::{AugmentConfig, Augmenter};
 use crate::data::batch::{Batch, Values};
 use crate::data::recipe::{Another, Part, Recipe, SampleKey};
 use crate::data::rng::{Purpose, StreamRng, stream};
+use crate::data::sample::Sample;
 use crate::data::scene::{Scene, compose, tokens_into};
 use crate::error::{Error, Result};
 use crate::ir::PATCH;
+use crate::objectives::view_size::check_view_size;
 use crate::tensor::TensorSpec;
 
 /// Range of the scale that is drawn per step.
@@ -192,11 +194,11 @@ impl Recipe for ViewPlanner {
         painter: &mut Augmenter,
         bucket: usize,
         key: SampleKey,
-        picture: &RgbImage,
+        sample: &Sample,
         another: &mut Another<'_>,
     ) -> Result<Vec<Vec<Part>>> {
         let geometry = &self.geometries[bucket];
-        Ok(self.render(painter, geometry, key, picture, another)?.parts(geometry))
+        Ok(self.render(painter, geometry, key, &sample.image, another)?.parts(geometry))
     }
 }
 
@@ -240,10 +242,7 @@ fn check_geometry(g: &ViewGeometry) -> Result<()> {
         ("scene_size", [g.scene_size; 2]),
     ];
     for (key, size) in sizes {
-        if size.iter().any(|&s| s == 0 || s % PATCH != 0 || s > 4096) {
-            let message = format!("{size:?} must be positive multiples of {PATCH} pixels, at most 4096");
-            return Err(Error::config(key, message));
-        }
+        check_view_size(key, size)?;
     }
     if g.scene_size < 2 * PATCH {
         return Err(Error::config("scene_size", format!("{} is too small for two persons", g.scene_size)));
@@ -367,7 +366,7 @@ pub(crate) mod tests {
         let g = planner.geometries[0].clone();
         let person = RgbImage::from_fn(50, 100, |x, y| Rgb([(5 * x) as u8, (2 * y) as u8, (x * y) as u8]));
         let behind = RgbImage::from_pixel(50, 100, Rgb([10, 20, 30]));
-        let key = SampleKey { seed: 0, epoch: 1, sample: 2 };
+        let key = SampleKey { seed: 0, epoch: 1, sample: 2, batch: 0 };
         let render = |key| {
             planner.render(&mut Augmenter::new(), &g, key, &person, &mut |_| Ok(behind.clone())).unwrap()
         };
