@@ -48,7 +48,7 @@ fn verdict(name: &str, dtype: DType, tolerance: f64, backend: Box<dyn Backend>) 
 }
 
 /// The encoders, clipping, and frozen experts of both families.
-const ALL: [&str; 9] = [
+const ALL: [&str; 10] = [
     "vit-micro",
     "vit-micro-clip",
     "vit-micro-star",
@@ -58,6 +58,7 @@ const ALL: [&str; 9] = [
     "saip-resnet-micro",
     "dino-micro",
     "dino-micro-starnet",
+    "supervised-micro",
 ];
 
 #[test]

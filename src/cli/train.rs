@@ -4,6 +4,7 @@ use super::cuda::CudaArgs;
 use super::device::{Device, DeviceOptions, parse_dtype};
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
+use crate::objectives::NAMES;
 use crate::tensor::DType;
 use crate::train::checkpoint::Checkpoints;
 use crate::train::config::TrainConfig;
@@ -13,6 +14,7 @@ use crate::train::presets::{DEFAULT, PRESETS};
 use crate::train::pretrained::settled;
 use crate::train::resume::Resume;
 use crate::train::run::train;
+use crate::train::sources::with_classes;
 use crate::units::human_duration;
 use std::path::{Path, PathBuf};
 
@@ -23,8 +25,7 @@ pub struct TrainArgs {
     /// saip-tinyvit-5m, saip-starnet-s3)
     #[arg(long)]
     pub preset: Option<String>,
-    /// What is learned: saip (unless the configuration says otherwise) or dino
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help = objectives_told())]
     pub objective: Option<String>,
     /// TOML file with keys that override the preset
     #[arg(long)]
@@ -70,6 +71,11 @@ pub struct TrainArgs {
     pub print_config: bool,
     #[command(flatten)]
     pub cuda: CudaArgs,
+}
+
+/// What `--objective` says of itself.
+fn objectives_told() -> String {
+    format!("What is learned: {}; absent: as the configuration says, else {}", NAMES.join(", "), NAMES[0])
 }
 
 impl TrainArgs {
@@ -139,7 +145,7 @@ pub fn run(args: &TrainArgs) -> Result<i32> {
     }
     let mut cfg = args.config(&out)?;
     if !args.resume || args.preset.is_some() || args.config.is_some() {
-        cfg = settled(cfg)?;
+        cfg = with_classes(settled(cfg)?)?;
     }
     if args.probe.is_some() && cfg.run.probe_every == 0 {
         return Err(Error::usage(

@@ -3,6 +3,7 @@
 use super::Format;
 use crate::ir::PATCH;
 use crate::models::TimmModel;
+use crate::objectives::learns_classes;
 use crate::train::config::TrainConfig;
 use crate::train::metrics;
 use crate::train::trained::{RunFacts, TrainedEncoder};
@@ -180,7 +181,8 @@ fn data(text: &mut String, config: &TrainConfig) {
         );
         return;
     };
-    let _ = writeln!(text, "Unlabelled person images from `{}`.", path.display());
+    let what = if learns_classes(&config.objective) { "Labelled" } else { "Unlabelled" };
+    let _ = writeln!(text, "{what} person images from `{}`.", path.display());
     for name in ["manifest.jsonl", "prepare.json"] {
         let Ok(bytes) = std::fs::read(path.join(name)) else { continue };
         let hash = Sha256::digest(&bytes).iter().fold(String::new(), |mut hex, b| {

@@ -29,6 +29,8 @@ pub enum Range {
     Whole(usize, usize),
     /// A number from 0 to this.
     UpTo(f64),
+    /// 0 for "off", or a number from the one to the other.
+    OffOr([f64; 2]),
     /// 0 or more and less than 1.
     BelowOne,
     /// Between 0 and 1, both excluded, and what is usual.
@@ -111,6 +113,9 @@ impl Range {
             Range::UpTo(most) => {
                 require((0.0..=most).contains(&v), || format!("{v} must be between 0 and {most}"))
             }
+            Range::OffOr([least, most]) => require(v == 0.0 || (least..=most).contains(&v), || {
+                format!("{v} must be from {least} to {most}, or 0 to switch it off")
+            }),
             Range::BelowOne => {
                 require((0.0..1.0).contains(&v), || format!("{v} must be 0 or more and less than 1"))
             }

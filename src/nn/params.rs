@@ -198,10 +198,13 @@ mod tests {
             ("css.query_token", &[1, 1, 2], false),
             ("attn.attention_biases", &[2, 49], false),
             ("csm.prototypes", &[8, 2], true),
-            ("csm.gain", &[8, 1], false),
         ] {
             r.register(name, shape, Init::Zeros).unwrap();
-            assert_eq!(r.get(name).map(|s| s.decay), Some(decay), "{name}");
+            assert_eq!(r.get(name).map(|s| (s.decay, s.matrix)), Some((decay, decay)), "{name}");
         }
+        // No product reads the factors of a matrix's rows.
+        r.row_scales("csm.gain", 8, Init::Ones).unwrap();
+        let gain = r.get("csm.gain").unwrap();
+        assert_eq!((gain.shape.as_slice(), gain.decay, gain.matrix), (&[8, 1][..], true, false));
     }
 }

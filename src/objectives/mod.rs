@@ -8,8 +8,9 @@ pub mod prototype_head;
 mod registry;
 pub mod saip;
 mod self_distillation;
+pub mod supervised;
 mod view_size;
 
 pub use collapse::{Collapse, CollapseAlarm, CollapseStats, Thresholds};
 pub use objective::{Inspect, Monitor, Objective, Outputs, Target};
-pub use registry::{NAMES, of_reference, recipe};
+pub use registry::{NAMES, learns_classes, of_reference, recipe};

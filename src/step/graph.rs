@@ -14,6 +14,8 @@ pub const DROP_PATH: &str = "drop_path";
 pub const TOTAL: &str = "total";
 /// Output: norm of the whole gradient before it is clipped, factor by which all of it is clipped, 1 where loss and gradient are finite, `[3]`.
 pub const HEALTH: &str = "health";
+/// Outputs whose names begin with this: what is derived beside losses and gradients, checked where a reference records it.
+pub const TARGET: &str = "target.";
 /// Output: what the objective's monitor watches.
 pub const STATISTICS: &str = "statistics";
 
@@ -42,7 +44,7 @@ pub struct Step {
     /// [`SCALARS`], [`OWN_SCALARS`], [`DROP_PATH`] where they are read, and the objective's tensors by their names. What
     /// nothing reads is absent.
     pub inputs: Vec<IoSlot>,
-    /// The losses by their names, [`TOTAL`], [`HEALTH`], and [`STATISTICS`] where the objective has them.
+    /// The losses by their names, [`TOTAL`], [`HEALTH`], and [`STATISTICS`] and [`TARGET`]s where the objective has them.
     pub outputs: Vec<IoSlot>,
     /// Names of the losses, in the order in which they are added up.
     pub losses: Vec<String>,

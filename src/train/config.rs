@@ -15,13 +15,14 @@ use crate::objectives::NAMES;
 use crate::objectives::dino::DinoSection;
 use crate::objectives::prototype_head::{CsmSection, HeadConfig};
 use crate::objectives::saip::config::{CsrConfig, CsrSection, CssConfig, CssSection, StepConfig};
+use crate::objectives::supervised::SupervisedSection;
 use crate::step::schedule::{Schedule, scaled_lr};
 
 section! {
     /// Everything that decides what a run does. Built by [`TrainConfig::resolve`], which also checks it. The defaults are the
     /// paper's recipe.
     pub struct TrainConfig {
-        /// What is learned.
+        /// What is learned; supervised is from classes.
         pub objective: String = NAMES[0].into(), Range::OneOf(NAMES);
         /// The encoder to train.
         pub encoder: EncoderSection = EncoderSection::default();
@@ -35,6 +36,8 @@ section! {
         pub css: CssSection = CssSection::default();
         /// What DINO has beside these.
         pub dino: DinoSection = DinoSection::default();
+        /// What supervised training has beside these.
+        pub supervised: SupervisedSection = SupervisedSection::default();
         /// Views of an image: [height, width] in pixels, multiples of 16.
         pub views: ViewsSection = ViewsSection::default();
         /// How views are augmented.

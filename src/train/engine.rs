@@ -22,7 +22,7 @@ use crate::nn::{ParamRegistry, ParamSpec, copy_shared, initialise};
 use crate::objectives::Objective;
 use crate::plan::{self, Plan};
 use crate::step::{
-    DROP_PATH, HEALTH, IoSlot, OWN_SCALARS, Registries, SCALARS, STATISTICS, Step, StepPoint, TOTAL,
+    DROP_PATH, HEALTH, IoSlot, OWN_SCALARS, Registries, SCALARS, STATISTICS, Step, StepPoint, TARGET, TOTAL,
 };
 use std::sync::Arc;
 
@@ -365,6 +365,19 @@ impl Engine {
         let mut all = self.read_region(Region::Grads)?;
         all.retain(|(name, ..)| point.late_t > 0 || !self.late.contains(name));
         Ok(all)
+    }
+
+    /// Name, shape and values of what the micro step that bucket `bucket` ran last derived beside losses and gradients.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn read_targets(&self, bucket: usize) -> Result<Vec<NamedTensor>> {
+        let outputs = &self.buckets[bucket].outputs;
+        let read = |slot: &IoSlot| {
+            let values = read_values(&*self.backend, outputs, &slot.name)?.unwrap_or_default();
+            Ok((slot.name.clone(), slot.shape.dims().to_vec(), values))
+        };
+        outputs.iter().filter(|slot| slot.name.starts_with(TARGET)).map(read).collect()
     }
 
     /// Name, shape and values of the state besides parameters and moments.

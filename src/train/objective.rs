@@ -2,18 +2,20 @@
 
 use super::config::TrainConfig;
 use super::pretrained::expert_encoder;
-use crate::error::Result;
+use super::sources;
+use crate::error::{Error, Result};
 use crate::models::EncoderConfig;
 use crate::objectives::dino::{self, Dino};
 use crate::objectives::prototype_head::HeadConfig;
 use crate::objectives::saip::{Saip, scale_buckets};
-use crate::objectives::{Objective, Thresholds};
+use crate::objectives::supervised::{self, Supervised};
+use crate::objectives::{NAMES, Objective, Thresholds};
 use std::sync::Arc;
 
 /// What `cfg` learns, with the expert of its file.
 ///
 /// # Errors
-/// Those of reading that file; sizes that are out of range.
+/// Those of reading that file; sizes that are out of range; images without classes where these are learned.
 pub fn objective(cfg: &TrainConfig) -> Result<Arc<dyn Objective>> {
     with_expert(cfg, expert_encoder(cfg)?, &[])
 }
@@ -21,7 +23,7 @@ pub fn objective(cfg: &TrainConfig) -> Result<Arc<dyn Objective>> {
 /// The same with an expert that is known already, and buckets for `more` scales than the configuration has.
 ///
 /// # Errors
-/// For sizes that are out of range.
+/// For sizes that are out of range; images without classes where these are learned.
 pub fn with_expert(
     cfg: &TrainConfig,
     expert: Option<EncoderConfig>,
@@ -35,8 +37,13 @@ pub fn with_expert(
         steps: run.alarm_steps,
     };
     match cfg.objective.as_str() {
+        "saip" => saip(cfg, expert, more, thresholds),
         "dino" => dino(cfg, thresholds),
-        _ => saip(cfg, expert, more, thresholds),
+        "supervised" => supervised(cfg),
+        other => {
+            let message = format!("{other} is none: choose one of {}", NAMES.join(", "));
+            Err(Error::config("objective", message))
+        }
     }
 }
 
@@ -82,4 +89,35 @@ fn dino(cfg: &TrainConfig, thresholds: Thresholds) -> Result<Arc<dyn Objective>>
         schedule: None,
     };
     Ok(Arc::new(Dino::new(step, own, cfg.augment.clone(), thresholds)?))
+}
+
+fn supervised(cfg: &TrainConfig) -> Result<Arc<dyn Objective>> {
+    let (optim, own) = (&cfg.optim, &cfg.supervised);
+    let step = supervised::StepConfig {
+        batch: optim.batch,
+        global_size: cfg.views.global_size,
+        classes: sources::classes(cfg)?,
+        smoothing: own.smoothing,
+        lr: optim.peak_lr(),
+        weight_decay: optim.weight_decay,
+        betas: optim.betas,
+        adam_eps: optim.eps,
+        clip_norm: (optim.clip_norm > 0.0).then_some(optim.clip_norm),
+        encoder: cfg.encoder.architecture.clone(),
+    };
+    Ok(Arc::new(Supervised::new(step, cfg.augment.clone(), own.mixing())?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_objective_of_the_table_is_built() {
+        for name in NAMES {
+            let cfg = TrainConfig::resolve(Some("demo"), None, &[format!("objective={name}")]).unwrap();
+            let e = with_expert(&cfg, None, &[]).err();
+            assert!(e.is_none(), "{name}: {e:?}");
+        }
+    }
 }

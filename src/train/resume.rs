@@ -35,7 +35,7 @@ pub fn compare(
     let mut notes = Vec::new();
     if let Some(before) = state.images.as_ref().filter(|before| *before != images) {
         let what = match before.count == images.count {
-            true => format!("{} as before, but not all of the same names", images.count),
+            true => format!("{} as before, but not all of the same names (or classes)", images.count),
             false => format!("{}, it had {} before", images.count, before.count),
         };
         if !resume.other_images {
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn sets_of_images_are_told_apart() {
-        let of = |names| ImageSet::of(&Names(names));
+        let of = |names| ImageSet::of(&Names(names), false);
         let one = of(&["ab", "c"]);
         assert_eq!(one, of(&["ab", "c"]));
         for other in [of(&["a", "bc"]), of(&["c", "ab"]), of(&["ab"]), of(&["ab", "c", ""]), of(&[])] {
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn what_differs_is_named() {
-        let (one, other) = (ImageSet::of(&Names(&["a", "b"])), ImageSet::of(&Names(&["a"])));
+        let (one, other) = (ImageSet::of(&Names(&["a", "b"]), false), ImageSet::of(&Names(&["a"]), false));
         let before = state(Some(one.clone()), Some("bf16"));
         let strict = Resume::default();
         assert!(compare(&strict, &before, &one, DType::Bf16, &[]).unwrap().is_empty());

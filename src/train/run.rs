@@ -23,7 +23,7 @@ use crate::data::source::ImageSource;
 use crate::error::{Error, Result};
 use crate::interrupt::{Answering, Interrupt};
 use crate::metrics::reference::Reference;
-use crate::objectives::{Monitor, Objective};
+use crate::objectives::{Monitor, Objective, learns_classes};
 use crate::report::Baseline;
 use crate::step::StepPoint;
 use crate::step::schedule::Schedule;
@@ -48,7 +48,7 @@ pub fn train(
     let probe_set = sources::probe_set(cfg)?;
     with_expert(cfg, None, &[])?.recipe()?;
     let micro_steps = cfg.optim.accumulation(1)?;
-    let images = ImageSet::of(&*source);
+    let images = ImageSet::of(&*source, learns_classes(&cfg.objective));
     let fresh = if resume.is_some() { None } else { Some(Pretrained::open(cfg)?) };
     let mut folder = if resume.is_some() { RunFolder::open(out)? } else { RunFolder::create(out, cfg)? };
     let checkpoints = Checkpoints::open(folder.checkpoints(), cfg.run.keep_checkpoints)?;

@@ -100,6 +100,13 @@ pub fn encoder_of(config: &TrainConfig, loaded: &mut Loaded, expert: bool) -> Re
             .ok_or_else(|| Error::invariant("reading a checkpoint", format!("`{name}` has no shape")))?;
         state.insert(timm, tensor)?;
     }
+    if expert && state.is_empty() {
+        return Err(Error::usage(format!(
+            "{}: a run of {} has no expert: take its encoder, the student's",
+            state.path.display(),
+            config.objective
+        )));
+    }
     let mut tell = |key: &str, value: Option<String>| {
         if let Some(value) = value {
             state.metadata.insert(key.to_owned(), value);

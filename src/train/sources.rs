@@ -1,15 +1,19 @@
 //! Where a run's images come from: a folder or list of the user's, or synthetic persons; and how they come as batches.
 
 use super::config::TrainConfig;
+use crate::data::classes::ClassSource;
 use crate::data::labelled::PersonSet;
 use crate::data::loader::{Loader, LoaderConfig};
 use crate::data::market::RetrievalSet;
 use crate::data::recipe::Recipe;
+use crate::data::sample::Labels;
 use crate::data::source::{ImageSource, Quarantine, open_source};
 use crate::data::synth::{SynthConfig, SynthPersons};
 use crate::error::{Error, Result};
+use crate::objectives::learns_classes;
 use image::RgbImage;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 /// Synthetic pictures kept in memory after they were drawn; drawing one takes milliseconds.
@@ -21,14 +25,17 @@ const PROBE_IDENTITIES: usize = 48;
 /// Synthetic persons as a source of images; the first [`KEPT`] pictures stay in memory once drawn.
 pub struct SynthSource {
     persons: SynthPersons,
+    /// The number of its first identity.
+    first: usize,
     drawn: Vec<OnceLock<RgbImage>>,
 }
 
 impl SynthSource {
     pub fn new(config: SynthConfig) -> Result<Self> {
+        let first = config.first_identity + 1;
         let persons = SynthPersons::new(config)?;
         let drawn = (0..persons.len().min(KEPT)).map(|_| OnceLock::new()).collect();
-        Ok(SynthSource { persons, drawn })
+        Ok(SynthSource { persons, first, drawn })
     }
 }
 
@@ -45,21 +52,86 @@ impl ImageSource for SynthSource {
             None => self.persons.image(i),
         })
     }
+    /// A person is a class.
+    fn labels(&self, i: usize) -> Labels {
+        Labels { class: u32::try_from(self.persons.identity_of(i) - self.first).ok() }
+    }
 }
 
 /// The images to train on. At least one of them can be used: a folder without any is refused before a run begins.
 ///
 /// # Errors
-/// Those of [`open_source`]; no usable image; a synthetic set that is out of range.
+/// Those of [`open_source`], of [`ClassSource::open`] where classes are learned; no usable image; a synthetic set that is out
+/// of range.
 pub fn training_source(cfg: &TrainConfig) -> Result<Arc<dyn ImageSource>> {
     match &cfg.data.path {
         Some(path) => {
-            let source = open_source(path)?;
+            let source: Box<dyn ImageSource> = match learns_classes(&cfg.objective) {
+                true => Box::new(class_source(cfg, path)?),
+                false => open_source(path)?,
+            };
             Quarantine::new().load(&*source, 0).map_err(|e| Error::file(path, e.to_string()))?;
             Ok(Arc::from(source))
         }
-        None => Ok(Arc::new(SynthSource::new(synthetic(cfg, 0, cfg.data.synth.identities))?)),
+        None => {
+            if learns_classes(&cfg.objective) {
+                check_classes(cfg, synthetic_classes(cfg)?)?;
+            }
+            Ok(Arc::new(SynthSource::new(synthetic(cfg, 0, cfg.data.synth.identities))?))
+        }
     }
+}
+
+/// The images at `path` with their classes, as many as the configuration says.
+fn class_source(cfg: &TrainConfig, path: &Path) -> Result<ClassSource> {
+    let source = ClassSource::open(path, cfg.data.labels.as_deref())?;
+    check_classes(cfg, source.names().len())?;
+    Ok(source)
+}
+
+fn check_classes(cfg: &TrainConfig, there: usize) -> Result<()> {
+    match cfg.supervised.classes {
+        Some(told) if told != there => Err(Error::config(
+            "supervised.classes",
+            format!(
+                "is {told}, but the images are of {there} classes: leave it `none`, or name the images that it is for"
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn synthetic_classes(cfg: &TrainConfig) -> Result<usize> {
+    match cfg.data.synth.identities {
+        0 | 1 => {
+            let message = "a single person is a single class: draw 2 or more to tell apart";
+            Err(Error::config("data.synth.identities", message))
+        }
+        n => Ok(n),
+    }
+}
+
+/// How many classes are learned: as the configuration says, else those of its images.
+///
+/// # Errors
+/// Those of [`ClassSource::open`]; too few synthetic persons.
+pub fn classes(cfg: &TrainConfig) -> Result<usize> {
+    match (cfg.supervised.classes, &cfg.data.path) {
+        (Some(told), _) => Ok(told),
+        (None, Some(path)) => Ok(ClassSource::open(path, cfg.data.labels.as_deref())?.names().len()),
+        (None, None) => synthetic_classes(cfg),
+    }
+}
+
+/// `cfg` with the number of its images' classes where these are learned, so that its model is known without the images.
+///
+/// # Errors
+/// Those of [`classes`].
+pub fn with_classes(mut cfg: TrainConfig) -> Result<TrainConfig> {
+    if learns_classes(&cfg.objective) {
+        cfg.supervised.classes = Some(classes(&cfg)?);
+    }
+    Ok(cfg)
 }
 
 fn synthetic(cfg: &TrainConfig, first_identity: usize, identities: usize) -> SynthConfig {

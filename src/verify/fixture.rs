@@ -192,6 +192,9 @@ impl Fixture {
         for (name, shape, values) in engine.read_state()? {
             results.insert(format!("after.state.{name}"), (shape, values));
         }
+        for (name, shape, values) in engine.read_targets(0)? {
+            results.insert(name, (shape, values));
+        }
         for (name, shape, values) in self.objective.targets() {
             results.insert(format!("target.{name}"), (shape, values));
         }

@@ -111,6 +111,8 @@ section! {
         /// Folder of person images; none: synthetic persons.
         pub path: Option<PathBuf> = None,
             Range::Given("name a folder, or `none` for synthetic persons") => may_change;
+        /// Table of the images' classes, where these are learned; none: the subfolders of `path`.
+        pub labels: Option<PathBuf> = None, Range::Given("name a table of labels, or `none`") => may_change;
         /// Threads that prepare images; 0: chosen from the cores.
         pub workers: usize = 0, Range::Whole(0, 1024) => may_change;
         /// Batches prepared ahead.

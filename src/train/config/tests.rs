@@ -102,6 +102,8 @@ fn the_printed_keys_are_those_of_the_structs() {
             "optim.warmup_steps=1",
             "optim.weight_decay_end=0.1",
             "data.path=x",
+            "data.labels=l.csv",
+            "supervised.classes=3",
             "run.probe=y",
             "encoder.init=z",
             "encoder.init_grid=[4, 2]",

@@ -22,6 +22,7 @@ impl TrainConfig {
         self.check("")?;
         self.validate_expert()?;
         self.validate_weights()?;
+        self.validate_labels()?;
         self.validate_views()?;
         self.validate_optim()
     }
@@ -36,7 +37,7 @@ impl TrainConfig {
         let (expert, encoder) = (&self.expert, &self.encoder);
         require(expert.path.is_none() || self.is_saip(), "expert.path", || {
             format!(
-                "is for the objective {}: that of {} is always the student's moving average, leave it `none`",
+                "is for the objective {}: {} has at most the student's moving average, leave it `none`",
                 NAMES[0], self.objective
             )
         })?;
@@ -67,6 +68,12 @@ impl TrainConfig {
         let on = [self.csm.weight, self.csr.weight, self.css.weight].iter().any(|w| *w > 0.0);
         require(on || !self.is_saip(), "csm.weight", || {
             "all three objectives are switched off: give `csm.weight`, `csr.weight` or `css.weight` more than 0".into()
+        })
+    }
+
+    fn validate_labels(&self) -> Result<()> {
+        require(self.data.labels.is_none() || self.data.path.is_some(), "data.labels", || {
+            "needs images: set `data.path` too".into()
         })
     }
 

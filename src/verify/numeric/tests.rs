@@ -78,6 +78,17 @@ fn the_step_of_another_objective_passes() {
     assert!(checks.iter().any(|c| c.with_respect_to == "csm.gain"));
 }
 
+/// Classes': batch normalisation, half of the images blended and half of them cut.
+#[test]
+fn the_step_of_classes_passes() {
+    let path = "tests/fixtures/supervised-micro.safetensors";
+    let supervised = crate::verify::fixture::Fixture::open(path).unwrap().objective;
+    assert!(op_names(&supervised).unwrap().contains("soft_cross_entropy"));
+    let checks = check(&supervised, None, None, Backends { reference: &f64s, device: &f64s }).unwrap();
+    assert!(checks[0].passed(), "{:?}", &checks[..4]);
+    assert!(checks.iter().any(|c| c.with_respect_to == "head.weight"));
+}
+
 #[test]
 fn the_kinks_of_a_resnet_are_no_errors() {
     for op in ["max_pool2d", "relu", "conv2d"] {
