@@ -21,6 +21,7 @@ pub mod train;
 pub mod verify;
 mod verify_args;
 mod verify_numeric;
+mod verify_record;
 pub mod weights;
 
 use crate::error::Result;

@@ -31,6 +31,9 @@ pub fn run(args: &VerifyArgs) -> Result<i32> {
     if args.numeric {
         return super::verify_numeric::run(args);
     }
+    if let Some(out) = &args.record {
+        return super::verify_record::run(args, out);
+    }
     let device = Device::parse(&args.device)?;
     device.check_threads(args.threads)?;
     let mut opened = false;

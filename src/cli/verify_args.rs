@@ -9,14 +9,23 @@ use std::path::PathBuf;
 #[derive(clap::Args, Debug)]
 pub struct VerifyArgs {
     /// Fixtures: safetensors files with inputs, state, and what one step must give
-    #[arg(required_unless_present = "numeric")]
+    #[arg(required_unless_present_any = ["numeric", "record"])]
     pub fixtures: Vec<PathBuf>,
     /// Check gradients against central differences instead: of a whole step and of its ops; no fixture is needed
     #[arg(long, conflicts_with_all = ["fixtures", "dump"])]
     pub numeric: bool,
-    /// Built-in configuration whose step is checked, made small [default: demo]
-    #[arg(long, requires = "numeric")]
+    /// Write the first steps of a run into this folder, for another implementation to take them too: state, views, losses
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["fixtures", "dump", "numeric", "tol", "json"])]
+    pub record: Option<PathBuf>,
+    /// Steps to record
+    #[arg(long, requires = "record", default_value_t = 200)]
+    pub steps: u64,
+    /// Built-in configuration whose steps are recorded, or whose step, made small, is checked [default: demo]
+    #[arg(long, conflicts_with_all = ["fixtures", "dump"])]
     pub preset: Option<String>,
+    /// Single keys of the configuration whose steps are recorded
+    #[arg(long = "set", requires = "record", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
     /// Check the ops of this name alone, such as layer_norm
     #[arg(long, requires = "numeric", value_name = "NAME")]
     pub op: Option<String>,

@@ -196,7 +196,11 @@ fn held_out(cfg: &TrainConfig) -> Result<PersonSet> {
 ///
 /// # Errors
 /// Those of [`Loader::new`].
-pub(super) fn loader(
+/// The images as batches of `recipe`, from the micro step `start` on.
+///
+/// # Errors
+/// Those of [`Loader::new`].
+pub fn loader(
     cfg: &TrainConfig,
     source: &Arc<dyn ImageSource>,
     recipe: Arc<dyn Recipe>,

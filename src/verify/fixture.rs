@@ -14,7 +14,7 @@ use crate::tensor::DType;
 use crate::train::engine::{Engine, EngineOptions};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -302,22 +302,43 @@ impl Fixture {
     }
 }
 
+/// A tensor of a file that is being made.
+pub(super) struct Entry {
+    pub name: String,
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+    /// Little-endian.
+    pub data: Vec<u8>,
+}
+
+impl Entry {
+    pub fn f32(name: &str, shape: &[usize], values: &[f32]) -> Self {
+        let data = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        Entry { name: name.to_owned(), dtype: Dtype::F32, shape: shape.to_vec(), data }
+    }
+}
+
+/// The bytes of a safetensors file of these tensors.
+///
+/// # Errors
+/// [`Error::Invariant`] for a shape that is not that of its values.
+pub(super) fn laid_out(entries: Vec<Entry>, metadata: Option<HashMap<String, String>>) -> Result<Vec<u8>> {
+    let views = entries
+        .iter()
+        .map(|e| Ok((e.name.as_str(), TensorView::new(e.dtype, e.shape.clone(), &e.data)?)))
+        .collect::<std::result::Result<Vec<_>, safetensors::SafeTensorError>>();
+    views
+        .and_then(|views| safetensors::serialize(views, metadata))
+        .map_err(|e| Error::invariant("laying out tensors", e.to_string()))
+}
+
 /// Writes `results` as a safetensors file in f32, which the reference's `compare` command reads.
 pub fn dump(results: &Results, path: &Path) -> Result<()> {
-    let bytes: Vec<(&String, &Vec<usize>, Vec<u8>)> = results
-        .iter()
-        .map(|(name, (shape, values))| {
-            (name, shape, values.iter().flat_map(|v| (*v as f32).to_le_bytes()).collect())
-        })
-        .collect();
-    let views = bytes
-        .iter()
-        .map(|(name, shape, data)| Ok((name.as_str(), TensorView::new(Dtype::F32, (*shape).clone(), data)?)))
-        .collect::<std::result::Result<Vec<_>, safetensors::SafeTensorError>>()
-        .map_err(|e| Error::file(path, format!("cannot be laid out: {e}")))?;
-    let file = safetensors::serialize(views, None)
-        .map_err(|e| Error::file(path, format!("cannot be laid out: {e}")))?;
-    crate::files::atomic::write(path, &file)
+    let entry = |(name, (shape, values)): (&String, &(Vec<usize>, Vec<f64>))| {
+        let values: Vec<f32> = values.iter().map(|v| *v as f32).collect();
+        Entry::f32(name, shape, &values)
+    };
+    crate::files::atomic::write(path, &laid_out(results.iter().map(entry).collect(), None)?)
 }
 
 /// Tensors whose norms are added up for the floor.
