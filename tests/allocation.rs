@@ -8,6 +8,7 @@ use saip_engine::backend::{Backend, ProgramId};
 use saip_engine::cpu::CpuBackend;
 use saip_engine::data::batch::Batch;
 use saip_engine::data::loader::{Loader, LoaderConfig};
+use saip_engine::data::source::SynthSource;
 use saip_engine::data::synth::SynthConfig;
 use saip_engine::ir::{FeatureMap, Op, ops};
 use saip_engine::objectives::Objective;
@@ -15,7 +16,6 @@ use saip_engine::step::StepPoint;
 use saip_engine::train::config::TrainConfig;
 use saip_engine::train::engine::{Engine, EngineOptions};
 use saip_engine::train::objective::objective;
-use saip_engine::train::sources::SynthSource;
 
 /// The system's allocator with a count of what is live and of what was ever asked for, over all threads.
 struct Counting;

@@ -9,6 +9,7 @@ use saip_engine::cuda::{
 };
 use saip_engine::data::batch::Batch;
 use saip_engine::data::loader::{Loader, LoaderConfig};
+use saip_engine::data::source::SynthSource;
 use saip_engine::data::synth::SynthConfig;
 use saip_engine::error::Result;
 use saip_engine::objectives::Objective;
@@ -17,7 +18,6 @@ use saip_engine::tensor::DType;
 use saip_engine::train::config::TrainConfig;
 use saip_engine::train::engine::{Engine, EngineOptions, Losses};
 use saip_engine::train::objective::objective;
-use saip_engine::train::sources::SynthSource;
 use std::sync::{Arc, Mutex};
 
 const TINY: &[&str] = &[

@@ -4,7 +4,7 @@ use super::cuda::CudaArgs;
 use super::device::{Device, DeviceOptions, parse_dtype};
 use super::weights::WeightsArgs;
 use crate::data::left_out;
-use crate::data::source::open_source;
+use crate::data::source::{KINDS_TOLD, open_source};
 use crate::embed::{ArrayFormat, EmbedFiles, Embedded, Embedder, embed};
 use crate::error::{Error, Result};
 use crate::export::metadata;
@@ -21,8 +21,7 @@ use std::time::Instant;
 pub struct EmbedArgs {
     /// Encoder: a run folder (its newest intact checkpoint), a checkpoint's folder, or a file of weights
     pub source: PathBuf,
-    /// Folder or list file of images
-    #[arg(long)]
+    #[arg(long, value_name = "SOURCE", help = format!("Images: {KINDS_TOLD}"))]
     pub images: PathBuf,
     /// Folder to write
     #[arg(long)]

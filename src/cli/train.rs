@@ -2,6 +2,7 @@
 
 use super::cuda::CudaArgs;
 use super::device::{Device, DeviceOptions, parse_dtype};
+use crate::data::source::KINDS_TOLD;
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
 use crate::objectives::NAMES;
@@ -30,8 +31,7 @@ pub struct TrainArgs {
     /// TOML file with keys that override the preset
     #[arg(long)]
     pub config: Option<PathBuf>,
-    /// Folder or list file of person images; absent: synthetic persons
-    #[arg(long)]
+    #[arg(long, value_name = "SOURCE", help = format!("Person images: {KINDS_TOLD}; absent: synthetic persons"))]
     pub data: Option<PathBuf>,
     /// Frozen pretrained expert: weights of a ViT, TinyViT, StarNet or ResNet (safetensors, .pth, a run); absent: the student's moving average
     #[arg(long, value_name = "FILE|RUN")]

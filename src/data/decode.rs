@@ -8,6 +8,7 @@ use std::path::Path;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
 
+use crate::data::formats::{ACCEPTED, sniff, sniff_unread, unread};
 use crate::error::{Error, Result};
 use crate::units::{human_bytes, shown};
 
@@ -18,8 +19,6 @@ pub const MIN_SIDE: u32 = 8;
 pub const MAX_SIDE: u32 = 16_384;
 /// Most bytes a decoder may allocate for one picture; also the largest file that is read.
 pub const MAX_ALLOC: u64 = 512 << 20;
-/// What [`decode`] accepts, for messages.
-pub const ACCEPTED: &str = "JPEG, PNG, WebP, BMP, GIF (first frame), TIFF";
 
 /// The ImageNet mean colour: transparent pixels become this, so that after normalisation they are close to zero.
 const MATTE: [u8; 3] = [124, 116, 104];
@@ -60,38 +59,6 @@ pub enum DecodeError {
 impl From<image::ImageError> for DecodeError {
     fn from(e: image::ImageError) -> Self {
         DecodeError::Codec(e.to_string())
-    }
-}
-
-/// The accepted format whose signature `head` (the first bytes of a file, 16 or more) carries.
-pub fn sniff(head: &[u8]) -> Option<ImageFormat> {
-    use ImageFormat::*;
-    image::guess_format(head).ok().filter(|f| matches!(f, Jpeg | Png | WebP | Bmp | Gif | Tiff))
-}
-
-/// What is said of a picture whose `format` no decoder here reads.
-pub fn unread(format: &str) -> String {
-    format!("{format} pictures are not read: convert them to one of {ACCEPTED}")
-}
-
-/// The name of a picture format that is common but not accepted, by the first bytes of a file.
-pub fn sniff_unread(head: &[u8]) -> Option<&'static str> {
-    let brand = |names: &[&[u8]]| {
-        head.get(4..8) == Some(b"ftyp") && head.get(8..12).is_some_and(|b| names.contains(&b))
-    };
-    match head {
-        _ if brand(&[b"avif", b"avis"]) => Some("AVIF"),
-        _ if brand(&[b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"]) => Some("HEIC"),
-        _ if brand(&[b"crx "]) => Some("raw camera"),
-        [0xFF, 0x0A, ..] | [0, 0, 0, 12, b'J', b'X', b'L', b' ', ..] => Some("JPEG XL"),
-        [0, 0, 0, 12, b'j', b'P', b' ', b' ', ..] | [0xFF, 0x4F, 0xFF, 0x51, ..] => Some("JPEG 2000"),
-        [b'8', b'B', b'P', b'S', ..] => Some("Photoshop"),
-        [b'P', b'1'..=b'6', b'\n' | b'\r' | b' ', b'0'..=b'9' | b'#', ..] => Some("PNM"),
-        [0x76, 0x2F, 0x31, 0x01, ..] => Some("OpenEXR"),
-        [b'#', b'?', b'R', b'A', b'D', b'I', ..] => Some("Radiance HDR"),
-        [b'q', b'o', b'i', b'f', ..] => Some("QOI"),
-        [b'D', b'D', b'S', b' ', ..] => Some("DDS"),
-        _ => None,
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use walkdir::WalkDir;
 
-use crate::data::decode::{sniff, sniff_unread, unread};
+use crate::data::formats::{Format, of_extension, sniff, sniff_unread, unread};
 use crate::data::left_out::{Kind, LeftOut};
 use crate::units::shown;
 
@@ -16,27 +16,6 @@ const NOT_IMAGES: &[&str] = &[
     "txt", "json", "jsonl", "csv", "tsv", "md", "xml", "yaml", "yml", "toml", "ini", "html", "mat", "pkl", "npy", "npz",
     "pt", "pth", "safetensors", "onnx", "py", "sh", "odgt", "zip", "tar", "gz", "7z", "rar", "mdb", "db", "lock", "log",
     "mp4", "avi", "mov", "mkv", "pdf",
-];
-/// Files that are taken without opening them: a folder may hold millions. Their content is judged when it is loaded.
-const IMAGES: &[&str] = &["jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff"];
-/// Pictures that no decoder here reads, unless their content is of an accepted format after all.
-#[rustfmt::skip]
-const UNREAD: &[(&str, &[&str])] = &[
-    ("HEIC", &["heic", "heif", "hif"]),
-    ("AVIF", &["avif"]),
-    ("JPEG XL", &["jxl"]),
-    ("JPEG 2000", &["jp2", "j2k", "jpf", "jpx", "j2c"]),
-    ("PNM", &["ppm", "pgm", "pbm", "pnm", "pam", "pfm"]),
-    ("raw camera", &["dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raf", "pef", "srw"]),
-    ("Photoshop", &["psd"]),
-    ("Targa", &["tga"]),
-    ("OpenEXR", &["exr"]),
-    ("Radiance HDR", &["hdr"]),
-    ("SVG", &["svg"]),
-    ("QOI", &["qoi"]),
-    ("DDS", &["dds"]),
-    ("PCX", &["pcx"]),
-    ("JPEG XR", &["jxr", "wdp"]),
 ];
 /// Folders that systems make beside the user's pictures and fill with thumbnails or deleted files.
 const SYSTEM_FOLDERS: &[(&str, &str)] = &[
@@ -114,23 +93,20 @@ fn system_folder(name: &OsStr) -> Option<&'static str> {
 
 /// What the extension says of a file.
 enum Named {
+    /// Taken without opening it: a folder may hold millions. Its content is judged when it is loaded.
     Image,
     NoImage,
+    /// A picture that no decoder here reads, unless its content is of an accepted format after all.
     Unread(&'static str),
     Unknown,
 }
 
 fn named(path: &Path) -> Named {
-    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase();
-    let extension = extension.as_str();
-    if IMAGES.contains(&extension) {
-        return Named::Image;
-    }
-    if NOT_IMAGES.contains(&extension) {
-        return Named::NoImage;
-    }
-    match UNREAD.iter().find(|(_, all)| all.contains(&extension)) {
-        Some((format, _)) => Named::Unread(format),
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("");
+    match of_extension(extension) {
+        Some(Format { read: Some(_), .. }) => Named::Image,
+        Some(format) => Named::Unread(format.name),
+        None if NOT_IMAGES.contains(&extension.to_ascii_lowercase().as_str()) => Named::NoImage,
         None => Named::Unknown,
     }
 }

@@ -2,8 +2,8 @@
 
 pub mod augment;
 pub mod batch;
-pub mod classes;
 pub mod decode;
+pub mod formats;
 pub mod labelled;
 pub mod left_out;
 pub mod listing;

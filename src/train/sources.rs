@@ -1,92 +1,50 @@
-//! Where a run's images come from: a folder or list of the user's, or synthetic persons; and how they come as batches.
+//! Where a run's images come from: a source of the user's, or synthetic persons; and how they come as batches.
 
 use super::config::TrainConfig;
-use crate::data::classes::ClassSource;
 use crate::data::labelled::PersonSet;
 use crate::data::loader::{Loader, LoaderConfig};
 use crate::data::market::RetrievalSet;
 use crate::data::recipe::Recipe;
-use crate::data::sample::Labels;
-use crate::data::source::{ImageSource, Quarantine, open_source};
-use crate::data::synth::{SynthConfig, SynthPersons};
+use crate::data::source::{ClassSource, ImageSource, Quarantine, SynthSource, open_source};
+use crate::data::synth::SynthConfig;
 use crate::error::{Error, Result};
 use crate::objectives::learns_classes;
-use image::RgbImage;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
-
-/// Synthetic pictures kept in memory after they were drawn; drawing one takes milliseconds.
-const KEPT: usize = 4096;
+use std::sync::Arc;
 
 /// Held-out identities of the default probe.
 const PROBE_IDENTITIES: usize = 48;
 
-/// Synthetic persons as a source of images; the first [`KEPT`] pictures stay in memory once drawn.
-pub struct SynthSource {
-    persons: SynthPersons,
-    /// The number of its first identity.
-    first: usize,
-    drawn: Vec<OnceLock<RgbImage>>,
-}
-
-impl SynthSource {
-    pub fn new(config: SynthConfig) -> Result<Self> {
-        let first = config.first_identity + 1;
-        let persons = SynthPersons::new(config)?;
-        let drawn = (0..persons.len().min(KEPT)).map(|_| OnceLock::new()).collect();
-        Ok(SynthSource { persons, first, drawn })
-    }
-}
-
-impl ImageSource for SynthSource {
-    fn len(&self) -> usize {
-        self.persons.len()
-    }
-    fn name(&self, i: usize) -> String {
-        format!("synthetic/{}", self.persons.name(i))
-    }
-    fn load(&self, i: usize) -> Result<RgbImage> {
-        Ok(match self.drawn.get(i) {
-            Some(cell) => cell.get_or_init(|| self.persons.image(i)).clone(),
-            None => self.persons.image(i),
-        })
-    }
-    /// A person is a class.
-    fn labels(&self, i: usize) -> Labels {
-        Labels { class: u32::try_from(self.persons.identity_of(i) - self.first).ok() }
-    }
-}
-
 /// The images to train on. At least one of them can be used: a folder without any is refused before a run begins.
 ///
 /// # Errors
-/// Those of [`open_source`], of [`ClassSource::open`] where classes are learned; no usable image; a synthetic set that is out
+/// Those of [`open_source`], of [`ClassSource::new`] where classes are learned; no usable image; a synthetic set that is out
 /// of range.
 pub fn training_source(cfg: &TrainConfig) -> Result<Arc<dyn ImageSource>> {
-    match &cfg.data.path {
-        Some(path) => {
-            let source: Box<dyn ImageSource> = match learns_classes(&cfg.objective) {
-                true => Box::new(class_source(cfg, path)?),
-                false => open_source(path)?,
-            };
-            Quarantine::new().load(&*source, 0).map_err(|e| Error::file(path, e.to_string()))?;
-            Ok(Arc::from(source))
-        }
+    let learns = learns_classes(&cfg.objective);
+    let (source, path) = match &cfg.data.path {
+        Some(path) => (open_source(path)?, path.as_path()),
         None => {
-            if learns_classes(&cfg.objective) {
+            if learns {
                 check_classes(cfg, synthetic_classes(cfg)?)?;
             }
-            Ok(Arc::new(SynthSource::new(synthetic(cfg, 0, cfg.data.synth.identities))?))
+            let persons = SynthSource::new(synthetic(cfg, 0, cfg.data.synth.identities))?;
+            (Box::new(persons) as Box<dyn ImageSource>, Path::new("data.synth"))
         }
+    };
+    let source: Box<dyn ImageSource> = match learns {
+        true => {
+            let source = ClassSource::new(source, path, cfg.data.labels.as_deref())?;
+            check_classes(cfg, source.names().len())?;
+            Box::new(source)
+        }
+        false => source,
+    };
+    if cfg.data.path.is_some() {
+        Quarantine::new().load(&*source, 0).map_err(|e| Error::file(path, e.to_string()))?;
     }
-}
-
-/// The images at `path` with their classes, as many as the configuration says.
-fn class_source(cfg: &TrainConfig, path: &Path) -> Result<ClassSource> {
-    let source = ClassSource::open(path, cfg.data.labels.as_deref())?;
-    check_classes(cfg, source.names().len())?;
-    Ok(source)
+    Ok(Arc::from(source))
 }
 
 fn check_classes(cfg: &TrainConfig, there: usize) -> Result<()> {
@@ -114,11 +72,13 @@ fn synthetic_classes(cfg: &TrainConfig) -> Result<usize> {
 /// How many classes are learned: as the configuration says, else those of its images.
 ///
 /// # Errors
-/// Those of [`ClassSource::open`]; too few synthetic persons.
+/// Those of [`open_source`] and [`ClassSource::new`]; too few synthetic persons.
 pub fn classes(cfg: &TrainConfig) -> Result<usize> {
     match (cfg.supervised.classes, &cfg.data.path) {
         (Some(told), _) => Ok(told),
-        (None, Some(path)) => Ok(ClassSource::open(path, cfg.data.labels.as_deref())?.names().len()),
+        (None, Some(path)) => {
+            Ok(ClassSource::new(open_source(path)?, path, cfg.data.labels.as_deref())?.names().len())
+        }
         (None, None) => synthetic_classes(cfg),
     }
 }
@@ -179,8 +139,8 @@ fn held_out(cfg: &TrainConfig) -> Result<PersonSet> {
     }
     let source = SynthSource::new(synthetic(cfg, s.identities, PROBE_IDENTITIES))?;
     let label = |x: usize| x as i64;
-    let identities: Vec<i64> = (0..source.len()).map(|i| label(source.persons.identity_of(i))).collect();
-    let cameras: Vec<i64> = (0..source.len()).map(|i| label(source.persons.camera_of(i))).collect();
+    let identities: Vec<i64> = (0..source.len()).map(|i| label(source.persons().identity_of(i))).collect();
+    let cameras: Vec<i64> = (0..source.len()).map(|i| label(source.persons().camera_of(i))).collect();
     // As Market-1501: one query per identity and camera, everything else is gallery; but at most half of the images are
     // queries, so that few images by many cameras leave a gallery.
     let most = s.cameras.min(s.images_per_identity / 2);

@@ -108,7 +108,7 @@ section! {
 section! {
     /// Where the images come from.
     pub struct DataSection {
-        /// Folder of person images; none: synthetic persons.
+        /// Images: folder, list, table or SCHEME:PLACE; none: synthetic persons.
         pub path: Option<PathBuf> = None,
             Range::Given("name a folder, or `none` for synthetic persons") => may_change;
         /// Table of the images' classes, where these are learned; none: the subfolders of `path`.

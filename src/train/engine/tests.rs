@@ -1,10 +1,10 @@
 use super::*;
 use crate::cpu::CpuBackend;
 use crate::data::loader::{Loader, LoaderConfig};
+use crate::data::source::SynthSource;
 use crate::data::synth::SynthConfig;
 use crate::train::config::TrainConfig;
 use crate::train::objective::objective;
-use crate::train::sources::SynthSource;
 use std::sync::Arc;
 
 const SMALL: &[&str] = &[
