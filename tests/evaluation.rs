@@ -64,6 +64,34 @@ fn eval_scores_an_encoder_beside_reference_lines() {
     }
 }
 
+/// Stripes of patch tokens, of images of another size than those of training: the probe's numbers are those of `eval`.
+#[test]
+fn the_probe_of_stripes_is_what_eval_finds() {
+    let dir = lab();
+    let dir = dir.path();
+    run(engine(dir).args(PERSONS)).ok();
+    let keys = [
+        "optim.steps=3",
+        "run.probe_every=2",
+        "run.probe=\"persons\"",
+        "run.probe_features=stripes",
+        "run.probe_size=[96,64]",
+    ];
+    let told = run(&mut train(dir, "run", &keys)).ok();
+    assert!(told.stderr.contains("stripes: mAP") || told.stdout.contains("stripes: mAP"), "{told:?}");
+    let all = evaluate(dir, &["--data", "persons", "--features", "all", "--img-size", "96", "64"]);
+    let map = |features: &str| line(&all, "encoder", features)["retrieval"]["map"].as_f64().unwrap();
+    let log = support::metrics(&dir.join("run"));
+    let probe = log.iter().rev().find_map(|l| l.get("probe/map")).unwrap().as_f64().unwrap();
+    assert!((map("stripes") - probe).abs() < 1e-9, "{all}");
+    // Other features are other numbers, and so are images of another size.
+    assert!(["image_token", "patch_mean", "both"].iter().all(|f| (map(f) - probe).abs() > 1e-9), "{all}");
+    let small = evaluate(dir, &["--data", "persons", "--features", "stripes"]);
+    assert_eq!(small["lines"].as_array().unwrap().len(), 4, "encoder, untrained, and two reference lines");
+    let other = line(&small, "encoder", "stripes")["retrieval"]["map"].as_f64().unwrap();
+    assert!((other - probe).abs() > 1e-9, "{small}");
+}
+
 #[test]
 fn eval_classifies_folders() {
     let dir = lab();

@@ -136,6 +136,7 @@ fn title(line: &Line) -> String {
         "image_token" => "image token",
         "patch_mean" => "patch mean",
         "both" => "both",
+        "stripes" => "stripes",
         tag => Reference::ALL.iter().find(|r| r.tag() == tag).map_or(tag, |r| r.name()),
     };
     match line.origin {

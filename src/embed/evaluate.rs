@@ -6,11 +6,13 @@ use crate::data::labelled::{ClassSet, LabelledSet, PersonSet};
 use crate::data::left_out::{self, LeftOut};
 use crate::data::source::ImageSource;
 use crate::error::{Error, Result};
+use crate::ir::PATCH;
 use crate::metrics::Features;
 use crate::metrics::features::normalize;
 use crate::metrics::knn::{KS, KnnAccuracy, TEMPERATURE, knn, knn_leave_one_out};
 use crate::metrics::reference::{self, Reference};
 use crate::metrics::retrieval::{RetrievalMetrics, retrieval};
+use crate::metrics::stripes;
 use rayon::prelude::*;
 use serde::Serialize;
 use std::ops::Range;
@@ -28,11 +30,19 @@ pub enum Which {
     Patch,
     /// Each of them, and both joined, each at unit length
     Both,
+    /// Means of the patch tokens of horizontal stripes through the middle
+    Stripes,
+    /// All of these
+    All,
 }
 
 impl Which {
     fn of(self, wanted: Which) -> bool {
-        self == wanted || self == Which::Both
+        match self {
+            Which::All => true,
+            Which::Both => wanted != Which::Stripes,
+            own => own == wanted,
+        }
     }
 }
 
@@ -52,7 +62,7 @@ pub enum Origin {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Line {
     pub origin: Origin,
-    /// Such as `image_token`, `patch_mean`, `both`, `color_histogram`.
+    /// Such as `image_token`, `patch_mean`, `both`, `stripes`, `color_histogram`.
     pub features: String,
     /// On labelled persons.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -144,8 +154,11 @@ fn encoder_columns(embedder: &Embedder, which: Which, origin: Origin) -> Vec<Col
     if which.of(Which::Patch) {
         columns.push(column("patch_mean", patch));
     }
-    if which == Which::Both {
+    if which.of(Which::Both) {
         columns.push(column("both", image + patch));
+    }
+    if which.of(Which::Stripes) {
+        columns.push(column("stripes", stripes::dim(grid(embedder.size), patch)));
     }
     columns
 }
@@ -189,7 +202,7 @@ fn fill(
                     Err(e) => skipped.push(LeftOut::picture(source.name(i), e)),
                 }
             }
-            append(columns, &embedder.run(&pixels)?, &lines, which);
+            append(columns, &embedder.run(&pixels)?, &lines, (which, grid(size)));
         }
         Ok::<_, Error>(())
     })?;
@@ -215,7 +228,17 @@ fn decode(
     range.into_par_iter().map(|i| (i, one(i))).collect()
 }
 
-fn append(columns: &mut [Column], tokens: &Tokens, references: &[Vec<Vec<f32>>], which: Which) {
+/// Patches along height and width.
+fn grid(size: [usize; 2]) -> [usize; 2] {
+    size.map(|s| s / PATCH)
+}
+
+fn append(
+    columns: &mut [Column],
+    tokens: &Tokens,
+    references: &[Vec<Vec<f32>>],
+    (which, grid): (Which, [usize; 2]),
+) {
     let n = references.len();
     let rows = |values: &[f32]| values.len() / n.max(1);
     for (row, references) in references.iter().enumerate() {
@@ -229,8 +252,11 @@ fn append(columns: &mut [Column], tokens: &Tokens, references: &[Vec<Vec<f32>>],
             let width = columns.iter().find(|c| c.features == "patch_mean").map_or(1, |c| c.dim);
             own.push(mean_of_rows(patches, width));
         }
-        if which == Which::Both {
+        if which.of(Which::Both) {
             own.push(own.iter().flat_map(|part| unit(part.clone())).collect());
+        }
+        if which.of(Which::Stripes) {
+            own.push(stripes::stripes(patches, grid));
         }
         let all = own.iter().chain(references);
         columns.iter_mut().zip(all).for_each(|(column, values)| column.values.extend(values));

@@ -5,5 +5,6 @@ pub mod features;
 pub mod knn;
 pub mod reference;
 pub mod retrieval;
+pub mod stripes;
 
 pub use features::Features;

@@ -1,5 +1,6 @@
 //! Retrieval with the frozen features of the encoder while it is trained.
 
+use super::config::{ProbeFeatures, TrainConfig};
 use super::engine::Engine;
 use super::features::FeatureProgram;
 use crate::data::labelled::PersonSet;
@@ -7,11 +8,12 @@ use crate::data::left_out::{self, LeftOut};
 use crate::data::loader::eval_image;
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
-use crate::ir::Region;
+use crate::ir::{PATCH, Region};
 use crate::metrics::Features;
 use crate::metrics::reference::{self, Reference};
 use crate::metrics::retrieval::{RetrievalMetrics, nearest, retrieval};
-use crate::models::{EmbedOptions, EncoderConfig};
+use crate::metrics::stripes;
+use crate::models::EmbedOptions;
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,6 +25,7 @@ pub struct Probe {
     set: PersonSet,
     program: FeatureProgram,
     size: [usize; 2],
+    features: ProbeFeatures,
 }
 
 /// What the frozen features are worth.
@@ -39,30 +42,27 @@ pub struct ProbeResult {
     pub images: usize,
 }
 
-/// Compiles the student's encoder for `size` images on the engine's backend.
+/// Compiles the student's encoder on the engine's backend, for images of the probe's size.
 ///
 /// # Errors
 /// Those of building and compiling.
-pub fn compile(engine: &mut Engine, encoder: &EncoderConfig, size: [usize; 2]) -> Result<FeatureProgram> {
-    let dtype = engine.backend().dtype();
-    let opts = EmbedOptions { dtype, region: Region::Params, batch: BATCH, size, patch_tokens: false };
+pub fn compile(engine: &mut Engine, cfg: &TrainConfig) -> Result<FeatureProgram> {
+    let (dtype, size, encoder) =
+        (engine.backend().dtype(), cfg.run.probe_size(&cfg.views), &cfg.encoder.architecture);
+    let patch_tokens = cfg.run.probe_features == ProbeFeatures::Stripes;
+    let opts = EmbedOptions { dtype, region: Region::Params, batch: BATCH, size, patch_tokens };
     let registry = engine.student().clone();
     FeatureProgram::compile(engine.backend(), encoder, &registry, &opts)
 }
 
 impl Probe {
-    /// Compiles the student's encoder for `size` images on the engine's backend.
+    /// Compiles the student's encoder on the engine's backend.
     ///
     /// # Errors
     /// Those of building and compiling.
-    pub fn new(
-        engine: &mut Engine,
-        encoder: &EncoderConfig,
-        size: [usize; 2],
-        set: PersonSet,
-    ) -> Result<Self> {
-        let program = compile(engine, encoder, size)?;
-        Ok(Probe { set, program, size })
+    pub fn new(engine: &mut Engine, cfg: &TrainConfig, set: PersonSet) -> Result<Self> {
+        let program = compile(engine, cfg)?;
+        Ok(Probe { set, program, size: cfg.run.probe_size(&cfg.views), features: cfg.run.probe_features })
     }
 
     pub fn set(&self) -> &PersonSet {
@@ -135,7 +135,13 @@ impl Probe {
         interrupt: &Interrupt,
         bad: &mut BTreeMap<usize, LeftOut>,
     ) -> Result<(Features, Vec<usize>)> {
-        let dim = self.program.shapes().0.iter().product();
+        let grid = self.size.map(|s| s / PATCH);
+        let dim = match (self.features, self.program.shapes()) {
+            (ProbeFeatures::Image, (image, _)) => image.iter().product(),
+            (ProbeFeatures::Stripes, (_, patch)) => {
+                stripes::dim(grid, patch.and_then(|shape| shape.last().copied()).unwrap_or(0))
+            }
+        };
         let mut features = Features { dim, ..Features::default() };
         let mut rows = Vec::with_capacity(indices.len());
         for chunk in indices.chunks(BATCH) {
@@ -154,7 +160,15 @@ impl Probe {
                     }
                 }
             }
-            features.values.extend(self.program.run(engine.backend(), &pixels)?.image);
+            let tokens = self.program.run(engine.backend(), &pixels)?;
+            match self.features {
+                ProbeFeatures::Image => features.values.extend(tokens.image),
+                ProbeFeatures::Stripes => {
+                    let each = (tokens.patch.len() / used.len().max(1)).max(1);
+                    let all = tokens.patch.chunks_exact(each).flat_map(|p| stripes::stripes(p, grid));
+                    features.values.extend(all);
+                }
+            }
             features.identities.extend(used.iter().map(|&i| self.set.identities[i]));
             features.cameras.extend(used.iter().map(|&i| self.set.cameras[i]));
             rows.extend(used);

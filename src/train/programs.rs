@@ -28,7 +28,7 @@ pub fn compile_all(cfg: &TrainConfig, more: &[f64], open: impl Fn() -> Box<dyn B
             let options = EngineOptions { micro_steps, drop_path, recompute, seed };
             let mut engine = Engine::new(open(), Arc::clone(&objective), options)?;
             if micro_steps == 1 && !recompute {
-                probe::compile(&mut engine, &cfg.encoder.architecture, cfg.views.global_size)?;
+                probe::compile(&mut engine, cfg)?;
                 summary::compile_pictures(&mut engine, &*objective)?;
                 features(cfg, &mut engine)?;
             }

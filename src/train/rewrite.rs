@@ -129,7 +129,7 @@ fn draw(cfg: &TrainConfig, run: &Path, backend: Box<dyn Backend>) -> Result<Draw
     let mut engine = Engine::new(backend, Arc::clone(&objective), options)?;
     restore(&mut engine, Some(loaded), &pretrained.initial, &mut Vec::new())?;
     let probe = match probe_set {
-        Some(set) => Some(Probe::new(&mut engine, &cfg.encoder.architecture, cfg.views.global_size, set)?),
+        Some(set) => Some(Probe::new(&mut engine, cfg, set)?),
         None => None,
     };
     let result = probe.as_ref().map(|probe| probe.run(&mut engine, &Interrupt::default())).transpose()?;

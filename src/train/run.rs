@@ -3,7 +3,7 @@
 mod keep;
 
 use super::checkpoint::Checkpoints;
-use super::config::TrainConfig;
+use super::config::{ProbeFeatures, TrainConfig};
 use super::engine::{Engine, EngineOptions, Health, Losses};
 use super::folder::{Outcome, RunFolder};
 use super::guard::{FiniteGuard, Verdict};
@@ -87,7 +87,7 @@ pub fn train(
     let start_micro = start * micro_steps as u64;
     let loader = sources::loader(cfg, &source, objective.recipe()?, start_micro)?.stopped_by(interrupt);
     let probe = match probe_set {
-        Some(set) => Some(Probe::new(&mut engine, &cfg.encoder.architecture, cfg.views.global_size, set)?),
+        Some(set) => Some(Probe::new(&mut engine, cfg, set)?),
         None => None,
     };
     // The device has all its memory: what goes wrong from here on can be resumed.
@@ -443,8 +443,12 @@ impl Run<'_> {
         let known: Vec<String> =
             self.baselines.iter().map(|b| format!("{} {:.2} %", name(b), 100.0 * b.value)).collect();
         self.progress.println(&format!(
-            "probe at step {}: mAP {:.2} %, rank-1 {:.2} % ({} queries; mAP of {})",
+            "probe at step {}{}: mAP {:.2} %, rank-1 {:.2} % ({} queries; mAP of {})",
             self.step,
+            match self.cfg.run.probe_features {
+                ProbeFeatures::Image => "",
+                ProbeFeatures::Stripes => ", stripes",
+            },
             100.0 * m.map,
             100.0 * m.rank1,
             m.valid_queries,

@@ -1,8 +1,9 @@
 //! The sections that no objective owns.
 
 use crate::ir::PATCH;
-use crate::keys::{MAX_COUNT, Range, section};
+use crate::keys::{Kind, MAX_COUNT, Range, Typed, section};
 use crate::models::{EncoderConfig, VitConfig};
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 section! {
@@ -136,6 +137,20 @@ section! {
     }
 }
 
+/// The feature of an image by which the probe finds persons again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProbeFeatures {
+    /// The image token.
+    Image,
+    /// Means of the patch tokens of horizontal stripes through the middle.
+    Stripes,
+}
+
+impl Typed for ProbeFeatures {
+    const KIND: Kind = Kind::Choice(&["image", "stripes"]);
+}
+
 section! {
     /// Logs, checkpoints, probes and guards.
     pub struct RunSection {
@@ -149,6 +164,10 @@ section! {
         pub probe_every: u64 = 5000 => may_change;
         /// Folder of labelled images; none: held-out synthetic persons, where the others are synthetic.
         pub probe: Option<PathBuf> = None => may_change;
+        /// What of an image is tried: its image token, or its patch tokens by stripes through the middle.
+        pub probe_features: ProbeFeatures = ProbeFeatures::Image => may_change;
+        /// [height, width] that the probe's images are brought to; none: views.global_size.
+        pub probe_size: Option<[usize; 2]> = None, Range::Pixels(PATCH) => may_change;
         /// Non-finite steps in a row that end the run.
         pub max_bad_steps: u64 = 20, Range::AtLeast(1) => may_change;
         /// Compute threads of the CPU backend; 0: one per core.
@@ -163,5 +182,12 @@ section! {
         pub alarm_spread: f64 = 0.1, Range::NotNegative => may_change;
         /// Steps in a row before an alarm; 0: no alarms.
         pub alarm_steps: u64 = 500 => may_change;
+    }
+}
+
+impl RunSection {
+    /// The size of the probe's images in a run whose global views have that of `views`.
+    pub fn probe_size(&self, views: &ViewsSection) -> [usize; 2] {
+        self.probe_size.unwrap_or(views.global_size)
     }
 }

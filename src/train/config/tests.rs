@@ -105,6 +105,7 @@ fn the_printed_keys_are_those_of_the_structs() {
             "data.labels=l.csv",
             "supervised.classes=3",
             "run.probe=y",
+            "run.probe_size=[64, 32]",
             "encoder.init=z",
             "encoder.init_grid=[4, 2]",
             "encoder.init_entry=a",
