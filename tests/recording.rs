@@ -39,7 +39,7 @@ fn what_is_recorded_is_what_a_run_does() {
     let sets = ["optim.batch=2", "optim.effective_batch=2", "data.synth.identities=2", "run.log_every=1"];
     let more = ["data.synth.images_per_identity=2", "run.probe_every=0"];
     let mut train = Command::cargo_bin("saip-engine").unwrap();
-    train.args(["train", "--device", "cpu", "--out", run.to_str().unwrap()]);
+    train.args(["train", "--preset", "demo", "--device", "cpu", "--out", run.to_str().unwrap()]);
     // The schedule is that of the whole run, which ends in its first epoch's steps.
     for set in sets.iter().chain(&more) {
         train.args(["--set", set]);

@@ -240,11 +240,9 @@ fn every_probe_is_logged_once() {
     // A finished run shows its last probe in the report again, but does not log it again.
     run(&mut resume(dir.path(), "run")).ok();
     assert_eq!(computed_metrics(&whole), computed_metrics(&out));
-    // Without a gallery there is nothing to probe: said before the folder is touched.
-    run(&mut train(dir.path(), "few", &["run.probe_every=4", "data.synth.images_per_identity=1"]))
-        .refused(&["`data.synth.images_per_identity`", "run.probe_every=0"]);
-    run(&mut train(dir.path(), "few", &["run.probe_every=4", "data.synth.cameras=1"]))
-        .refused(&["`data.synth.cameras`", "run.probe_every=0"]);
+    // One person alone is always found again: said before the folder is touched.
+    run(&mut train(dir.path(), "few", &["run.probe_every=4", "run.probe_persons=1"]))
+        .refused(&["`run.probe_persons`", "between 2 and 96"]);
     assert!(!dir.path().join("few").exists());
 }
 

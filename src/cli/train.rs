@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 #[derive(clap::Args, Debug)]
 pub struct TrainArgs {
     /// Built-in configuration to start from (demo, demo-tinyvit, demo-starnet, demo-resnet, saip-vit-tiny,
-    /// saip-tinyvit-5m, saip-starnet-s3)
+    /// saip-tinyvit-5m, saip-starnet-s3) [default: demo-starnet]
     #[arg(long)]
     pub preset: Option<String>,
     #[arg(long, value_name = "NAME", help = objectives_told())]

@@ -5,7 +5,7 @@ use super::verify_args::VerifyArgs;
 use crate::error::{Error, Result};
 use crate::report::table::table;
 use crate::tensor::DType;
-use crate::train::presets::DEFAULT;
+use crate::train::presets::CHECKED;
 use crate::verify::numeric::{Backends, Check, check, shrunk};
 use serde_json::json;
 
@@ -14,7 +14,7 @@ use serde_json::json;
 /// # Errors
 /// An unknown preset or op; a precision in which gradients are not compared; those of the device.
 pub fn run(args: &VerifyArgs) -> Result<i32> {
-    let preset = args.preset.as_deref().unwrap_or(DEFAULT);
+    let preset = args.preset.as_deref().unwrap_or(CHECKED);
     let cfg = shrunk(preset)?;
     let device = Device::parse(&args.device)?;
     device.check_threads(args.threads)?;

@@ -7,6 +7,7 @@ use crate::interrupt::Interrupt;
 use crate::tensor::DType;
 use crate::train::config::TrainConfig;
 use crate::train::engine::Losses;
+use crate::train::presets::CHECKED;
 use crate::train::progress::{Progress, StepReport};
 use crate::verify::recording::record;
 use std::path::Path;
@@ -16,7 +17,7 @@ use std::path::Path;
 /// # Errors
 /// Those of [`record`] and of the device.
 pub fn run(args: &VerifyArgs, out: &Path) -> Result<i32> {
-    let cfg = TrainConfig::resolve(args.preset.as_deref(), None, &args.sets)?;
+    let cfg = TrainConfig::resolve(args.preset.as_deref().or(Some(CHECKED)), None, &args.sets)?;
     let device = Device::parse(&args.device)?;
     device.check_threads(args.threads)?;
     let options =

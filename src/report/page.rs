@@ -137,6 +137,33 @@ fn tiles(out: &mut String, summary: &RunSummary, curves: &Curves) {
     };
     tile(out, verdict, "alarms", &summary.warnings.len().to_string(), more);
     out.push_str("</div>\n");
+    if let Some(text) = curves.probe.first().and_then(meaning) {
+        let _ = writeln!(out, "<p class=\"note\">{}</p>", escape(&text));
+    }
+}
+
+/// What the last value of a probe means beside its reference lines, in one sentence.
+pub(super) fn meaning(probe: &Curve) -> Option<String> {
+    let value = last(&probe.series.points)?;
+    let mut lines = probe.baselines.iter().filter(|b| b.value.is_finite() && b.value > 0.0);
+    let start = lines.next()?;
+    let best = lines.max_by(|a, b| a.value.total_cmp(&b.value))?;
+    let [over, grown] = [value / best.value, value / start.value];
+    let what = match (over, grown) {
+        (_, g) if g < 1.1 => "nothing that finds persons again was learned",
+        (o, _) if o < 1.0 => "what was learned is worth less than what needs no learning",
+        (o, _) if o < 1.5 => "what was learned is worth a little more than what needs no learning",
+        _ => "what was learned tells persons apart where colours and pixels alone do not",
+    };
+    Some(format!(
+        "Persons are found again with {} {}, {over:.1} times the best line that needs no learning ({}, {}) and {grown:.1} \
+         times that of {}: {what}.",
+        probe.series.name,
+        percent(value),
+        best.label,
+        percent(best.value),
+        start.label
+    ))
 }
 
 fn loss_tile(out: &mut String, series: &Series) {

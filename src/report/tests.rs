@@ -386,6 +386,21 @@ fn a_probe_below_a_reference_line_is_no_success() {
     assert_eq!([tile(0.3), tile(0.2), tile(0.105), tile(0.05)], ["good", "warn", "warn", "bad"]);
 }
 
+#[test]
+fn a_probe_is_told_in_a_sentence() {
+    let told = |last: f64| page::meaning(&curve("mAP", 0.1, &[0.1, last])).unwrap();
+    let best = curve("mAP", 0.1, &[0.1]).baselines[1..].iter().map(|b| b.value).fold(0.0, f64::max);
+    assert!(
+        told(2.0 * best).contains("2.0 times the best line") && told(2.0 * best).contains("alone do not")
+    );
+    assert!(told(1.2 * best).contains("a little more"));
+    assert!(told(0.9 * best).contains("worth less"));
+    assert!(told(0.1).contains("nothing that finds persons again"));
+    assert!(demo().contains(&told(2.0 * best)[..26]));
+    // Without a reference line there is nothing to say.
+    assert_eq!(page::meaning(&Curve { baselines: Vec::new(), ..curve("mAP", 0.1, &[0.1]) }), None);
+}
+
 /// For looking at it: `SAIP_REPORT_DEMO=/tmp/report_demo.html cargo test --lib report::tests::demo_for_the_eye`.
 #[test]
 fn demo_for_the_eye() {

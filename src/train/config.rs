@@ -5,8 +5,8 @@ mod sections;
 mod validate;
 
 pub use sections::{
-    DataSection, EncoderSection, ExpertSection, OptimSection, ProbeFeatures, RunSection, SynthSection,
-    ViewsSection,
+    DataSection, EncoderSection, ExpertSection, OptimSection, PROBE_PERSONS, ProbeFeatures, RunSection,
+    SynthSection, ViewsSection,
 };
 
 use crate::data::augment::AugmentConfig;

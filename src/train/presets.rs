@@ -13,7 +13,10 @@ pub struct Preset {
 }
 
 /// Preset of a run that names none: minutes on two CPU cores, with synthetic persons.
-pub const DEFAULT: &str = "demo";
+pub const DEFAULT: &str = "demo-starnet";
+
+/// Preset of a check that names none: the smallest.
+pub const CHECKED: &str = "demo";
 
 macro_rules! presets {
     ($($name:literal $(of $parent:literal)?),* $(,)?) => {

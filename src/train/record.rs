@@ -10,6 +10,8 @@ use serde_json::{Map, Value, json};
 /// The tags of the probe's mean average precision and of its share of right first places.
 pub(super) const PROBE_MAP: &str = "probe/map";
 pub(super) const PROBE_RANK1: &str = "probe/rank1";
+/// Share of queries whose nearest image is one by their own camera.
+pub(super) const PROBE_OWN_CAMERA: &str = "probe/own_camera";
 
 /// The tag of a reference line, recorded once with the first probe; `metric` is the probe's.
 pub(super) fn reference_tag(reference: Reference, metric: &str) -> String {

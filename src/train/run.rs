@@ -13,7 +13,7 @@ use super::objective::with_expert;
 use super::pretrained::Pretrained;
 use super::probe::{Probe, ProbeResult};
 use super::progress::{Progress, StepReport};
-use super::record::{PROBE_MAP, PROBE_RANK1, Recorder, reference_tag};
+use super::record::{PROBE_MAP, PROBE_OWN_CAMERA, PROBE_RANK1, Recorder, reference_tag};
 use super::resume::{self, Resume};
 use super::{sources, summary};
 use crate::backend::Backend;
@@ -429,7 +429,11 @@ impl Run<'_> {
         let news = self.skipped[1].news(result.images, &result.left_out)?;
         self.tell(news);
         let m = result.metrics;
-        let mut values = vec![(PROBE_MAP.to_owned(), m.map), (PROBE_RANK1.to_owned(), m.rank1)];
+        let mut values: Vec<(String, f64)> =
+            [(PROBE_MAP, m.map), (PROBE_RANK1, m.rank1), (PROBE_OWN_CAMERA, m.own_camera)]
+                .map(|(tag, value)| (tag.to_owned(), value))
+                .to_vec();
+        let own = values.len();
         for (reference, line) in references {
             values.push((reference_tag(reference, PROBE_MAP), line.map));
             values.push((reference_tag(reference, PROBE_RANK1), line.rank1));
@@ -443,7 +447,8 @@ impl Run<'_> {
         let known: Vec<String> =
             self.baselines.iter().map(|b| format!("{} {:.2} %", name(b), 100.0 * b.value)).collect();
         self.progress.println(&format!(
-            "probe at step {}{}: mAP {:.2} %, rank-1 {:.2} % ({} queries; mAP of {})",
+            "probe at step {}{}: mAP {:.2} %, rank-1 {:.2} %, own camera nearest {:.0} % (by lot {:.0} %; \
+             {} queries; mAP of {})",
             self.step,
             match self.cfg.run.probe_features {
                 ProbeFeatures::Image => "",
@@ -451,6 +456,8 @@ impl Run<'_> {
             },
             100.0 * m.map,
             100.0 * m.rank1,
+            100.0 * m.own_camera,
+            100.0 * m.own_camera_chance,
             m.valid_queries,
             known.join(", ")
         ));
@@ -458,7 +465,7 @@ impl Run<'_> {
             let label = summary::STEP_ZERO.to_owned();
             self.baselines.insert(0, Baseline { label, value: m.map });
         }
-        if self.probed != Some(self.step) || values.len() > 2 {
+        if self.probed != Some(self.step) || values.len() > own {
             self.recorder.record(self.step, &values)?;
             self.probed = Some(self.step);
         }

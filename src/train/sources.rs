@@ -1,6 +1,6 @@
 //! Where a run's images come from: a source of the user's, or synthetic persons; and how they come as batches.
 
-use super::config::TrainConfig;
+use super::config::{PROBE_PERSONS, TrainConfig};
 use crate::data::labelled::PersonSet;
 use crate::data::loader::{Loader, LoaderConfig};
 use crate::data::market::RetrievalSet;
@@ -9,12 +9,21 @@ use crate::data::source::{ClassSource, ImageSource, Quarantine, SynthSource, ope
 use crate::data::synth::SynthConfig;
 use crate::error::{Error, Result};
 use crate::objectives::learns_classes;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Held-out identities of the default probe.
-const PROBE_IDENTITIES: usize = 48;
+/// The drawn persons by which encoders are compared, whatever they were trained on: the first of a world of their own, twelve
+/// times each by its six cameras. Nobody trains on them, and a test holds their pixels.
+const PROBE_WORLD: SynthConfig = SynthConfig {
+    seed: 77,
+    identities: PROBE_PERSONS,
+    first_identity: 0,
+    images_per_identity: 12,
+    cameras: 6,
+    height: 256,
+    width: 128,
+};
 
 /// The images to train on. At least one of them can be used: a folder without any is refused before a run begins.
 ///
@@ -29,7 +38,7 @@ pub fn training_source(cfg: &TrainConfig) -> Result<Arc<dyn ImageSource>> {
             if learns {
                 check_classes(cfg, synthetic_classes(cfg)?)?;
             }
-            let persons = SynthSource::new(synthetic(cfg, 0, cfg.data.synth.identities))?;
+            let persons = SynthSource::new(synthetic(cfg))?;
             (Box::new(persons) as Box<dyn ImageSource>, Path::new("data.synth"))
         }
     };
@@ -94,20 +103,21 @@ pub fn with_classes(mut cfg: TrainConfig) -> Result<TrainConfig> {
     Ok(cfg)
 }
 
-fn synthetic(cfg: &TrainConfig, first_identity: usize, identities: usize) -> SynthConfig {
+/// The persons to train on: never those of the probe, whatever the seed.
+fn synthetic(cfg: &TrainConfig) -> SynthConfig {
     let s = &cfg.data.synth;
     SynthConfig {
         seed: cfg.data.seed,
-        identities,
-        first_identity,
+        identities: s.identities,
+        first_identity: if cfg.data.seed == PROBE_WORLD.seed { PROBE_PERSONS } else { 0 },
         images_per_identity: s.images_per_identity,
         cameras: s.cameras,
         ..SynthConfig::default()
     }
 }
 
-/// The images that the frozen features are tried on: the folder `run.probe`, or with synthetic data persons of identities
-/// that are not trained on, seen by the same cameras; None without either.
+/// The images that the frozen features are tried on: the folder `run.probe`, or with synthetic data drawn persons who are never
+/// trained on; None without either.
 ///
 /// # Errors
 /// Those of [`RetrievalSet::open`].
@@ -118,44 +128,22 @@ pub fn probe_set(cfg: &TrainConfig) -> Result<Option<PersonSet>> {
     match (&cfg.run.probe, &cfg.data.path) {
         (Some(folder), _) => PersonSet::new(RetrievalSet::open(folder)?).map(Some),
         (None, Some(_)) => Ok(None),
-        (None, None) => held_out(cfg).map(Some),
+        (None, None) => drawn_probe(cfg.run.probe_persons).map(Some),
     }
 }
 
-fn held_out(cfg: &TrainConfig) -> Result<PersonSet> {
-    let s = &cfg.data.synth;
-    for (key, value) in
-        [("data.synth.images_per_identity", s.images_per_identity), ("data.synth.cameras", s.cameras)]
-    {
-        if value < 2 {
-            return Err(Error::config(
-                key,
-                format!(
-                    "{value} leaves the probe no image of a person by another camera: use 2 or more, or switch the \
-                     probe off with `run.probe_every=0`"
-                ),
-            ));
-        }
-    }
-    let source = SynthSource::new(synthetic(cfg, s.identities, PROBE_IDENTITIES))?;
+/// The first `persons` of the probe's world.
+fn drawn_probe(persons: usize) -> Result<PersonSet> {
+    let source = SynthSource::new(SynthConfig { identities: persons, ..PROBE_WORLD })?;
     let label = |x: usize| x as i64;
     let identities: Vec<i64> = (0..source.len()).map(|i| label(source.persons().identity_of(i))).collect();
     let cameras: Vec<i64> = (0..source.len()).map(|i| label(source.persons().camera_of(i))).collect();
-    // As Market-1501: one query per identity and camera, everything else is gallery; but at most half of the images are
-    // queries, so that few images by many cameras leave a gallery.
-    let most = s.cameras.min(s.images_per_identity / 2);
-    let mut seen = BTreeMap::<i64, BTreeSet<i64>>::new();
-    let (query, gallery) = (0..source.len()).partition(|&i| {
-        let by = seen.entry(identities[i]).or_default();
-        by.len() < most && by.insert(cameras[i])
-    });
+    // As Market-1501: one query per identity and camera, everything else is gallery.
+    let mut seen = BTreeSet::new();
+    let (query, gallery) = (0..source.len()).partition(|&i| seen.insert((identities[i], cameras[i])));
     Ok(PersonSet { source: Arc::new(source), identities, cameras, query, gallery, left_out: Vec::new() })
 }
 
-/// The loader of a run's batches, from micro step `start` on.
-///
-/// # Errors
-/// Those of [`Loader::new`].
 /// The images as batches of `recipe`, from the micro step `start` on.
 ///
 /// # Errors

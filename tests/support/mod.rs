@@ -38,6 +38,7 @@ pub const TINY: &[&str] = &[
     "data.synth.identities=4",
     "data.synth.images_per_identity=4",
     "run.probe_every=0",
+    "run.probe_persons=4",
     "run.checkpoint_every=2",
     "run.log_every=1",
     "run.threads=1",

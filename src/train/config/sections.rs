@@ -137,6 +137,9 @@ section! {
     }
 }
 
+/// The drawn persons by whom encoders are compared.
+pub const PROBE_PERSONS: usize = 96;
+
 /// The feature of an image by which the probe finds persons again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -162,8 +165,10 @@ section! {
         pub keep_checkpoints: usize = 3, Range::AtLeast(1) => may_change;
         /// Steps between two probes of the frozen features; 0: never.
         pub probe_every: u64 = 5000 => may_change;
-        /// Folder of labelled images; none: held-out synthetic persons, where the others are synthetic.
+        /// Folder of labelled images; none: drawn persons, where those to train on are drawn.
         pub probe: Option<PathBuf> = None => may_change;
+        /// How many drawn persons, of those by whom encoders are compared.
+        pub probe_persons: usize = PROBE_PERSONS, Range::Whole(2, PROBE_PERSONS) => may_change;
         /// What of an image is tried: its image token, or its patch tokens by stripes through the middle.
         pub probe_features: ProbeFeatures = ProbeFeatures::Image => may_change;
         /// [height, width] that the probe's images are brought to; none: views.global_size.
