@@ -518,7 +518,7 @@ fn only_harmless_keys_may_change_on_resume() {
     for part in [
         "`optim.weight_decay` was 0.05, now 0.3",
         "`optim.weight_decay_end` was none, now 0.2",
-        "`augment.hue` was 0.1, now 0.05",
+        "`augment.hue` was 0.02, now 0.05",
     ] {
         assert!(e.contains(part), "{part}: {e}");
     }
