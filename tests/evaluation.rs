@@ -26,7 +26,7 @@ fn line<'a>(all: &'a Value, origin: &str, features: &str) -> &'a Value {
 /// A run of a few steps with a probe on `persons`.
 fn trained(dir: &Path) {
     run(engine(dir).args(PERSONS)).ok();
-    let keys = ["optim.steps=3", "run.probe_every=2", "run.probe=\"persons\""];
+    let keys = ["optim.steps=3", "run.probe_every=2", "run.probe=\"persons\"", "run.probe_features=image"];
     run(&mut train(dir, "run", &keys)).ok();
 }
 
