@@ -40,6 +40,13 @@ pub trait Objective: Send + Sync {
     /// For a configuration that is out of range, and impossible options.
     fn step(&self, bucket: usize, opts: &StepOptions) -> Result<Step>;
 
+    /// How often a micro step gives the student's encoder, and the expert's, images that are normalised by statistics of their own:
+    /// what PyTorch's batch normalisation counts.
+    ///
+    /// # Errors
+    /// Those of [`Objective::step`].
+    fn encoder_calls(&self) -> Result<[u64; 2]>;
+
     /// The encoder that is trained.
     fn encoder(&self) -> &EncoderConfig;
 

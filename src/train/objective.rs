@@ -111,6 +111,8 @@ fn supervised(cfg: &TrainConfig) -> Result<Arc<dyn Objective>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ir::{Op, Region};
+    use crate::step::StepOptions;
 
     #[test]
     fn every_objective_of_the_table_is_built() {
@@ -118,6 +120,32 @@ mod tests {
             let cfg = TrainConfig::resolve(Some("demo"), None, &[format!("objective={name}")]).unwrap();
             let e = with_expert(&cfg, None, &[]).err();
             assert!(e.is_none(), "{name}: {e:?}");
+        }
+    }
+
+    /// What each says of its calls is what its steps do.
+    #[test]
+    fn encoders_are_called_as_often_as_is_told() {
+        let losses = ["csm.weight=0", "csr.weight=0", "css.weight=0", "views.locals=1"];
+        for name in NAMES {
+            for other in losses {
+                let sets = [format!("objective={name}"), other.to_owned(), "optim.batch=2".to_owned()];
+                let cfg = TrainConfig::resolve(Some("demo-starnet"), None, &sets).unwrap();
+                let objective = with_expert(&cfg, None, &[]).unwrap();
+                let graph = objective.step(0, &StepOptions::default()).unwrap().graph;
+                let groups = |region: Region| {
+                    let of = |node: &crate::ir::Node| match &node.op {
+                        Op::RunningStatistics(s) => {
+                            let binding = graph.value(node.outputs[0]).binding;
+                            binding.filter(|b| b.region == region).map(|_| s.groups.len() as u64)
+                        }
+                        _ => None,
+                    };
+                    graph.nodes.iter().find_map(of).unwrap_or(0)
+                };
+                let found = [groups(Region::Buffers), groups(Region::ExpertBuffers)];
+                assert_eq!(objective.encoder_calls().unwrap(), found, "{name}, {other}");
+            }
         }
     }
 }

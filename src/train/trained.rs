@@ -3,11 +3,8 @@
 use crate::data::augment::normalize::{MEAN, STD};
 use crate::error::{Error, Result};
 use crate::ir::PATCH;
-use crate::ir::{Op, Region, ops};
 use crate::keys::MAX_EDGE;
 use crate::models::{EncoderConfig, VitConfig};
-use crate::step::StepOptions;
-use crate::tensor::DType;
 use crate::train::checkpoint::{Loaded, RunState};
 use crate::train::config::TrainConfig;
 use crate::train::objective::with_expert;
@@ -215,17 +212,9 @@ fn replaced(state: &StateDict, name: &str, tensor: Tensor) -> Result<StateDict> 
 /// own, in every micro step.
 fn batches_tracked(config: &TrainConfig, state: &RunState, expert: bool) -> Result<i64> {
     let micro_steps = config.optim.accumulation(1)?;
-    let options = StepOptions { dtype: DType::F32, micro_steps, drop_path: 0.0 };
-    let region = if expert { Region::ExpertBuffers } else { Region::Buffers };
-    let graph = with_expert(config, None, &[])?.step(0, &options)?.graph;
-    let groups = graph.nodes.iter().find_map(|node| match &node.op {
-        Op::RunningStatistics(ops::RunningStatistics { groups, .. }) => {
-            let binding = graph.value(node.outputs[0]).binding;
-            binding.filter(|b| b.region == region).map(|_| groups.len())
-        }
-        _ => None,
-    });
-    let count = groups.unwrap_or(0) as u64 * micro_steps as u64;
+    let [student, own] = with_expert(config, None, &[])?.encoder_calls()?;
+    let calls = if expert { own } else { student };
+    let count = calls * micro_steps as u64;
     Ok(i64::try_from(count.saturating_mul(state.step)).unwrap_or(i64::MAX))
 }
 

@@ -113,6 +113,10 @@ impl Objective for Dino {
         build_step(&self.cfg, self.tapped, opts)
     }
 
+    fn encoder_calls(&self) -> Result<[u64; 2]> {
+        Ok([if self.cfg.locals > 0 { 2 } else { 1 }, 1])
+    }
+
     fn encoder(&self) -> &EncoderConfig {
         &self.cfg.encoder
     }

@@ -5,7 +5,7 @@ use super::geometry::patches;
 use super::inspect::build_inspect;
 use super::pictures::{reconstructions, scenes};
 use super::recipe::{ViewPlanner, complete_positions, random_batch};
-use super::step::build_step;
+use super::step::{build_step, streams};
 use crate::data::augment::AugmentConfig;
 use crate::data::batch::Batch;
 use crate::data::recipe::Recipe;
@@ -111,6 +111,10 @@ impl Objective for Saip {
 
     fn step(&self, bucket: usize, opts: &StepOptions) -> Result<Step> {
         build_step(&self.config(bucket)?, opts)
+    }
+
+    fn encoder_calls(&self) -> Result<[u64; 2]> {
+        streams(&self.config(0)?)
     }
 
     fn encoder(&self) -> &EncoderConfig {

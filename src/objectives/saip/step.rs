@@ -9,7 +9,8 @@ use crate::ir::{Graph, Region, ValueId};
 use crate::models::{DropPath, Tokens};
 use crate::nn::{Mode, Net, Weights};
 use crate::objectives::self_distillation::{Center, Projection};
-use crate::step::{Builder, STATISTICS, Step, StepOptions};
+use crate::step::{Builder, STATISTICS, Slots, Step, StepOptions, Types};
+use crate::tensor::DType;
 
 /// Builds the step of `cfg`.
 ///
@@ -46,6 +47,18 @@ pub fn build_step(cfg: &StepConfig, opts: &StepOptions) -> Result<Step> {
     let carried = center.zip(targets).map(|(center, targets)| center.carried(targets, &again));
     let segments = model.segments(&forward.builder.registries);
     forward.builder.finish(&weights, total, segments, carried.into_iter().collect())
+}
+
+/// Views in the streams of student and expert.
+///
+/// # Errors
+/// Those of [`build_step`].
+pub(super) fn streams(cfg: &StepConfig) -> Result<[u64; 2]> {
+    let model = Model::new(cfg)?;
+    let (parts, types) = (model.parts(), Types::of(DType::F32));
+    let slots = ViewSlots::declare(cfg, parts, &mut Slots::default());
+    let views = ViewValues::read(&mut Graph::default(), cfg, parts, &slots, types, parts.csm)?;
+    Ok([views.student.len() as u64, views.expert.len() as u64])
 }
 
 struct Forward<'a> {

@@ -76,6 +76,10 @@ impl Objective for Supervised {
         build_step(&self.cfg, opts)
     }
 
+    fn encoder_calls(&self) -> Result<[u64; 2]> {
+        Ok([1, 0])
+    }
+
     fn encoder(&self) -> &EncoderConfig {
         &self.cfg.encoder
     }
