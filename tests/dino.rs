@@ -3,7 +3,10 @@
 mod support;
 
 use std::fs;
-use support::{assert_same_end, column, engine, lab, metrics, resume, run, tensors, train, train_encoder};
+use support::{
+    assert_accumulation_is_resumed, assert_same_end, column, engine, lab, metrics, resume, run, tensors,
+    train,
+};
 
 /// Twenty steps, four to a pass over the images: the last layer is held for the first of five.
 const TWENTY: &[&str] = &[
@@ -65,20 +68,7 @@ fn a_run_resumed_halfway_ends_with_the_same_bits() {
 
 #[test]
 fn accumulation_and_running_statistics_are_resumed_exactly() {
-    let dir = lab();
-    let star = ["encoder.base_dim=4", "encoder.depths=[1,1,1,1]", "encoder.mlp_ratio=2"];
-    let more = ["optim.effective_batch=8", "dino.clip=global", "optim.steps=6", "optim.warmup_steps=2"];
-    let all: Vec<&str> = star.into_iter().chain(keys(&more)).collect();
-    for out in ["whole", "again"] {
-        run(&mut train_encoder(dir.path(), out, "demo-starnet", &all)).ok();
-    }
-    let again = dir.path().join("again");
-    for step in 3..=6 {
-        let _ = fs::remove_dir_all(again.join(format!("checkpoints/step-{step:08}")));
-    }
-    let ended = run(&mut resume(dir.path(), "again")).ok();
-    assert!(ended.stderr.contains("resumed after step 2"), "{ended:?}");
-    assert_same_end(&dir.path().join("whole"), &again, 6);
+    assert_accumulation_is_resumed(TWENTY, &["dino.clip=global"]);
 }
 
 #[test]

@@ -44,10 +44,14 @@ pub type Another<'a> = dyn FnMut(&mut StreamRng) -> Result<RgbImage> + 'a;
 /// Makes the tensors of a batch out of pictures. What it makes depends on its arguments alone.
 pub trait Recipe: Send + Sync {
     /// How many sets of shapes there are: one compiled step each.
-    fn buckets(&self) -> usize;
+    fn buckets(&self) -> usize {
+        1
+    }
 
     /// Which of them step `step` has.
-    fn bucket(&self, seed: u64, step: u64) -> usize;
+    fn bucket(&self, _seed: u64, _step: u64) -> usize {
+        0
+    }
 
     /// The tensors of a batch of `batch` images.
     fn tensors(&self, bucket: usize, batch: usize) -> Vec<TensorSpec>;

@@ -2,7 +2,7 @@
 
 use crate::data::batch::Batch;
 use crate::data::recipe::Recipe;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ir::Graph;
 use crate::models::EncoderConfig;
 use crate::report::Pictures;
@@ -19,20 +19,36 @@ pub trait Objective: Send + Sync {
     /// The same with another number of images.
     fn with_batch(&self, batch: usize) -> Box<dyn Objective>;
 
-    /// The same in one bucket, at a scale that `--scale` gives.
+    /// The same in one bucket, at a scale that `--scale` gives; where nothing has a scale, the same.
     ///
     /// # Errors
     /// For a scale at which no step can be built.
-    fn at_scale(&self, scale: f64) -> Result<Box<dyn Objective>>;
+    fn at_scale(&self, _scale: f64) -> Result<Box<dyn Objective>> {
+        Ok(self.with_batch(self.batch()))
+    }
 
     /// The same with one bucket alone.
     ///
     /// # Errors
     /// When there is no such bucket.
-    fn only(&self, bucket: usize) -> Result<Box<dyn Objective>>;
+    fn only(&self, bucket: usize) -> Result<Box<dyn Objective>> {
+        self.check_bucket(bucket)?;
+        Ok(self.with_batch(self.batch()))
+    }
 
     /// How many sets of shapes there are, at least one.
-    fn buckets(&self) -> usize;
+    fn buckets(&self) -> usize {
+        1
+    }
+
+    /// # Errors
+    /// [`Error::Usage`] when there is no such bucket.
+    fn check_bucket(&self, bucket: usize) -> Result<()> {
+        match bucket < self.buckets() {
+            true => Ok(()),
+            false => Err(Error::usage(format!("there is no view geometry {bucket}"))),
+        }
+    }
 
     /// The step of a bucket.
     ///

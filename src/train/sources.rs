@@ -172,3 +172,38 @@ fn workers(cfg: &TrainConfig) -> usize {
         n => n,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sha2::{Digest, Sha256};
+
+    /// A change of a pixel, a label or a query makes numbers of different days incomparable.
+    #[test]
+    fn the_persons_of_the_probe_stay_as_they_are() {
+        let set = drawn_probe(PROBE_PERSONS).unwrap();
+        let mut hash = Sha256::new();
+        for i in (0..set.source.len()).step_by(61) {
+            hash.update(set.source.name(i));
+            hash.update(set.source.load(i).unwrap().as_raw());
+        }
+        for i in set.query.iter().chain(&set.gallery) {
+            hash.update(format!("{i} {} {},", set.identities[*i], set.cameras[*i]));
+        }
+        let hash = hash.finalize().iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
+        assert_eq!((set.query.len(), set.gallery.len()), (576, 576));
+        assert_eq!(hash, "0397188b814d311f267fb5ef6fd3edc7a004a8cabb24732042580f715bc1dfa7");
+    }
+
+    /// Whatever the seed, nobody of the probe is among those who are trained on.
+    #[test]
+    fn nobody_of_the_probe_is_trained_on() {
+        let train = |seed: u64| {
+            let sets = [format!("data.seed={seed}")];
+            synthetic(&TrainConfig::resolve(Some("demo"), None, &sets).unwrap())
+        };
+        assert_eq!(train(0).first_identity, 0);
+        let same_world = train(PROBE_WORLD.seed);
+        assert!(same_world.first_identity >= PROBE_WORLD.first_identity + PROBE_WORLD.identities);
+    }
+}

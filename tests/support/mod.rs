@@ -170,6 +170,24 @@ pub fn assert_same_end(a: &Path, b: &Path, step: u64) {
     assert_eq!(String::from_utf8_lossy(&state_a), String::from_utf8_lossy(&state_b));
 }
 
+/// A StarNet with accumulation, trained to step 6 with `keys` on top of `recipe` and again from step 2 on, ends with equal bits.
+pub fn assert_accumulation_is_resumed(recipe: &[&str], keys: &[&str]) {
+    let dir = lab();
+    let star = ["encoder.base_dim=4", "encoder.depths=[1,1,1,1]", "encoder.mlp_ratio=2"];
+    let short = ["optim.effective_batch=8", "optim.steps=6", "optim.warmup_steps=2"];
+    let all: Vec<&str> = [&star[..], recipe, &short, keys].concat();
+    for out in ["whole", "again"] {
+        run(&mut train_encoder(dir.path(), out, "demo-starnet", &all)).ok();
+    }
+    let again = dir.path().join("again");
+    for step in 3..=6 {
+        let _ = fs::remove_dir_all(again.join(format!("checkpoints/step-{step:08}")));
+    }
+    let ended = run(&mut resume(dir.path(), "again")).ok();
+    assert!(ended.stderr.contains("resumed after step 2"), "{ended:?}");
+    assert_same_end(&dir.path().join("whole"), &again, 6);
+}
+
 /// The lines of `metrics.jsonl`.
 #[track_caller]
 pub fn metrics(run: &Path) -> Vec<Value> {

@@ -6,7 +6,6 @@
 
 pub mod config;
 
-mod inspect;
 mod model;
 mod objective;
 mod recipe;

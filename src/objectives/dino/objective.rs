@@ -1,22 +1,22 @@
 //! DINO as an objective.
 
 use super::config::{ClipBy, Curves, DinoSection, StepConfig, TeacherTemp};
-use super::inspect::build_inspect;
-use super::model::Model;
+use super::model::{Model, Views};
 use super::recipe::Crops;
 use super::step::build_step;
 use crate::data::augment::AugmentConfig;
 use crate::data::batch::Batch;
 use crate::data::recipe::Recipe;
 use crate::error::{Error, Result};
+use crate::ir::Graph;
 use crate::ir::ops::Temperature;
 use crate::models::EncoderConfig;
-use crate::objectives::attention::attention;
+use crate::objectives::attention::{attention, inspect_images};
 use crate::objectives::self_distillation::{Targets, first_center, temperatures};
 use crate::objectives::{Inspect, Monitor, Objective, Outputs, Target, Thresholds};
 use crate::report::Pictures;
 use crate::step::schedule::{Schedule, rise_cosine};
-use crate::step::{Step, StepOptions, StepPoint};
+use crate::step::{Slots, Step, StepOptions, StepPoint};
 use crate::tensor::DType;
 use std::sync::Arc;
 
@@ -71,10 +71,6 @@ impl Dino {
         Ok(Dino { tapped, teacher_temp: TeacherTemp { start, end, epochs }, ..dino })
     }
 
-    fn only_one(&self, bucket: usize) -> Result<()> {
-        if bucket == 0 { Ok(()) } else { Err(Error::usage(format!("there is no view geometry {bucket}"))) }
-    }
-
     fn expert(&self) -> Targets {
         Targets { prototypes: self.cfg.csm.prototypes, rows: 2 * self.cfg.batch }
     }
@@ -94,22 +90,8 @@ impl Objective for Dino {
         Box::new(Dino { cfg: StepConfig { batch, ..self.cfg.clone() }, ..self.clone() })
     }
 
-    /// Nothing here has a scale.
-    fn at_scale(&self, _: f64) -> Result<Box<dyn Objective>> {
-        Ok(Box::new(self.clone()))
-    }
-
-    fn only(&self, bucket: usize) -> Result<Box<dyn Objective>> {
-        self.only_one(bucket)?;
-        Ok(Box::new(self.clone()))
-    }
-
-    fn buckets(&self) -> usize {
-        1
-    }
-
     fn step(&self, bucket: usize, opts: &StepOptions) -> Result<Step> {
-        self.only_one(bucket)?;
+        self.check_bucket(bucket)?;
         build_step(&self.cfg, self.tapped, opts)
     }
 
@@ -197,7 +179,12 @@ impl Objective for Dino {
     }
 
     fn inspect(&self, dtype: DType) -> Result<Inspect> {
-        build_inspect(&self.cfg, self.tapped, dtype)
+        let (cfg, model) = (&self.cfg, Model::new(&self.cfg, self.tapped)?);
+        // The anchors: of the two global views the first.
+        let anchors = |graph: &mut Graph, inputs: &mut Slots, types| {
+            Views { cfg, types }.global(graph, inputs, cfg.batch)
+        };
+        inspect_images(&*model.encoder, model.registries()?, dtype, anchors)
     }
 
     fn draw(&self, batch: &Batch, outputs: &mut Outputs<'_>) -> Result<Pictures> {

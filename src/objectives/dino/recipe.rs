@@ -52,14 +52,6 @@ impl Crops {
 }
 
 impl Recipe for Crops {
-    fn buckets(&self) -> usize {
-        1
-    }
-
-    fn bucket(&self, _: u64, _: u64) -> usize {
-        0
-    }
-
     fn tensors(&self, _: usize, batch: usize) -> Vec<TensorSpec> {
         self.specs(batch)
     }

@@ -2,12 +2,13 @@
 
 use super::config::StepConfig;
 use super::model::{Model, PatchTokens, reconstruct, search};
-use super::views::{ViewSlots, ViewValues, grid, patch_counts};
-use crate::error::{Error, Result};
+use super::views::{ViewSlots, ViewValues, patch_counts};
+use crate::error::Result;
 use crate::ir::{Graph, Region};
 use crate::nn::{Mode, Net, Weights};
 use crate::objectives::Inspect;
-use crate::step::{Registries, Slots, Types};
+use crate::objectives::attention::{picture_types, show_tokens};
+use crate::step::{Registries, Slots};
 use crate::tensor::DType;
 
 /// The forward pass in evaluation mode. Its outputs are `reconstruction: [B, hidden, 768]` (pixels of the hidden patches,
@@ -16,13 +17,10 @@ use crate::tensor::DType;
 /// that is switched off are absent.
 ///
 /// # Errors
-/// [`Error::Config`] naming a key that is out of range, [`Error::Usage`] for a type that is no float.
+/// [`Error::Config`](crate::error::Error::Config) naming a key that is out of range, [`Error::Usage`](crate::error::Error::Usage) for a type that is no float.
 pub fn build_inspect(cfg: &StepConfig, dtype: DType) -> Result<Inspect> {
-    if !dtype.is_float() {
-        return Err(Error::usage(format!("pictures cannot be computed in {dtype}; choose bf16, f32 or f64")));
-    }
+    let types = picture_types(dtype)?;
     let model = Model::new(cfg)?;
-    let types = Types::of(dtype);
     let registries = model.registries()?;
     let Registries { student, expert, student_buffers: own, expert_buffers: others } = &registries;
     let evaluation = Mode::Evaluation;
@@ -55,13 +53,6 @@ pub fn build_inspect(cfg: &StepConfig, dtype: DType) -> Result<Inspect> {
         let m = net.graph.shape(id).as_matrix().1;
         outputs.output_shaped(net.graph, "search", id, [2, b, m])?;
     }
-    if let Some(id) = tokens.image {
-        outputs.output(&mut graph, "image", id)?;
-    }
-    if let Some(id) = tokens.last_qkv {
-        let n: usize = grid(cfg.global_size).iter().product();
-        let width = graph.shape(id).as_matrix().1;
-        outputs.output_shaped(&mut graph, "qkv", id, [b, 1 + n, width])?;
-    }
+    show_tokens(&mut graph, &mut outputs, &tokens, b, cfg.global_size)?;
     Ok(Inspect { graph, registries, inputs: inputs.list, outputs: outputs.list })
 }

@@ -16,5 +16,5 @@ mod views;
 pub use config::RECIPE;
 pub use model::Model;
 pub use objective::Saip;
-pub use recipe::{SCALE_RANGE, scale_buckets};
+pub use recipe::{MOST_SCALE, SCALE_RANGE, scale_buckets};
 pub use step::build_step;

@@ -82,7 +82,7 @@ impl Objective for Saip {
     }
 
     fn at_scale(&self, scale: f64) -> Result<Box<dyn Objective>> {
-        // As `views.scale` is limited.
+        // A single step may be tried at a larger scale than a run has.
         if !(scale > 0.0 && scale <= 16.0) {
             return Err(Error::usage(format!("--scale {scale}: it must be above 0 and at most 16")));
         }

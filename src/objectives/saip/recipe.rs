@@ -18,6 +18,8 @@ use crate::tensor::TensorSpec;
 
 /// Range of the scale that is drawn per step.
 pub const SCALE_RANGE: [f64; 2] = [0.75, 1.5];
+/// The largest scale of a run's views.
+pub const MOST_SCALE: f64 = 8.0;
 
 /// `count` scales evenly spaced over `range`, both ends included (the middle when `count` is 1). Each bucket is one
 /// compiled step, so there should be few.
@@ -118,8 +120,8 @@ impl ViewPlanner {
         augment.check("augment")?;
         let (mut geometries, mut bucket_of_scale) = (Vec::new(), Vec::new());
         for &scale in scales {
-            if !(scale > 0.0 && scale <= 8.0) {
-                return Err(Error::config("scales", format!("{scale} is not within (0, 8]")));
+            if !(scale > 0.0 && scale <= MOST_SCALE) {
+                return Err(Error::config("scales", format!("{scale} is not within (0, {MOST_SCALE}]")));
             }
             let geometry = step.at_scale(scale, mask_ratio);
             let known = geometries.iter().position(|g| *g == geometry);

@@ -5,7 +5,6 @@
 
 pub mod config;
 
-mod inspect;
 mod model;
 mod objective;
 mod recipe;

@@ -1,19 +1,19 @@
 //! Supervised training as an objective.
 
 use super::config::{Mixing, StepConfig, SupervisedSection};
-use super::inspect::build_inspect;
-use super::model::{IMAGE, Model};
+use super::model::{IMAGE, Model, images};
 use super::recipe::Classified;
 use super::step::build_step;
 use crate::data::augment::AugmentConfig;
 use crate::data::batch::Batch;
 use crate::data::recipe::Recipe;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::ir::Graph;
 use crate::models::EncoderConfig;
-use crate::objectives::attention::attention;
+use crate::objectives::attention::{attention, inspect_images};
 use crate::objectives::{Inspect, Monitor, Objective, Outputs};
 use crate::report::Pictures;
-use crate::step::{Step, StepOptions, StepPoint};
+use crate::step::{Slots, Step, StepOptions, StepPoint};
 use crate::tensor::DType;
 use std::sync::Arc;
 
@@ -42,10 +42,6 @@ impl Supervised {
     pub fn of(cfg: StepConfig) -> Result<Self> {
         Supervised::new(cfg, AugmentConfig::default(), SupervisedSection::default().mixing())
     }
-
-    fn only_one(&self, bucket: usize) -> Result<()> {
-        if bucket == 0 { Ok(()) } else { Err(Error::usage(format!("there is no view geometry {bucket}"))) }
-    }
 }
 
 impl Objective for Supervised {
@@ -57,22 +53,8 @@ impl Objective for Supervised {
         Box::new(Supervised { cfg: StepConfig { batch, ..self.cfg.clone() }, ..self.clone() })
     }
 
-    /// Nothing here has a scale.
-    fn at_scale(&self, _: f64) -> Result<Box<dyn Objective>> {
-        Ok(Box::new(self.clone()))
-    }
-
-    fn only(&self, bucket: usize) -> Result<Box<dyn Objective>> {
-        self.only_one(bucket)?;
-        Ok(Box::new(self.clone()))
-    }
-
-    fn buckets(&self) -> usize {
-        1
-    }
-
     fn step(&self, bucket: usize, opts: &StepOptions) -> Result<Step> {
-        self.only_one(bucket)?;
+        self.check_bucket(bucket)?;
         build_step(&self.cfg, opts)
     }
 
@@ -128,7 +110,9 @@ impl Objective for Supervised {
     }
 
     fn inspect(&self, dtype: DType) -> Result<Inspect> {
-        build_inspect(&self.cfg, dtype)
+        let model = Model::new(&self.cfg)?;
+        let unmixed = |graph: &mut Graph, inputs: &mut Slots, types| images(&self.cfg, types, graph, inputs);
+        inspect_images(&*model.encoder, model.registries()?, dtype, unmixed)
     }
 
     fn draw(&self, batch: &Batch, outputs: &mut Outputs<'_>) -> Result<Pictures> {

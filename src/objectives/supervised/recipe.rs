@@ -126,14 +126,6 @@ impl Classified {
 }
 
 impl Recipe for Classified {
-    fn buckets(&self) -> usize {
-        1
-    }
-
-    fn bucket(&self, _: u64, _: u64) -> usize {
-        0
-    }
-
     fn tensors(&self, _: usize, batch: usize) -> Vec<TensorSpec> {
         self.specs(batch)
     }

@@ -3,6 +3,7 @@
 use crate::ir::PATCH;
 use crate::keys::{Kind, MAX_COUNT, Range, Typed, section};
 use crate::models::{EncoderConfig, VitConfig};
+use crate::objectives::saip::MOST_SCALE;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -60,7 +61,7 @@ section! {
         /// Hidden share of the masked view's patches.
         pub mask_ratio: f64 = 0.75, Range::Inside(0.75);
         /// Smallest and largest scale of the rescaled views.
-        pub scale: [f64; 2] = [0.75, 1.5], Range::Spread(16.0);
+        pub scale: [f64; 2] = [0.75, 1.5], Range::Spread(MOST_SCALE);
         /// Scales from the one to the other, both included; each is one compiled step.
         pub scale_buckets: usize = 4, Range::Whole(1, 64);
     }
