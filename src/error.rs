@@ -44,6 +44,9 @@ pub enum Error {
     /// A signal asked to stop.
     #[error("stopped by a signal")]
     Interrupted,
+    /// A run of several processes cannot go on; `ranks` names those that are the cause.
+    #[error("{ranks}: {message}")]
+    Distributed { ranks: String, message: String },
     /// Training cannot go on (collapse, non-finite values in a row).
     #[error("training stopped: {0}")]
     Training(String),
@@ -73,6 +76,10 @@ impl Error {
     pub fn memory(device: impl Into<String>, asked: u64, [free, total]: [u64; 2]) -> Self {
         let remedy = "use a smaller batch".to_owned();
         Error::Memory { device: device.into(), asked, free, total, remedy }
+    }
+    /// `ranks` is such as `rank 2 (node7, pid 123)`.
+    pub fn distributed(ranks: impl Into<String>, message: impl Into<String>) -> Self {
+        Error::Distributed { ranks: ranks.into(), message: message.into() }
     }
     pub fn device(device: impl Into<String>, message: impl Into<String>) -> Self {
         Error::Device { device: device.into(), message: message.into() }

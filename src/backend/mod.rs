@@ -1,7 +1,9 @@
 //! What the engine asks of a device: hold the regions, compile plans, run them, move data in and out.
 
+mod collective;
 mod null;
 
+pub use collective::{Collective, Phase};
 pub use null::NullBackend;
 
 use crate::error::{Error, Result};
@@ -187,6 +189,25 @@ pub trait Backend: Target + Send {
 
     /// Starts a program; reads wait for its end, and tell if it failed.
     fn run(&mut self, program: ProgramId) -> Result<()>;
+
+    /// Makes this device one of those of `group`, which then sum stretches of their memory themselves; false where it leaves
+    /// that to the group. `stretches` are `(region, first element, elements)` in the order in which a program that writes
+    /// them should hand them over. To be called before [`Backend::compile`].
+    ///
+    /// # Errors
+    /// Those of the devices' library; those of `group`.
+    fn join(&mut self, _group: &mut dyn Collective, _stretches: &[(Region, usize, usize)]) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Starts a program as [`Backend::run`] does and sums the stretches that the device joined with over all ranks, each as
+    /// soon as the program is done with it. What is started later sees the sums.
+    ///
+    /// # Errors
+    /// Those of running and of the devices' library; a device that did not join says so.
+    fn run_reduced(&mut self, _program: ProgramId) -> Result<()> {
+        Err(Error::invariant("reducing gradients", format!("{} has joined no other device", self.name())))
+    }
 
     /// Runs the ops of a program one after the other, each `repeats` times, and measures them. The regions must hold what
     /// a run needs; afterwards they hold nothing meaningful.
