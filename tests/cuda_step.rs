@@ -155,7 +155,8 @@ fn three_training_steps_with_batch_normalisation_are_those_of_the_cpu() {
 fn needed(cfg: &TrainConfig, batch: usize, recompute: bool) -> u64 {
     let backend = backend(DType::F32);
     let step = objective(cfg).unwrap().at_scale(1.0).unwrap().with_batch(batch);
-    let opts = StepOptions { dtype: DType::F32, micro_steps: 1, drop_path: cfg.encoder.drop_path };
+    let opts =
+        StepOptions { dtype: DType::F32, micro_steps: 1, drop_path: cfg.encoder.drop_path, stretch: None };
     let plan = plan::compile(step.step(0, &opts).unwrap().graph, recompute, &*backend).unwrap();
     backend.footprint(&[plan])
 }

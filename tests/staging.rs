@@ -156,7 +156,7 @@ fn looking_ahead_changes_no_bit() {
     ahead_log.lock().unwrap().clear();
     let mut ahead = Vec::new();
     for i in 0..3 {
-        engine.start(0).unwrap();
+        engine.start(0, true).unwrap();
         if i + 1 < 3 {
             engine.feed(0, &batches[i + 1], &point(&*step, i + 1)).unwrap();
         }

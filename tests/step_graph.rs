@@ -453,8 +453,11 @@ fn bad_configurations_name_the_key() {
 
 #[test]
 fn in_bf16_weight_matrices_and_activations_are_narrow_and_nothing_else() {
-    let step =
-        build_step(&micro(), &StepOptions { dtype: DType::Bf16, drop_path: 0.1, micro_steps: 1 }).unwrap();
+    let step = build_step(
+        &micro(),
+        &StepOptions { dtype: DType::Bf16, drop_path: 0.1, micro_steps: 1, stretch: None },
+    )
+    .unwrap();
     verify(&step.graph, "build").unwrap();
     let narrow = [Region::Weights, Region::ExpertWeights];
     for v in &step.graph.values {
@@ -552,7 +555,7 @@ fn steps_of_convolutional_encoders_can_be_fused_and_planned() {
             for bits in 1..8u8 {
                 cfg.loss_weights = [1, 2, 4].map(|b| f64::from(u8::from(bits & b != 0)));
                 for (dtype, micro_steps) in [(DType::Bf16, 1), (DType::F32, 2)] {
-                    let opts = StepOptions { dtype, micro_steps, drop_path: 0.1 };
+                    let opts = StepOptions { dtype, micro_steps, drop_path: 0.1, stretch: None };
                     let step = build_step(&cfg, &opts).unwrap();
                     assert_eq!(dead(&step.graph), [""; 0]);
                     let updates = |n: &Node| matches!(n.op, Op::RunningStatistics(_));
@@ -601,7 +604,7 @@ fn features_of_convolutional_encoders_come_from_running_statistics() {
 fn a_step_can_be_fused_and_planned() {
     for dtype in [DType::Bf16, DType::F32, DType::F64] {
         for micro_steps in [1, 2] {
-            let opts = StepOptions { dtype, micro_steps, drop_path: 0.1 };
+            let opts = StepOptions { dtype, micro_steps, drop_path: 0.1, stretch: None };
             let step = build_step(&micro(), &opts).unwrap();
             for mut graph in std::iter::once(step.graph).chain(step.update) {
                 fuse(&mut graph);

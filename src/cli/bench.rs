@@ -105,7 +105,7 @@ fn bench_step(args: &BenchStepArgs) -> Result<()> {
     for i in 0..args.warmup + args.steps {
         let began = Instant::now();
         engine.feed_point(0, &objective.point(i as u64 + 1))?;
-        engine.start(0)?;
+        engine.start(0, true)?;
         engine.update(0)?;
         loss = engine.losses(0)?.total;
         if i >= args.warmup {

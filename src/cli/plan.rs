@@ -60,7 +60,8 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let objective = objective(&cfg)?.at_scale(scale)?;
     let mut backend = planner(args, cfg.run.threads)?;
     let micro_steps = cfg.optim.accumulation(1)?;
-    let opts = StepOptions { dtype: args.dtype, micro_steps, drop_path: cfg.encoder.drop_path };
+    let opts =
+        StepOptions { dtype: args.dtype, micro_steps, drop_path: cfg.encoder.drop_path, stretch: None };
     let built = objective.step(0, &opts)?;
     if let Some(path) = &args.graph {
         atomic::write(path, dump(&built.graph).as_bytes())?;

@@ -1,6 +1,6 @@
 //! The order of nodes: the one given, or one that keeps less alive.
 
-use crate::ir::{Graph, Node};
+use crate::ir::{Graph, Node, Op};
 use std::collections::BTreeSet;
 
 /// What must precede what: operands before their readers, and accesses to one stretch of a region in the given order.
@@ -77,9 +77,33 @@ fn growth(graph: &Graph, node: &Node, uses: &[usize]) -> i64 {
     born - dying
 }
 
+/// `order` with every sum of gradients right behind what it adds: what waits for a piece of them need not wait for the rest.
+/// Such a sum touches regions alone, so it keeps nothing alive.
+fn early_sums(graph: &Graph, order: Vec<usize>) -> Vec<usize> {
+    let sums = |i: &usize| matches!(graph.nodes[*i].op, Op::AccumulateGrads(_));
+    if order.iter().filter(|i| sums(i)).count() < 2 {
+        return order;
+    }
+    let mut deps = Dependencies::of(graph);
+    let mut ready: Vec<usize> = (0..graph.nodes.len()).filter(|i| deps.waiting[*i] == 0 && sums(i)).collect();
+    let mut out = Vec::with_capacity(order.len());
+    let mut others = order.into_iter().filter(|i| !sums(i));
+    while let Some(i) = ready.pop().or_else(|| others.next()) {
+        out.push(i);
+        for &s in &deps.successors[i] {
+            deps.waiting[s] -= 1;
+            if deps.waiting[s] == 0 && sums(&s) {
+                ready.push(s);
+            }
+        }
+    }
+    out
+}
+
 /// Candidate orders of the nodes, the given one first.
 pub(super) fn candidates(graph: &Graph) -> Vec<Vec<usize>> {
     let given: Vec<usize> = (0..graph.nodes.len()).collect();
     let found = greedy(graph);
-    if found.len() == given.len() && found != given { vec![given, found] } else { vec![given] }
+    let orders = if found.len() == given.len() && found != given { vec![given, found] } else { vec![given] };
+    orders.into_iter().map(|order| early_sums(graph, order)).collect()
 }

@@ -1,8 +1,8 @@
 //! What every step has around its losses: gradients, their health, the optimizer with the expert's moving average,
 //! accumulation over micro steps, and state that moves once per update.
 
-use super::graph::{DROP_PATH, HEALTH, OWN_SCALARS, Registries, SCALARS, Step, TOTAL};
-use super::io::{IoSlot, Slots, Types};
+use super::graph::{DROP_PATH, HEALTH, OWN_SCALARS, ROWS, Registries, SCALARS, Step, TOTAL};
+use super::io::{Slots, Types};
 use super::options::StepOptions;
 use crate::error::{Error, Result};
 use crate::ir::{Binding, Graph, Op, ParamSegment, Region, RowRun, Scalar, ValueId, differentiate, ops};
@@ -138,13 +138,14 @@ impl Builder {
         let late = self.registries.student.iter().filter(late).map(|p| p.name.clone()).collect();
         let mut graph = std::mem::take(&mut self.graph);
         let scalars = self.scalars.ok_or_else(|| Error::invariant("building a step", "it was not begun"))?;
-        let update = if self.opts.micro_steps == 1 {
+        let update = if !self.opts.is_split() {
             let moved = carried.iter().map(|c| (c, c.rows, c.operands.clone())).collect();
             self.update(&mut graph, total, segments, [Some(scalars), self.own], moved)?;
             None
         } else {
-            Some(self.accumulated(&mut graph, segments, scalars, &carried)?)
+            Some(self.accumulated(&mut graph, total, segments, scalars, &carried)?)
         };
+        let summed = self.summed();
         Ok(Step {
             graph,
             update,
@@ -155,12 +156,13 @@ impl Builder {
             losses: self.losses,
             late,
             state: self.state.list,
+            summed,
         })
     }
 
     /// Derivatives of `total`, each written to its parameter's place.
     fn gradients(&mut self, weights: &Weights<'_>, total: ValueId) -> Result<()> {
-        let region = if self.opts.micro_steps == 1 { Region::Grads } else { Region::MicroGrads };
+        let region = if self.opts.is_split() { Region::MicroGrads } else { Region::Grads };
         let (graph, student) = (&mut self.graph, &self.registries.student);
         let wrt: Vec<ValueId> = student.iter().filter_map(|p| weights.used(&p.name)).collect();
         let mut gradients: Vec<Option<ValueId>> = differentiate(graph, total, &wrt)?;
@@ -245,42 +247,81 @@ impl Builder {
     }
 
     /// Ends `micro` with the accumulation and gives the graph of the update. Carried state is linear in its rows, so it is
-    /// enough to average those over the micro steps.
+    /// enough to average those over the micro steps; so it is with the loss, of which the update asks whether it is finite.
     fn accumulated(
         &mut self,
         micro: &mut Graph,
+        total: ValueId,
         segments: Vec<ParamSegment>,
         scalars: Block,
         carried: &[Carried<'_>],
     ) -> Result<Graph> {
-        let grads = self.region(micro, Region::Grads);
-        let fresh = self.region(micro, Region::MicroGrads);
-        let sum = micro.push1("accumulate", ops::AccumulateGrads, &[grads, fresh, scalars.value])?;
-        micro.bind(sum, Binding { region: Region::Grads, offset: 0 });
-
+        for (region, offset, len) in self.stretches() {
+            let mut part = |region: Region| {
+                let at = Binding { region, offset };
+                micro.source(region.name(), [len], self.types.master, at)
+            };
+            let (sum, fresh) = (part(region), part(Region::MicroGrads));
+            let sum = micro.push1("accumulate", ops::AccumulateGrads, &[sum, fresh, scalars.value])?;
+            micro.bind(sum, Binding { region, offset });
+        }
         let mut update = Graph::new();
         let mut again =
             |b: Block| Block { value: update.source(b.name, [b.len], self.types.master, b.at), ..b };
         let blocks = [Some(again(scalars)), self.own.map(again)];
         let mut moved = Vec::new();
         for c in carried {
-            let name = format!("{}_rows", c.name);
-            let shape = micro.shape(c.rows).clone();
-            let at = self.state.add(&name, Region::State, shape.clone());
-            let old = micro.source(name.clone(), shape.clone(), self.types.master, at);
-            let wide = cast(micro, &format!("{name}.wide"), c.rows, self.types.master)?;
-            let new = micro.push1(name.clone(), ops::AccumulateGrads, &[old, wide, scalars.value])?;
-            micro.bind(new, at);
+            let mean = self.averaged([&mut *micro, &mut update], c.name, c.rows, scalars)?;
             let operands = (c.again)(&mut update)?;
-            let mean = update.source(name.clone(), shape, self.types.master, at);
-            let mean = cast(&mut update, &format!("{name}.narrow"), mean, self.types.compute)?;
+            let mean = cast(&mut update, &format!("{}{ROWS}.narrow", c.name), mean, self.types.compute)?;
             moved.push((c, mean, operands));
         }
-        let at = self.outputs.list.iter().find(|s| s.name == TOTAL).map(IoSlot::binding);
-        let at = at.ok_or_else(|| Error::invariant("building a step", "it has no loss"))?;
-        let loss = update.source(TOTAL, [1], self.types.master, at);
+        let loss = self.averaged([micro, &mut update], TOTAL, total, scalars)?;
         self.update(&mut update, loss, segments, blocks, moved)?;
         Ok(update)
+    }
+
+    /// The mean of `value` over the micro steps, as the update reads it.
+    fn averaged(
+        &mut self,
+        [micro, update]: [&mut Graph; 2],
+        name: &str,
+        value: ValueId,
+        scalars: Block,
+    ) -> Result<ValueId> {
+        let name = format!("{name}{ROWS}");
+        let shape = micro.shape(value).clone();
+        let at = self.state.add(&name, Region::State, shape.clone());
+        let old = micro.source(name.clone(), shape.clone(), self.types.master, at);
+        let wide = cast(micro, &format!("{name}.wide"), value, self.types.master)?;
+        let new = micro.push1(name.clone(), ops::AccumulateGrads, &[old, wide, scalars.value])?;
+        micro.bind(new, at);
+        Ok(update.source(name, shape, self.types.master, at))
+    }
+
+    /// The gradients in the pieces that ranks sum in one go: whole parameters, the last ones first, because backward begins with
+    /// them; one piece where there is one rank.
+    fn stretches(&self) -> Vec<(Region, usize, usize)> {
+        let registry = &self.registries.student;
+        let Some(least) = self.opts.stretch else { return vec![(Region::Grads, 0, registry.len())] };
+        let (mut all, mut end) = (Vec::new(), registry.len());
+        let starts: Vec<usize> = registry.iter().map(|p| p.offset).collect();
+        for start in starts.into_iter().rev() {
+            if end - start >= least.max(1) || start == 0 {
+                all.push((Region::Grads, start, end - start));
+                end = start;
+            }
+        }
+        all
+    }
+
+    /// What ranks sum before the update.
+    fn summed(&self) -> Vec<(Region, usize, usize)> {
+        if self.opts.stretch.is_none() {
+            return Vec::new();
+        }
+        let rows = self.state.list.iter().filter(|s| s.name.ends_with(ROWS));
+        self.stretches().into_iter().chain(rows.map(|s| (s.region, s.offset, s.shape.count()))).collect()
     }
 }
 

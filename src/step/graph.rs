@@ -1,7 +1,7 @@
 //! A step as it is handed to a device.
 
 use super::io::IoSlot;
-use crate::ir::Graph;
+use crate::ir::{Graph, Region};
 use crate::nn::ParamRegistry;
 
 /// Input of the optimizer's scalar block, by [`Scalar`](crate::ir::Scalar).
@@ -16,6 +16,8 @@ pub const TOTAL: &str = "total";
 pub const HEALTH: &str = "health";
 /// Outputs whose names begin with this: what is derived beside losses and gradients, checked where a reference records it.
 pub const TARGET: &str = "target.";
+/// Names of state that micro steps average and an update uses up end with this.
+pub const ROWS: &str = "_rows";
 /// Output: what the objective's monitor watches.
 pub const STATISTICS: &str = "statistics";
 
@@ -51,8 +53,11 @@ pub struct Step {
     /// Parameters that begin late: while [`StepPoint::late_t`](super::StepPoint) is 0 they are held.
     pub late: Vec<String>,
     /// What is carried from step to step besides parameters and moments; with accumulation also what the micro steps
-    /// average for it, under the name with `_rows`, which need not be saved.
+    /// average, under names that end with [`ROWS`], which need not be saved.
     pub state: Vec<IoSlot>,
+    /// What ranks sum between the last micro step and the update: `(region, first element, elements)`, in the order in which
+    /// the micro step is done with it. Empty where there is one rank.
+    pub summed: Vec<(Region, usize, usize)>,
 }
 
 impl Step {

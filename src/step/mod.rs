@@ -9,7 +9,7 @@ mod point;
 pub mod schedule;
 
 pub use builder::{Builder, Carried};
-pub use graph::{DROP_PATH, HEALTH, OWN_SCALARS, Registries, SCALARS, STATISTICS, Step, TARGET, TOTAL};
+pub use graph::{DROP_PATH, HEALTH, OWN_SCALARS, ROWS, Registries, SCALARS, STATISTICS, Step, TARGET, TOTAL};
 pub use io::{IoSlot, Slots, Types};
 pub use options::StepOptions;
 pub use point::{BETAS, StepPoint};

@@ -8,19 +8,27 @@ use crate::tensor::DType;
 pub struct StepOptions {
     /// Type of inputs and activations; parameters, gradients, moments and state have its accumulator's type.
     pub dtype: DType,
-    /// Micro steps whose gradients are averaged into one step; the configuration's batch is that of a micro step.
+    /// Micro steps whose gradients are averaged into one step, of all ranks together; the configuration's batch is that of a
+    /// micro step.
     pub micro_steps: usize,
     /// Rate of stochastic depth in the student's last block; 0 switches it off.
     pub drop_path: f64,
+    /// Where ranks sum their gradients: the least number of elements that they sum in one go. None: there is one rank.
+    pub stretch: Option<usize>,
 }
 
 impl Default for StepOptions {
     fn default() -> Self {
-        StepOptions { dtype: DType::F32, micro_steps: 1, drop_path: 0.0 }
+        StepOptions { dtype: DType::F32, micro_steps: 1, drop_path: 0.0, stretch: None }
     }
 }
 
 impl StepOptions {
+    /// Whether the update is a program of its own: something comes between the last gradient and it.
+    pub(super) fn is_split(&self) -> bool {
+        self.micro_steps > 1 || self.stretch.is_some()
+    }
+
     /// # Errors
     /// [`Error::Usage`] for a type that is no float, no micro step, a rate that is none.
     pub(super) fn check(&self) -> Result<()> {

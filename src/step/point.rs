@@ -23,9 +23,9 @@ pub struct StepPoint {
     pub tensor_clip_norm: Option<f64>,
     /// Optimizer step of the parameters that begin late, counted from 1; 0 while they are held.
     pub late_t: u64,
-    /// Index of the micro step, from 0.
+    /// Index of the micro step among those of this rank, from 0.
     pub micro_step: usize,
-    /// Micro steps per step, at least 1.
+    /// Micro steps per step on all ranks together, at least 1.
     pub micro_steps: usize,
     /// The objective's own scalars, in the order in which it reads them.
     pub own: Vec<f64>,

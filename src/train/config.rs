@@ -5,8 +5,8 @@ mod sections;
 mod validate;
 
 pub use sections::{
-    DataSection, EncoderSection, ExpertSection, OptimSection, PROBE_PERSONS, ProbeFeatures, RunSection,
-    SynthSection, ViewsSection,
+    DataSection, DistSection, EncoderSection, ExpertSection, OptimSection, PROBE_PERSONS, ProbeFeatures,
+    RunSection, SynthSection, ViewsSection,
 };
 
 use crate::data::augment::AugmentConfig;
@@ -47,6 +47,8 @@ section! {
         pub optim: OptimSection = OptimSection::default();
         /// Where the images come from.
         pub data: DataSection = DataSection::default();
+        /// Several ranks (processes, one a device) that share every update.
+        pub dist: DistSection = DistSection::default();
         /// Logs, checkpoints, probes and guards.
         pub run: RunSection = RunSection::default();
     }

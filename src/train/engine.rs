@@ -3,6 +3,7 @@
 mod feed;
 mod memory;
 mod options;
+mod ranks;
 mod results;
 mod state;
 
@@ -11,6 +12,8 @@ use self::feed::{check_length, drop_path_factors, read_values};
 use self::memory::with_remedy;
 pub use self::options::EngineOptions;
 use self::options::step_options;
+use self::ranks::{Kept, Shared, kept};
+pub use self::ranks::{Ranks, Summing};
 pub use self::results::{Health, Losses};
 use self::state::overlaid;
 pub use self::state::{EngineState, Initial, NamedTensor};
@@ -22,8 +25,10 @@ use crate::nn::{ParamRegistry, ParamSpec, copy_shared, initialise};
 use crate::objectives::Objective;
 use crate::plan::{self, Plan};
 use crate::step::{
-    DROP_PATH, HEALTH, IoSlot, OWN_SCALARS, Registries, SCALARS, STATISTICS, Step, StepPoint, TARGET, TOTAL,
+    DROP_PATH, HEALTH, IoSlot, OWN_SCALARS, ROWS, Registries, SCALARS, STATISTICS, Step, StepPoint, TARGET,
+    TOTAL,
 };
+use crate::tensor::DType;
 use std::sync::Arc;
 
 struct Bucket {
@@ -33,6 +38,8 @@ struct Bucket {
     losses: Vec<String>,
     /// The block of each row of the input `drop_path`.
     branch_blocks: Vec<usize>,
+    /// Which part of the running statistics it leaves in place; only where ranks share them.
+    kept: Kept,
 }
 
 /// The training step of one run on one backend.
@@ -51,6 +58,8 @@ pub struct Engine {
     plans: Vec<Plan>,
     /// Bytes of device memory that were free before anything was compiled.
     room: Option<u64>,
+    /// Where it is one of several.
+    shared: Option<Shared>,
 }
 
 impl Engine {
@@ -60,33 +69,68 @@ impl Engine {
     /// # Errors
     /// Those of building, planning and compiling.
     pub fn new(
-        mut backend: Box<dyn Backend>,
+        backend: Box<dyn Backend>,
         objective: Arc<dyn Objective>,
         options: EngineOptions,
     ) -> Result<Self> {
-        let opts = step_options(&options, &*backend);
+        Self::among(backend, objective, options, None)
+    }
+
+    /// [`Engine::new`] for one of several ranks, which take micro steps in turn.
+    ///
+    /// # Errors
+    /// Those of [`Engine::new`]; those of the link between the ranks.
+    pub fn among(
+        mut backend: Box<dyn Backend>,
+        objective: Arc<dyn Objective>,
+        options: EngineOptions,
+        ranks: Option<(Ranks, Summing)>,
+    ) -> Result<Self> {
+        let opts = step_options(&options, &*backend, ranks.as_ref().map(|r| r.1.stretch));
         let (mut buckets, mut plans, mut update) = (Vec::new(), Vec::new(), None);
-        let mut layout = None;
+        let (mut layout, mut shared) = (None, None);
         let room = backend.free_memory();
+        let afraid = |e, backend: &dyn Backend| with_remedy(e, room, &*objective, &options, backend);
         for bucket in 0..objective.buckets() {
             let built = objective.step(bucket, &opts)?;
+            if let (Some((ranks, summing)), None) = (&ranks, &shared) {
+                let device = backend.join(&mut **ranks.link(), &built.summed, summing.wire)?;
+                shared = Some(Shared::new(ranks.clone(), summing.wire, device, built.summed.clone()));
+            }
             let planned = plan::compile(built.graph, options.recompute, &*backend)?;
             plans.push(planned.clone());
-            let program = backend.compile(planned);
-            let program = program.map_err(|e| with_remedy(e, room, &*objective, &options, &*backend))?;
+            let r = &built.registries;
+            let kept = match shared {
+                Some(_) => kept(&planned, [r.student_buffers.len(), r.expert_buffers.len()]),
+                None => Kept::default(),
+            };
+            let program = backend.compile(planned).map_err(|e| afraid(e, &*backend))?;
             if let (Some(graph), None) = (built.update, &update) {
                 let planned = plan::compile(graph, false, &*backend)?;
-                let program = backend.compile(planned);
-                let program = program.map_err(|e| with_remedy(e, room, &*objective, &options, &*backend))?;
+                let program = backend.compile(planned).map_err(|e| afraid(e, &*backend))?;
                 update = Some((program, built.outputs.clone()));
             }
-            let Step { inputs, outputs, losses, branch_blocks, registries, late, state, .. } = built;
-            buckets.push(Bucket { program, inputs, outputs, losses, branch_blocks });
+            let Step { inputs, outputs, losses, branch_blocks, registries, late, mut state, .. } = built;
+            // What micro steps average is used up by the update behind them.
+            state.retain(|slot| !slot.name.ends_with(ROWS));
+            buckets.push(Bucket { program, inputs, outputs, losses, branch_blocks, kept });
             layout = Some((registries, late, state));
         }
         let (registries, late, state) =
             layout.ok_or_else(|| Error::usage("a run needs at least one view geometry"))?;
-        Ok(Engine { backend, objective, options, buckets, update, registries, late, state, plans, room })
+        Ok(Engine {
+            backend,
+            objective,
+            options,
+            buckets,
+            update,
+            registries,
+            late,
+            state,
+            plans,
+            room,
+            shared,
+        })
     }
 
     pub fn backend(&mut self) -> &mut dyn Backend {
@@ -130,7 +174,7 @@ impl Engine {
             let copied = overlaid(expert, copied, &initial.expert)?;
             for (region, values) in [(own, values), (others, copied)] {
                 if self.has(region) {
-                    self.write_state(region, &values)?;
+                    self.write_state((region, 0), HostSlice::F32(&values))?;
                 }
             }
         }
@@ -149,7 +193,7 @@ impl Engine {
     /// When the batch does not have the bucket's sizes, or the backend fails.
     pub fn micro_step(&mut self, bucket: usize, batch: &Batch, point: &StepPoint) -> Result<Losses> {
         self.feed(bucket, batch, point)?;
-        self.start(bucket)?;
+        self.backend.run(self.buckets[bucket].program)?;
         self.losses(bucket)
     }
 
@@ -183,6 +227,7 @@ impl Engine {
     /// # Errors
     /// Those of [`Engine::feed`].
     pub fn feed_point(&mut self, bucket: usize, point: &StepPoint) -> Result<()> {
+        let place = self.place();
         let b = self
             .buckets
             .get(bucket)
@@ -197,7 +242,7 @@ impl Engine {
                 OWN_SCALARS => stage(HostSlice::F64(&point.own))?,
                 DROP_PATH => {
                     let images = slot.shape.as_matrix().1;
-                    let factors = drop_path_factors(&self.options, point, &b.branch_blocks, images);
+                    let factors = drop_path_factors(&self.options, point, place, &b.branch_blocks, images);
                     stage(HostSlice::F32(&factors))?;
                 }
                 _ => {}
@@ -206,12 +251,101 @@ impl Engine {
         Ok(())
     }
 
-    /// Starts the micro step that bucket `bucket` was fed for; [`Engine::losses`] waits for it.
+    /// This rank among how many.
+    fn place(&self) -> (usize, usize) {
+        self.shared.as_ref().map_or((0, 1), |s| (s.ranks.rank(), s.ranks.world()))
+    }
+
+    /// Starts the micro step that bucket `bucket` was fed for; [`Engine::losses`] waits for it. Behind the `last` one of an
+    /// update the ranks sum their gradients.
+    ///
+    /// # Errors
+    /// Those of the backend; those of the link between the ranks.
+    pub fn start(&mut self, bucket: usize, last: bool) -> Result<()> {
+        let Bucket { program, kept, .. } = &self.buckets[bucket];
+        let Some(shared) = &mut self.shared else { return self.backend.run(*program) };
+        shared.before(&*self.backend, kept)?;
+        match (last, shared.device) {
+            (false, _) => self.backend.run(*program),
+            (true, true) => self.backend.run_reduced(*program),
+            (true, false) => {
+                self.backend.run(*program)?;
+                shared.sum(&mut *self.backend)
+            }
+        }
+    }
+
+    /// What the micro step that was started last, in bucket `bucket`, has to say on every rank, by rank, and whether one of
+    /// them asks to `stop`.
+    ///
+    /// # Errors
+    /// Those of the backend; those of the link between the ranks.
+    pub fn all_losses(&mut self, bucket: usize, stop: bool) -> Result<(Vec<Losses>, bool)> {
+        let losses = self.losses(bucket)?;
+        let kept = &self.buckets[bucket].kept;
+        match &mut self.shared {
+            Some(shared) => shared.gather(&mut *self.backend, kept, &losses, stop),
+            None => Ok((vec![losses], stop)),
+        }
+    }
+
+    /// Gives all ranks the state of rank 0; nothing where there is one.
+    ///
+    /// # Errors
+    /// Those of the backend; those of the link between the ranks.
+    pub fn share_state(&mut self) -> Result<()> {
+        let Some(shared) = &mut self.shared else { return Ok(()) };
+        shared.forget();
+        let ranks = shared.ranks.clone();
+        for (region, offset, len) in self.stretches_of_state() {
+            let bytes = ranks.from_first(self.read_bytes(region, offset, len)?)?;
+            self.write_bytes((region, offset, len), &bytes)?;
+        }
+        Ok(())
+    }
+
+    /// A checksum of everything that all ranks must have alike (CRC-32C).
     ///
     /// # Errors
     /// Those of the backend.
-    pub fn start(&mut self, bucket: usize) -> Result<()> {
-        self.backend.run(self.buckets[bucket].program)
+    pub fn checksum(&self) -> Result<u32> {
+        let mut sum = 0;
+        for (region, offset, len) in self.stretches_of_state() {
+            sum = crc32c::crc32c_append(sum, &self.read_bytes(region, offset, len)?);
+        }
+        Ok(sum)
+    }
+
+    /// All of the state: region, first element, elements.
+    fn stretches_of_state(&self) -> Vec<(Region, usize, usize)> {
+        let whole = self.state_regions().map(|(_, region)| (region, 0, self.registry(region).len()));
+        let slots = self.state.iter().map(|slot| (slot.region, slot.offset, slot.shape.count()));
+        whole.chain(slots).collect()
+    }
+
+    fn read_bytes(&self, region: Region, offset: usize, len: usize) -> Result<Vec<u8>> {
+        if self.backend.dtype() == DType::F64 {
+            let mut values = vec![0.0f64; len];
+            self.backend.read(region, offset, HostSliceMut::F64(&mut values))?;
+            return Ok(values.iter().flat_map(|x| x.to_le_bytes()).collect());
+        }
+        let mut values = vec![0.0f32; len];
+        self.backend.read(region, offset, HostSliceMut::F32(&mut values))?;
+        Ok(values.iter().flat_map(|x| x.to_le_bytes()).collect())
+    }
+
+    fn write_bytes(&mut self, at: (Region, usize, usize), bytes: &[u8]) -> Result<()> {
+        let double = self.backend.dtype() == DType::F64;
+        if bytes.len() != at.2 * if double { 8 } else { 4 } {
+            let message = format!("{} bytes came for {} values", bytes.len(), at.2);
+            return Err(Error::invariant("sharing the state", message));
+        }
+        if double {
+            let values: Vec<f64> = bytes.as_chunks().0.iter().map(|x| f64::from_le_bytes(*x)).collect();
+            return self.write_state((at.0, at.1), HostSlice::F64(&values));
+        }
+        let values: Vec<f32> = bytes.as_chunks().0.iter().map(|x| f32::from_le_bytes(*x)).collect();
+        self.write_state((at.0, at.1), HostSlice::F32(&values))
     }
 
     /// Starts the optimizer's part of a step with accumulation; without, it is part of the micro step.
@@ -242,7 +376,8 @@ impl Engine {
         let mut values = vec![0.0; slot.shape.count()];
         self.backend.read(slot.region, slot.offset, HostSliceMut::F32(&mut values))?;
         self.load_state(&before)?;
-        self.backend.write(slot.region, slot.offset, HostSlice::F32(&values))
+        self.backend.write(slot.region, slot.offset, HostSlice::F32(&values))?;
+        self.share_state()
     }
 
     /// The optimizer's part of a step with accumulation; without, only reads what the step left.
@@ -410,7 +545,7 @@ impl Engine {
             for p in registry {
                 read(&format!("{prefix}{}", p.name), &mut values[p.offset..p.offset + p.len])?;
             }
-            self.write_state(region, &values)?;
+            self.write_state((region, 0), HostSlice::F32(&values))?;
         }
         for slot in &self.state {
             let mut values = vec![0.0; slot.shape.count()];
@@ -455,12 +590,15 @@ impl Engine {
         self.backend.kernels(self.buckets[bucket].program)
     }
 
-    /// Writes a flat buffer, and its copy in the type that the step computes in.
-    fn write_state(&mut self, region: Region, values: &[f32]) -> Result<()> {
-        self.backend.write(region, 0, HostSlice::F32(values))?;
+    /// Writes into a flat buffer, and into its copy in the type that the step computes in.
+    fn write_state(&mut self, (region, offset): (Region, usize), values: HostSlice<'_>) -> Result<()> {
+        if let Some(shared) = &mut self.shared {
+            shared.forget();
+        }
+        self.backend.write(region, offset, values)?;
         let (copy, dtype) = (region.in_compute_type(), self.backend.dtype());
         if copy != region && dtype != dtype.accumulator() {
-            self.backend.write(copy, 0, HostSlice::F32(values))?;
+            self.backend.write(copy, offset, values)?;
         }
         Ok(())
     }

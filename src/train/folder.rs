@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 const LOCK: &str = ".lock";
 /// How the lock's file begins.
 const HOLDER: &str = "process ";
+/// See [`RunFolder::checkpoints`].
+pub const CHECKPOINTS: &str = "checkpoints";
 /// See [`RunFolder::write_outcome`].
 pub(super) const OUTCOME: &str = "outcome.json";
 
@@ -126,7 +128,7 @@ impl RunFolder {
 
     /// See [`checkpoint`](super::checkpoint).
     pub fn checkpoints(&self) -> PathBuf {
-        self.path.join("checkpoints")
+        self.path.join(CHECKPOINTS)
     }
 
     /// How the run ended, for a report that is written again.

@@ -20,6 +20,7 @@ pub mod rewrite;
 pub mod run;
 pub mod source;
 pub mod sources;
+pub mod stepper;
 pub mod summary;
 pub mod tensorboard;
 pub mod trained;

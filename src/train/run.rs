@@ -1,10 +1,11 @@
 //! The training loop.
 
 mod keep;
+mod rank;
 
 use super::checkpoint::Checkpoints;
 use super::config::{ProbeFeatures, TrainConfig};
-use super::engine::{Engine, EngineOptions, Health, Losses};
+use super::engine::{Health, Losses, Ranks};
 use super::folder::{Outcome, RunFolder};
 use super::guard::{FiniteGuard, Verdict};
 use super::image_set::ImageSet;
@@ -15,10 +16,10 @@ use super::probe::{Probe, ProbeResult};
 use super::progress::{Progress, StepReport};
 use super::record::{PROBE_MAP, PROBE_OWN_CAMERA, PROBE_RANK1, Recorder, reference_tag};
 use super::resume::{self, Resume};
+use super::stepper::{Stepper, Updated};
 use super::{sources, summary};
-use crate::backend::Backend;
+use crate::backend::{Backend, Phase};
 use crate::data::left_out::Teller;
-use crate::data::loader::Loader;
 use crate::data::source::ImageSource;
 use crate::error::{Error, Result};
 use crate::interrupt::{Answering, Interrupt};
@@ -26,10 +27,8 @@ use crate::metrics::reference::Reference;
 use crate::objectives::{Monitor, Objective, learns_classes};
 use crate::report::Baseline;
 use crate::step::StepPoint;
-use crate::step::schedule::Schedule;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
 
 /// Trains as `cfg` says into the folder `out`; with `resume` goes on from one of its checkpoints.
 ///
@@ -42,13 +41,48 @@ pub fn train(
     backend: Box<dyn Backend>,
     interrupt: &Interrupt,
 ) -> Result<Outcome> {
+    train_among(cfg, out, resume, backend, interrupt, None)
+}
+
+/// [`train`] as one of several ranks, each of which calls this. Rank 0 writes the folder, of which the others read the
+/// checkpoint that a resumed run goes on from.
+///
+/// # Errors
+/// Those of [`train`]; a rank that died, stands still, has other images, or failed.
+pub fn train_among(
+    cfg: &TrainConfig,
+    out: &Path,
+    resume: Option<&Resume>,
+    backend: Box<dyn Backend>,
+    interrupt: &Interrupt,
+    ranks: Option<Ranks>,
+) -> Result<Outcome> {
+    let outcome = match &ranks {
+        Some(r) if r.rank() > 0 => rank::train(cfg, out, backend, interrupt, r),
+        _ => lead(cfg, out, resume, backend, interrupt, ranks.clone()),
+    };
+    if let Some(ranks) = &ranks {
+        ranks.leave(outcome.as_ref().err().map(ToString::to_string).as_deref());
+    }
+    outcome
+}
+
+fn lead(
+    cfg: &TrainConfig,
+    out: &Path,
+    resume: Option<&Resume>,
+    backend: Box<dyn Backend>,
+    interrupt: &Interrupt,
+    ranks: Option<Ranks>,
+) -> Result<Outcome> {
     // Everything that can be refused is refused before the folder is touched.
     let source = sources::training_source(cfg)?;
     let schedule = cfg.schedule(source.len())?;
     let probe_set = sources::probe_set(cfg)?;
     with_expert(cfg, None, &[])?.recipe()?;
-    let micro_steps = cfg.optim.accumulation(1)?;
+    rank::check(cfg, ranks.as_ref())?;
     let images = ImageSet::of(&*source, learns_classes(&cfg.objective));
+    rank::same_images(&images, ranks.as_ref())?;
     let fresh = if resume.is_some() { None } else { Some(Pretrained::open(cfg)?) };
     let mut folder = if resume.is_some() { RunFolder::open(out)? } else { RunFolder::create(out, cfg)? };
     let checkpoints = Checkpoints::open(folder.checkpoints(), cfg.run.keep_checkpoints)?;
@@ -72,20 +106,17 @@ pub fn train(
         }
         folder.write_config(cfg)?;
     }
-    let options = EngineOptions {
-        micro_steps,
-        drop_path: cfg.encoder.drop_path,
-        recompute: cfg.run.recompute,
-        seed: cfg.data.seed,
-    };
-    let mut engine = Engine::new(backend, Arc::clone(&objective), options)?;
+    rank::begin_behind(loaded.as_ref().map(|l| l.state.step), ranks.as_ref())?;
+    let mut engine = rank::engine(cfg, backend, &objective, ranks.as_ref())?;
     let (start, counters) = resume::restore(&mut engine, loaded, &pretrained.initial, &mut warnings)?;
+    engine.share_state()?;
     if resume.is_some_and(|r| r.step.is_some()) {
         checkpoints.go_back_to(start)?;
     }
     let resume = resume.is_some();
-    let start_micro = start * micro_steps as u64;
-    let loader = sources::loader(cfg, &source, objective.recipe()?, start_micro)?.stopped_by(interrupt);
+    let loader = sources::loader(cfg, &source, objective.recipe()?, start, ranks.as_ref())?;
+    // Ranks stop together, between two updates.
+    let loader = if ranks.is_some() { loader } else { loader.stopped_by(interrupt) };
     let probe = match probe_set {
         Some(set) => Some(Probe::new(&mut engine, cfg, set)?),
         None => None,
@@ -96,32 +127,30 @@ pub fn train(
     let (probed, baselines) = if resume { earlier_probes(&folder.metrics())? } else { Default::default() };
     let skipped = counters.get("skipped_steps").copied().unwrap_or(0);
     let guard = FiniteGuard::new(folder.skipped_steps(), cfg.run.max_bad_steps, skipped);
+    let progress = Progress::new(schedule.steps, start, cfg.run.log_every);
+    let parts = (engine, loader);
+    let mut stepper = Stepper::new(cfg, parts, (Arc::clone(&objective), schedule), ranks.clone(), start)?;
+    stepper.aside_every = if probe.is_some() { cfg.run.probe_every } else { 0 };
     let mut run = Run {
-        progress: Progress::new(schedule.steps, start, cfg.run.log_every),
+        progress,
         monitor: objective.monitor(),
         cfg,
         skipped: folder.skipped_images(),
         folder,
         checkpoints,
-        engine,
-        loader,
+        stepper,
+        ranks,
         probe,
         recorder,
         guard,
-        schedule,
         objective,
-        micro_steps: micro_steps as u64,
-        step: start,
-        in_update: false,
         saved: None,
-        seconds: 0.0,
-        images: 0,
+        stopping: false,
         warnings,
         source,
         trained_on: images,
         probed,
         baselines,
-        ahead: None,
     };
     run.announce(resume, start, &pretrained.reports);
     drop(pretrained);
@@ -143,25 +172,18 @@ struct Run<'a> {
     cfg: &'a TrainConfig,
     folder: RunFolder,
     checkpoints: Checkpoints,
-    engine: Engine,
-    loader: Loader,
+    stepper: Stepper,
+    ranks: Option<Ranks>,
     probe: Option<Probe>,
     recorder: Recorder,
     guard: FiniteGuard,
     monitor: Box<dyn Monitor>,
     progress: Progress,
-    schedule: Schedule,
     objective: Arc<dyn Objective>,
-    micro_steps: u64,
-    /// Completed updates.
-    step: u64,
-    /// The state belongs to no step while an update is under way.
-    in_update: bool,
     /// The last step that this process saved.
     saved: Option<u64>,
-    /// Training time and images of this process.
-    seconds: f64,
-    images: u64,
+    /// Whether a signal asked a rank to stop.
+    stopping: bool,
     warnings: Vec<String>,
     source: Arc<dyn ImageSource>,
     /// What is left out of the training images, and of the probe's.
@@ -171,23 +193,16 @@ struct Run<'a> {
     probed: Option<u64>,
     /// What the probe's mean average precision is compared with, as far as it is known.
     baselines: Vec<Baseline>,
-    /// The next micro step, whose inputs are on their way, or why they are not.
-    ahead: Option<Result<Fed>>,
-}
-
-/// A micro step that the engine was fed for.
-struct Fed {
-    bucket: usize,
-    names: Vec<String>,
 }
 
 impl Run<'_> {
     fn announce(&mut self, resume: bool, start: u64, reports: &[String]) {
-        let parameters = self.engine.student().parameter_count();
-        let arena = self.engine.largest_plan().map_or(0, |p| p.arena_bytes as u64);
+        let parameters = self.stepper.engine.student().parameter_count();
+        let arena = self.stepper.engine.largest_plan().map_or(0, |p| p.arena_bytes as u64);
+        let ranks = self.ranks.as_ref().map(|r| format!("{} ranks, each ", r.world())).unwrap_or_default();
         let mut lines = vec![format!(
-            "{}: {} parameters, {} view geometries, activations {}, run folder {}",
-            self.engine.backend().name(),
+            "{ranks}{}: {} parameters, {} view geometries, activations {}, run folder {}",
+            self.stepper.engine.backend().name(),
             crate::units::human_count(parameters as u64),
             self.objective.buckets(),
             crate::units::human_bytes(arena),
@@ -197,7 +212,7 @@ impl Run<'_> {
             lines.push(format!("resumed after step {start}"));
         }
         lines.extend(reports.iter().cloned());
-        lines.extend(self.loader.notes().iter().cloned());
+        lines.extend(self.stepper.loader.notes().iter().cloned());
         lines.extend(self.warnings.iter().map(|w| format!("warning: {w}")));
         lines.iter().for_each(|l| self.progress.println(l));
     }
@@ -213,14 +228,17 @@ impl Run<'_> {
                 return Err(e);
             }
         }
-        if self.step > start || start == 0 {
+        if self.stepper.step > start || start == 0 {
             self.save()?;
         }
-        let complete = self.step == self.schedule.steps;
-        if complete && self.probe.is_some() && last_probe.as_ref().is_none_or(|(s, _)| *s != self.step) {
+        let complete = self.stepper.step == self.stepper.schedule.steps;
+        if complete
+            && self.probe.is_some()
+            && last_probe.as_ref().is_none_or(|(s, _)| *s != self.stepper.step)
+        {
             last_probe = match self.probe(interrupt) {
                 Err(Error::Interrupted) => last_probe,
-                result => Some((self.step, result?)),
+                result => Some((self.stepper.step, result?)),
             };
         }
         let interrupted = interrupt.requested();
@@ -228,11 +246,15 @@ impl Run<'_> {
         drop(answering);
         self.list_skipped_images()?;
         let outcome = Outcome {
-            steps: self.step,
+            steps: self.stepper.step,
             interrupted,
-            seconds: self.seconds,
-            device: self.engine.backend().name(),
-            images_per_second: if self.seconds > 0.0 { self.images as f64 / self.seconds } else { 0.0 },
+            seconds: self.stepper.seconds,
+            device: self.stepper.engine.backend().name(),
+            images_per_second: if self.stepper.seconds > 0.0 {
+                self.stepper.images as f64 / self.stepper.seconds
+            } else {
+                0.0
+            },
             skipped_steps: self.guard.total(),
             warnings: self.warnings.clone(),
         };
@@ -251,7 +273,7 @@ impl Run<'_> {
         };
         // Who stops a run does not wait for pictures.
         let shown = (!interrupted).then_some(&shown);
-        let drawn = summary::draw(shown, &mut self.engine)?;
+        let drawn = summary::draw(shown, &mut self.stepper.engine)?;
         summary::write(&self.folder.report(), &inputs, Some(&drawn))?;
         Ok(outcome)
     }
@@ -270,21 +292,23 @@ impl Run<'_> {
         {
             *last_probe = Some((start, self.probe(interrupt)?));
         }
-        while self.step < self.schedule.steps && !interrupt.requested() {
-            // Images that no earlier step had brought: to wait for them is no part of the step.
-            if self.ahead.is_none() {
-                self.ahead = Some(self.feed(self.step * self.micro_steps));
-            }
+        if let Some(ranks) = &self.ranks {
+            ranks.enter(Phase::Step);
+        }
+        // Ranks stop together: each has to make an update to hear of it.
+        let stop = |run: &Self| if run.ranks.is_some() { run.stopping } else { interrupt.requested() };
+        while self.stepper.step < self.stepper.schedule.steps && !stop(self) {
+            self.stepper.prepare();
             self.progress.resume_clock();
-            self.one_step()?;
-            let due = |every: u64| every > 0 && self.step.is_multiple_of(every);
+            self.one_step(interrupt)?;
+            let due = |every: u64| every > 0 && self.stepper.step.is_multiple_of(every);
             let (checkpoint, probe) = (due(self.cfg.run.checkpoint_every), due(self.cfg.run.probe_every));
             // Skipped steps changed nothing: what they would save takes the place of a checkpoint that is known to be good.
-            if checkpoint && self.step < self.schedule.steps && self.guard.in_a_row() == 0 {
+            if checkpoint && self.stepper.step < self.stepper.schedule.steps && self.guard.in_a_row() == 0 {
                 self.save()?;
             }
             if probe && self.probe.is_some() {
-                *last_probe = Some((self.step, self.probe(interrupt)?));
+                *last_probe = Some((self.stepper.step, self.probe(interrupt)?));
             }
         }
         Ok(())
@@ -294,112 +318,59 @@ impl Run<'_> {
     /// of the device, or of the training itself, the state is not worth it.
     fn rescue(&mut self, start: u64, error: &Error) {
         let around = matches!(error, Error::Usage(_) | Error::Io { .. } | Error::File { .. });
-        if !around || self.in_update || self.step == start || self.saved == Some(self.step) {
+        if !around
+            || self.stepper.in_update
+            || self.stepper.step == start
+            || self.saved == Some(self.stepper.step)
+        {
             return;
         }
         match self.save_state() {
             Ok(()) => self.progress.println(&format!(
                 "step {} is saved: mend what follows, then go on with --resume",
-                self.step
+                self.stepper.step
             )),
-            Err(e) => self.progress.println(&format!("warning: step {} could not be saved: {e}", self.step)),
+            Err(e) => {
+                self.progress.println(&format!("warning: step {} could not be saved: {e}", self.stepper.step))
+            }
         }
     }
 
     /// One update, from the batches to the log.
-    fn one_step(&mut self) -> Result<()> {
-        let began = Instant::now();
-        let (mut mean, mut names) = (Losses::default(), Vec::new());
-        let mut bucket = 0;
-        for micro in 0..self.micro_steps {
-            let index = self.step * self.micro_steps + micro;
-            let fed = match self.ahead.take() {
-                Some(fed) => fed?,
-                None => self.feed(index)?,
-            };
-            bucket = fed.bucket;
-            self.in_update = micro + 1 == self.micro_steps;
-            self.engine.start(bucket)?;
-            if micro + 1 == self.micro_steps {
-                self.engine.start_update()?;
-            }
-            // The device is busy now: time to bring it the next images. What goes wrong here belongs to the next step.
-            if self.looks_beyond(index) {
-                self.ahead = Some(self.feed(index + 1));
-            }
-            mean = mean.with(&self.engine.losses(bucket)?, micro);
-            names.extend(fed.names);
-        }
-        let health = self.engine.health(bucket)?;
-        let images = names.len();
-        let seconds = began.elapsed().as_secs_f64();
-        self.seconds += seconds;
-        self.images += images as u64;
-        let point = self.objective.scheduled(&self.schedule, self.step);
-        let lr = point.learning_rate;
-        self.step += 1;
-        self.in_update = false;
-        let verdict = self.guard.observe(self.step, health.finite, &names)?;
+    fn one_step(&mut self, interrupt: &Interrupt) -> Result<()> {
+        let Updated { losses, health, point, names, images, seconds, stop } =
+            self.stepper.update(interrupt)?;
+        self.stopping = stop;
+        let step = self.stepper.step;
+        let verdict = self.guard.observe(step, health.finite, &names)?;
         if let Verdict::Lost { in_a_row } = verdict {
-            let (saved, first) = (self.checkpoints.steps()?, self.step + 1 - in_a_row);
+            let (saved, first) = (self.checkpoints.steps()?, step + 1 - in_a_row);
             let remedy = resume::way_back(self.cfg, self.folder.path(), &saved, first);
-            return Err(self.guard.lost(self.step, &remedy));
+            return Err(self.guard.lost(step, &remedy));
         }
         if let Verdict::Skip { in_a_row } = verdict {
             self.progress.println(&format!(
-                "step {} skipped: loss or gradient is not finite ({in_a_row} in a row); its images are listed in {}",
-                self.step,
+                "step {step} skipped: loss or gradient is not finite ({in_a_row} in a row); its images are listed in {}",
                 self.folder.skipped_steps().display()
             ));
         }
-        self.watch(&mean);
-        let mut shown = vec![("loss", mean.total)];
-        shown.extend(mean.parts.iter().map(|(name, value)| (name.as_str(), *value)));
-        self.progress.step(&StepReport { step: self.step, images, losses: &shown, lr });
+        self.watch(&losses);
+        let mut shown = vec![("loss", losses.total)];
+        shown.extend(losses.parts.iter().map(|(name, value)| (name.as_str(), *value)));
+        self.progress.step(&StepReport { step, images, losses: &shown, lr: point.learning_rate });
         // The first step is where every curve starts.
-        let ends = self.step == 1 || self.step == self.schedule.steps;
-        if ends || self.step.is_multiple_of(self.cfg.run.log_every.max(1)) {
-            self.log(&mean, &health, &point, images as f64 / seconds.max(1e-9))?;
+        let ends = step == 1 || step == self.stepper.schedule.steps;
+        if ends || step.is_multiple_of(self.cfg.run.log_every.max(1)) {
+            self.log(&losses, &health, &point, images as f64 / seconds.max(1e-9))?;
         }
         Ok(())
     }
 
-    /// Whether the engine may be fed for the micro step behind `index`: it must be part of the run, and nothing else may
-    /// write the engine's inputs before it.
-    fn looks_beyond(&self, index: u64) -> bool {
-        let next = (index + 1) / self.micro_steps;
-        let probed =
-            next > self.step && self.probe.is_some() && next.is_multiple_of(self.cfg.run.probe_every.max(1));
-        next < self.schedule.steps && !probed
-    }
-
-    /// Feeds the engine for micro step `index` of the run.
-    fn feed(&mut self, index: u64) -> Result<Fed> {
-        let batch = self.loader.next()?;
-        let (bucket, point) = (batch.bucket, self.point(index));
-        if index == 0 {
-            self.engine.set_up(bucket, &batch, &point)?;
-        }
-        self.engine.feed(bucket, &batch, &point)?;
-        let names = batch.names.clone();
-        self.loader.recycle(batch);
-        Ok(Fed { bucket, names })
-    }
-
-    fn point(&self, index: u64) -> StepPoint {
-        let (step, micro) = (index / self.micro_steps, index % self.micro_steps);
-        StepPoint {
-            micro_step: micro as usize,
-            micro_steps: self.micro_steps as usize,
-            ..self.objective.scheduled(&self.schedule, step)
-        }
-    }
-
     /// What the objective has to say of the step.
     fn watch(&mut self, losses: &Losses) {
-        for message in self.monitor.observe(self.step, &losses.statistics) {
+        for message in self.monitor.observe(self.stepper.step, &losses.statistics) {
             self.progress.println(&format!("warning: {message}"));
-            self.warnings.push(format!("step {}: {message}", self.step));
+            self.warnings.push(format!("step {}: {message}", self.stepper.step));
         }
     }
 
@@ -418,12 +389,13 @@ impl Run<'_> {
         let health = self.objective.health(&losses.statistics);
         values.extend(health.into_iter().map(|(name, value)| (format!("health/{name}"), value)));
         values.push(("speed/images_per_second".into(), images_per_second));
-        self.recorder.record(self.step, &values)
+        self.recorder.record(self.stepper.step, &values)
     }
 
     fn probe(&mut self, interrupt: &Interrupt) -> Result<ProbeResult> {
+        let _aside = rank::aside(self.ranks.as_ref());
         let Some(probe) = &self.probe else { return Err(Error::invariant("the loop", "there is no probe")) };
-        let result = probe.run(&mut self.engine, interrupt)?;
+        let result = probe.run(&mut self.stepper.engine, interrupt)?;
         let known = Reference::ALL.iter().all(|r| self.baselines.iter().any(|b| b.label == r.name()));
         let references = if known { Vec::new() } else { probe.references()? };
         let news = self.skipped[1].news(result.images, &result.left_out)?;
@@ -449,7 +421,7 @@ impl Run<'_> {
         self.progress.println(&format!(
             "probe at step {}{}: mAP {:.2} %, rank-1 {:.2} %, own camera nearest {:.0} % (by lot {:.0} %; \
              {} queries; mAP of {})",
-            self.step,
+            self.stepper.step,
             match self.cfg.run.probe_features {
                 ProbeFeatures::Image => "",
                 ProbeFeatures::Stripes => ", stripes",
@@ -461,13 +433,13 @@ impl Run<'_> {
             m.valid_queries,
             known.join(", ")
         ));
-        if self.step == 0 && self.probed.is_none() {
+        if self.stepper.step == 0 && self.probed.is_none() {
             let label = summary::STEP_ZERO.to_owned();
             self.baselines.insert(0, Baseline { label, value: m.map });
         }
-        if self.probed != Some(self.step) || values.len() > own {
-            self.recorder.record(self.step, &values)?;
-            self.probed = Some(self.step);
+        if self.probed != Some(self.stepper.step) || values.len() > own {
+            self.recorder.record(self.stepper.step, &values)?;
+            self.probed = Some(self.stepper.step);
         }
         Ok(result)
     }

@@ -1,6 +1,7 @@
 //! Where a run's images come from: a source of the user's, or synthetic persons; and how they come as batches.
 
 use super::config::{PROBE_PERSONS, TrainConfig};
+use super::engine::Ranks;
 use crate::data::labelled::PersonSet;
 use crate::data::loader::{Loader, LoaderConfig};
 use crate::data::market::RetrievalSet;
@@ -144,23 +145,27 @@ fn drawn_probe(persons: usize) -> Result<PersonSet> {
     Ok(PersonSet { source: Arc::new(source), identities, cameras, query, gallery, left_out: Vec::new() })
 }
 
-/// The images as batches of `recipe`, from the micro step `start` on.
+/// The images as batches of `recipe` for this rank, behind `start` updates.
 ///
 /// # Errors
-/// Those of [`Loader::new`].
+/// Those of [`Loader::new`]; ranks that cannot share an update alike.
 pub fn loader(
     cfg: &TrainConfig,
     source: &Arc<dyn ImageSource>,
     recipe: Arc<dyn Recipe>,
     start: u64,
+    ranks: Option<&Ranks>,
 ) -> Result<Loader> {
+    let (rank, world) = ranks.map_or((0, 1), |r| (r.rank(), r.world()));
     let config = LoaderConfig {
         batch: cfg.optim.batch,
         seed: cfg.data.seed,
         workers: workers(cfg),
         prefetch: cfg.data.prefetch.max(1),
-        start_step: start,
-        ..LoaderConfig::default()
+        start_step: start * cfg.optim.accumulation(world)? as u64,
+        rank,
+        world,
+        micro_steps: cfg.optim.accumulation(1)?,
     };
     Loader::new(Arc::clone(source), config, recipe)
 }

@@ -50,7 +50,7 @@ pub fn record(
     engine.initialise_from(&pretrained.initial)?;
     let mut folder = OutputFolder::open(out, "verify --record")?;
     folder.refuse_foreign()?;
-    let mut loader = sources::loader(cfg, &source, objective.recipe()?, 0)?.stopped_by(interrupt);
+    let mut loader = sources::loader(cfg, &source, objective.recipe()?, 0, None)?.stopped_by(interrupt);
     for step in 0..steps {
         interrupt.check()?;
         let batch = loader.next()?;

@@ -1,6 +1,8 @@
 //! What the end-to-end tests share: the program itself, a run small enough for tests, and what a run leaves behind.
 #![allow(dead_code)] // Each test binary uses a part.
 
+pub mod threads;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -40,16 +40,28 @@ pub struct LoaderConfig {
     pub workers: usize,
     /// Batches in preparation or waiting at any time, at least 1. Each costs memory: 2.9 MB an image for the full recipe.
     pub prefetch: usize,
-    /// First step to deliver, for a resumed run.
+    /// First step to deliver, for a resumed run, counted on this rank.
     pub start_step: u64,
-    /// This process's part of each step's samples, `rank < world`.
+    /// Ranks take the batches of the run in turn: rank `rank < world` those whose number is `rank` modulo `world`. So the
+    /// samples of an update are the same, however many ranks share it.
     pub rank: usize,
     pub world: usize,
+    /// Batches of an update, on all ranks together: they have one bucket, so that ranks wait for each other as little as may be.
+    pub micro_steps: usize,
 }
 
 impl Default for LoaderConfig {
     fn default() -> Self {
-        LoaderConfig { batch: 256, seed: 0, workers: 2, prefetch: 2, start_step: 0, rank: 0, world: 1 }
+        LoaderConfig {
+            batch: 256,
+            seed: 0,
+            workers: 2,
+            prefetch: 2,
+            start_step: 0,
+            rank: 0,
+            world: 1,
+            micro_steps: 1,
+        }
     }
 }
 
@@ -65,6 +77,8 @@ struct Shared {
 /// One batch to make: which samples of which epoch.
 struct Job {
     step: u64,
+    /// Its number among those of all ranks.
+    batch: u64,
     epoch: u64,
     samples: Vec<u32>,
     assembly: Assembly,
@@ -127,7 +141,7 @@ impl Loader {
                 "only {images} images for {per_step} samples a step: images repeat within a step, each with views of its own"
             ));
         }
-        let order = Order::new(cfg.seed, images, per_step);
+        let order = Order::new(cfg.seed, images, cfg.batch);
         let shared = Shared {
             source,
             recipe,
@@ -202,9 +216,9 @@ impl Loader {
         }
     }
 
-    /// Complete steps in one epoch; the incomplete last batch is dropped.
-    pub fn steps_per_epoch(&self) -> u64 {
-        self.order.steps_per_epoch()
+    /// Complete batches in one epoch, of all ranks together; the incomplete last one is dropped.
+    pub fn batches_per_epoch(&self) -> u64 {
+        self.order.batches_per_epoch()
     }
 
     /// The step that the next call of [`Self::next`] delivers.
@@ -242,12 +256,12 @@ impl Loader {
     }
 
     fn job(&mut self, step: u64) -> Job {
-        let recipe = &self.shared.recipe;
-        let bucket = recipe.bucket(self.cfg.seed, step);
-        let (epoch, samples) = self.order.samples(step, self.cfg.rank * self.cfg.batch, self.cfg.batch);
-        let assembly =
-            Assembly::new(bucket, recipe.tensors(bucket, self.cfg.batch), self.cfg.batch, self.pool.pop());
-        Job { step, epoch, samples, assembly }
+        let (recipe, cfg) = (&self.shared.recipe, &self.cfg);
+        let batch = step * cfg.world as u64 + cfg.rank as u64;
+        let bucket = recipe.bucket(cfg.seed, batch / cfg.micro_steps.max(1) as u64);
+        let (epoch, samples) = self.order.samples(batch);
+        let assembly = Assembly::new(bucket, recipe.tensors(bucket, cfg.batch), cfg.batch, self.pool.pop());
+        Job { step, batch, epoch, samples, assembly }
     }
 }
 
@@ -325,7 +339,7 @@ fn render(shared: &Shared, job: &Job, slot: usize, augmenter: &mut Augmenter) ->
     // A repeated picture is another sample of the epoch: same pixels, other random numbers.
     let (index, image) = quarantine.load(source, number % source.len())?;
     let sample = Sample { image, labels: source.labels(index) };
-    let key = SampleKey { seed: shared.seed, epoch: job.epoch, sample: number as u64, batch: job.step };
+    let key = SampleKey { seed: shared.seed, epoch: job.epoch, sample: number as u64, batch: job.batch };
     let mut another = |rng: &mut StreamRng| {
         let (behind, scenery) = quarantine.load(source, other(index, source.len(), rng))?;
         // An unusable choice may be replaced by the very picture that is asked for: then the one after it.

@@ -14,37 +14,36 @@ pub fn epoch_order(seed: u64, epoch: u64, n: usize) -> Vec<u32> {
     order
 }
 
-/// Walks the epochs step by step, keeping the current epoch's order.
+/// Walks the epochs batch by batch, keeping the current epoch's order.
 #[derive(Debug)]
 pub struct Order {
     seed: u64,
     /// Samples of an epoch: the pictures, or a whole batch when there are fewer pictures than that.
     samples: usize,
-    /// Samples of one step on all ranks together.
-    per_step: usize,
+    batch: usize,
     current: Option<(u64, Vec<u32>)>,
 }
 
 impl Order {
-    /// `per_step` is positive; `samples` at least that.
-    pub fn new(seed: u64, samples: usize, per_step: usize) -> Self {
-        Order { seed, samples: samples.max(per_step), per_step, current: None }
+    /// `batch` is positive.
+    pub fn new(seed: u64, samples: usize, batch: usize) -> Self {
+        Order { seed, samples: samples.max(batch), batch, current: None }
     }
 
-    /// Complete steps in one epoch; what remains of the samples is dropped.
-    pub fn steps_per_epoch(&self) -> u64 {
-        (self.samples / self.per_step) as u64
+    /// Complete batches in one epoch; what remains of the samples is dropped.
+    pub fn batches_per_epoch(&self) -> u64 {
+        (self.samples / self.batch) as u64
     }
 
-    /// The epoch of `step` and the samples `from..from + count` of that step.
-    pub fn samples(&mut self, step: u64, from: usize, count: usize) -> (u64, Vec<u32>) {
-        let per_epoch = self.steps_per_epoch();
-        let (epoch, within) = (step / per_epoch, (step % per_epoch) as usize);
+    /// The epoch of batch `number` of the run and its samples.
+    pub fn samples(&mut self, number: u64) -> (u64, Vec<u32>) {
+        let per_epoch = self.batches_per_epoch();
+        let (epoch, within) = (number / per_epoch, (number % per_epoch) as usize);
         if self.current.as_ref().is_none_or(|(e, _)| *e != epoch) {
             self.current = Some((epoch, epoch_order(self.seed, epoch, self.samples)));
         }
         let order = self.current.as_ref().map_or(&[][..], |(_, order)| order);
-        let start = within * self.per_step + from;
-        (epoch, order[start..start + count].to_vec())
+        let start = within * self.batch;
+        (epoch, order[start..start + self.batch].to_vec())
     }
 }

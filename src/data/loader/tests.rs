@@ -225,7 +225,7 @@ fn a_sample_that_does_not_fit_its_tensors_is_an_error() {
 #[test]
 fn an_epoch_shows_every_picture_at_most_once() {
     let mut l = loader(Made::new(11), config(3, 0));
-    assert_eq!(l.steps_per_epoch(), 3);
+    assert_eq!(l.batches_per_epoch(), 3);
     let names = |batches: &[Batch]| batches.iter().flat_map(|b| b.names.clone()).collect::<Vec<_>>();
     let (first, second) = (names(&take(&mut l, 3)), names(&take(&mut l, 3)));
     for epoch in [&first, &second] {
@@ -238,7 +238,7 @@ fn an_epoch_shows_every_picture_at_most_once() {
 fn ranks_share_a_step_without_overlap() {
     let whole = take(&mut loader(Made::new(16), config(4, 0)), 5);
     let part = |rank| {
-        let cfg = LoaderConfig { rank, world: 2, ..config(2, 0) };
+        let cfg = LoaderConfig { rank, world: 2, micro_steps: 2, ..config(2, 0) };
         take(&mut loader(Made::new(16), cfg), 5)
     };
     let (left, right) = (part(0), part(1));
@@ -254,7 +254,7 @@ fn ranks_share_a_step_without_overlap() {
 fn a_small_source_repeats_with_other_views() {
     let mut l = loader(Made::new(2), config(5, 2));
     assert!(l.notes().iter().any(|n| n.contains("repeat")), "{:?}", l.notes());
-    assert_eq!(l.steps_per_epoch(), 1);
+    assert_eq!(l.batches_per_epoch(), 1);
     let b = l.next().unwrap();
     let twin =
         (0..5).flat_map(|i| (0..i).map(move |j| (i, j))).find(|&(i, j)| b.names[i] == b.names[j]).unwrap();

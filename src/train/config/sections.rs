@@ -4,6 +4,7 @@ use crate::ir::PATCH;
 use crate::keys::{Kind, MAX_COUNT, Range, Typed, section};
 use crate::models::{EncoderConfig, VitConfig};
 use crate::objectives::saip::MOST_SCALE;
+use crate::tensor::DType;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -153,6 +154,53 @@ pub enum ProbeFeatures {
 
 impl Typed for ProbeFeatures {
     const KIND: Kind = Kind::Choice(&["image", "stripes"]);
+}
+
+/// The type in which gradients travel between ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReduceType {
+    /// As they are.
+    F32,
+    /// Half the bytes, rounded after each addition.
+    Bf16,
+}
+
+impl Typed for ReduceType {
+    const KIND: Kind = Kind::Choice(&["f32", "bf16"]);
+}
+
+section! {
+    /// Several ranks (processes, one a device) that share every update.
+    pub struct DistSection {
+        /// Gradients that are summed in one go, MiB in f32: part of the numbers.
+        pub bucket_cap_mb: usize = 25, Range::Whole(1, 65_536);
+        /// Type in which gradients travel.
+        pub reduce_dtype: ReduceType = ReduceType::F32;
+        /// Steps between two checks that all ranks have equal parameters; 0: never.
+        pub check_every: u64 = 1000 => may_change;
+        /// Seconds that ranks wait for each other at the beginning.
+        pub join_timeout: f64 = 600.0, Range::Positive => may_change;
+        /// Seconds that ranks wait for each other within a step.
+        pub step_timeout: f64 = 600.0, Range::Positive => may_change;
+        /// Seconds without a sign of life after which a rank is taken for dead.
+        pub silence_timeout: f64 = 30.0, Range::Positive => may_change;
+    }
+}
+
+impl DistSection {
+    /// Elements that are summed in one go.
+    pub fn stretch(&self) -> usize {
+        self.bucket_cap_mb << 18
+    }
+
+    /// The type in which gradients travel.
+    pub fn wire(&self) -> DType {
+        match self.reduce_dtype {
+            ReduceType::F32 => DType::F32,
+            ReduceType::Bf16 => DType::Bf16,
+        }
+    }
 }
 
 section! {

@@ -35,11 +35,12 @@ pub(super) fn check_length(slot: &IoSlot, data: &HostSlice<'_>) -> Result<()> {
 pub(super) fn drop_path_factors(
     options: &EngineOptions,
     point: &StepPoint,
+    (rank, world): (usize, usize),
     blocks: &[usize],
     segments: usize,
 ) -> Vec<f32> {
     let last = blocks.last().copied().unwrap_or(0).max(1) as f64;
-    let micro = point.t * point.micro_steps as u64 + point.micro_step as u64;
+    let micro = point.t * point.micro_steps as u64 + (point.micro_step * world + rank) as u64;
     let mut factors = Vec::with_capacity(blocks.len() * segments);
     for (branch, &block) in blocks.iter().enumerate() {
         let p = options.drop_path * block as f64 / last;

@@ -76,7 +76,7 @@ fn bytes(
     let objective = objective.with_batch(batch);
     let mut plans = Vec::with_capacity(objective.buckets() + 1);
     for bucket in 0..objective.buckets() {
-        let built = objective.step(bucket, &step_options(options, backend))?;
+        let built = objective.step(bucket, &step_options(options, backend, None))?;
         plans.push(plan::compile(built.graph, options.recompute, backend)?);
         if let (Some(update), 1) = (built.update, plans.len()) {
             plans.push(plan::compile(update, false, backend)?);

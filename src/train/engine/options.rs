@@ -6,6 +6,7 @@ use crate::step::StepOptions;
 /// How the steps of a run are built.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EngineOptions {
+    /// Of an update, on all ranks together.
     pub micro_steps: usize,
     /// Rate of stochastic depth in the student's last block.
     pub drop_path: f64,
@@ -15,7 +16,11 @@ pub struct EngineOptions {
 }
 
 /// The same as the step asks for it.
-pub(super) fn step_options(options: &EngineOptions, backend: &dyn Backend) -> StepOptions {
+pub(super) fn step_options(
+    options: &EngineOptions,
+    backend: &dyn Backend,
+    stretch: Option<usize>,
+) -> StepOptions {
     let EngineOptions { micro_steps, drop_path, .. } = *options;
-    StepOptions { dtype: backend.dtype(), micro_steps, drop_path }
+    StepOptions { dtype: backend.dtype(), micro_steps, drop_path, stretch }
 }
