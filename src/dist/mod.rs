@@ -11,6 +11,7 @@ mod frame;
 mod greeting;
 mod group;
 mod heartbeat;
+mod hosts;
 mod join;
 mod launch;
 mod lines;
