@@ -9,7 +9,7 @@ use std::io::{self, ErrorKind, Read};
 /// The largest frame, without its length.
 pub(super) const LONGEST: usize = 1 << 30;
 /// What is read at once; room for a frame grows by it, so that a length alone takes no memory.
-const PIECE: usize = 1 << 18;
+pub(super) const PIECE: usize = 1 << 18;
 
 /// A collective, as ranks must agree on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,17 +170,23 @@ impl Frame {
         })
     }
 
-    /// The next frame of `from`; `heard` is called whenever something of it comes. None at the end, between two frames.
+    /// The next frame of `from`; `heard` is told how many bytes have come whenever some have. None at the end, between two
+    /// frames.
     ///
     /// # Errors
     /// `InvalidData` when it is no frame; those of the connection.
-    pub fn read(from: &mut impl Read, heard: impl Fn()) -> io::Result<Option<Frame>> {
+    pub fn read(from: &mut impl Read, heard: impl Fn(usize)) -> io::Result<Option<Frame>> {
         let invalid = |text: String| io::Error::new(ErrorKind::InvalidData, text);
         let mut head = [0; 5];
-        if from.read(&mut head[..1])? == 0 {
-            return Ok(None);
+        loop {
+            match from.read(&mut head[..1]) {
+                Ok(0) => return Ok(None),
+                Ok(_) => break,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
         }
-        heard();
+        heard(1);
         from.read_exact(&mut head[1..])?;
         let length = u32::from_le_bytes([head[0], head[1], head[2], head[3]]) as usize;
         if length > LONGEST {
@@ -193,7 +199,7 @@ impl Frame {
             bytes.try_reserve(more).map_err(|_| io::Error::from(ErrorKind::OutOfMemory))?;
             bytes.resize(at + more, 0);
             from.read_exact(&mut bytes[at..])?;
-            heard();
+            heard(more);
         }
         let frame = Frame::decode(head[4], bytes);
         frame.map(Some).ok_or_else(|| invalid(format!("a frame of kind {} that makes no sense", head[4])))

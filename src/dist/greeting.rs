@@ -110,7 +110,11 @@ pub(super) fn hear(stream: &mut TcpStream, until: Instant) -> io::Result<Greetin
     serde_json::from_slice(&json).map_err(|e| invalid(format!("says what cannot be read: {e}")))
 }
 
-fn fill(stream: &mut TcpStream, mut bytes: &mut [u8], until: Instant) -> io::Result<()> {
+/// Fills `bytes` by `until`.
+///
+/// # Errors
+/// Those of [`hear`], and `UnexpectedEof`.
+pub(super) fn fill(stream: &mut TcpStream, mut bytes: &mut [u8], until: Instant) -> io::Result<()> {
     while !bytes.is_empty() {
         stream.set_read_timeout(Some(left(until)?))?;
         match stream.read(bytes) {

@@ -5,7 +5,7 @@ use super::frame::{Call, LONGEST};
 use super::greeting::{self, Greeting, Guest, Welcome};
 use super::heartbeat::{self, Heart};
 use super::join;
-use super::launch::Launch;
+use super::launch::{Launch, Meeting};
 use super::link::Link;
 use super::meeting::{self, Door};
 use super::member::{Failure, Hello, Member, nonce, this_host};
@@ -41,7 +41,7 @@ pub fn meet(launch: &Launch, hello: &Hello, deadlines: &Deadlines) -> Result<Box
     let guest = guest(launch, hello, port);
     let (controls, welcome, addresses) = if launch.rank == 0 {
         let guest = Guest { nonce: nonce_for(launch), ..guest };
-        let notice = whereabouts::announce(&launch.meeting, port, &guest.nonce)?;
+        let notice = whereabouts::announce(&launch.meeting, port, &guest.nonce, start + deadlines.join)?;
         let received = meeting::receive(launch, &guest, &door, start, deadlines.join)?;
         drop(notice);
         let own = IpAddr::from([127, 0, 0, 1]);
@@ -88,9 +88,9 @@ fn guest(launch: &Launch, hello: &Hello, port: u16) -> Guest {
     }
 }
 
-/// Told by a file, so that one of an older launch is not believed.
+/// Told with the address, so that one of an older launch is not believed; not where the address is all that ranks know.
 fn nonce_for(launch: &Launch) -> String {
-    if matches!(launch.meeting, super::launch::Meeting::File(_)) { nonce() } else { String::new() }
+    if matches!(launch.meeting, Meeting::Address { .. }) { String::new() } else { nonce() }
 }
 
 fn members(welcome: &Welcome, addresses: &[IpAddr]) -> Vec<Member> {
@@ -118,16 +118,12 @@ impl Group {
         let next = &self.link.members[(rank + 1) % world];
         let to = self.data_to(next, token, until)?;
         let before = (rank + world - 1) % world;
-        let late = || {
-            let failure = Failure::new(
-                &self.link.members[before],
-                format!("did not reach rank {rank} to send data to it"),
-            );
-            self.link.fail(failure);
-        };
         let check = || {
             if Instant::now() > until {
-                late();
+                let text = format!(
+                    "did not reach rank {rank} to send data to it: is there a firewall between the two?"
+                );
+                return Err(self.link.broken(before, &text));
             }
             self.link.check()
         };
@@ -162,12 +158,15 @@ impl Group {
     fn gathered(&mut self, own: &[u8], until: Option<Instant>) -> Result<Vec<Vec<u8>>> {
         let link = &self.link;
         let number = link.begin(Call::AllGather)?;
+        let waited = human_duration(link.deadlines.join.as_secs_f64());
         let late = |missing: Vec<usize>| {
+            // The others hear from rank 0 who is missing; if not, it is what they miss.
+            let missing = if link.rank == 0 { missing } else { vec![0] };
             let names: Vec<String> = missing.iter().map(|rank| link.members[*rank].to_string()).collect();
-            let waited = human_duration(link.deadlines.join.as_secs_f64());
             Failure::new(names.join(", "), format!("did not complete the meeting within {waited}"))
         };
-        let all = link.gather(number, own, until, late)?;
+        let more = if link.rank == 0 { Duration::ZERO } else { Duration::from_secs(2) };
+        let all = link.gather(number, own, until.map(|t| t + more), late)?;
         link.end();
         Ok(all)
     }

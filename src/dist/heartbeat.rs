@@ -1,6 +1,7 @@
 //! The threads behind a [`Link`]: those that read control connections, and the heartbeat, which tells the others that this
 //! process lives, and judges (on rank 0) who does not.
 
+use super::deadlines::Deadlines;
 use super::frame::{Frame, Status};
 use super::lines::Line;
 use super::link::{Link, State};
@@ -34,7 +35,7 @@ pub(super) fn attend(link: &Arc<Link>, peer: usize, stream: &TcpStream) -> Resul
     let mut from = stream.try_clone().map_err(refused)?;
     let read = move || {
         let end = loop {
-            match Frame::read(&mut from, || to.heard(peer)) {
+            match Frame::read(&mut from, |bytes| to.heard(peer, bytes)) {
                 Ok(Some(frame)) => to.receive(peer, frame),
                 Ok(None) => break None,
                 Err(e) => break Some(e),
@@ -100,7 +101,7 @@ fn beat(link: &Link, stopped: &Receiver<()>) {
 
 /// What is wrong with the others, if something is. `aside`: when somebody last was in a phase of its own.
 fn judge(link: &Link, state: &State, now: Instant, aside: &mut Instant) -> Option<Failure> {
-    let Deadline { silence, step } = Deadline { silence: link.deadlines.silence, step: link.deadlines.step };
+    let Deadlines { silence, step, .. } = link.deadlines;
     let known = if link.rank == 0 { 1..link.world() } else { 0..1 };
     let present: Vec<usize> = known.filter(|rank| !state.peers[*rank].left).collect();
     let silent: Vec<usize> =
@@ -130,11 +131,6 @@ fn judge(link: &Link, state: &State, now: Instant, aside: &mut Instant) -> Optio
     let waits = |s: &Status| s.stalled.is_some_and(|ms| ms.min(since_aside) >= limit);
     let waiting: Vec<&(usize, Status)> = all.iter().filter(|(_, s)| waits(s)).collect();
     late(link, state, &all, &waiting, step)
-}
-
-struct Deadline {
-    silence: Duration,
-    step: Duration,
 }
 
 /// Who is to blame that `waiting` wait for longer than `step`.
@@ -178,7 +174,9 @@ fn is_stuck(link: &Link, state: &State, now: Instant) -> Option<Failure> {
 fn end_process(link: &Link, failure: &Failure) {
     crate::files::atomic::remove_unfinished(|| {
         let me = &link.members[link.rank];
-        eprintln!("error: {}; {me} is stuck and ends with exit status {STUCK}", failure.error());
+        let waited = human_duration(link.deadlines.grace.as_secs_f64());
+        let stuck = format!("{me} did not notice within {waited} and is ended with exit status {STUCK}");
+        eprintln!("error: {}; {stuck}", failure.error());
         #[cfg(unix)]
         signal_hook::low_level::exit(STUCK);
         #[cfg(not(unix))]

@@ -6,7 +6,7 @@ use super::member::plain;
 use super::whereabouts;
 use crate::error::{Error, Result};
 use crate::units::human_duration;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,7 @@ pub(super) fn join(launch: &Launch, guest: &Guest, start: Instant, join: Duratio
     let until = start + join + LAST_WORD;
     let mut trouble = String::new();
     while start.elapsed() < join {
-        match whereabouts::place(&launch.meeting) {
+        match whereabouts::place(&launch.meeting, start + join) {
             Ok(place) => {
                 for address in place.addresses {
                     let guest = Guest { nonce: place.nonce.clone(), ..guest.clone() };
@@ -77,10 +77,16 @@ fn attempt(address: SocketAddr, guest: Guest, until: Instant) -> std::result::Re
     let patience = greeting::left(soon).map_err(again)?;
     let mut control = TcpStream::connect_timeout(&address, patience).map_err(again)?;
     greeting::say(&mut control, &Greeting::Hello(guest), soon).map_err(again)?;
-    let mut until = (soon, until);
+    let mut noted = false;
     loop {
-        match greeting::hear(&mut control, until.0).map_err(again)? {
-            Greeting::Noted => until.0 = until.1,
+        // Whoever knows this rank and ends is the right one, and will not come back.
+        let gone = |e: io::Error| match e.kind() {
+            ErrorKind::TimedOut if noted => Trouble::Again("has not found all others in time".to_owned()),
+            _ if noted => Trouble::Refused(format!("it ended while it waited for the others: {e}")),
+            _ => again(e),
+        };
+        match greeting::hear(&mut control, if noted { until } else { soon }).map_err(gone)? {
+            Greeting::Noted => noted = true,
             Greeting::Welcome(welcome) => {
                 let hub = control.peer_addr().map_err(again)?.ip();
                 return Ok(Joined { control, welcome, hub });

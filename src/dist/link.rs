@@ -198,8 +198,12 @@ impl Link {
 
     /// Somebody seems to be gone. Whoever has better evidence, such as the reason that it gave, may say so for a moment.
     pub fn suspect(&self, failure: Failure) {
+        let mut state = self.lock();
+        if state.failure.is_some() || state.left {
+            return;
+        }
         if self.rank == 0 {
-            self.lock().suspicion.get_or_insert((Instant::now(), failure));
+            state.suspicion.get_or_insert((Instant::now(), failure));
         } else {
             self.tell_all(&Frame::Suspect(failure));
         }
@@ -364,9 +368,13 @@ impl Link {
         self.changed.notify_all();
     }
 
-    /// Something of `peer` came, be it a part of a frame.
-    pub fn heard(&self, peer: usize) {
+    /// `bytes` of `peer` came, be it a part of a frame.
+    pub fn heard(&self, peer: usize, bytes: usize) {
         self.lock().peers[peer].heard = Instant::now();
+        if bytes == frame::PIECE {
+            // A large frame on its way.
+            self.touch(0);
+        }
     }
 
     /// Does what a frame of `peer` asks for.
@@ -471,6 +479,10 @@ impl Link {
                 }
             }
             state.left = true;
+            if let Some((_, failure)) = state.failure.as_ref().filter(|_| self.rank == 0) {
+                // Once more, for those whose lines were not open yet.
+                self.tell_all(&Frame::Abort(failure.clone()));
+            }
             self.tell_all(&Frame::Leave { begun: state.begun });
         }
         let until = Instant::now() + self.deadlines.silence.min(Duration::from_secs(5));

@@ -89,12 +89,18 @@ impl Door {
     ) -> Result<TcpStream> {
         loop {
             check()?;
-            if let Some((stream, Greeting::Data { token: theirs, from: rank })) =
-                self.visitor().map_err(&refused)?
-                && theirs == token
-                && rank == from
-            {
-                return Ok(stream);
+            match self.visitor().map_err(&refused)? {
+                Some((stream, Greeting::Data { token: theirs, from: rank }))
+                    if theirs == token && rank == from =>
+                {
+                    return Ok(stream);
+                }
+                Some((mut stream, Greeting::Hello(_))) => {
+                    let reason = "has found all its ranks already".to_owned();
+                    let answer = Greeting::Refused { reason, again: true };
+                    let _ = greeting::say(&mut stream, &answer, Instant::now() + PAUSE);
+                }
+                _ => {}
             }
         }
     }
@@ -130,7 +136,7 @@ pub(super) fn receive(
     let refused = |e| Error::distributed("rank 0", format!("cannot listen: {e}"));
     let guests = (1..launch.world).map(|_| None).collect();
     let mut reception = Reception { launch, own, guests, refused: Vec::new() };
-    while reception.guests.iter().any(Option::is_none) {
+    while !reception.is_complete() {
         if start.elapsed() >= join {
             return Err(reception.give_up(join));
         }
@@ -149,6 +155,19 @@ enum Refusal {
 }
 
 impl Reception<'_> {
+    /// Whether all are there, and still are.
+    fn is_complete(&mut self) -> bool {
+        if self.guests.iter().any(Option::is_none) {
+            return false;
+        }
+        for seat in &mut self.guests {
+            if seat.as_ref().is_some_and(|(_, stream)| !is_open(stream)) {
+                *seat = None;
+            }
+        }
+        self.guests.iter().all(Option::is_some)
+    }
+
     fn admit(&mut self, guest: Guest, mut stream: TcpStream) -> Result<()> {
         let soon = Instant::now() + GREETING;
         let name = format!("rank {} ({}, pid {})", guest.rank, plain(&guest.host), guest.pid);

@@ -19,6 +19,7 @@ mod link;
 mod meeting;
 mod member;
 mod ring;
+mod store;
 mod whereabouts;
 
 pub use deadlines::Deadlines;

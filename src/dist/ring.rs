@@ -7,6 +7,7 @@
 use super::frame::Call;
 use super::lines::Line;
 use super::link::Link;
+use super::member::Failure;
 use crate::error::{Error, Result};
 use crate::tensor::DType;
 use half::bf16;
@@ -82,9 +83,10 @@ impl Ring {
             link.add_data(stream)?;
         }
         let (of, next) = (link.clone(), (link.rank + 1) % link.world());
+        // Told to rank 0, so that a main thread that waits for something else learns of it.
+        // Told to rank 0, so that a main thread that waits for something else learns of it.
         let broken = move |e| {
-            // Told to rank 0, so that a main thread that waits for something else learns of it.
-            let _ = of.broken(next, &format!("the connection to it broke: {e}"));
+            of.suspect(Failure::new(&of.members[next], format!("the connection to it broke: {e}")));
         };
         let (to, writer) = Line::open(to, format!("data to rank {next}"), broken).map_err(refused)?;
         Ok(Ring { link: link.clone(), from, to, writer: Some(writer), received: Vec::new() })

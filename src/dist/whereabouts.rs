@@ -2,12 +2,15 @@
 
 use super::launch::{Launch, Meeting};
 use super::member::this_host;
+use super::store::Store;
 use crate::error::{Error, Result};
 use crate::files::{atomic, disk};
 use serde::{Deserialize, Serialize};
-use std::io::ErrorKind;
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// The file of a `file:` meeting.
 const FILE: &str = "saip-engine-rendezvous.json";
@@ -74,33 +77,87 @@ fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-/// Rank 0 listens on `port`: lets the others know.
+/// Rank 0 listens on `port`: lets the others know, by `until`.
 ///
 /// # Errors
-/// When the file cannot be written.
-pub(super) fn announce(meeting: &Meeting, port: u16, nonce: &str) -> Result<Notice> {
-    let Meeting::File(folder) = meeting else { return Ok(Notice(None)) };
-    disk::create_dir_all(folder).map_err(|e| Error::io(folder, "create the folder", e))?;
+/// When the file cannot be written, or the store does not take it.
+pub(super) fn announce(meeting: &Meeting, port: u16, nonce: &str, until: Instant) -> Result<Notice> {
     let (host, machine) = this_host();
-    let note = Note { nonce: nonce.to_owned(), machine, host, ip: route_ip(), port };
-    let path = folder.join(FILE);
-    let json = serde_json::to_vec(&note).unwrap_or_default();
-    atomic::write(&path, &json)?;
-    Ok(Notice(Some(path)))
+    let note = |ip| {
+        let note = Note { nonce: nonce.to_owned(), machine, host, ip, port };
+        serde_json::to_vec(&note).unwrap_or_default()
+    };
+    match meeting {
+        Meeting::Address { .. } => Ok(Notice(None)),
+        Meeting::File(folder) => {
+            disk::create_dir_all(folder).map_err(|e| Error::io(folder, "create the folder", e))?;
+            let path = folder.join(FILE);
+            atomic::write(&path, &note(route_ip()))?;
+            Ok(Notice(Some(path)))
+        }
+        Meeting::Store { host, port, key } => {
+            let told = stores(host, *port, until, |store, own| {
+                // Here the store is on this host: others reach this process as they reach it.
+                let value = note.clone()((!own.is_loopback()).then_some(own));
+                store.set(key, &value)?;
+                // Whether it was taken, and not by somebody else for something else.
+                if store.get(key)? == value {
+                    Ok(())
+                } else {
+                    Err(io::Error::other("another run has set the same key"))
+                }
+            });
+            told.map(|()| Notice(None)).map_err(|text| {
+                let remedy = "is torchrun's agent there? Or use --rendezvous HOST:PORT";
+                Error::distributed("rank 0", format!("cannot tell where it listens: {text}; {remedy}"))
+            })
+        }
+    }
 }
 
-/// Where rank 0 may be found now; no addresses while nobody knows.
+/// What `ask` gets from the store, which is told by which address of its own this host reaches it.
 ///
 /// # Errors
-/// What cannot be read, in words.
-pub(super) fn place(meeting: &Meeting) -> std::result::Result<Place, String> {
+/// What was in the way, in words.
+fn stores<T>(
+    host: &str,
+    port: u16,
+    until: Instant,
+    ask: impl Fn(&mut Store, IpAddr) -> io::Result<T>,
+) -> std::result::Result<T, String> {
+    let mut trouble = String::new();
+    for address in resolve(host, port)? {
+        let asked = Store::open(address, until).and_then(|mut store| {
+            let own = store.own_ip()?;
+            ask(&mut store, own)
+        });
+        match asked {
+            Ok(value) => return Ok(value),
+            Err(e) => trouble = format!("the store at {address}: {e}"),
+        }
+    }
+    Err(trouble)
+}
+
+/// Where rank 0 may be found now; it may say so until `until`.
+///
+/// # Errors
+/// Why that is not known, in words.
+pub(super) fn place(meeting: &Meeting, until: Instant) -> std::result::Result<Place, String> {
     match meeting {
         Meeting::Address { host, port } => {
             let addresses = resolve(host, *port)?;
             Ok(Place { addresses, nonce: String::new() })
         }
-        Meeting::File(folder) => read(&folder.join(FILE)),
-        Meeting::Store { .. } => Err("is told by a store, which is not asked yet".to_owned()),
+        Meeting::File(folder) => {
+            let path = folder.join(FILE);
+            let json = read(&path)?;
+            noted(&json, None).map_err(|e| format!("{}: {e}", path.display()))
+        }
+        Meeting::Store { host, port, key } => {
+            let json = stores(host, *port, until, |store, _| store.get(key))?;
+            noted(&json, Some(host)).map_err(|e| format!("the store at {host}:{port}, key {key}: {e}"))
+        }
     }
 }
 
@@ -110,24 +167,31 @@ fn resolve(host: &str, port: u16) -> std::result::Result<Vec<SocketAddr>, String
     Ok(found.collect())
 }
 
-fn read(path: &Path) -> std::result::Result<Place, String> {
+fn read(path: &Path) -> std::result::Result<Vec<u8>, String> {
     let shown = path.display();
-    match std::fs::metadata(path) {
-        Ok(facts) if facts.len() > LONGEST => return Err(format!("{shown}: is no file of rank 0")),
-        Ok(_) => {}
-        Err(e) if e.kind() == ErrorKind::NotFound => {
-            return Err(format!("{shown}: rank 0 has not written it"));
-        }
-        Err(e) => return Err(format!("{shown}: cannot read: {e}")),
+    let mut json = Vec::new();
+    match File::open(path) {
+        Ok(file) => match file.take(LONGEST).read_to_end(&mut json) {
+            Ok(_) => Ok(json),
+            Err(e) => Err(format!("{shown}: cannot read: {e}")),
+        },
+        Err(e) if e.kind() == ErrorKind::NotFound => Err(format!("{shown}: rank 0 has not written it")),
+        Err(e) => Err(format!("{shown}: cannot read: {e}")),
     }
-    let json = std::fs::read(path).map_err(|e| format!("{shown}: cannot read: {e}"))?;
-    let note: Note = serde_json::from_slice(&json).map_err(|e| format!("{shown}: cannot be read: {e}"))?;
+}
+
+/// What a note tells; `store`, if it was not by a file.
+fn noted(json: &[u8], store: Option<&str>) -> std::result::Result<Place, String> {
+    let note: Note =
+        serde_json::from_slice(json).map_err(|e| format!("does not tell where rank 0 is: {e}"))?;
     let mut addresses = Vec::new();
     if note.machine == this_host().1 {
         addresses.push(SocketAddr::from((Ipv4Addr::LOCALHOST, note.port)));
     }
     addresses.extend(note.ip.map(|ip| SocketAddr::from((ip, note.port))));
-    addresses.extend(resolve(&note.host, note.port).unwrap_or_default());
+    for host in store.filter(|_| note.ip.is_none()).into_iter().chain([note.host.as_str()]) {
+        addresses.extend(resolve(host, note.port).unwrap_or_default());
+    }
     Ok(Place { addresses, nonce: note.nonce })
 }
 
