@@ -1,7 +1,7 @@
 //! saip-engine: pretrains lightweight human-centric vision models with SAIP (Scale-Aware Image Pretraining).
 //!
 //! The floors, each using only those below it: [`cli`]; [`verify`], [`export`], [`embed`]; [`train`]; [`objectives`]; [`report`];
-//! [`metrics`]; [`data`]; [`weights`]; [`models`]; [`step`]; [`nn`], [`onnx`]; [`cpu`], [`cuda`]; [`backend`]; [`plan`]; [`ir`]; and the ground:
+//! [`metrics`]; [`data`]; [`weights`]; [`models`]; [`step`]; [`nn`], [`onnx`]; [`dist`]; [`cpu`], [`cuda`]; [`backend`]; [`plan`]; [`ir`]; and the ground:
 //! [`tensor`], [`error`], [`console`], [`interrupt`], [`files`], [`keys`], [`units`].
 
 // First, so that all others print by its macros.
@@ -13,6 +13,7 @@ pub mod cli;
 pub mod cpu;
 pub mod cuda;
 pub mod data;
+pub mod dist;
 pub mod embed;
 pub mod error;
 pub mod export;
