@@ -485,8 +485,10 @@ impl Link {
             }
             self.tell_all(&Frame::Leave { begun: state.begun });
         }
-        let until = Instant::now() + self.deadlines.silence.min(Duration::from_secs(5));
         let mut state = self.lock();
+        // One that has failed may never answer.
+        let patience = Duration::from_secs(if state.failure.is_some() { 1 } else { 5 });
+        let until = Instant::now() + self.deadlines.silence.min(patience);
         loop {
             let parted = |rank: usize| rank == self.rank || state.peers[rank].parted;
             let all = if self.rank == 0 { (0..self.world()).all(parted) } else { parted(0) };

@@ -57,7 +57,11 @@ pub(super) fn listen(launch: &Launch) -> Result<TcpListener> {
         Meeting::Address { port, .. } if launch.rank == 0 => *port,
         _ => 0,
     };
-    let local = matches!(&launch.meeting, Meeting::Address { host, .. } if is_loopback(host));
+    let local = match &launch.meeting {
+        Meeting::Address { host, .. } => is_loopback(host),
+        // All ranks are here, and look here first.
+        _ => launch.local_world == launch.world,
+    };
     let listener = if local {
         TcpListener::bind((Ipv4Addr::LOCALHOST, port))
     } else {
