@@ -226,3 +226,65 @@ fn texts(failure: &Failure) -> Vec<u8> {
 }
 
 const PHASES: [Phase; 3] = [Phase::Start, Phase::Step, Phase::Aside];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frames() -> Vec<Frame> {
+        let failure = Failure::new("rank 2 (node7, pid 123)", "no sign of life");
+        let stalled = Status { phase: Phase::Aside, begun: 7, stalled: Some(250), moved: 1 << 40 };
+        let sum = |wire| Call::AllReduce { dtype: DType::F32, wire, len: 64 << 20 };
+        let calls = [sum(DType::Bf16), sum(DType::F32), Call::AllGather, Call::Broadcast { root: 3 }];
+        let mut frames: Vec<Frame> = calls.map(|call| Frame::Begin { number: 1 << 33, call }).into();
+        frames.extend([
+            Frame::Beat(Status::NEW),
+            Frame::Beat(stalled),
+            Frame::Part { number: 5, bytes: Vec::new() },
+            Frame::Whole { number: 6, rank: 2, bytes: vec![7; PIECE + 5] },
+            Frame::Suspect(failure.clone()),
+            Frame::Abort(failure),
+            Frame::Leave { begun: 9 },
+            Frame::Bye,
+        ]);
+        frames
+    }
+
+    #[test]
+    fn frames_are_read_as_they_were_written() {
+        let bytes: Vec<u8> = frames().iter().flat_map(Frame::encode).collect();
+        let mut from = &bytes[..];
+        for frame in frames() {
+            assert_eq!(Frame::read(&mut from, |_| {}).expect("a frame"), Some(frame));
+        }
+        assert_eq!(Frame::read(&mut from, |_| {}).expect("the end"), None);
+    }
+
+    #[test]
+    fn what_is_no_frame_is_refused() {
+        let kind = |mut from: &[u8]| Frame::read(&mut from, |_| {}).expect_err("no frame").kind();
+        for frame in frames() {
+            let bytes = frame.encode();
+            for end in [1, 4, bytes.len() - 1] {
+                assert_eq!(kind(&bytes[..end]), ErrorKind::UnexpectedEof, "{frame:?} to {end}");
+            }
+            // Shorter than its kind needs.
+            let mut short = bytes.clone();
+            short.truncate(8);
+            short[..4].copy_from_slice(&3_u32.to_le_bytes());
+            if short.len() == 8 {
+                assert_eq!(kind(&short), ErrorKind::InvalidData, "{frame:?}");
+            }
+        }
+        // A length alone takes no memory.
+        assert_eq!(kind(&[&(LONGEST as u32).to_le_bytes()[..], &[3, 0]].concat()), ErrorKind::UnexpectedEof);
+        assert_eq!(kind(&[&u32::MAX.to_le_bytes()[..], &[3, 0]].concat()), ErrorKind::InvalidData);
+        for kind_byte in 0..=255 {
+            for length in [0_u32, 7, 8, 11, 16, 19, 32] {
+                let bytes = [&length.to_le_bytes()[..], &[kind_byte], &vec![0xaa; length as usize]].concat();
+                // No panic, whatever it is.
+                let _ = Frame::read(&mut &bytes[..], |_| {});
+            }
+        }
+    }
+}

@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 const MAGIC: [u8; 8] = *b"SAIPMEET";
 /// Of this protocol and of the frames that follow it.
 pub(super) const PROTOCOL: u32 = 1;
-/// Bytes of JSON that are believed: a table of many thousand ranks.
-const LONGEST: u32 = 4 << 20;
+/// Bytes of JSON of somebody who may be a stranger.
+pub(super) const SHORT: u32 = 1 << 14;
+/// Bytes of JSON of rank 0: a table of many thousand ranks.
+pub(super) const LONG: u32 = 4 << 20;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) enum Greeting {
@@ -69,7 +71,7 @@ pub(super) struct Seat {
 /// Those of the connection.
 pub(super) fn say(stream: &mut TcpStream, greeting: &Greeting, until: Instant) -> io::Result<()> {
     let json = serde_json::to_vec(greeting).map_err(io::Error::other)?;
-    let length = u32::try_from(json.len()).ok().filter(|n| *n <= LONGEST);
+    let length = u32::try_from(json.len()).ok().filter(|n| *n <= LONG);
     let length = length.ok_or_else(|| io::Error::other("the table of ranks is too long"))?;
     let mut bytes = Vec::with_capacity(json.len() + 16);
     bytes.extend_from_slice(&MAGIC);
@@ -80,11 +82,11 @@ pub(super) fn say(stream: &mut TcpStream, greeting: &Greeting, until: Instant) -
     stream.write_all(&bytes)
 }
 
-/// What the other side says by `until`.
+/// What the other side says by `until`, in at most `longest` bytes.
 ///
 /// # Errors
 /// `InvalidData` when it is a stranger; `TimedOut`; those of the connection.
-pub(super) fn hear(stream: &mut TcpStream, until: Instant) -> io::Result<Greeting> {
+pub(super) fn hear(stream: &mut TcpStream, longest: u32, until: Instant) -> io::Result<Greeting> {
     let mut head = [0; 16];
     fill(stream, &mut head, until)?;
     let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
@@ -96,8 +98,8 @@ pub(super) fn hear(stream: &mut TcpStream, until: Instant) -> io::Result<Greetin
         let text = "is a saip-engine of another version: it meets by protocol";
         return Err(invalid(format!("{text} {}, this one by {PROTOCOL}", word(8))));
     }
-    if word(12) > LONGEST {
-        return Err(invalid(format!("says {} bytes where at most {LONGEST} are expected", word(12))));
+    if word(12) > longest {
+        return Err(invalid(format!("says {} bytes where at most {longest} are expected", word(12))));
     }
     // Room grows with what really comes.
     let mut json = Vec::new();

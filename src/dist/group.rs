@@ -7,6 +7,7 @@ use super::heartbeat::{self, Heart};
 use super::join;
 use super::launch::{Launch, Meeting};
 use super::link::Link;
+use super::local::follow_parent;
 use super::meeting::{self, Door};
 use super::member::{Failure, Hello, Member, nonce, this_host};
 use super::ring::Ring;
@@ -30,6 +31,7 @@ pub fn meet(launch: &Launch, hello: &Hello, deadlines: &Deadlines) -> Result<Box
             launch.rank, launch.world
         )));
     }
+    follow_parent()?;
     if launch.world == 1 {
         return Ok(Box::new(Alone));
     }

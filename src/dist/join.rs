@@ -10,8 +10,8 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-/// Between two tries.
-const PAUSE: Duration = Duration::from_millis(50);
+/// Between two tries: twice as long each time.
+const PAUSES: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)];
 /// For a connection, and for the first answer on it.
 const ANSWER: Duration = Duration::from_secs(10);
 /// Beyond the deadline of the meeting: rank 0, whose own ends about then, may still say who is missing.
@@ -38,6 +38,7 @@ enum Trouble {
 pub(super) fn join(launch: &Launch, guest: &Guest, start: Instant, join: Duration) -> Result<Joined> {
     let until = start + join + LAST_WORD;
     let mut trouble = String::new();
+    let mut pause = PAUSES[0];
     while start.elapsed() < join {
         match whereabouts::place(&launch.meeting, start + join) {
             Ok(place) => {
@@ -50,7 +51,7 @@ pub(super) fn join(launch: &Launch, guest: &Guest, start: Instant, join: Duratio
                             let hub = format!("rank 0 (at {address})");
                             return Err(Error::distributed(
                                 hub,
-                                format!("refuses this rank {}: {text}", launch.rank),
+                                format!("turns rank {} away: {text}", launch.rank),
                             ));
                         }
                     }
@@ -58,7 +59,8 @@ pub(super) fn join(launch: &Launch, guest: &Guest, start: Instant, join: Duratio
             }
             Err(text) => trouble = text,
         }
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(pause);
+        pause = PAUSES[1].min(pause * 2);
     }
     let place = match &launch.meeting {
         Meeting::Address { host, port } => format!("{host}:{port}"),
@@ -85,7 +87,7 @@ fn attempt(address: SocketAddr, guest: Guest, until: Instant) -> std::result::Re
             _ if noted => Trouble::Refused(format!("it ended while it waited for the others: {e}")),
             _ => again(e),
         };
-        match greeting::hear(&mut control, if noted { until } else { soon }).map_err(gone)? {
+        match greeting::hear(&mut control, greeting::LONG, if noted { until } else { soon }).map_err(gone)? {
             Greeting::Noted => noted = true,
             Greeting::Welcome(welcome) => {
                 let hub = control.peer_addr().map_err(again)?.ip();

@@ -137,12 +137,12 @@ impl Launch {
             None if world == 1 => Meeting::Address { host: "127.0.0.1".to_owned(), port: 0 },
             None => meeting(&env, by)?,
         };
-        let local_rank = env.number(LOCAL_RANK)?.map_or(0, |n| n.1);
+        let (local_by, local_rank) = env.number(LOCAL_RANK)?.unwrap_or(("LOCAL_RANK", 0));
         let local_world = local_world(&env)?;
         if local_world > 0 && local_rank >= local_world {
             let text =
                 format!("{local_rank} is no rank of the {local_world} on this host: they count from 0");
-            return Err(wrong("LOCAL_RANK", &text));
+            return Err(wrong(local_by, &text));
         }
         Ok(Some(Launch { rank, world, local_rank, local_world, launcher, id, meeting }))
     }
@@ -228,7 +228,7 @@ fn local_world(env: &Env<'_>) -> Result<usize> {
     if let Some((_, number)) = env.number(LOCAL_WORLD)? {
         return Ok(number);
     }
-    let counts = env.text("SLURM_STEP_TASKS_PER_NODE").or_else(|| env.text("SLURM_TASKS_PER_NODE"));
+    let counts = env.text("SLURM_STEP_TASKS_PER_NODE");
     let node = env.number(&["SLURM_NODEID"])?.map(|n| n.1);
     Ok(counts.zip(node).and_then(|(counts, node)| hosts::tasks(&counts, node)).unwrap_or(0))
 }

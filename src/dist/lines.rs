@@ -6,11 +6,30 @@ use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+/// What is to be written: to one, or the same to several.
+#[derive(Debug)]
+pub(super) enum Bytes {
+    Own(Vec<u8>),
+    Shared(Arc<[u8]>),
+}
+
+impl From<Vec<u8>> for Bytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        Bytes::Own(bytes)
+    }
+}
+
+impl From<Arc<[u8]>> for Bytes {
+    fn from(bytes: Arc<[u8]>) -> Self {
+        Bytes::Shared(bytes)
+    }
+}
+
 /// A connection that a thread writes to.
 #[derive(Debug)]
 pub(super) struct Line {
     stream: TcpStream,
-    queue: Sender<Option<Arc<[u8]>>>,
+    queue: Sender<Option<Bytes>>,
 }
 
 impl Line {
@@ -35,8 +54,8 @@ impl Line {
     }
 
     /// Hands over bytes; if the connection is gone, its reader tells.
-    pub fn send(&self, bytes: Arc<[u8]>) {
-        let _ = self.queue.send(Some(bytes));
+    pub fn send(&self, bytes: impl Into<Bytes>) {
+        let _ = self.queue.send(Some(bytes.into()));
     }
 
     /// Nothing is waiting to be written.
@@ -56,9 +75,12 @@ impl Line {
     }
 }
 
-fn pass_on(waiting: &Receiver<Option<Arc<[u8]>>>, mut to: TcpStream) -> io::Result<()> {
+fn pass_on(waiting: &Receiver<Option<Bytes>>, mut to: TcpStream) -> io::Result<()> {
     while let Ok(Some(bytes)) = waiting.recv() {
-        to.write_all(&bytes)?;
+        match bytes {
+            Bytes::Own(bytes) => to.write_all(&bytes)?,
+            Bytes::Shared(bytes) => to.write_all(&bytes)?,
+        }
     }
     let _ = to.shutdown(Shutdown::Write);
     Ok(())

@@ -427,7 +427,7 @@ impl Link {
         state.peers[peer].left = true;
         state.peers[peer].status.begun = begun;
         if let Some((_, line)) = self.lines().iter().find(|(rank, _)| *rank == peer) {
-            line.send(Frame::Bye.encode().into());
+            line.send(Frame::Bye.encode());
             line.finish();
         }
         let waiting = if self.rank == 0 {
@@ -467,15 +467,13 @@ impl Link {
             if state.left {
                 return;
             }
-            if let Some(message) = error
-                && state.failure.is_none()
-            {
-                let failure = Failure::new(&self.members[self.rank], message);
+            if let Some(message) = error {
                 if self.rank == 0 {
                     let text = format!("ended with an error: {message}");
                     self.fail_locked(&mut state, Failure::new(&self.members[0], text));
                 } else {
-                    self.tell_all(&Frame::Abort(failure));
+                    // Rank 0 knows whether this is the first cause.
+                    self.tell_all(&Frame::Abort(Failure::new(&self.members[self.rank], message)));
                 }
             }
             state.left = true;
@@ -485,8 +483,10 @@ impl Link {
             }
             self.tell_all(&Frame::Leave { begun: state.begun });
         }
-        let until = Instant::now() + self.deadlines.silence.min(Duration::from_secs(5));
         let mut state = self.lock();
+        // One that has failed may never answer.
+        let patience = Duration::from_secs(if state.failure.is_some() { 1 } else { 5 });
+        let until = Instant::now() + self.deadlines.silence.min(patience);
         loop {
             let parted = |rank: usize| rank == self.rank || state.peers[rank].parted;
             let all = if self.rank == 0 { (0..self.world()).all(parted) } else { parted(0) };

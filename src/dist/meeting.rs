@@ -68,7 +68,7 @@ impl Door {
         let (to, unknown) = (self.to.clone(), self.unknown.clone());
         let listen = move || {
             // Strangers are shed by dropping the connection.
-            if let Ok(greeting) = greeting::hear(&mut stream, Instant::now() + GREETING) {
+            if let Ok(greeting) = greeting::hear(&mut stream, greeting::SHORT, Instant::now() + GREETING) {
                 let _ = to.send((stream, greeting));
             }
             unknown.fetch_sub(1, Ordering::Relaxed);
@@ -189,10 +189,10 @@ impl Reception<'_> {
             self.tell(&format!("the run ends, since rank 0 refuses {refusal}"));
             return Err(Error::distributed(name, plain(&reason)));
         }
-        // Its rank may still come: this may have been one of another run, or one that was started anew.
-        eprintln!("warning: rank 0 refuses {refusal}");
+        // Its rank may still come: this may have been one of another run, or one that was started anew. It may also try again.
         const NAMED: usize = 8;
-        if self.refused.len() < NAMED {
+        if self.refused.len() < NAMED && !self.refused.contains(&refusal) {
+            eprintln!("warning: rank 0 refuses {refusal}");
             self.refused.push(refusal);
         }
         Ok(())

@@ -16,6 +16,7 @@ mod join;
 mod launch;
 mod lines;
 mod link;
+mod local;
 mod meeting;
 mod member;
 mod ring;
@@ -26,6 +27,7 @@ pub use deadlines::Deadlines;
 pub use group::meet;
 pub use heartbeat::STUCK;
 pub use launch::{Launch, Meeting};
+pub use local::{Local, follow_parent};
 pub use member::Hello;
 
 #[cfg(test)]

@@ -127,7 +127,7 @@ impl Ring {
         let call = Call::AllReduce { dtype, wire, len: values.len() as u64 };
         let number = self.link.begin(call)?;
         let (rank, world) = (self.link.rank, self.link.world());
-        self.to.send(header(number, call, 0).to_vec().into());
+        self.to.send(header(number, call, 0).to_vec());
         let own = segment(values.len(), world, rank);
         for piece in pieces(own, codec.bytes) {
             self.send(&values[piece], codec);
@@ -169,12 +169,12 @@ impl Ring {
         let number = self.link.begin(call)?;
         let passes_on = (rank + 1) % world != root;
         if rank == root {
-            self.to.send(header(number, call, bytes.len() as u64).to_vec().into());
-            bytes.chunks(PIECE).for_each(|piece| self.to.send(piece.into()));
+            self.to.send(header(number, call, bytes.len() as u64).to_vec());
+            bytes.chunks(PIECE).for_each(|piece| self.to.send(piece.to_vec()));
         } else {
             let length = self.expect(number, call)?;
             if passes_on {
-                self.to.send(header(number, call, length).to_vec().into());
+                self.to.send(header(number, call, length).to_vec());
             }
             bytes.clear();
             let mut left = length;
@@ -188,7 +188,7 @@ impl Ring {
                 bytes.resize(at + more, 0);
                 self.receive(&mut bytes[at..])?;
                 if passes_on {
-                    self.to.send(bytes[at..].into());
+                    self.to.send(bytes[at..].to_vec());
                 }
                 left -= more as u64;
             }
@@ -200,7 +200,7 @@ impl Ring {
     fn send<T>(&self, values: &[T], codec: &Codec<T>) {
         let mut bytes = Vec::with_capacity(values.len() * codec.bytes);
         (codec.encode)(values, &mut bytes);
-        self.to.send(bytes.into());
+        self.to.send(bytes);
     }
 
     /// Fills `bytes` from the rank before.

@@ -295,3 +295,34 @@ fn strangers_do_no_harm() {
         result.expect("they met");
     }
 }
+
+/// A folder holds what an older launch left there, whose rank 0 still listens, then half a file: neither is believed.
+#[test]
+fn notices_of_other_launches_are_not_believed() {
+    let folders = [(); 2].map(|()| tempfile::tempdir().expect("a folder"));
+    let notice = |at: usize| folders[at].path().join("saip-engine-rendezvous.json");
+    let come = |rank, at: usize| {
+        let meeting = Meeting::File(folders[at].path().to_owned());
+        meet(&launch(rank, 2, meeting), &hello(), &PATIENT).map(drop)
+    };
+    std::thread::scope(|s| {
+        let old = s.spawn(|| come(0, 0));
+        while !notice(0).exists() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let json = std::fs::read_to_string(notice(0)).expect("a notice");
+        let nonce: serde_json::Value = serde_json::from_str(&json).expect("well-formed");
+        let other = json.replace(nonce["nonce"].as_str().expect("a text"), "older");
+        std::fs::write(notice(1), &other).expect("written");
+        let guest = s.spawn(|| come(1, 1));
+        std::thread::sleep(Duration::from_millis(200));
+        std::fs::write(notice(1), &other[..other.len() / 2]).expect("written");
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(!guest.is_finished(), "it waits for its own rank 0");
+        come(0, 1).expect("they met");
+        guest.join().expect("no panic").expect("they met");
+        assert!(!notice(1).exists(), "nothing is left for the next launch to find");
+        come(1, 0).expect("the older launch took no harm");
+        old.join().expect("no panic").expect("they met");
+    });
+}

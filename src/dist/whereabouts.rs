@@ -37,11 +37,14 @@ struct Note {
 
 /// The file that tells where rank 0 is, as long as it waits for the others.
 #[derive(Debug)]
-pub(super) struct Notice(Option<PathBuf>);
+pub(super) struct Notice(Option<(PathBuf, Vec<u8>)>);
 
 impl Drop for Notice {
     fn drop(&mut self) {
-        if let Some(path) = self.0.take() {
+        if let Some((path, json)) = self.0.take()
+            // Unless another launch has put its own in its place.
+            && read(&path).is_ok_and(|there| there == json)
+        {
             let _ = disk::remove_file(path);
         }
     }
@@ -57,9 +60,13 @@ pub(super) fn listen(launch: &Launch) -> Result<TcpListener> {
         Meeting::Address { port, .. } if launch.rank == 0 => *port,
         _ => 0,
     };
-    let local = matches!(&launch.meeting, Meeting::Address { host, .. } if is_loopback(host));
-    let listener = if local {
-        TcpListener::bind((Ipv4Addr::LOCALHOST, port))
+    let local = match &launch.meeting {
+        Meeting::Address { host, .. } => loopback(host),
+        // All ranks are here, and look here first.
+        _ => (launch.local_world == launch.world).then_some(Ipv4Addr::LOCALHOST.into()),
+    };
+    let listener = if let Some(local) = local {
+        TcpListener::bind((local, port))
     } else {
         TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).or_else(|e| match e.kind() {
             ErrorKind::AddrInUse => Err(e),
@@ -73,8 +80,10 @@ pub(super) fn listen(launch: &Launch) -> Result<TcpListener> {
     })
 }
 
-fn is_loopback(host: &str) -> bool {
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+/// The address that `host` stands for, if only this host reaches it.
+fn loopback(host: &str) -> Option<IpAddr> {
+    let ip = if host == "localhost" { Ok(Ipv4Addr::LOCALHOST.into()) } else { host.parse::<IpAddr>() };
+    ip.ok().filter(|ip| ip.is_loopback())
 }
 
 /// Rank 0 listens on `port`: lets the others know, by `until`.
@@ -92,8 +101,9 @@ pub(super) fn announce(meeting: &Meeting, port: u16, nonce: &str, until: Instant
         Meeting::File(folder) => {
             disk::create_dir_all(folder).map_err(|e| Error::io(folder, "create the folder", e))?;
             let path = folder.join(FILE);
-            atomic::write(&path, &note(route_ip()))?;
-            Ok(Notice(Some(path)))
+            let json = note(route_ip());
+            atomic::write(&path, &json)?;
+            Ok(Notice(Some((path, json))))
         }
         Meeting::Store { host, port, key } => {
             let told = stores(host, *port, until, |store, own| {
