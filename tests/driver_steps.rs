@@ -82,7 +82,7 @@ fn step_runs(memory: u64, preset: &str, dtype: DType, tuned: bool) {
         .unwrap_or_else(|e| panic!("{}", refused("compiling", e)));
     let compiled = began.elapsed();
     for bucket in 0..steps.buckets() {
-        engine.start(bucket).unwrap_or_else(|e| panic!("{}", refused("starting", e)));
+        engine.start(bucket, true).unwrap_or_else(|e| panic!("{}", refused("starting", e)));
     }
     engine.start_update().unwrap_or_else(|e| panic!("{}", refused("the optimizer's part", e)));
     let launches = stand_in.calls("cuLaunchKernel");
@@ -154,7 +154,7 @@ fn small_step_runs() -> Result<()> {
     let mut engine = Engine::new(Box::new(backend), Arc::clone(&steps), options)?;
     engine.initialise()?;
     for bucket in 0..steps.buckets() {
-        engine.start(bucket)?;
+        engine.start(bucket, true)?;
     }
     engine.kernels(0)?;
     engine.backend().measure(ProgramId(0), 1).map(drop)

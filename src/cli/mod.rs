@@ -14,6 +14,7 @@ pub mod info;
 pub mod kernels;
 pub mod plan;
 pub mod prepare;
+mod ranks;
 pub mod report;
 pub mod step;
 pub mod synth;

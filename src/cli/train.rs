@@ -2,6 +2,7 @@
 
 use super::cuda::CudaArgs;
 use super::device::{Device, DeviceOptions, parse_dtype};
+use super::ranks::{self, RankArgs};
 use crate::data::source::KINDS_TOLD;
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
@@ -14,7 +15,7 @@ use crate::train::folder::RunFolder;
 use crate::train::presets::{DEFAULT, PRESETS};
 use crate::train::pretrained::settled;
 use crate::train::resume::Resume;
-use crate::train::run::train;
+use crate::train::run::train_among;
 use crate::train::sources::with_classes;
 use crate::units::human_duration;
 use std::path::{Path, PathBuf};
@@ -69,6 +70,8 @@ pub struct TrainArgs {
     /// Print the resolved configuration and exit
     #[arg(long)]
     pub print_config: bool,
+    #[command(flatten)]
+    pub ranks: RankArgs,
     #[command(flatten)]
     pub cuda: CudaArgs,
 }
@@ -134,7 +137,7 @@ impl TrainArgs {
 /// Trains; 0 at the end of the run, 128 and the signal's number when a signal ended it early.
 ///
 /// # Errors
-/// Those of [`train`], and of the arguments.
+/// Those of [`train_among`], and of the arguments.
 pub fn run(args: &TrainArgs) -> Result<i32> {
     if let Some(name) = args.preset.as_deref().filter(|n| !PRESETS.iter().any(|p| p.name == *n)) {
         crate::train::presets::find(name)?;
@@ -157,15 +160,26 @@ pub fn run(args: &TrainArgs) -> Result<i32> {
         print!("{}", cfg.to_toml()?);
         return Ok(0);
     }
-    let device = Device::parse(&args.device)?;
+    if let Some(ranks) = args.ranks.ranks.filter(|n| *n > 0) {
+        cfg.optim.accumulation(ranks)?;
+    }
+    if let Some(code) = args.ranks.start()? {
+        return Ok(code);
+    }
+    let launch = args.ranks.launch()?;
+    let device = ranks::device(&args.device, launch.as_ref())?;
     let dtype = args.dtype.unwrap_or_else(|| args.usual_dtype(device, &out));
-    let options =
-        DeviceOptions { threads: cfg.run.threads, cuda: args.cuda.clone(), ..DeviceOptions::default() };
+    let threads = ranks::threads(cfg.run.threads, launch.as_ref());
+    let options = DeviceOptions { threads, cuda: args.cuda.clone(), ..DeviceOptions::default() };
     let backend = device.open(dtype, &options)?;
     let interrupt = Interrupt::default();
     let resume = Resume { step: args.step, other_images: args.other_images };
-    let outcome = train(&cfg, &out, args.resume.then_some(&resume), backend, &interrupt)?;
-    print_outcome(&outcome, &out);
+    let group = launch.as_ref().map(|launch| ranks::join(launch, &cfg, device)).transpose()?;
+    let follows = group.as_ref().is_some_and(|g| g.rank() > 0);
+    let outcome = train_among(&cfg, &out, args.resume.then_some(&resume), backend, &interrupt, group)?;
+    if !follows {
+        print_outcome(&outcome, &out);
+    }
     Ok(interrupt.exit_code())
 }
 

@@ -14,6 +14,8 @@ pub struct Gpu {
     pub multiprocessors: u32,
     /// Bytes.
     pub memory: u64,
+    /// By which it is told from all others, however many a process sees; as `nvidia-smi -L` has it.
+    pub uuid: String,
 }
 
 /// Each part of CUDA, or why it cannot be used.
@@ -159,5 +161,13 @@ pub(super) fn gpu(ordinal: i32) -> Result<Gpu, result::DriverError> {
         multiprocessors: attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         // SAFETY: as above.
         memory: unsafe { result::device::total_mem(device) }? as u64,
+        uuid: uuid(&result::device::get_uuid(device)?.bytes.map(|b| b as u8)),
     })
+}
+
+/// As `nvidia-smi -L` prints it.
+fn uuid(bytes: &[u8; 16]) -> String {
+    let hex: Vec<String> = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    let part = |range: std::ops::Range<usize>| hex[range].concat();
+    format!("GPU-{}-{}-{}-{}-{}", part(0..4), part(4..6), part(6..8), part(8..10), part(10..16))
 }

@@ -60,24 +60,54 @@ impl OptimSection {
         scaled_lr(self.base_lr, self.effective_batch)
     }
 
-    /// Micro steps per update when `world` devices share the work.
+    /// Micro steps of an update that each of `world` ranks makes.
     ///
     /// # Errors
-    /// [`Error::Config`] when the effective batch is no multiple of what all devices take in one micro step.
+    /// [`Error::Config`] when the effective batch is no multiple of what all ranks take in one micro step; says what would fit.
     pub fn accumulation(&self, world: usize) -> Result<usize> {
+        let whole = self.effective_batch;
         let micro = self.batch.checked_mul(world).filter(|m| *m > 0);
         match micro {
-            Some(micro) if self.effective_batch > 0 && self.effective_batch.is_multiple_of(micro) => {
-                Ok(self.effective_batch / micro)
-            }
+            Some(micro) if whole > 0 && whole.is_multiple_of(micro) => Ok(whole / micro),
             _ => Err(Error::config(
                 "optim.effective_batch",
                 format!(
-                    "{} is no multiple of {world} x {} images (devices times `optim.batch`): change one of the two",
-                    self.effective_batch, self.batch
+                    "{whole} images cannot be shared by {world} ranks with `optim.batch` = {} each: {}",
+                    self.batch,
+                    self.what_fits(world)
                 ),
             )),
         }
+    }
+
+    /// What to choose where `world` ranks cannot share an update.
+    fn what_fits(&self, world: usize) -> String {
+        const FEW: usize = 8;
+        let divisors = |n: usize| (1..=n.min(1 << 16)).filter(move |d| n.is_multiple_of(*d));
+        let mut ways = Vec::new();
+        if self.batch > 0 && self.effective_batch.is_multiple_of(self.batch) {
+            let ranks = divisors(self.effective_batch / self.batch).take(FEW);
+            ways.push(format!("start {} ranks", either(ranks)));
+        }
+        if world > 0 && self.effective_batch.is_multiple_of(world) {
+            let mut near: Vec<usize> = divisors(self.effective_batch / world).collect();
+            near.sort_by_key(|d| d.abs_diff(self.batch));
+            near.truncate(FEW / 2);
+            near.sort_unstable();
+            ways.push(format!("set `optim.batch` to {}", either(near.into_iter())));
+        }
+        let step = self.batch.saturating_mul(world).max(1);
+        ways.push(format!("set `optim.effective_batch` to {}", (self.effective_batch / step).max(1) * step));
+        ways.join(", or ")
+    }
+}
+
+/// `1, 2 or 4`.
+fn either(numbers: impl Iterator<Item = usize>) -> String {
+    let all: Vec<String> = numbers.map(|n| n.to_string()).collect();
+    match all.split_last() {
+        Some((last, first)) if !first.is_empty() => format!("{} or {last}", first.join(", ")),
+        _ => all.concat(),
     }
 }
 
