@@ -13,6 +13,7 @@ pub mod export;
 pub mod info;
 pub mod kernels;
 pub mod plan;
+mod plan_ranks;
 pub mod prepare;
 mod ranks;
 pub mod report;

@@ -1,6 +1,7 @@
 //! `saip-engine plan`.
 
 use super::device::{Device, DeviceOptions, parse_dtype};
+use super::plan_ranks::{self, Asked, PlanRanksArgs};
 use super::step::StepArgs;
 use crate::backend::Backend;
 use crate::cuda::PlanningBackend;
@@ -32,9 +33,9 @@ pub struct PlanArgs {
     /// Device to plan for: auto, cpu, cuda (which need not be there)
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Precision to plan for: bf16 (cuda), f32 or f64 (cpu)
-    #[arg(long, default_value = "f32", value_parser = parse_dtype)]
-    pub dtype: DType,
+    /// Precision to plan for: bf16 (cuda), f32 or f64 (cpu) [default: f32, with --ranks bf16]
+    #[arg(long, value_parser = parse_dtype)]
+    pub dtype: Option<DType>,
     /// Compute activations again in the backward pass
     #[arg(long)]
     pub recompute: bool,
@@ -47,6 +48,8 @@ pub struct PlanArgs {
     /// Replace the files that --svg and --graph name
     #[arg(long)]
     pub force: bool,
+    #[command(flatten)]
+    pub ranks: PlanRanksArgs,
 }
 
 /// Plans one step and prints its memory; nothing is allocated or computed.
@@ -54,14 +57,19 @@ pub struct PlanArgs {
 /// # Errors
 /// Those of the configuration, and files that cannot be written.
 pub fn run(args: &PlanArgs) -> Result<()> {
+    if let Some(ranks) = args.ranks.ranks {
+        let PlanArgs { step, batch, scale, dtype, recompute, .. } = args;
+        let asked = Asked { step, batch: *batch, scale: *scale, dtype: *dtype, recompute: *recompute };
+        return plan_ranks::run(&args.ranks, &asked, ranks);
+    }
+    let dtype = args.dtype.unwrap_or(DType::F32);
     args.svg.iter().chain(&args.graph).try_for_each(|path| atomic::refuse_to_replace(path, args.force))?;
     let cfg = args.step.resolve(args.batch)?;
     let scale = args.scale.unwrap_or(cfg.views.scale[1]);
     let objective = objective(&cfg)?.at_scale(scale)?;
-    let mut backend = planner(args, cfg.run.threads)?;
+    let mut backend = planner(args, dtype, cfg.run.threads)?;
     let micro_steps = cfg.optim.accumulation(1)?;
-    let opts =
-        StepOptions { dtype: args.dtype, micro_steps, drop_path: cfg.encoder.drop_path, stretch: None };
+    let opts = StepOptions { dtype, micro_steps, drop_path: cfg.encoder.drop_path, stretch: None };
     let built = objective.step(0, &opts)?;
     if let Some(path) = &args.graph {
         atomic::write(path, dump(&built.graph).as_bytes())?;
@@ -81,18 +89,14 @@ pub fn run(args: &PlanArgs) -> Result<()> {
 }
 
 /// What the plan is made for; a CUDA device need not be there.
-fn planner(args: &PlanArgs, threads: usize) -> Result<Box<dyn Backend>> {
+fn planner(args: &PlanArgs, dtype: DType, threads: usize) -> Result<Box<dyn Backend>> {
     match args.device.as_str() {
-        "cuda" if matches!(args.dtype, DType::Bf16 | DType::F32) => {
-            Ok(Box::new(PlanningBackend::new(args.dtype)))
-        }
+        "cuda" if matches!(dtype, DType::Bf16 | DType::F32) => Ok(Box::new(PlanningBackend::new(dtype))),
         "cuda" => Err(Error::device(
             "cuda",
-            format!("computes in bf16 or f32, not in {}: choose --dtype bf16", args.dtype),
+            format!("computes in bf16 or f32, not in {dtype}: choose --dtype bf16"),
         )),
-        device => {
-            Device::parse(device)?.open(args.dtype, &DeviceOptions { threads, ..DeviceOptions::default() })
-        }
+        device => Device::parse(device)?.open(dtype, &DeviceOptions { threads, ..DeviceOptions::default() }),
     }
 }
 

@@ -5,7 +5,7 @@ use crate::train::config::TrainConfig;
 use std::path::PathBuf;
 
 /// Arguments that choose a configuration.
-#[derive(clap::Args, Debug)]
+#[derive(clap::Args, Clone, Debug)]
 pub struct StepArgs {
     /// Built-in configuration (demo, demo-tinyvit, demo-starnet, demo-resnet, saip-vit-tiny,
     /// saip-tinyvit-5m, saip-starnet-s3)

@@ -5,6 +5,7 @@ mod compile;
 mod fuse;
 mod layout;
 mod recompute;
+mod scaling;
 mod schedule;
 mod target;
 
@@ -13,4 +14,5 @@ pub use compile::compile;
 pub use fuse::{eliminate_dead, fuse};
 pub use layout::{Buffer, Plan, RegionSize, Slot, Space, Step, plan};
 pub use recompute::recompute;
+pub use scaling::{Links, MACHINES, Machine, Sum, exposed, sums};
 pub use target::{OperandType, Target};
