@@ -278,8 +278,9 @@ fn free_port() -> u16 {
 fn sums_of_one_two_and_four_ranks_are_equal_and_of_a_fixed_order() {
     let mut equal = Vec::new();
     for n in [1, 2, 4] {
-        let (ranks, _folder) = world("sums", n, PATIENT);
-        let lines: Vec<String> = ranks.into_iter().map(|mut rank| rank.line("sums ")).collect();
+        let (mut ranks, _folder) = world("sums", n, PATIENT);
+        let lines: Vec<String> = ranks.iter_mut().map(|rank| rank.line("sums ")).collect();
+        assert!(ranks.iter_mut().all(|rank| rank.code() == Some(0)), "all end in order");
         assert!(lines.iter().all(|line| *line == lines[0]), "all ranks have the same: {lines:?}");
         let (shares, values) = lines[0].split_once(' ').expect("two hashes");
         equal.push(shares.to_owned());
@@ -610,5 +611,6 @@ fn a_slow_link_is_no_dead_one() {
     // By the folder, one finds rank 0 on its own host, the other over the cable; both find each other.
     let sums: Vec<String> = ranks.iter_mut().map(|rank| rank.line("sums ")).collect();
     assert!(sums.iter().all(|s| *s == sums[0]), "{sums:?}");
+    assert!(ranks.iter_mut().all(|rank| rank.code() == Some(0)), "all end in order");
     assert!(start.elapsed() > Duration::from_secs(3), "the link is slow");
 }
