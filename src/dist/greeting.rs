@@ -85,7 +85,7 @@ pub(super) fn say(stream: &mut TcpStream, greeting: &Greeting, until: Instant) -
 /// What the other side says by `until`, in at most `longest` bytes.
 ///
 /// # Errors
-/// `InvalidData` when it is a stranger; `TimedOut`; those of the connection.
+/// `InvalidData` when it is a stranger, `Unsupported` when it is another version of this program; `TimedOut`; those of the connection.
 pub(super) fn hear(stream: &mut TcpStream, longest: u32, until: Instant) -> io::Result<Greeting> {
     let mut head = [0; 16];
     fill(stream, &mut head, until)?;
@@ -96,7 +96,8 @@ pub(super) fn hear(stream: &mut TcpStream, longest: u32, until: Instant) -> io::
     }
     if word(8) != PROTOCOL {
         let text = "is a saip-engine of another version: it meets by protocol";
-        return Err(invalid(format!("{text} {}, this one by {PROTOCOL}", word(8))));
+        let text = format!("{text} {}, this one by {PROTOCOL}", word(8));
+        return Err(io::Error::new(ErrorKind::Unsupported, text));
     }
     if word(12) > longest {
         return Err(invalid(format!("says {} bytes where at most {longest} are expected", word(12))));

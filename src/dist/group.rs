@@ -20,7 +20,8 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Meets the other ranks of this launch. All come with the same version and configuration, within `deadlines.join`.
+/// Meets the other ranks of this launch. All come with the same version and configuration, within `deadlines.join`. They are in
+/// [`Phase::Start`] then, where nobody is late: a rank says by [`Collective::enter`] that its steps begin.
 ///
 /// # Errors
 /// [`Error::Distributed`] with the ranks that are missing, differ, come twice or use the same GPU.

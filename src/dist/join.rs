@@ -84,6 +84,7 @@ fn attempt(address: SocketAddr, guest: Guest, until: Instant) -> std::result::Re
         // Whoever knows this rank and ends is the right one, and will not come back.
         let gone = |e: io::Error| match e.kind() {
             ErrorKind::TimedOut if noted => Trouble::Again("has not found all others in time".to_owned()),
+            ErrorKind::Unsupported => Trouble::Refused(e.to_string()),
             _ if noted => Trouble::Refused(format!("it ended while it waited for the others: {e}")),
             _ => again(e),
         };

@@ -67,9 +67,15 @@ impl Door {
         }
         let (to, unknown) = (self.to.clone(), self.unknown.clone());
         let listen = move || {
-            // Strangers are shed by dropping the connection.
-            if let Ok(greeting) = greeting::hear(&mut stream, greeting::SHORT, Instant::now() + GREETING) {
-                let _ = to.send((stream, greeting));
+            let soon = Instant::now() + GREETING;
+            match greeting::hear(&mut stream, greeting::SHORT, soon) {
+                Ok(greeting) => drop(to.send((stream, greeting))),
+                Err(e) if e.kind() == ErrorKind::Unsupported => {
+                    let answer = Greeting::Refused { reason: format!("this rank {e}"), again: false };
+                    let _ = greeting::say(&mut stream, &answer, soon);
+                }
+                // Strangers are shed by dropping the connection.
+                Err(_) => {}
             }
             unknown.fetch_sub(1, Ordering::Relaxed);
         };

@@ -5,7 +5,7 @@ use crate::backend::{Collective, HostSliceMut, Phase};
 use crate::error::{Error, Result};
 use crate::tensor::DType;
 use half::bf16;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -253,7 +253,7 @@ fn a_rank_that_has_ended_is_not_waited_for() {
 #[test]
 fn missing_ranks_are_listed() {
     let port = free_port();
-    let short = Deadlines { join: Duration::from_millis(700), ..PATIENT };
+    let short = Deadlines { join: Duration::from_millis(2500), ..PATIENT };
     let start = Instant::now();
     let texts = std::thread::scope(|s| {
         let come = |rank| s.spawn(move || meet(&launch(rank, 4, local(port)), &hello(), &short).map(drop));
@@ -324,5 +324,34 @@ fn notices_of_other_launches_are_not_believed() {
         assert!(!notice(1).exists(), "nothing is left for the next launch to find");
         come(1, 0).expect("the older launch took no harm");
         old.join().expect("no panic").expect("they met");
+    });
+}
+
+#[test]
+fn another_version_of_the_protocol_is_told_so() {
+    let port = free_port();
+    std::thread::scope(|s| {
+        let hub = s.spawn(|| meet(&launch(0, 2, local(port)), &hello(), &PATIENT).map(drop));
+        let mut stream = loop {
+            match TcpStream::connect(("127.0.0.1", port)) {
+                Ok(stream) => break stream,
+                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+            }
+        };
+        stream.write_all(b"SAIPMEET\x07\0\0\0\x02\0\0\0").expect("taken");
+        let mut answer = String::new();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("set");
+        stream.read_to_string(&mut answer).expect("an answer");
+        assert!(answer.contains("it meets by protocol 7, this one by 1"), "{answer}");
+        meet(&launch(1, 2, local(port)), &hello(), &PATIENT).map(drop).expect("they met");
+        hub.join().expect("no panic").expect("they met");
+        // The other way around: a rank 0 of another version.
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let guest = s.spawn(move || told(meet(&launch(1, 2, local(port)), &hello(), &PATIENT).map(drop)));
+        let (mut stream, _) = listener.accept().expect("a guest");
+        stream.write_all(b"SAIPMEET\x07\0\0\0\x02\0\0\0{}").expect("taken");
+        let text = guest.join().expect("no panic");
+        assert!(text.contains("it meets by protocol 7, this one by 1"), "{text}");
     });
 }
