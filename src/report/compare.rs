@@ -153,6 +153,10 @@ fn curves(out: &mut String, runs: &[Compared]) -> Result<()> {
             |r: &Compared| Some(r.curves.collapse.iter().find(|c| c.series.name == name)?.series.clone());
         overlay(&mut figures, runs, name, of, Unit::Number, true)?;
     }
+    for name in names(runs, |r| r.curves.ranks.iter().map(|s| s.name.as_str()).collect()) {
+        let of = |r: &Compared| r.curves.ranks.iter().find(|s| s.name == name).cloned();
+        overlay(&mut figures, runs, name, of, Unit::Number, true)?;
+    }
     let exact = |of: fn(&Curves) -> &Series| move |r: &Compared| Some(of(&r.curves).clone());
     overlay(&mut figures, runs, "gradient norm", exact(|c| &c.gradient_norm), Unit::Number, true)?;
     overlay(&mut figures, runs, "learning rate", exact(|c| &c.learning_rate), Unit::Number, false)?;

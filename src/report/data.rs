@@ -61,6 +61,8 @@ pub struct Curves {
     pub probe: Vec<Curve>,
     /// Indicators of collapse, such as the entropy of the expert's mean prediction.
     pub collapse: Vec<Curve>,
+    /// How several ranks got on with each other; empty where there was one.
+    pub ranks: Vec<Series>,
 }
 
 /// Pictures of what the model does; every list may be empty.

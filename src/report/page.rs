@@ -246,6 +246,9 @@ fn curves_section(curves: &Curves) -> Result<String> {
         single(&mut figures, &curve.series, Some(curve), PALETTE[3], Style::Noisy)?;
     }
     single(&mut figures, &curves.gradient_norm, None, PALETTE[4], Style::NoisyLog)?;
+    for series in &curves.ranks {
+        single(&mut figures, series, None, PALETTE[2], Style::Noisy)?;
+    }
     single(&mut figures, &curves.learning_rate, None, PALETTE[5], Style::Exact)?;
     single(&mut figures, &curves.ema_momentum, None, PALETTE[5], Style::Exact)?;
     if figures.is_empty() {

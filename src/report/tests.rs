@@ -75,6 +75,7 @@ fn demo_curves() -> Curves {
             series: entropy,
             baselines: vec![Baseline { label: "uniform, ln 65536".to_owned(), value: 65_536f64.ln() }],
         }],
+        ranks: vec![decay("communication that nothing hides, ms", 8, 3.0, 1.0, 0.4)],
     }
 }
 
@@ -334,6 +335,7 @@ fn text_is_escaped_everywhere() {
         gradient_norm: series(),
         probe: vec![curve()],
         collapse: vec![curve()],
+        ranks: vec![series()],
     };
     let tiny = RgbImage::new(2, 4);
     let pictures = Pictures {
@@ -344,7 +346,7 @@ fn text_is_escaped_everywhere() {
     let memory = MemoryPicture { regions: vec![(text(), 3)], buffers: vec![span], ..Default::default() };
     let html = page::html(&summary, &curves, Some(&pictures), Some(&memory)).unwrap();
     assert!(!html.contains("<b onload") && !html.contains('\u{1b}') && !html.contains('\u{0}'));
-    assert!(html.matches("&lt;b onload=&quot;x&quot;&gt;&#39;&amp;").count() >= 14);
+    assert!(html.matches("&lt;b onload=&quot;x&quot;&gt;&#39;&amp;").count() >= 15);
 }
 
 #[test]

@@ -12,8 +12,8 @@ use self::feed::{check_length, drop_path_factors, read_values};
 use self::memory::with_remedy;
 pub use self::options::EngineOptions;
 use self::options::step_options;
-use self::ranks::{Kept, Shared, kept};
-pub use self::ranks::{Ranks, Summing};
+use self::ranks::{Kept, Own, Shared, kept};
+pub use self::ranks::{Ranks, Round, Summing};
 pub use self::results::{Health, Losses};
 use self::state::overlaid;
 pub use self::state::{EngineState, Initial, NamedTensor};
@@ -30,6 +30,7 @@ use crate::step::{
 };
 use crate::tensor::DType;
 use std::sync::Arc;
+use std::time::Instant;
 
 struct Bucket {
     program: ProgramId,
@@ -275,17 +276,17 @@ impl Engine {
         }
     }
 
-    /// What the micro step that was started last, in bucket `bucket`, has to say on every rank, by rank, and whether one of
-    /// them asks to `stop`.
+    /// What the micro step that was started last, in bucket `bucket`, has to say on every rank. A signal asks all to `stop`;
+    /// `began` is when this rank's work did.
     ///
     /// # Errors
     /// Those of the backend; those of the link between the ranks.
-    pub fn all_losses(&mut self, bucket: usize, stop: bool) -> Result<(Vec<Losses>, bool)> {
+    pub fn all_losses(&mut self, bucket: usize, stop: bool, began: Instant) -> Result<Round> {
         let losses = self.losses(bucket)?;
         let kept = &self.buckets[bucket].kept;
         match &mut self.shared {
-            Some(shared) => shared.gather(&mut *self.backend, kept, &losses, stop),
-            None => Ok((vec![losses], stop)),
+            Some(shared) => shared.gather(&mut *self.backend, kept, &Own { losses: &losses, stop, began }),
+            None => Ok(Round { losses: vec![losses], stop, busy: Vec::new(), exposed: 0.0 }),
         }
     }
 

@@ -13,6 +13,11 @@ pub(super) const PROBE_RANK1: &str = "probe/rank1";
 /// Share of queries whose nearest image is one by their own camera.
 pub(super) const PROBE_OWN_CAMERA: &str = "probe/own_camera";
 
+/// How several ranks got on in a step: tag, and name of the curve.
+pub(super) const EXPOSED: (&str, &str) = ("dist/exposed_ms", "communication that nothing hides, ms");
+pub(super) const SPREAD: (&str, &str) = ("dist/spread_ms", "slowest rank behind the fastest, ms");
+pub(super) const SLOWEST: (&str, &str) = ("dist/slowest_rank", "slowest rank");
+
 /// The tag of a reference line, recorded once with the first probe; `metric` is the probe's.
 pub(super) fn reference_tag(reference: Reference, metric: &str) -> String {
     format!("reference/{}/{}", reference.tag(), metric.trim_start_matches("probe/"))

@@ -5,7 +5,7 @@ mod rank;
 
 use super::checkpoint::Checkpoints;
 use super::config::{ProbeFeatures, TrainConfig};
-use super::engine::{Health, Losses, Ranks};
+use super::engine::{Losses, Ranks};
 use super::folder::{Outcome, RunFolder};
 use super::guard::{FiniteGuard, Verdict};
 use super::image_set::ImageSet;
@@ -14,7 +14,9 @@ use super::objective::with_expert;
 use super::pretrained::Pretrained;
 use super::probe::{Probe, ProbeResult};
 use super::progress::{Progress, StepReport};
-use super::record::{PROBE_MAP, PROBE_OWN_CAMERA, PROBE_RANK1, Recorder, reference_tag};
+use super::record::{
+    EXPOSED, PROBE_MAP, PROBE_OWN_CAMERA, PROBE_RANK1, Recorder, SLOWEST, SPREAD, reference_tag,
+};
 use super::resume::{self, Resume};
 use super::stepper::{Stepper, Updated};
 use super::{sources, summary};
@@ -26,7 +28,6 @@ use crate::interrupt::{Answering, Interrupt};
 use crate::metrics::reference::Reference;
 use crate::objectives::{Monitor, Objective, learns_classes};
 use crate::report::Baseline;
-use crate::step::StepPoint;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -338,11 +339,11 @@ impl Run<'_> {
 
     /// One update, from the batches to the log.
     fn one_step(&mut self, interrupt: &Interrupt) -> Result<()> {
-        let Updated { losses, health, point, names, images, seconds, stop } =
-            self.stepper.update(interrupt)?;
-        self.stopping = stop;
+        let updated = self.stepper.update(interrupt)?;
+        let Updated { losses, health, point, names, images, .. } = &updated;
+        self.stopping = updated.stop;
         let step = self.stepper.step;
-        let verdict = self.guard.observe(step, health.finite, &names)?;
+        let verdict = self.guard.observe(step, health.finite, names)?;
         if let Verdict::Lost { in_a_row } = verdict {
             let (saved, first) = (self.checkpoints.steps()?, step + 1 - in_a_row);
             let remedy = resume::way_back(self.cfg, self.folder.path(), &saved, first);
@@ -354,14 +355,14 @@ impl Run<'_> {
                 self.folder.skipped_steps().display()
             ));
         }
-        self.watch(&losses);
+        self.watch(losses);
         let mut shown = vec![("loss", losses.total)];
         shown.extend(losses.parts.iter().map(|(name, value)| (name.as_str(), *value)));
-        self.progress.step(&StepReport { step, images, losses: &shown, lr: point.learning_rate });
+        self.progress.step(&StepReport { step, images: *images, losses: &shown, lr: point.learning_rate });
         // The first step is where every curve starts.
         let ends = step == 1 || step == self.stepper.schedule.steps;
         if ends || step.is_multiple_of(self.cfg.run.log_every.max(1)) {
-            self.log(&losses, &health, &point, images as f64 / seconds.max(1e-9))?;
+            self.log(&updated)?;
         }
         Ok(())
     }
@@ -374,13 +375,8 @@ impl Run<'_> {
         }
     }
 
-    fn log(
-        &mut self,
-        losses: &Losses,
-        health: &Health,
-        point: &StepPoint,
-        images_per_second: f64,
-    ) -> Result<()> {
+    fn log(&mut self, updated: &Updated) -> Result<()> {
+        let Updated { losses, health, point, images, seconds, busy, exposed, .. } = updated;
         let mut values: Vec<(String, f64)> = vec![("loss/total".into(), losses.total)];
         values.extend(losses.parts.iter().map(|(name, v)| (format!("loss/{name}"), *v)));
         values.push(("schedule/lr".into(), point.learning_rate));
@@ -388,7 +384,14 @@ impl Run<'_> {
         values.push(("health/grad_norm".into(), health.grad_norm));
         let health = self.objective.health(&losses.statistics);
         values.extend(health.into_iter().map(|(name, value)| (format!("health/{name}"), value)));
-        values.push(("speed/images_per_second".into(), images_per_second));
+        values.push(("speed/images_per_second".into(), *images as f64 / seconds.max(1e-9)));
+        let by_time = |a: &(usize, &f64), b: &(usize, &f64)| a.1.total_cmp(b.1);
+        let (fast, slow) = (busy.iter().enumerate().min_by(by_time), busy.iter().enumerate().max_by(by_time));
+        if let (Some(fast), Some(slow), true) = (fast, slow, busy.len() > 1) {
+            values.push((EXPOSED.0.into(), 1e3 * exposed));
+            values.push((SPREAD.0.into(), 1e3 * (slow.1 - fast.1)));
+            values.push((SLOWEST.0.into(), slow.0 as f64));
+        }
         self.recorder.record(self.stepper.step, &values)
     }
 

@@ -23,6 +23,10 @@ pub struct Updated {
     pub seconds: f64,
     /// Whether a rank was asked to stop.
     pub stop: bool,
+    /// Seconds until each rank had computed its part; empty where there is one.
+    pub busy: Vec<f64>,
+    /// Seconds of sums over ranks that nothing hid.
+    pub exposed: f64,
 }
 
 /// A micro step that the engine was fed for.
@@ -107,6 +111,7 @@ impl Stepper {
         let began = Instant::now();
         let (mut losses, mut count, mut names) = (Losses::default(), 0, Vec::new());
         let (mut bucket, mut stops) = (0, false);
+        let (mut busy, mut exposed) = (Vec::new(), 0.0);
         for micro in 0..self.own_micro_steps {
             let index = self.step * self.own_micro_steps + micro;
             let last = micro + 1 == self.own_micro_steps;
@@ -124,12 +129,13 @@ impl Stepper {
             if self.looks_beyond(index) {
                 self.ahead = Some(self.feed(index + 1));
             }
-            let (all, stopping) = self.engine.all_losses(bucket, interrupt.requested())?;
-            stops |= stopping;
-            for one in &all {
+            let round = self.engine.all_losses(bucket, interrupt.requested(), began)?;
+            stops |= round.stop;
+            for one in &round.losses {
                 losses = losses.with(one, count);
                 count += 1;
             }
+            (busy, exposed) = (round.busy, exposed + round.exposed);
             names.extend(fed.names);
         }
         let health = self.engine.health(bucket)?;
@@ -146,7 +152,7 @@ impl Stepper {
         if self.check_every > 0 && self.step.is_multiple_of(self.check_every) {
             self.compare()?;
         }
-        Ok(Updated { losses, health, point, names, images, seconds, stop: stops })
+        Ok(Updated { losses, health, point, names, images, seconds, stop: stops, busy, exposed })
     }
 
     /// The names of all ranks' images, which all ranks ask for together.

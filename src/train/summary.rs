@@ -5,7 +5,7 @@ use super::engine::{Engine, write_checked};
 use super::folder::Outcome;
 use super::metrics;
 use super::probe::{Probe, ProbeResult};
-use super::record::{PROBE_MAP, PROBE_RANK1, reference_tag};
+use super::record::{EXPOSED, PROBE_MAP, PROBE_RANK1, SLOWEST, SPREAD, reference_tag};
 use crate::backend::{HostSliceMut, ProgramId};
 use crate::data::loader::{Loader, LoaderConfig};
 use crate::data::source::ImageSource;
@@ -167,6 +167,11 @@ fn curves(records: &[metrics::Record]) -> Curves {
             collapse("entropy of the mean target, share of its maximum", "health/mean_entropy"),
             collapse("spread of the expert's features", "health/spread"),
         ],
+        ranks: [EXPOSED, SPREAD, SLOWEST]
+            .map(|(tag, name)| series(name, tag))
+            .into_iter()
+            .filter(|series| !series.points.is_empty())
+            .collect(),
     }
 }
 

@@ -7,6 +7,7 @@ use crate::ir::{Op, Region};
 use crate::plan::{Plan, Space};
 use crate::tensor::DType;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// The link between the ranks of a run, for all who need it.
 #[derive(Clone)]
@@ -81,6 +82,8 @@ pub(super) struct Shared {
     pub device: bool,
     /// What is summed before an update.
     pub summed: Vec<(Region, usize, usize)>,
+    /// When this rank had computed what is summed, and the seconds that the sum then took.
+    summing: Option<(Instant, f64)>,
     /// Running statistics as all ranks have them; None where the regions were written since.
     running: Option<Vec<Vec<f64>>>,
 }
@@ -93,7 +96,7 @@ pub(super) type Kept = [Vec<f64>; 2];
 
 impl Shared {
     pub fn new(ranks: Ranks, wire: DType, device: bool, summed: Vec<(Region, usize, usize)>) -> Self {
-        Shared { ranks, wire, device, summed, running: None }
+        Shared { ranks, wire, device, summed, summing: None, running: None }
     }
 
     /// The regions were written.
@@ -102,7 +105,8 @@ impl Shared {
     }
 
     /// Sums over all ranks what the host has to.
-    pub fn sum(&self, backend: &mut dyn Backend) -> Result<()> {
+    pub fn sum(&mut self, backend: &mut dyn Backend) -> Result<()> {
+        let began = Instant::now();
         let mut link = self.ranks.link();
         for &(region, offset, len) in &self.summed {
             match backend.dtype() {
@@ -120,6 +124,8 @@ impl Shared {
                 }
             }
         }
+        drop(link);
+        self.summing = Some((began, began.elapsed().as_secs_f64()));
         Ok(())
     }
 
@@ -132,16 +138,14 @@ impl Shared {
         Ok(())
     }
 
-    /// Gathers what all ranks say of a micro step, by rank, and whether one of them asks to `stop`; running statistics follow
-    /// as if the micro steps of all ranks had come one after the other.
-    pub fn gather(
-        &mut self,
-        backend: &mut dyn Backend,
-        kept: &Kept,
-        losses: &Losses,
-        stop: bool,
-    ) -> Result<(Vec<Losses>, bool)> {
-        let mut own = vec![f64::from(u8::from(stop)), losses.total];
+    /// Gathers what all ranks say of a micro step, which `own` is this rank's part of; running statistics follow as if the micro
+    /// steps of all ranks had come one after the other.
+    pub fn gather(&mut self, backend: &mut dyn Backend, kept: &Kept, own: &Own<'_>) -> Result<Round> {
+        let losses = own.losses;
+        let (computed, exposed) = self.summing.take().unwrap_or((Instant::now(), 0.0));
+        let busy = computed.saturating_duration_since(own.began).as_secs_f64();
+        let mut own = vec![f64::from(u8::from(own.stop)), busy, losses.total];
+        let first = own.len();
         own.extend(losses.parts.iter().map(|p| p.1));
         own.extend(&losses.statistics);
         let told = own.len();
@@ -162,14 +166,38 @@ impl Shared {
                 }
             }
         }
-        let stop = all.iter().any(|values| values[0] != 0.0);
-        let told = all.iter().map(|values| {
-            let parts = losses.parts.iter().zip(&values[2..]).map(|(p, x)| (p.0.clone(), *x)).collect();
-            let statistics = values[2 + losses.parts.len()..told].to_vec();
-            Losses { total: values[1], parts, statistics }
-        });
-        Ok((told.collect(), stop))
+        let of = |values: &Vec<f64>| {
+            let parts = losses.parts.iter().zip(&values[first..]).map(|(p, x)| (p.0.clone(), *x)).collect();
+            let statistics = values[first + losses.parts.len()..told].to_vec();
+            Losses { total: values[2], parts, statistics }
+        };
+        Ok(Round {
+            losses: all.iter().map(of).collect(),
+            stop: all.iter().any(|values| values[0] != 0.0),
+            busy: all.iter().map(|values| values[1]).collect(),
+            exposed,
+        })
     }
+}
+
+/// What this rank has to say of a micro step.
+pub(super) struct Own<'a> {
+    pub losses: &'a Losses,
+    /// Whether it is asked to stop.
+    pub stop: bool,
+    /// When it began with what it counts as its work.
+    pub began: Instant,
+}
+
+/// What all ranks say of a micro step, by rank.
+pub struct Round {
+    pub losses: Vec<Losses>,
+    /// Whether one of them is asked to stop.
+    pub stop: bool,
+    /// Seconds from the beginning until each had computed its part.
+    pub busy: Vec<f64>,
+    /// Seconds that this rank then spent on sums which nothing hid.
+    pub exposed: f64,
 }
 
 fn read_all(backend: &dyn Backend, region: Region, len: usize) -> Result<Vec<f64>> {
