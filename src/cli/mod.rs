@@ -7,6 +7,7 @@ mod bench_ops_tables;
 pub mod completions;
 pub mod cuda;
 pub mod device;
+pub mod dist;
 pub mod embed;
 pub mod eval;
 pub mod export;
@@ -60,6 +61,8 @@ pub enum Command {
     Plan(plan::PlanArgs),
     /// Measure speed
     Bench(bench::BenchArgs),
+    /// Try what several processes on several devices rely on
+    Dist(dist::DistArgs),
     /// Compile the CUDA kernels ahead
     Kernels(kernels::KernelsArgs),
     /// List devices and libraries
@@ -84,6 +87,7 @@ pub fn run(cli: Cli) -> Result<i32> {
         Command::Verify(args) => verify::run(&args),
         Command::Plan(args) => plan::run(&args).map(|()| 0),
         Command::Bench(args) => bench::run(&args).map(|()| 0),
+        Command::Dist(args) => dist::run(&args),
         Command::Kernels(args) => kernels::run(&args).map(|()| 0),
         Command::Info(args) => info::run(&args).map(|()| 0),
         Command::Completions(args) => completions::run(&args, &mut Cli::command()).map(|()| 0),

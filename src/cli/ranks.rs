@@ -97,17 +97,22 @@ pub fn threads(told: usize, launch: Option<&Launch>) -> usize {
     }
 }
 
+/// What tells a device from all others of its host.
+pub fn identity(device: Device) -> String {
+    match device {
+        Device::Cuda(n) => {
+            installed().gpus.get(n).map_or_else(|| format!("cuda:{n}"), |gpu| gpu.uuid.clone())
+        }
+        Device::Cpu | Device::PtxVm => "cpu".to_owned(),
+    }
+}
+
 /// Meets the other ranks of `launch`.
 ///
 /// # Errors
 /// Those of [`meet`].
 pub fn join(launch: &Launch, cfg: &TrainConfig, device: Device) -> Result<Ranks> {
-    let device = match device {
-        Device::Cuda(n) => {
-            installed().gpus.get(n).map_or_else(|| format!("cuda:{n}"), |gpu| gpu.uuid.clone())
-        }
-        Device::Cpu | Device::PtxVm => "cpu".to_owned(),
-    };
+    let device = identity(device);
     let hello = Hello { version: env!("CARGO_PKG_VERSION").into(), config: cfg.fingerprint()?, device };
     Ok(Ranks::new(meet(launch, &hello, &deadlines(&cfg.dist))?))
 }
