@@ -33,7 +33,8 @@ pub(crate) fn out(text: Arguments<'_>) {
 
 /// Prints a line to standard error; where nobody can read it, nothing can be told.
 pub fn err(text: Arguments<'_>) {
-    let _ = io::stderr().write_fmt(format_args!("{text}\n"));
+    // In one piece, so that lines of several processes do not mix.
+    let _ = io::stderr().write_all(format!("{text}\n").as_bytes());
 }
 
 /// Hands what was printed to the system, at the end of the program.

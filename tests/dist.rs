@@ -7,7 +7,7 @@ use saip_engine::dist::{Deadlines, Hello, Launch, Local, STUCK, meet};
 use saip_engine::error::Result;
 use saip_engine::tensor::DType;
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -27,6 +27,13 @@ const FAILED: i32 = 3;
 const SOON: Duration = Duration::from_secs(60);
 /// No test waits for these.
 const PATIENT: [u64; 4] = [100_000, 100_000, 100_000, 100_000];
+
+/// Prints a line in one piece, so that lines of several processes do not mix.
+macro_rules! tell {
+    ($($text:tt)*) => {
+        std::io::stderr().write_all(format!("{}\n", format_args!($($text)*)).as_bytes()).expect("somebody reads")
+    };
+}
 
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
@@ -56,7 +63,7 @@ fn launcher(ranks: usize) -> i32 {
     saip_engine::interrupt::watch().expect("signals are watched");
     let local = Local { ranks, arguments: arguments(), patience: Duration::from_millis(1500) };
     local.run().unwrap_or_else(|e| {
-        eprintln!("failed: {e}");
+        tell!("failed: {e}");
         FAILED
     })
 }
@@ -82,7 +89,7 @@ fn rank(task: &str) -> i32 {
     match ended {
         Ok(()) => 0,
         Err(e) => {
-            eprintln!("failed: {e}");
+            tell!("failed: {e}");
             FAILED
         }
     }
@@ -120,12 +127,12 @@ fn work(task: &str, link: &mut dyn Collective) -> Result<()> {
             link.all_reduce(HostSliceMut::F32(&mut shares), DType::F32)?;
             let mut values: Vec<f32> = (0..LENGTH).map(|i| odd(rank, i)).collect();
             link.all_reduce(HostSliceMut::F32(&mut values), DType::F32)?;
-            eprintln!("sums {:x} {:x}", hash(&shares), hash(&values));
+            tell!("sums {:x} {:x}", hash(&shares), hash(&values));
         }
         // Until something is wrong.
         "loop" => {
             sum(link)?;
-            eprintln!("ready");
+            tell!("ready");
             loop {
                 sum(link)?;
                 std::thread::sleep(Duration::from_millis(5));
@@ -142,7 +149,7 @@ fn work(task: &str, link: &mut dyn Collective) -> Result<()> {
                 link.enter(Phase::Step);
             }
             sum(link)?;
-            eprintln!("done");
+            tell!("done");
         }
         // One never looks at the run again, the others wait for it.
         "stuck" if me => loop {
@@ -161,11 +168,11 @@ fn work(task: &str, link: &mut dyn Collective) -> Result<()> {
             let interrupt = saip_engine::interrupt::Interrupt::default();
             let _answering = interrupt.answer();
             link.barrier()?;
-            eprintln!("waits {}", std::process::id());
+            tell!("waits {}", std::process::id());
             while !interrupt.requested() {
                 std::thread::sleep(Duration::from_millis(5));
             }
-            eprintln!("asked to stop: {}", interrupt.exit_code());
+            tell!("asked to stop: {}", interrupt.exit_code());
             link.barrier()?;
         }
         other => panic!("no task {other}"),

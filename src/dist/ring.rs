@@ -265,3 +265,49 @@ fn pieces(range: Range<usize>, bytes: usize) -> impl Iterator<Item = Range<usize
     let step = PIECE / bytes;
     range.clone().step_by(step).map(move |start| start..range.end.min(start + step))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dist::Deadlines;
+    use crate::dist::member::Member;
+    use std::io::Write;
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    /// What rank 1 of two makes of `said`, which rank 0 sends before its values, when nobody else tells what is wrong.
+    fn summed(said: &[u8]) -> Result<Vec<f32>> {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let member = |rank| Member { rank, host: "h".to_owned(), pid: 1, address };
+        let deadlines = Deadlines { silence: Duration::from_millis(50), ..Deadlines::default() };
+        let link = Arc::new(Link::new(1, vec![member(0), member(1)], deadlines));
+        let mut before = TcpStream::connect(address).expect("taken");
+        let (from, _) = listener.accept().expect("a connection");
+        let mut ring = Ring::new(&link, from, &before)?;
+        before.write_all(said).expect("taken");
+        for value in [1.0_f32, 2.0, 30.0, 40.0] {
+            before.write_all(&value.to_le_bytes()).expect("taken");
+        }
+        let mut values = vec![10.0, 20.0, 3.0, 4.0];
+        ring.sum_f32(&mut values, DType::F32).map(|()| values)
+    }
+
+    #[test]
+    fn another_collective_is_not_summed() {
+        let call = |len| Call::AllReduce { dtype: DType::F32, wire: DType::F32, len };
+        let sum = summed(&header(0, call(4), 0)).expect("the same collective");
+        assert_eq!(sum, [11.0, 22.0, 30.0, 40.0]);
+        for (number, other, what) in [
+            (0, call(5), "all_reduce of 5 f32 values"),
+            (1, call(4), "all_reduce of 4 f32 values"),
+            (0, Call::Broadcast { root: 0 }, "broadcast from rank 0"),
+        ] {
+            let error = summed(&header(number, other, 0)).expect_err("another collective").to_string();
+            assert!(error.starts_with("rank 0 (h") && error.contains(what), "{error}");
+            assert!(error.contains("meets all_reduce of 4 f32 values of rank 1"), "{error}");
+        }
+        let error = summed(&[0xff; HEADER]).expect_err("nothing of the kind").to_string();
+        assert!(error.contains("something else"), "{error}");
+    }
+}

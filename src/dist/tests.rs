@@ -237,9 +237,12 @@ fn a_rank_that_ends_with_an_error_tells_all_why() {
 
 #[test]
 fn a_rank_that_has_ended_is_not_waited_for() {
-    for gone in [0, 1] {
+    // It ends while another one waits for it, or before.
+    for (gone, pauses) in [(0, [300, 0]), (0, [0, 300]), (1, [0, 300]), (1, [300, 0])] {
         let results = ranks(2, PATIENT, |mut link| {
-            if link.rank() == gone {
+            let rank = link.rank();
+            std::thread::sleep(Duration::from_millis(pauses[rank]));
+            if rank == gone {
                 link.leave(None);
                 return Ok(String::new());
             }
