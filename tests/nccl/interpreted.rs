@@ -1,7 +1,7 @@
 //! Two ranks whose devices are interpreters: what each gets is the sum of what both have, bit for bit.
 
 use crate::group::{Channels, ranks};
-use crate::model::{ADDED_UP, ONE_BY_ONE, Stretches, backend, elements, engine, read, stretches, tiny};
+use crate::model::{ADDED_UP, ONE_BY_ONE, backend, elements, engine, read, stretches, tiny};
 use crate::standing::Standing;
 use half::bf16;
 use saip_engine::backend::{Backend, Collective, ProgramId};
@@ -33,20 +33,26 @@ fn alone() -> [Vec<f32>; 2] {
     })
 }
 
-/// What each rank reads after `program`, which was run twice: the second time must not see the first.
-fn together(standing: &Standing, wire: DType, program: ProgramId, rest: Stretches) -> Vec<Vec<f32>> {
+/// What each rank reads after each of `programs`, run one after the other: none may see the sums of the one before.
+fn together(
+    standing: &Standing,
+    wire: DType,
+    programs: &[ProgramId],
+    rest: &[(Region, usize, usize)],
+) -> Vec<Vec<Vec<f32>>> {
     let (step, batches) = tiny();
     let (nccl, len) = (standing.nccl(), elements(&step));
-    let (step, batches, rest) = (&step, &batches, &rest);
+    let (step, batches) = (&step, &batches);
     ranks(2, PATIENCE, move |link| {
         let mut device = device(&nccl);
-        let all = [stretches(len), rest.clone()].concat();
+        let all = [stretches(len), rest.to_vec()].concat();
         assert!(device.join(link, &all, wire).unwrap());
         let mut engine = engine(Box::new(device), step, &batches[link.rank()]);
-        for _ in 0..2 {
-            engine.backend().run_reduced(program).unwrap();
-        }
-        read(&mut engine, Region::MicroGrads, len)
+        let mut run = |program: &ProgramId| {
+            engine.backend().run_reduced(*program).unwrap();
+            read(&mut engine, Region::MicroGrads, len)
+        };
+        programs.iter().map(&mut run).collect()
     })
 }
 
@@ -56,18 +62,19 @@ fn gradients_are_those_of_both_ranks() {
     let [a, b] = alone();
     assert!(a.iter().any(|g| *g != 0.0) && a != b, "the batches differ");
     let sums: Vec<f32> = a.iter().zip(&b).map(|(a, b)| a + b).collect();
-    for program in [ONE_BY_ONE, ADDED_UP] {
-        let both = together(&standing, DType::F32, program, Vec::new());
-        assert_eq!(bits(&both[0]), bits(&both[1]), "{program:?}: all ranks get the same bits");
-        assert_eq!(bits(&both[0]), bits(&sums), "{program:?}");
+    let programs = [ONE_BY_ONE, ADDED_UP];
+    let both = together(&standing, DType::F32, &programs, &[]);
+    for (i, program) in programs.iter().enumerate() {
+        assert_eq!(bits(&both[0][i]), bits(&both[1][i]), "{program:?}: all ranks get the same bits");
+        assert_eq!(bits(&both[0][i]), bits(&sums), "{program:?}");
     }
     assert_eq!(standing.live(), 0);
     // As halves on the way: rounded before and after the addition.
     let rounded = |x: f32| bf16::from_f32(x).to_f32();
     let halves: Vec<f32> = a.iter().zip(&b).map(|(a, b)| rounded(rounded(*a) + rounded(*b))).collect();
-    let both = together(&standing, DType::Bf16, ONE_BY_ONE, Vec::new());
-    assert_eq!(bits(&both[0]), bits(&both[1]));
-    assert_eq!(bits(&both[0]), bits(&halves));
+    let both = together(&standing, DType::Bf16, &[ONE_BY_ONE], &[]);
+    assert_eq!(bits(&both[0][0]), bits(&both[1][0]));
+    assert_eq!(bits(&both[0][0]), bits(&halves));
     assert_ne!(bits(&halves), bits(&sums));
 }
 
@@ -77,14 +84,11 @@ fn sums_come_in_the_order_that_was_given() {
     let standing = Standing::new();
     standing.log();
     // Parameters are written by no micro step.
-    let both =
-        together(&standing, DType::F32, ONE_BY_ONE, vec![(Region::Params, 5, 7), (Region::Params, 0, 3)]);
-    assert_eq!(both.len(), 2);
+    together(&standing, DType::F32, &[ONE_BY_ONE], &[(Region::Params, 5, 7), (Region::Params, 0, 3)]);
     let log = standing.log();
     let (step, _) = tiny();
-    let mut counts: Vec<usize> = stretches(elements(&step)).iter().map(|s| s.2).collect();
-    counts.extend([7, 3]);
-    let want = [counts.clone(), counts].concat();
+    let mut want: Vec<usize> = stretches(elements(&step)).iter().map(|s| s.2).collect();
+    want.extend([7, 3]);
     for rank in 0..2 {
         let own = |l: &&String| l.starts_with(&format!("{rank} ncclAllReduce "));
         let summed: Vec<usize> =

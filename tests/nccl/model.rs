@@ -37,8 +37,6 @@ const TINY: &[&str] = &[
     "optim.effective_batch=4",
 ];
 
-pub type Stretches = Vec<(Region, usize, usize)>;
-
 /// The objective, and a batch for each of two ranks.
 pub fn tiny() -> (Arc<dyn Objective>, Vec<Batch>) {
     let sets: Vec<String> = TINY.iter().map(|s| (*s).to_owned()).collect();
@@ -87,7 +85,7 @@ pub fn elements(step: &Arc<dyn Objective>) -> usize {
 }
 
 /// All fresh gradients in four stretches of unequal sizes, last parameters first, and an odd border within a tensor.
-pub fn stretches(elements: usize) -> Stretches {
+pub fn stretches(elements: usize) -> Vec<(Region, usize, usize)> {
     let borders = [0, elements / 7, elements / 3 + 1, elements / 2, elements];
     let of = |i: usize| (Region::MicroGrads, borders[i], borders[i + 1] - borders[i]);
     (0..4).rev().map(of).collect()
