@@ -94,8 +94,8 @@ mod tests {
 
     /// A plan of steps that read and write such slots.
     fn plan(steps: Vec<[Vec<Slot>; 2]>) -> Plan {
-        let op = Op::from(ops::Fill { shape: Shape::from([1]), value: 0.0, dtype: DType::F32 });
-        let step = |[inputs, outputs]| Step {
+        let op = Op::from(ops::Fill { shape: vec![1], value: 0.0, dtype: DType::F32 });
+        let step = |[inputs, outputs]: [Vec<Slot>; 2]| Step {
             op: op.clone(),
             path: String::new(),
             inputs,

@@ -188,6 +188,7 @@ fn failures_of_driver_and_library_are_told_and_leave_nothing() {
             let joined = device.join(link, &[(Region::Grads, 0, 8)], DType::Bf16);
             let pending = stand_in.fail(0, 0);
             assert!(joined.is_ok() == pending, "call {call}: {joined:?}");
+            assert!(pending || standing.live() == 0, "call {call}: what failed is left at once");
             pending
         });
         assert_eq!((stand_in.live(), standing.live()), (Live::default(), 0), "call {call}");
