@@ -1,12 +1,14 @@
 //! The `saip-engine` program.
 
 use clap::Parser;
-use saip_engine::{cli, console, interrupt};
+use saip_engine::{cli, console, cuda, interrupt};
 
 /// Exit status for anything that cannot be carried out.
 const FAILED: i32 = 2;
 
 fn main() {
+    // SAFETY: the first thing that the program does, so that no other thread is there.
+    unsafe { cuda::pin_nccl() };
     let cli = cli::Cli::parse();
     let mut code = interrupt::watch().and_then(|()| cli::run(cli)).unwrap_or_else(|error| {
         console::err(format_args!("error: {error}"));

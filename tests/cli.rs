@@ -350,7 +350,7 @@ fn info_survives_whatever_libraries_there_are() {
     // Libraries that are no libraries, and ones that lack every function that is asked for.
     let garbage = dir.path().join("garbage");
     fs::create_dir(&garbage).unwrap();
-    for name in ["libcuda.so.1", "libcuda.so", "libnvrtc.so.13", "libnvrtc.so"] {
+    for name in ["libcuda.so.1", "libcuda.so", "libnvrtc.so.13", "libnvrtc.so", "libnccl.so.2"] {
         fs::write(garbage.join(name), "no library").unwrap();
     }
     let strange = dir.path().join("strange");
@@ -366,6 +366,8 @@ fn info_survives_whatever_libraries_there_are() {
         }
         let line = info.stdout.lines().find(|l| l.contains("cublaslt")).unwrap_or_default();
         assert!(line.contains("available") || line.contains("libcublasLt.so.13"), "{path:?}: {line}");
+        let line = info.stdout.lines().find(|l| l.contains("nccl")).unwrap_or_default();
+        assert!(line.contains("available") || line.contains("nvidia-nccl-cu13"), "{path:?}: {line}");
         assert!(!info.stderr.contains("panicked"), "{path:?}: {info:?}");
         let vm = ["bench", "step", "--preset", "demo", "--device", "cuda:99"];
         run(engine(dir.path()).args(vm).env("LD_LIBRARY_PATH", &path)).refused(&["cuda"]);

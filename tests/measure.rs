@@ -123,7 +123,7 @@ impl Driver for Timed {
                 self.multiply(product)
             }
             Work::Kernel(launch) => self.launch(launch),
-            Work::Product(_) | Work::Copy { .. } => Ok(()),
+            Work::Product(_) | Work::Copy { .. } | Work::Signal { .. } => Ok(()),
         }
     }
     fn record(&mut self, work: &[Work]) -> Result<GraphId> {
@@ -143,7 +143,7 @@ impl Driver for Timed {
         let seconds = |w: &Work| match w {
             Work::Kernel(_) => KERNEL_SECONDS,
             Work::Product(_) => PRODUCT_SECONDS,
-            Work::Copy { .. } => COPY_SECONDS,
+            Work::Copy { .. } | Work::Signal { .. } => COPY_SECONDS,
         };
         Ok(Measured { seconds: Some(work.iter().map(seconds).sum()), counts: None })
     }

@@ -3,6 +3,7 @@
 use super::HostSliceMut;
 use crate::error::Result;
 use crate::tensor::DType;
+use std::time::Duration;
 
 /// What a rank is busy with. While one does what only it has to do, the others wait for it beyond the deadline of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +27,13 @@ pub trait Collective: Send {
 
     /// How many there are, at least 1.
     fn world(&self) -> usize;
+
+    /// How long a rank waits for the others within a step, and devices that sum themselves for each other's. Who keeps the others
+    /// waiting for longer, by [`Phase::Start`] or [`Phase::Aside`], meets them here, as at a [`Collective::barrier`], before
+    /// the next step.
+    fn patience(&self) -> Duration {
+        Duration::from_secs(600)
+    }
 
     /// Sums `values` over all ranks, in place. All receive the same bits, the same ones from run to run; f32 values travel (and
     /// are rounded after each addition) as `wire` says, [`DType::F32`] or [`DType::Bf16`].

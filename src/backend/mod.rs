@@ -192,7 +192,8 @@ pub trait Backend: Target + Send {
 
     /// Makes this device one of those of `group`, which then sum stretches of their memory themselves; false where it leaves
     /// that to the group. `stretches` are `(region, first element, elements)` in the order in which a program that writes
-    /// them should hand them over; gradients travel in `wire`. To be called before [`Backend::compile`].
+    /// them should hand them over; they hold f32, and are summed and sent as `wire` says, [`DType::F32`] or [`DType::Bf16`]. All
+    /// ranks give the same. To be called before [`Backend::compile`].
     ///
     /// # Errors
     /// Those of the devices' library; those of `group`.

@@ -1,6 +1,6 @@
 //! `saip-engine info`.
 
-use crate::cuda::{Installed, cache_folder, cublaslt_version, installed};
+use crate::cuda::{Installed, NcclChoice, cache_folder, cublaslt_version, installed, nccl};
 use crate::error::Result;
 use crate::report::table::table;
 use crate::units::human_bytes;
@@ -36,6 +36,7 @@ fn cuda_rows(found: &Installed) -> Vec<Vec<String>> {
         part("cuda driver", &found.driver),
         part("nvrtc", &found.nvrtc),
         part("cublaslt", &cublaslt_version()),
+        nccl_row(nccl()),
     ];
     for (i, gpu) in found.gpus.iter().enumerate() {
         let (major, minor) = gpu.capability;
@@ -57,6 +58,18 @@ fn cuda_rows(found: &Installed) -> Vec<Vec<String>> {
     let cache = cache_folder().map_or("none: set SAIP_ENGINE_CACHE".into(), |c| c.display().to_string());
     rows.push(vec!["cache".into(), String::new(), cache]);
     rows
+}
+
+/// What sums between GPUs, which only runs of several processes need.
+fn nccl_row(choice: &NcclChoice) -> Vec<String> {
+    let (state, text) = match choice {
+        NcclChoice::Named(nccl) | NcclChoice::Found(nccl) => {
+            ("available", format!("{}, {}", nccl.version_text(), nccl.file().display()))
+        }
+        NcclChoice::Without => ("unused", "SAIP_NCCL=none".to_owned()),
+        NcclChoice::Missing { why, .. } => ("absent", why.clone()),
+    };
+    vec!["nccl".into(), state.into(), text]
 }
 
 fn cpu_name() -> String {

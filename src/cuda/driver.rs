@@ -1,8 +1,9 @@
 //! What the CUDA backend asks of a driver: memory, modules, launches. An interpreter of PTX implements it as well as a
 //! real driver, so everything above this trait runs on machines without a GPU.
 
+use super::nccl::Seat;
 use crate::backend::OpCounts;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tensor::DType;
 
 /// What kernels are compiled for.
@@ -114,6 +115,26 @@ pub enum Work {
         from: u64,
         bytes: usize,
     },
+    /// What lies at `at` is final for those who wait for the signal: sums over all ranks begin beside the work that follows.
+    Signal {
+        /// One of those that [`Driver::connect`] made.
+        signal: usize,
+        at: u64,
+        bytes: usize,
+    },
+}
+
+/// A sum over all ranks, in place, beside what else the device does.
+#[derive(Clone, Debug)]
+pub struct Sum {
+    /// The signal that it waits for; without one, it waits for all that was asked for before.
+    pub after: Option<usize>,
+    pub at: u64,
+    pub elements: usize,
+    /// What is summed, and rounded to after each addition: f32 or bf16.
+    pub dtype: DType,
+    /// What brings the elements to `at`, and their sums back, where they are of another type or place.
+    pub carried: Option<[Launch; 2]>,
 }
 
 /// What the compiler made of a kernel, and how many of its blocks a multiprocessor holds.
@@ -220,6 +241,31 @@ pub trait Driver: Send {
 
     /// Waits until everything launched has ended.
     fn finish(&mut self) -> Result<()>;
+
+    /// Whether [`Driver::connect`] may be asked, for a library that somebody `named` or one that was found.
+    fn connects(&self, _named: bool) -> bool {
+        false
+    }
+
+    /// Joins the devices of all ranks; makes the signals `0..signals`.
+    ///
+    /// # Errors
+    /// Those of the library and the driver; a device that has no way to others says so.
+    fn connect(&mut self, _seat: &Seat, _signals: usize) -> Result<()> {
+        Err(Error::device(&self.info().name, "cannot be joined to other devices"))
+    }
+
+    /// Starts sums, one after the other in this order, which is that of all ranks. What is asked for from now on comes after
+    /// all of them. Whoever waits for that waits no longer than the seat tells.
+    ///
+    /// # Errors
+    /// Those of the library and the driver. The device takes part in no sum afterwards.
+    fn sum(&mut self, _sums: &[Sum]) -> Result<()> {
+        Err(Error::device(&self.info().name, "is not joined to other devices"))
+    }
+
+    /// Leaves the other devices, in order where nothing has failed, within seconds.
+    fn disconnect(&mut self) {}
 }
 
 impl<D: Driver + ?Sized> Driver for Box<D> {
@@ -291,5 +337,17 @@ impl<D: Driver + ?Sized> Driver for Box<D> {
     }
     fn finish(&mut self) -> Result<()> {
         (**self).finish()
+    }
+    fn connects(&self, named: bool) -> bool {
+        (**self).connects(named)
+    }
+    fn connect(&mut self, seat: &Seat, signals: usize) -> Result<()> {
+        (**self).connect(seat, signals)
+    }
+    fn sum(&mut self, sums: &[Sum]) -> Result<()> {
+        (**self).sum(sums)
+    }
+    fn disconnect(&mut self) {
+        (**self).disconnect();
     }
 }

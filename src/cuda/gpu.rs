@@ -3,12 +3,14 @@
 use super::cublaslt::CublasLt;
 use super::driver::{
     DeviceInfo, Driver, GraphId, ImageKind, KernelFacts, KernelId, Launch, LibraryProduct, Measured,
-    ProductId, TensorMap, Work,
+    ProductId, Sum, TensorMap, Work,
 };
 use super::gpu_flush::Flush;
 use super::gpu_handles::{
     Context, Event, Function, Graph, Instance, Module, STAGING, Staging, Stream, encode, failed,
 };
+use super::gpu_link::Link;
+use super::nccl::Seat;
 use super::probe;
 use crate::error::{Error, Result};
 use crate::units::median;
@@ -26,6 +28,8 @@ const PIECE: usize = 1 << 20;
 /// One GPU: its primary context, one stream, the modules that were loaded.
 pub struct GpuDriver {
     info: DeviceInfo,
+    /// To the GPUs of other ranks.
+    link: Option<Link>,
     /// Opened when it is first asked for; or why it cannot be.
     library: Option<std::result::Result<CublasLt, String>>,
     /// Made when it is first needed.
@@ -82,6 +86,7 @@ impl GpuDriver {
         let (staged, moved) = (Event::ordering()?, Event::ordering()?);
         Ok(GpuDriver {
             info,
+            link: None,
             library: None,
             flush: None,
             graphs: Vec::new(),
@@ -108,7 +113,7 @@ impl GpuDriver {
             .ok_or_else(|| Error::device("cuda", format!("kernel {} was never loaded", kernel.0)))
     }
 
-    fn enqueue(&self, launch: &Launch) -> Result<()> {
+    fn enqueue(&self, launch: &Launch, stream: &Stream) -> Result<()> {
         let function = self.function(launch.kernel)?;
         let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
         if launch.params.len() < function.bytes {
@@ -128,7 +133,7 @@ impl GpuDriver {
                 (gx, gy, gz),
                 (bx, by, bz),
                 launch.shared,
-                self.stream.0,
+                stream.0,
                 &mut params,
             )
         };
@@ -160,13 +165,14 @@ impl GpuDriver {
     }
 
     fn wait(&self) -> Result<()> {
+        self.link.iter().try_for_each(|link| link.wait(&self.stream))?;
         self.stream.wait().map_err(|e| failed("a kernel failed", e))
     }
 
-    /// Puts an entry of a list on the stream.
-    fn enqueue_work(&self, work: &Work) -> Result<()> {
+    /// Puts an entry of a list on the stream, which records a graph if it is `captured`.
+    fn enqueue_work(&self, work: &Work, captured: bool) -> Result<()> {
         match work {
-            Work::Kernel(launch) => self.enqueue(launch),
+            Work::Kernel(launch) => self.enqueue(launch, &self.stream),
             Work::Product(product) => match &self.library {
                 Some(Ok(library)) => library.enqueue(product.0, self.stream.0),
                 _ => Err(Error::device("cuda", format!("product {} was never prepared", product.0))),
@@ -176,7 +182,34 @@ impl GpuDriver {
                 unsafe { result::memcpy_dtod_async(*to, *from, *bytes, self.stream.0) }
                     .map_err(|e| failed("cannot copy on the GPU", e))
             }
+            Work::Signal { signal, .. } => {
+                let event = self.link()?.signal(*signal)?;
+                let recorded = match captured {
+                    true => event.record_from_graph(&self.stream),
+                    false => event.record(&self.stream),
+                };
+                recorded.map_err(|e| failed("cannot order the sums", e))
+            }
         }
+    }
+
+    fn link(&self) -> Result<&Link> {
+        self.link.as_ref().ok_or_else(|| Error::device("cuda", "the GPU is not joined to others"))
+    }
+
+    fn sum_all(&self, sums: &[Sum]) -> Result<()> {
+        let link = self.link()?;
+        for sum in sums {
+            link.wait_for(sum.after, &self.stream)?;
+            let [before, behind] = match &sum.carried {
+                Some([before, behind]) => [Some(before), Some(behind)],
+                None => [None, None],
+            };
+            before.into_iter().try_for_each(|launch| self.enqueue(launch, &link.stream))?;
+            link.sum(sum.at, sum.elements, sum.dtype)?;
+            behind.into_iter().try_for_each(|launch| self.enqueue(launch, &link.stream))?;
+        }
+        link.hand_back(&self.stream)
     }
 
     /// Milliseconds that each of `repeats` runs of `work` takes with cold caches, by events on the GPU.
@@ -195,7 +228,7 @@ impl GpuDriver {
             // While this runs the launches below are queued, so that none of them waits for the host.
             self.flush.iter().try_for_each(|flush| flush.enqueue(&self.stream))?;
             start.record(&self.stream).map_err(refused)?;
-            work.iter().try_for_each(|w| self.enqueue_work(w))?;
+            work.iter().try_for_each(|w| self.enqueue_work(w, false))?;
             end.record(&self.stream).map_err(refused)?;
             self.wait()?;
             // SAFETY: both events have happened: the stream was waited for.
@@ -300,7 +333,7 @@ impl Driver for GpuDriver {
 
     fn launch(&mut self, launch: &Launch) -> Result<()> {
         self.enter()?;
-        self.enqueue(launch)
+        self.enqueue(launch, &self.stream)
     }
 
     fn tensor_map(&self, map: &TensorMap) -> Result<[u64; 16]> {
@@ -310,7 +343,7 @@ impl Driver for GpuDriver {
 
     fn start(&mut self, work: &Work) -> Result<()> {
         self.enter()?;
-        self.enqueue_work(work)
+        self.enqueue_work(work, false)
     }
 
     fn record(&mut self, work: &[Work]) -> Result<GraphId> {
@@ -324,7 +357,7 @@ impl Driver for GpuDriver {
         };
         // SAFETY: the stream is live and this thread captures nothing else.
         unsafe { result::stream::begin_capture(self.stream.0, mode) }.map_err(refused)?;
-        let queued = work.iter().try_for_each(|w| self.enqueue_work(w));
+        let queued = work.iter().try_for_each(|w| self.enqueue_work(w, true));
         // SAFETY: the capture was begun above; it ends whatever the launches said, and its graph is owned at once.
         let graph = unsafe { result::stream::end_capture(self.stream.0) }.map(Graph);
         queued?;
@@ -402,6 +435,30 @@ impl Driver for GpuDriver {
         self.enter()?;
         self.wait()
     }
+
+    fn connects(&self, _named: bool) -> bool {
+        true
+    }
+
+    fn connect(&mut self, seat: &Seat, signals: usize) -> Result<()> {
+        self.enter()?;
+        self.link = Some(Link::open(seat, signals)?);
+        Ok(())
+    }
+
+    fn sum(&mut self, sums: &[Sum]) -> Result<()> {
+        self.enter()?;
+        // A list that ends half-way leaves other ranks in sums that this one never joins.
+        self.sum_all(sums).inspect_err(|_| self.link.iter().for_each(Link::abort))
+    }
+
+    fn disconnect(&mut self) {
+        if let Some(link) = self.link.take()
+            && self.enter().is_ok()
+        {
+            link.end(&self.stream);
+        }
+    }
 }
 
 impl Drop for GpuDriver {
@@ -409,6 +466,9 @@ impl Drop for GpuDriver {
         // Whatever is dropped after this is given back to the context that is current now, once nothing uses it. Nothing can be
         // done about an error here; the process ends or goes on without this GPU.
         if self.enter().is_ok() {
+            // Graphs first, then what they signal; a sum that never ends must not keep the streams.
+            self.graphs.clear();
+            self.disconnect();
             let _ = self.stream.wait();
             let _ = self.copies.wait();
         }

@@ -74,6 +74,16 @@ impl Stream {
         unsafe { result::stream::synchronize(self.0) }
     }
 
+    /// Whether everything on it is done.
+    pub fn is_done(&self) -> std::result::Result<bool, DriverError> {
+        // SAFETY: the stream lives as long as `self`.
+        match unsafe { sys::cuStreamQuery(self.0) }.result() {
+            Ok(()) => Ok(true),
+            Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_READY)) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
     /// What is put on it from now on comes after `event`; one that was never recorded counts as having happened.
     pub fn wait_for(&self, event: &Event) -> std::result::Result<(), DriverError> {
         // SAFETY: stream and event are live.
@@ -109,6 +119,13 @@ impl Event {
     pub fn record(&self, stream: &Stream) -> std::result::Result<(), DriverError> {
         // SAFETY: event and stream are live.
         unsafe { result::event::record(self.0, stream.0) }
+    }
+
+    /// Makes the graph that `stream` captures record it whenever it runs, for those who wait outside of the graph.
+    pub fn record_from_graph(&self, stream: &Stream) -> std::result::Result<(), DriverError> {
+        let flags = sys::CUevent_record_flags::CU_EVENT_RECORD_EXTERNAL as u32;
+        // SAFETY: event and stream are live.
+        unsafe { sys::cuEventRecordWithFlags(self.0, stream.0, flags) }.result()
     }
 
     /// Waits until it has happened.

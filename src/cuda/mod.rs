@@ -18,6 +18,9 @@ mod gemm;
 mod gpu;
 mod gpu_flush;
 mod gpu_handles;
+mod gpu_link;
+mod host;
+mod joined;
 mod kernel;
 mod launch;
 mod layer_norm;
@@ -26,6 +29,7 @@ mod linear;
 mod lower;
 mod measure;
 mod mixup;
+mod nccl;
 mod nvrtc;
 mod occupancy;
 mod optim;
@@ -39,21 +43,24 @@ mod products;
 mod program;
 mod prototype_ce;
 mod sources;
+mod stretch;
 mod tile;
 mod tune;
 mod vm;
+mod vm_link;
 mod window_attention;
 
 pub use cache::{cache_folder, kernels_folder};
 pub use compiler::{CompileProgress, Compiler, Wanted};
 pub use driver::{
     DeviceInfo, Driver, GraphId, ImageKind, KernelFacts, KernelId, Launch, LibraryProduct, Measured,
-    ProductId, TensorMap, Work,
+    ProductId, Sum, TensorMap, Work,
 };
 
 pub use choices::{Choice, Choices};
 pub use gpu::GpuDriver;
 pub use kernel::{Call, Family, Given, KernelParams, Layout};
+pub use nccl::{Communicator, Nccl, NcclChoice, Seat, UniqueId, nccl, pin_nccl};
 pub use nvrtc::CompiledKernel;
 pub use occupancy::{ARCHITECTURES, Architecture, architecture};
 pub use planning::{Collected, PlanningBackend};

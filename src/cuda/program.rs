@@ -2,18 +2,24 @@
 
 use super::choices::Choices;
 use super::compiler::{Compiler, Wanted};
-use super::driver::{Driver, GraphId, Work};
+use super::driver::{Driver, GraphId, Sum, Work};
+use super::host::{type_mismatch, with_bytes};
 use super::kernel::Call;
 use super::launch::{prepare, want};
 use super::lower::{Lower, Operand, Operands};
+use super::nccl::{Nccl, NcclChoice};
+use super::stretch::Joined;
 use super::tune::Tuner;
-use crate::backend::{Backend, Ceilings, HostSlice, HostSliceMut, OpKernel, OpMeasure, ProgramId, footprint};
+use crate::backend::{
+    Backend, Ceilings, Collective, HostSlice, HostSliceMut, OpKernel, OpMeasure, ProgramId, footprint,
+};
 use crate::error::{Error, Result};
 use crate::ir::{Op, Region, Rules};
 use crate::plan::{OperandType, Plan, Slot, Space, Step, Target};
 use crate::tensor::DType;
 use half::bf16;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// What moves between host and device at a time, bytes.
 const PART: usize = 4 << 20;
@@ -32,6 +38,9 @@ pub struct CudaBackend<D: Driver> {
     /// Where staged inputs lie until their program starts: a second buffer for each region that has such.
     landing: BTreeMap<Region, Memory>,
     staged: Vec<Staged>,
+    /// What sums with other devices; None for what the environment says.
+    pub(super) nccl: Option<NcclChoice>,
+    pub(super) joined: Option<Joined>,
 }
 
 /// Bytes on their way into a region.
@@ -63,7 +72,9 @@ pub(super) struct Program {
     pub ends: Vec<usize>,
     graph: Option<GraphId>,
     /// Addresses of constant tables.
-    tables: Vec<u64>,
+    pub tables: Vec<u64>,
+    /// What follows where the results are summed over all ranks.
+    pub sums: Option<Vec<Sum>>,
 }
 
 impl<D: Driver> CudaBackend<D> {
@@ -88,6 +99,8 @@ impl<D: Driver> CudaBackend<D> {
             programs: Vec::new(),
             landing: BTreeMap::new(),
             staged: Vec::new(),
+            nccl: None,
+            joined: None,
         })
     }
 
@@ -100,6 +113,12 @@ impl<D: Driver> CudaBackend<D> {
     /// Measures which tiles are the fastest, from now on.
     pub fn with_tuner(mut self, tuner: Tuner) -> Self {
         self.tuner = Some(tuner);
+        self
+    }
+
+    /// Sums with other devices by `nccl`, whatever the environment says.
+    pub fn with_nccl(mut self, nccl: Arc<Nccl>) -> Self {
+        self.nccl = Some(NcclChoice::Named(nccl));
         self
     }
 
@@ -170,10 +189,13 @@ impl<D: Driver> CudaBackend<D> {
     /// Work and graph of a program, where the memory lies now.
     fn prepare_program(&mut self, program: &mut Program) -> Result<()> {
         self.clear(program)?;
-        for step in &program.plan.steps {
+        let last_uses = self.last_uses(&program.plan);
+        for (i, step) in program.plan.steps.iter().enumerate() {
             program.work.extend(self.work(step, &mut program.tables)?);
+            program.work.extend(self.signals(&last_uses, i)?);
             program.ends.push(program.work.len());
         }
+        program.sums = self.sums(&last_uses, &mut program.tables)?;
         program.graph = Some(self.driver.record(&program.work)?);
         Ok(())
     }
@@ -182,6 +204,7 @@ impl<D: Driver> CudaBackend<D> {
     fn clear(&mut self, program: &mut Program) -> Result<()> {
         program.work.clear();
         program.ends.clear();
+        program.sums = None;
         if let Some(graph) = program.graph.take() {
             self.driver.forget(graph)?;
         }
@@ -274,8 +297,13 @@ impl<D: Driver> CudaBackend<D> {
             .ok_or_else(|| Error::device("cuda", format!("no program uses the region {}", region.name())))
     }
 
+    /// Whether a region has memory for `end` elements.
+    pub(super) fn has(&self, region: Region, end: usize) -> bool {
+        self.regions.get(&region).is_some_and(|r| end <= r.elements)
+    }
+
     /// Address and type of `len` elements of a region.
-    fn range(&self, region: Region, offset: usize, len: usize) -> Result<(u64, DType)> {
+    pub(super) fn range(&self, region: Region, offset: usize, len: usize) -> Result<(u64, DType)> {
         let have = self.region(region)?;
         match offset.checked_add(len) {
             Some(end) if end <= have.elements => {
@@ -291,11 +319,19 @@ impl<D: Driver> CudaBackend<D> {
 
 impl<D: Driver> Drop for CudaBackend<D> {
     fn drop(&mut self) {
-        // An error cannot be acted on, and must not keep the rest from being given back.
+        // An error cannot be acted on, and must not keep the rest from being given back. Graphs go before what they signal, and
+        // a sum that other ranks never join before everything that would wait for it.
+        for graph in self.programs.iter_mut().filter_map(|p| p.graph.take()) {
+            let _ = self.driver.forget(graph);
+        }
+        self.driver.disconnect();
         let _ = self.driver.finish();
         self.clear_all();
         let regions = std::mem::take(&mut self.regions).into_values().map(|r| r.memory);
         let landing = std::mem::take(&mut self.landing).into_values();
+        if let Some(copy) = self.joined.take().and_then(|j| j.copy) {
+            let _ = self.driver.free(copy);
+        }
         for memory in regions.chain(landing).chain([std::mem::take(&mut self.arena)]) {
             let _ = self.give_back(memory);
         }
@@ -337,6 +373,7 @@ impl<D: Driver> Backend for CudaBackend<D> {
             ends: Vec::new(),
             graph: None,
             tables: Vec::new(),
+            sums: None,
         });
         // Growing may have moved memory under earlier programs.
         let mut programs = std::mem::take(&mut self.programs);
@@ -446,6 +483,24 @@ impl<D: Driver> Backend for CudaBackend<D> {
         self.driver.replay(graph)
     }
 
+    fn join(
+        &mut self,
+        group: &mut dyn Collective,
+        stretches: &[(Region, usize, usize)],
+        wire: DType,
+    ) -> Result<bool> {
+        self.join_group(group, stretches, wire)
+    }
+
+    fn run_reduced(&mut self, program: ProgramId) -> Result<()> {
+        if self.joined.is_none() {
+            let message = format!("{} has joined no other device", self.name());
+            return Err(Error::invariant("reducing gradients", message));
+        }
+        self.run(program)?;
+        self.hand_over(program)
+    }
+
     fn measure(&mut self, program: ProgramId, repeats: usize) -> Result<Vec<OpMeasure>> {
         self.measure_ops(program, repeats)
     }
@@ -457,39 +512,4 @@ impl<D: Driver> Backend for CudaBackend<D> {
     fn ceilings(&mut self, repeats: usize) -> Result<Option<Ceilings>> {
         self.measure_ceilings(repeats)
     }
-}
-
-/// Hands the bytes of `data` as a region of `dtype` holds them to `send`.
-fn with_bytes(
-    region: Region,
-    dtype: DType,
-    data: HostSlice<'_>,
-    send: impl FnOnce(&[u8]) -> Result<()>,
-) -> Result<()> {
-    let (singles, halves): (Vec<f32>, Vec<bf16>);
-    let bytes: &[u8] = match (data, dtype) {
-        (HostSlice::I32(x), DType::I32) => bytemuck::cast_slice(x),
-        (HostSlice::F32(x), DType::F32) => bytemuck::cast_slice(x),
-        (HostSlice::F64(x), DType::F32) => {
-            singles = x.iter().map(|v| *v as f32).collect();
-            bytemuck::cast_slice(&singles)
-        }
-        (HostSlice::F32(x), DType::Bf16) => {
-            halves = x.iter().map(|v| bf16::from_f32(*v)).collect();
-            bytemuck::cast_slice(&halves)
-        }
-        (HostSlice::F64(x), DType::Bf16) => {
-            halves = x.iter().map(|v| bf16::from_f64(*v)).collect();
-            bytemuck::cast_slice(&halves)
-        }
-        _ => return Err(type_mismatch(region, dtype)),
-    };
-    send(bytes)
-}
-
-fn type_mismatch(region: Region, dtype: DType) -> Error {
-    Error::device(
-        "cuda",
-        format!("region {} holds {dtype}, the host's data is of another kind", region.name()),
-    )
 }

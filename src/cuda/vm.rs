@@ -1,6 +1,10 @@
 //! A driver without a GPU: interprets the PTX, and refuses launches that do what a GPU would leave undefined.
 
-use super::driver::{DeviceInfo, Driver, GraphId, ImageKind, KernelId, Launch, Measured, TensorMap, Work};
+use super::driver::{
+    DeviceInfo, Driver, GraphId, ImageKind, KernelId, Launch, Measured, Sum, TensorMap, Work,
+};
+use super::nccl::Seat;
+use super::vm_link::VmLink;
 use crate::backend::OpCounts;
 use crate::error::{Error, Result};
 use ptx_vm::{Counts, Memory, Module, Options};
@@ -20,6 +24,8 @@ pub struct VmDriver {
     staged: Vec<(u64, Vec<u8>)>,
     options: Options,
     counts: Counts,
+    /// To the devices of other ranks.
+    link: Option<VmLink>,
 }
 
 impl VmDriver {
@@ -35,6 +41,26 @@ impl VmDriver {
             staged: Vec::new(),
             options: Options::default(),
             counts: Counts::default(),
+            link: None,
+        }
+    }
+
+    fn link(&mut self) -> Result<(&mut VmLink, &mut Memory)> {
+        let lost = || Error::device("ptx-vm", "is not joined to other devices");
+        self.link.as_mut().ok_or_else(lost).map(|link| (link, &mut self.memory))
+    }
+
+    fn sum_one(&mut self, sum: &Sum) -> Result<()> {
+        let (link, memory) = self.link()?;
+        link.recall(sum, memory)?;
+        if let Some([before, _]) = &sum.carried {
+            self.launch(before)?;
+        }
+        let (link, memory) = self.link()?;
+        link.sum(sum, memory)?;
+        match &sum.carried {
+            Some([_, behind]) => self.launch(behind),
+            None => Ok(()),
         }
     }
 
@@ -148,6 +174,10 @@ impl Driver for VmDriver {
                 Err(Error::device("ptx-vm", format!("product {} was never prepared", product.0)))
             }
             Work::Copy { to, from, bytes } => self.copy(*to, *from, *bytes),
+            Work::Signal { signal, at, bytes } => {
+                let (link, memory) = self.link()?;
+                link.signal(*signal, *at, *bytes, memory)
+            }
         }
     }
 
@@ -189,5 +219,27 @@ impl Driver for VmDriver {
 
     fn finish(&mut self) -> Result<()> {
         Ok(())
+    }
+
+    /// To a library that was named for it: NVIDIA's own would take the interpreter's addresses for a GPU's.
+    fn connects(&self, named: bool) -> bool {
+        named
+    }
+
+    fn connect(&mut self, seat: &Seat, signals: usize) -> Result<()> {
+        self.link = Some(VmLink::open(seat, signals)?);
+        Ok(())
+    }
+
+    fn sum(&mut self, sums: &[Sum]) -> Result<()> {
+        let summed = sums.iter().try_for_each(|sum| self.sum_one(sum));
+        // A list that ends half-way leaves other ranks in sums that this one never joins.
+        summed.inspect_err(|_| self.link.iter().for_each(VmLink::abort))
+    }
+
+    fn disconnect(&mut self) {
+        if let Some(link) = self.link.take() {
+            link.end();
+        }
     }
 }

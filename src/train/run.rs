@@ -299,7 +299,7 @@ impl Run<'_> {
         // Ranks stop together: each has to make an update to hear of it.
         let stop = |run: &Self| if run.ranks.is_some() { run.stopping } else { interrupt.requested() };
         while self.stepper.step < self.stepper.schedule.steps && !stop(self) {
-            self.stepper.prepare();
+            self.stepper.prepare()?;
             self.progress.resume_clock();
             self.one_step(interrupt)?;
             let due = |every: u64| every > 0 && self.stepper.step.is_multiple_of(every);

@@ -47,6 +47,8 @@ pub struct Stepper {
     own_micro_steps: u64,
     /// Updates between two checks that the ranks' states are equal.
     check_every: u64,
+    /// Updates between two after which rank 0 does what only it has to, while the others wait; 0: never.
+    asides: [u64; 2],
     /// Updates between two after which something else writes the engine's inputs; 0: never.
     pub aside_every: u64,
     /// Completed updates.
@@ -82,6 +84,7 @@ impl Stepper {
             micro_steps: cfg.optim.accumulation(1)? as u64,
             own_micro_steps: cfg.optim.accumulation(world)? as u64,
             check_every: cfg.dist.check_every,
+            asides: [cfg.run.probe_every, cfg.run.checkpoint_every],
             aside_every: 0,
             step: start,
             in_update: false,
@@ -97,9 +100,18 @@ impl Stepper {
     }
 
     /// Waits for images that no earlier step had brought: that is no part of the step.
-    pub fn prepare(&mut self) {
+    ///
+    /// # Errors
+    /// Those of the link between the ranks.
+    pub fn prepare(&mut self) -> Result<()> {
         if self.ahead.is_none() {
             self.ahead = Some(self.feed(self.step * self.own_micro_steps));
+        }
+        // Sums have a deadline that knows nothing of what a rank is busy with: who may have been kept waiting meets here.
+        let aside = self.asides.iter().any(|every| *every > 0 && self.step.is_multiple_of(*every));
+        match &self.ranks {
+            Some(ranks) if aside => ranks.all_gather(&[]).map(|_| ()),
+            _ => Ok(()),
         }
     }
 

@@ -123,6 +123,23 @@ impl StandIn {
         unsafe { symbol::<unsafe extern "C" fn(*const c_char) -> u64>("stand_in_calls")(name.as_ptr()) }
     }
 
+    /// What streams were asked for since the last time, a line each; nothing before the first time.
+    pub fn trace(&self) -> Vec<String> {
+        let mut text = vec![0u8; 1 << 20];
+        // SAFETY: as it is declared; the text fits or is cut, with its zero.
+        unsafe {
+            symbol::<unsafe extern "C" fn(*mut u8, usize)>("stand_in_trace")(text.as_mut_ptr(), text.len());
+        }
+        let text = CStr::from_bytes_until_nul(&text).unwrap().to_string_lossy().into_owned();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// What puts work of another library on a stream: stream, address, bytes.
+    pub fn library_work(&self) -> extern "C" fn(u64, u64, u64) -> u32 {
+        // SAFETY: as it is declared; the library stays loaded.
+        *unsafe { library().get(b"stand_in_work") }.expect("the stand-in has it")
+    }
+
     /// Why the last call of this thread that was refused was.
     pub fn refusal(&self) -> String {
         let mut text = [0u8; 1000];

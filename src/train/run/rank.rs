@@ -121,7 +121,7 @@ fn follow(cfg: &TrainConfig, stepper: &mut Stepper, interrupt: &Interrupt, ranks
     ranks.enter(Phase::Step);
     let (mut bad, mut skipped, mut stop) = (0, 0, false);
     while stepper.step < stepper.schedule.steps && !stop {
-        stepper.prepare();
+        stepper.prepare()?;
         let updated = stepper.update(interrupt)?;
         stop = updated.stop;
         bad = if updated.health.finite { 0 } else { bad + 1 };

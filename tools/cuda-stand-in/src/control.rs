@@ -108,19 +108,38 @@ pub unsafe extern "C" fn stand_in_calls(name: *const c_char) -> u64 {
     name.to_str().ok().and_then(|n| state().calls.get(n).copied()).unwrap_or(0)
 }
 
+/// Writes what streams were asked for since the last time, a line each, as far as there is room, with a zero. Nothing is written
+/// down before the first time.
+///
+/// # Safety
+/// `text` must have room for `bytes`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn stand_in_trace(text: *mut c_char, bytes: usize) {
+    let lines = state().streams.trace.replace(Vec::new()).unwrap_or_default().join("\n");
+    // SAFETY: the caller's promise.
+    unsafe { put_text(&lines, text, bytes) };
+}
+
+/// Writes `from` as far as there is room, with a zero.
+///
+/// # Safety
+/// `text` must have room for `bytes`.
+unsafe fn put_text(from: &str, text: *mut c_char, bytes: usize) {
+    let Some(room) = bytes.checked_sub(1) else { return };
+    let len = from.len().min(room);
+    // SAFETY: the caller's promise; `len` and the zero fit.
+    unsafe {
+        std::ptr::copy_nonoverlapping(from.as_ptr(), text.cast(), len);
+        text.add(len).write(0);
+    }
+}
+
 /// Writes why the last refused call of this thread was refused, as far as there is room, with a zero.
 ///
 /// # Safety
 /// `text` must have room for `bytes`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn stand_in_refusal(text: *mut c_char, bytes: usize) {
-    REFUSED.with_borrow(|why| {
-        let Some(room) = bytes.checked_sub(1) else { return };
-        let len = why.len().min(room);
-        // SAFETY: the caller's promise; `len` and the zero fit.
-        unsafe {
-            std::ptr::copy_nonoverlapping(why.as_ptr(), text.cast(), len);
-            text.add(len).write(0);
-        }
-    });
+    // SAFETY: the caller's promise.
+    REFUSED.with_borrow(|why| unsafe { put_text(why, text, bytes) });
 }

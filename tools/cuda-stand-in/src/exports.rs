@@ -14,6 +14,8 @@ const VERSION: i32 = 13000;
 /// `CU_STREAM_NON_BLOCKING`, `CU_EVENT_DISABLE_TIMING`.
 const NON_BLOCKING: u32 = 1;
 const UNTIMED: u32 = 2;
+/// `CU_EVENT_RECORD_EXTERNAL`.
+const EXTERNAL: u32 = 1;
 /// Alignment of a tensor map, bytes.
 const MAP_ALIGNED: usize = 64;
 /// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.
@@ -236,6 +238,11 @@ functions! {
     Context cuEventCreate(event: *mut u64, flags: u32) |s, t| put(event, s.streams.create_event(flags & UNTIMED == 0));
     GivesBack cuEventDestroy_v2(event: u64) |s, t| s.streams.destroy_event(event);
     Context cuEventRecord(event: u64, stream: u64) |s, t| on(s, stream, |s| s.streams.record(event, stream));
+    Context cuEventRecordWithFlags(event: u64, stream: u64, flags: u32) |s, t| on(s, stream, |s| match flags {
+        0 => s.streams.record(event, stream),
+        EXTERNAL => s.streams.record_from_graph(event, stream),
+        _ => refuse(Code::InvalidValue, format!("flags {flags} of a record")),
+    });
     Context cuEventSynchronize(event: u64) |s, t| s.streams.synchronize_event(event);
     Context cuEventQuery(event: u64) |s, t| s.streams.query_event(event);
     Context cuEventElapsedTime(ms: *mut f32, start: u64, end: u64) |s, t| put(ms, s.streams.elapsed(start, end)?);
@@ -285,6 +292,12 @@ functions! {
         s.memory.range(at, tiled.check()?)?;
         put(map, tiled.encode())
     };
+}
+
+/// Work of another library, of `bytes` at `at`, on a stream.
+#[unsafe(no_mangle)]
+pub extern "C" fn stand_in_work(stream: u64, at: u64, bytes: u64) -> u32 {
+    call("stand_in_work", Needs::Context, |s, _| on(s, stream, |s| s.library_work(at, bytes, stream)))
 }
 
 /// Work on a stream; a refusal spoils the capture that the stream is part of.

@@ -109,6 +109,7 @@ impl State {
         (self.initialised, self.retains, self.orphans, self.failing) = (false, 0, [0; KINDS], None);
         self.current.clear();
         self.calls.clear();
+        self.streams.trace = None;
     }
 
     /// What is live, with what died with its context: memory, pinned memory, streams, events, modules, graphs, executable
@@ -239,7 +240,9 @@ impl State {
         }
         let memory = params.iter().filter_map(|p| self.memory.owner(*p)).collect();
         let launch = Some((function.module, function.kernel.clone()));
-        self.streams.queue(stream, Node { launch, memory, pinned: None })
+        let name = &function.kernel.name;
+        self.streams.note(|| format!("kernel {name} on {stream:#x}"));
+        self.streams.queue(stream, Node { launch, memory, pinned: None, signal: None })
     }
 
     /// A copy or a set on a stream, between stretches of the device's memory and of the host's.
@@ -253,7 +256,16 @@ impl State {
             Some(at) => self.pinned.range(at, bytes)?,
             None => None,
         };
-        self.streams.queue(stream, Node { launch: None, memory, pinned })
+        self.streams.queue(stream, Node { launch: None, memory, pinned, signal: None })
+    }
+
+    /// Work of a library on a stream, which may not be captured.
+    pub fn library_work(&mut self, at: u64, bytes: u64, stream: u64) -> Answer {
+        if self.streams.capture_of(stream)?.is_some() {
+            return refuse(Code::CaptureUnsupported, "a library's work is captured");
+        }
+        self.streams.note(|| format!("library {stream:#x} at {at:#x}, {bytes} bytes"));
+        self.transfer(&[at], None, bytes, stream)
     }
 
     pub fn add_graph(&mut self, graph: Graph) -> u64 {
@@ -288,6 +300,11 @@ impl State {
                 self.modules
                     .get(*module)
                     .map_err(|r| Refusal { why: format!("node {i} of a graph, {name}: {}", r.why), ..r })?;
+            }
+            if let Some(event) = node.signal {
+                self.streams
+                    .has_event(event)
+                    .map_err(|r| Refusal { why: format!("node {i} of a graph records: {}", r.why), ..r })?;
             }
             if let Some(at) = node.memory.iter().find(|at| !self.memory.is_live(**at)) {
                 let why = format!("node {i} of a graph, {name}, uses {at:#x}, which was freed");

@@ -28,6 +28,8 @@ pub struct Node {
     pub memory: Vec<u64>,
     /// Start of the pinned memory that it uses.
     pub pinned: Option<u64>,
+    /// The event that it records whenever its graph runs.
+    pub signal: Option<u64>,
 }
 
 /// A graph, or an executable one.
@@ -88,6 +90,8 @@ pub struct Streams {
     /// Copies of pinned memory that nobody is known to have waited for: stream, position, start of the memory.
     copying: Vec<(u64, u64, u64)>,
     clock: f64,
+    /// What streams were asked for, in words; None where nobody wants to know.
+    pub trace: Option<Vec<String>>,
 }
 
 impl Default for Streams {
@@ -99,6 +103,7 @@ impl Default for Streams {
             captures: Table::new(Kind::Capture),
             copying: Vec::new(),
             clock: 1.0,
+            trace: None,
         }
     }
 }
@@ -115,6 +120,13 @@ impl Streams {
         self.events.clear();
         self.captures.clear();
         self.copying.clear();
+    }
+
+    /// Writes down what a stream is asked for.
+    pub fn note(&mut self, line: impl FnOnce() -> String) {
+        if let Some(trace) = &mut self.trace {
+            trace.push(line());
+        }
     }
 
     pub fn create(&mut self, blocking: bool) -> u64 {
@@ -222,7 +234,15 @@ impl Streams {
             Some(_) => graph.nodes.iter().try_for_each(|n| self.queue(stream, n.clone())),
             None => {
                 self.clock += WORK_MS * graph.nodes.len() as f64;
-                self.stream_mut(stream)?.queued += 1;
+                self.note(|| format!("graph {stream:#x} of {}", graph.nodes.len()));
+                let s = self.stream_mut(stream)?;
+                s.queued += 1;
+                let moment = Moment::At(stream, s.queued, self.clock);
+                let signals = graph.nodes.iter().enumerate().filter_map(|(i, n)| Some((i, n.signal?)));
+                for (node, event) in signals {
+                    self.note(|| format!("signal {event:#x} at node {node}"));
+                    self.events.get_mut(event)?.moment = moment;
+                }
                 Ok(())
             }
         }
@@ -281,8 +301,24 @@ impl Streams {
         self.events.remove(event).map(drop)
     }
 
+    pub fn has_event(&self, event: u64) -> Answer {
+        self.events.get(event).map(drop)
+    }
+
+    /// Has the graph that `stream` is captured for record an event whenever it runs.
+    pub fn record_from_graph(&mut self, event: u64, stream: u64) -> Answer {
+        self.has_event(event)?;
+        if self.capture_of(stream)?.is_none() {
+            return refuse(Code::InvalidValue, "an external record is of captures only");
+        }
+        self.queue(stream, Node { launch: None, memory: Vec::new(), pinned: None, signal: Some(event) })
+    }
+
     pub fn record(&mut self, event: u64, stream: u64) -> Answer {
         self.events.get(event)?;
+        if self.capture_of(stream)?.is_none() {
+            self.note(|| format!("record {event:#x} on {stream:#x}"));
+        }
         let moment = match self.capture_of(stream)? {
             Some(at) => {
                 let events = &mut self.captures.get_mut(at)?.events;
@@ -306,6 +342,7 @@ impl Streams {
     pub fn wait_event(&mut self, stream: u64, event: u64) -> Answer {
         let moment = self.events.get(event)?.moment;
         let own = self.capture_of(stream)?;
+        self.note(|| format!("wait {stream:#x} for {event:#x}"));
         match (moment, own) {
             (Moment::Never, _) => Ok(()),
             (Moment::At(other, position, _), None) => {

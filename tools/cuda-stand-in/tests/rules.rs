@@ -133,6 +133,43 @@ fn events() {
     assert_eq!(cuEventQuery(a), NOT_READY);
 }
 
+/// Events that a graph records whenever it runs, and work of another library beside it.
+#[test]
+fn events_recorded_by_graphs() {
+    const EXTERNAL: u32 = 1;
+    let _alone = open();
+    let ([s, other], [e, lost]) = ([stream(), stream()], [event(), event()]);
+    assert_eq!(cuEventRecordWithFlags(e, s, EXTERNAL), INVALID_VALUE, "nothing captures");
+    assert_eq!(cuEventRecordWithFlags(e, s, 2), INVALID_VALUE);
+    assert_eq!(cuEventRecordWithFlags(e, s, 0), 0);
+    assert_eq!(cuStreamSynchronize(s), 0);
+    let recorded = |event| {
+        begin(s, THREAD_LOCAL);
+        assert_eq!(cuEventRecordWithFlags(event, s, EXTERNAL), 0);
+        let graph = made(|g| cuStreamEndCapture(s, g));
+        let exec = made(|x| cuGraphInstantiateWithFlags(x, graph, 0));
+        assert_eq!(cuGraphDestroy(graph), 0);
+        exec
+    };
+    let [exec, stale] = [recorded(e), recorded(lost)];
+    assert_eq!(cuEventQuery(e), 0, "the graph has not run");
+    assert_eq!(cuGraphLaunch(exec, s), 0);
+    assert_eq!(cuEventQuery(e), NOT_READY);
+    assert_eq!(cuGraphLaunch(exec, s), 0);
+    assert_eq!(cuStreamWaitEvent(other, e, 0), 0, "who waits outside is not drawn into a capture");
+    assert_eq!(cuStreamSynchronize(other), 0);
+    assert_eq!(cuStreamQuery(s), 0, "what was waited for is done");
+    assert_eq!(cuEventDestroy_v2(lost), 0);
+    assert_eq!(cuGraphLaunch(stale, s), INVALID_HANDLE);
+    let at = memory(64);
+    assert_eq!(stand_in_work(other, at, 64), 0);
+    assert_eq!(stand_in_work(other, at, 65), INVALID_VALUE);
+    assert_eq!(stand_in_work(lost, at, 64), INVALID_HANDLE);
+    begin(s, THREAD_LOCAL);
+    assert_eq!(stand_in_work(s, at, 64), UNSUPPORTED);
+    assert_eq!(end(s), INVALIDATED);
+}
+
 #[test]
 fn pinned_memory() {
     let _alone = open();

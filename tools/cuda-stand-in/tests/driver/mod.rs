@@ -39,6 +39,8 @@ unsafe extern "C" {
     pub safe fn cuEventCreate(event: &mut u64, flags: u32) -> u32;
     pub safe fn cuEventDestroy_v2(event: u64) -> u32;
     pub safe fn cuEventRecord(event: u64, stream: u64) -> u32;
+    pub safe fn cuEventRecordWithFlags(event: u64, stream: u64, flags: u32) -> u32;
+    pub safe fn stand_in_work(stream: u64, at: u64, bytes: u64) -> u32;
     pub safe fn cuEventSynchronize(event: u64) -> u32;
     pub safe fn cuEventQuery(event: u64) -> u32;
     pub safe fn cuEventElapsedTime_v2(ms: &mut f32, start: u64, end: u64) -> u32;
