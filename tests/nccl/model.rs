@@ -63,7 +63,7 @@ pub const ONE_BY_ONE: ProgramId = ProgramId(2);
 pub fn engine(backend: Box<dyn Backend>, step: &Arc<dyn Objective>, batch: &Batch) -> Engine {
     let options = EngineOptions { micro_steps: 2, drop_path: 0.0, recompute: false, seed: 0 };
     let mut engine = Engine::new(backend, Arc::clone(step), options).unwrap();
-    let opts = StepOptions { dtype: DType::F32, micro_steps: 2, drop_path: 0.0 };
+    let opts = StepOptions { dtype: DType::F32, micro_steps: 2, drop_path: 0.0, stretch: None };
     let mut graph = step.step(0, &opts).unwrap().graph;
     let added = |v: &&mut saip_engine::ir::Value| {
         v.producer.is_some() && v.binding.is_some_and(|b| b.region == Region::Grads)
@@ -74,13 +74,13 @@ pub fn engine(backend: Box<dyn Backend>, step: &Arc<dyn Objective>, batch: &Batc
     engine.initialise().unwrap();
     engine.feed(0, batch, &step.point(1)).unwrap();
     // The inputs come into their places with the program that they were fed for.
-    engine.start(0).unwrap();
+    engine.start(0, true).unwrap();
     engine
 }
 
 /// The parameters' elements.
 pub fn elements(step: &Arc<dyn Objective>) -> usize {
-    let opts = StepOptions { dtype: DType::F32, micro_steps: 2, drop_path: 0.0 };
+    let opts = StepOptions { dtype: DType::F32, micro_steps: 2, drop_path: 0.0, stretch: None };
     step.step(0, &opts).unwrap().registries.student.len()
 }
 
