@@ -10,4 +10,5 @@ mod model;
 #[path = "../stand_in/mod.rs"]
 mod stand_in;
 mod standing;
+mod steps;
 mod streams;

@@ -39,6 +39,11 @@ const TINY: &[&str] = &[
 
 /// The objective, and a batch for each of two ranks.
 pub fn tiny() -> (Arc<dyn Objective>, Vec<Batch>) {
+    tiny_with(2)
+}
+
+/// The objective, and the first `count` batches.
+pub fn tiny_with(count: usize) -> (Arc<dyn Objective>, Vec<Batch>) {
     let sets: Vec<String> = TINY.iter().map(|s| (*s).to_owned()).collect();
     let cfg = TrainConfig::resolve(Some("demo"), None, &sets).unwrap();
     let step: Arc<dyn Objective> = Arc::from(objective(&cfg).unwrap().at_scale(1.0).unwrap());
@@ -46,7 +51,7 @@ pub fn tiny() -> (Arc<dyn Objective>, Vec<Batch>) {
     let source = Arc::new(SynthSource::new(persons).unwrap());
     let loader = LoaderConfig { batch: step.batch(), workers: 0, prefetch: 1, ..LoaderConfig::default() };
     let mut loader = Loader::new(source, loader, step.recipe().unwrap()).unwrap();
-    let batches = (0..2).map(|_| loader.next().unwrap()).collect();
+    let batches = (0..count).map(|_| loader.next().unwrap()).collect();
     (step, batches)
 }
 
