@@ -11,8 +11,8 @@ pub struct Hello {
     pub version: String,
     /// Hash of the configuration; the same on all ranks.
     pub config: String,
-    /// What the rank computes on: `cpu`, or something that names a GPU among those of its host, such as its uuid. No two ranks
-    /// share a GPU.
+    /// What the rank computes on: `cpu`, or a GPU by its uuid, as no two ranks share one. Its number would not do: where each rank
+    /// sees its own GPU only, all are number 0.
     pub device: String,
 }
 
