@@ -21,9 +21,6 @@ pub struct RankArgs {
     pub rendezvous: Option<String>,
 }
 
-/// For the other ranks to end once one has failed.
-const PATIENCE: Duration = Duration::from_secs(60);
-
 impl RankArgs {
     /// Starts the ranks that are asked for and waits for them: the exit status; None if this process is to do the work itself,
     /// alone or as one of the ranks.
@@ -43,7 +40,9 @@ impl RankArgs {
             )));
         }
         let arguments = without_ranks(std::env::args_os().skip(1));
-        Local { ranks, arguments, patience: PATIENCE }.run().map(Some)
+        // The others hear of it, and their programs end.
+        let Deadlines { silence, grace, .. } = Deadlines::default();
+        Local { ranks, arguments, patience: silence + grace }.run().map(Some)
     }
 
     /// The launch that this process is part of.
