@@ -3,6 +3,7 @@
 
 use crate::tensor::DType;
 use libloading::Library;
+use std::error::Error;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt;
 use std::mem::ManuallyDrop;
@@ -123,6 +124,11 @@ fn remedy(code: c_int) -> &'static str {
     }
 }
 
+/// What the loader says, which the binding keeps behind words of its own.
+fn loader_text(e: &libloading::Error) -> String {
+    e.source().map_or_else(|| e.to_string(), ToString::to_string)
+}
+
 /// Where the file of a function lies, as the loader knows it.
 fn file_of(function: *const c_void) -> Option<PathBuf> {
     let mut info = libc::Dl_info {
@@ -143,7 +149,7 @@ impl Nccl {
     /// Why it cannot be used, without a remedy: who looked for it knows one.
     pub fn open(path: &Path) -> Result<Arc<Nccl>, String> {
         // SAFETY: loading the library runs its initialisers only; what is no library is refused.
-        let library = unsafe { Library::new(path) }.map_err(|e| e.to_string())?;
+        let library = unsafe { Library::new(path) }.map_err(|e| loader_text(&e))?;
         let library = ManuallyDrop::new(library);
         type Version = unsafe extern "C" fn(*mut c_int) -> c_int;
         // SAFETY: as it is declared in every version.

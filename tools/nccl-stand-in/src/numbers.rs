@@ -55,9 +55,13 @@ mod tests {
 
     #[test]
     fn halves_round_to_the_nearest_and_ties_to_the_even_one() {
-        for (x, bits) in
-            [(1.0, 0x3f80), (1.00390625, 0x3f80), (1.01171875, 0x3f82), (1.005, 0x3f81), (-2.0, 0xc000)]
-        {
+        for (x, bits) in [
+            (1.0, 0x3f80),
+            (1.0 + 1.0 / 256.0, 0x3f80),
+            (1.0 + 3.0 / 256.0, 0x3f82),
+            (1.005, 0x3f81),
+            (-2.0, 0xc000),
+        ] {
             assert_eq!(to_bf16(x), bits, "{x}");
         }
         assert!(from_bf16(to_bf16(f32::NAN)).is_nan());
