@@ -1,5 +1,6 @@
 //! The sections that no objective owns.
 
+use crate::data::synth::MAX_CAMERAS;
 use crate::ir::PATCH;
 use crate::keys::{Kind, MAX_COUNT, Range, Typed, section};
 use crate::models::{EncoderConfig, VitConfig};
@@ -134,7 +135,7 @@ section! {
         /// Images of each.
         pub images_per_identity: usize = 16, Range::Whole(1, MAX_COUNT);
         /// Cameras they are seen by.
-        pub cameras: usize = 4, Range::Whole(1, MAX_COUNT);
+        pub cameras: usize = 4, Range::Whole(1, MAX_CAMERAS);
     }
 }
 
