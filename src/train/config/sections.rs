@@ -150,10 +150,12 @@ pub enum ProbeFeatures {
     Image,
     /// Means of the patch tokens of horizontal stripes through the middle.
     Stripes,
+    /// These of tokens relative to their picture: in deviations from its mean.
+    Relative,
 }
 
 impl Typed for ProbeFeatures {
-    const KIND: Kind = Kind::Choice(&["image", "stripes"]);
+    const KIND: Kind = Kind::Choice(&["image", "stripes", "relative"]);
 }
 
 section! {
@@ -171,7 +173,7 @@ section! {
         pub probe: Option<PathBuf> = None => may_change;
         /// How many drawn persons, of those by whom encoders are compared.
         pub probe_persons: usize = PROBE_PERSONS, Range::Whole(2, PROBE_PERSONS) => may_change;
-        /// What of an image is tried: its image token, or its patch tokens by stripes through the middle.
+        /// What of an image is tried: its image token, or its patch tokens by stripes through the middle, also relative to the picture.
         pub probe_features: ProbeFeatures = ProbeFeatures::Image => may_change;
         /// [height, width] that the probe's images are brought to; none: views.global_size.
         pub probe_size: Option<[usize; 2]> = None, Range::Pixels(PATCH) => may_change;
