@@ -42,8 +42,11 @@ pub struct ProbeResult {
     pub images: usize,
 }
 
-/// How a picture's patch tokens on a grid of `[rows, columns]` become its feature; None where it is the image token.
-fn of_patches(features: ProbeFeatures) -> Option<fn(&[f32], [usize; 2]) -> Vec<f32>> {
+/// How a picture's patch tokens on a grid of `[rows, columns]` become its feature.
+type OfPatches = fn(&[f32], [usize; 2]) -> Vec<f32>;
+
+/// What is made of patch tokens; None where the feature is the image token.
+fn of_patches(features: ProbeFeatures) -> Option<OfPatches> {
     match features {
         ProbeFeatures::Image => None,
         ProbeFeatures::Stripes => Some(stripes::stripes),
