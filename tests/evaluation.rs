@@ -84,6 +84,15 @@ fn the_probe_of_stripes_is_what_eval_finds() {
     let log = support::metrics(&dir.join("run"));
     let probe = log.iter().rev().find_map(|l| l.get("probe/map")).unwrap().as_f64().unwrap();
     assert!((map("stripes") - probe).abs() < 1e-9, "{all}");
+    // The same with tokens relative to their picture.
+    let keys = [&keys[..3], &["run.probe_features=relative", "run.probe_size=[96,64]"]].concat();
+    let told = run(&mut train(dir, "relative", &keys)).ok();
+    let says = "relative stripes: mAP";
+    assert!(told.stderr.contains(says) || told.stdout.contains(says), "{told:?}");
+    let log = support::metrics(&dir.join("relative"));
+    let relative = log.iter().rev().find_map(|l| l.get("probe/map")).unwrap().as_f64().unwrap();
+    assert!((map("stripes_relative") - relative).abs() < 1e-9, "{all}");
+    assert!((relative - probe).abs() > 1e-9, "{all}");
     // Other features are other numbers, and so are images of another size.
     assert!(["image_token", "patch_mean", "both"].iter().all(|f| (map(f) - probe).abs() > 1e-9), "{all}");
     let small = evaluate(dir, &["--data", "persons", "--features", "stripes"]);

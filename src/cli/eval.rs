@@ -137,6 +137,7 @@ fn title(line: &Line) -> String {
         "patch_mean" => "patch mean",
         "both" => "both",
         "stripes" => "stripes",
+        "stripes_relative" => "relative stripes",
         tag => Reference::ALL.iter().find(|r| r.tag() == tag).map_or(tag, |r| r.name()),
     };
     match line.origin {

@@ -150,6 +150,7 @@ mod tests {
             ("--out x --identities 0", "--identities: 0 is not in 1..="),
             ("--out x --images-per-identity 0", "--images-per-identity: 0"),
             ("--out x --cameras 0", "--cameras: 0"),
+            ("--out x --cameras 12", "--cameras: 12 is not in 1..=9"),
         ] {
             let error = run(&args(line).unwrap()).unwrap_err().to_string();
             assert!(error.starts_with(named) && !error.contains("synth."), "{error}");

@@ -32,6 +32,8 @@ pub enum Which {
     Both,
     /// Means of the patch tokens of horizontal stripes through the middle
     Stripes,
+    /// These of tokens in deviations from their picture's mean: a camera's light drops out
+    Relative,
     /// All of these
     All,
 }
@@ -40,7 +42,7 @@ impl Which {
     fn of(self, wanted: Which) -> bool {
         match self {
             Which::All => true,
-            Which::Both => wanted != Which::Stripes,
+            Which::Both => matches!(wanted, Which::Image | Which::Patch | Which::Both),
             own => own == wanted,
         }
     }
@@ -62,7 +64,7 @@ pub enum Origin {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Line {
     pub origin: Origin,
-    /// Such as `image_token`, `patch_mean`, `both`, `stripes`, `color_histogram`.
+    /// Such as `image_token`, `patch_mean`, `both`, `stripes`, `stripes_relative`, `color_histogram`.
     pub features: String,
     /// On labelled persons.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -159,6 +161,9 @@ fn encoder_columns(embedder: &Embedder, which: Which, origin: Origin) -> Vec<Col
     }
     if which.of(Which::Stripes) {
         columns.push(column("stripes", stripes::dim(grid(embedder.size), patch)));
+    }
+    if which.of(Which::Relative) {
+        columns.push(column("stripes_relative", stripes::dim(grid(embedder.size), patch)));
     }
     columns
 }
@@ -257,6 +262,9 @@ fn append(
         }
         if which.of(Which::Stripes) {
             own.push(stripes::stripes(patches, grid));
+        }
+        if which.of(Which::Relative) {
+            own.push(stripes::relative(patches, grid));
         }
         let all = own.iter().chain(references);
         columns.iter_mut().zip(all).for_each(|(column, values)| column.values.extend(values));

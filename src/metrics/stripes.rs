@@ -45,6 +45,34 @@ pub fn stripes(patches: &[f32], [rows, columns]: [usize; 2]) -> Vec<f32> {
     feature
 }
 
+/// Keeps a channel that is the same everywhere from a division by nothing.
+const EPS: f64 = 1e-6;
+
+/// The feature of [`stripes`] of tokens relative to their picture: each channel less its mean over all tokens of the picture, in
+/// its deviations over them (instance normalisation). A camera's light, white balance and contrast move all tokens of a
+/// picture alike, and by more than persons differ; they move its mean and deviation, too, and with these they go.
+///
+/// Empty where `patches` are not those of the grid.
+pub fn relative(patches: &[f32], grid: [usize; 2]) -> Vec<f32> {
+    let tokens = grid[0] * grid[1];
+    if tokens == 0 || !patches.len().is_multiple_of(tokens) {
+        return Vec::new();
+    }
+    let width = patches.len() / tokens;
+    let mean_over = |channel: usize, term: &dyn Fn(f64) -> f64| -> f64 {
+        patches.iter().skip(channel).step_by(width).map(|v| term(f64::from(*v))).sum::<f64>() / tokens as f64
+    };
+    let mut relative = patches.to_vec();
+    for channel in 0..width {
+        let mean = mean_over(channel, &|v| v);
+        let scale = 1.0 / (mean_over(channel, &|v| (v - mean).powi(2)) + EPS).sqrt();
+        for v in relative.iter_mut().skip(channel).step_by(width) {
+            *v = ((f64::from(*v) - mean) * scale) as f32;
+        }
+    }
+    stripes(&relative, grid)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,8 +117,33 @@ mod tests {
     }
 
     #[test]
+    fn what_moves_a_whole_picture_drops_out() {
+        let mut patches = grid(8, 4);
+        let usual = relative(&patches, [8, 4]);
+        // Rows 0 to 7 have mean 3.5 and variance 5.25; the middle columns are the mean; what is constant is nothing.
+        for (row, stripe) in usual.chunks_exact(3).enumerate() {
+            let want = [((row as f64 - 3.5) / 5.25f64.sqrt()) as f32, 0.0, 0.0];
+            assert!(stripe.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-6), "{stripe:?} for {want:?}");
+        }
+        // Another light and contrast: every channel by a factor and a shift of its own.
+        for token in patches.chunks_exact_mut(3) {
+            token
+                .iter_mut()
+                .zip([(3.0, 2.0), (0.5, -8.0), (1.0, 4.0)])
+                .for_each(|(v, (f, s))| *v = *v * f + s);
+        }
+        let lit = relative(&patches, [8, 4]);
+        assert!(lit.iter().zip(&usual).all(|(a, b)| (a - b).abs() < 1e-5), "{lit:?}");
+        assert_ne!(stripes(&patches, [8, 4]), stripes(&grid(8, 4), [8, 4]));
+        // The surroundings count for the mean, unlike for stripes.
+        patches.iter_mut().take(3).for_each(|v| *v += 50.0);
+        assert!(relative(&patches, [8, 4]).iter().zip(&usual).any(|(a, b)| (a - b).abs() > 0.1));
+    }
+
+    #[test]
     fn what_is_no_grid_has_no_feature() {
         assert!(stripes(&[1.0; 7], [2, 2]).is_empty());
         assert!(stripes(&[], [0, 3]).is_empty());
+        assert!(relative(&[1.0; 7], [2, 2]).is_empty() && relative(&[], [0, 3]).is_empty());
     }
 }

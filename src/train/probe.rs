@@ -42,6 +42,18 @@ pub struct ProbeResult {
     pub images: usize,
 }
 
+/// How a picture's patch tokens on a grid of `[rows, columns]` become its feature.
+type OfPatches = fn(&[f32], [usize; 2]) -> Vec<f32>;
+
+/// What is made of patch tokens; None where the feature is the image token.
+fn of_patches(features: ProbeFeatures) -> Option<OfPatches> {
+    match features {
+        ProbeFeatures::Image => None,
+        ProbeFeatures::Stripes => Some(stripes::stripes),
+        ProbeFeatures::Relative => Some(stripes::relative),
+    }
+}
+
 /// Compiles the student's encoder on the engine's backend, for images of the probe's size.
 ///
 /// # Errors
@@ -49,7 +61,7 @@ pub struct ProbeResult {
 pub fn compile(engine: &mut Engine, cfg: &TrainConfig) -> Result<FeatureProgram> {
     let (dtype, size, encoder) =
         (engine.backend().dtype(), cfg.run.probe_size(&cfg.views), &cfg.encoder.architecture);
-    let patch_tokens = cfg.run.probe_features == ProbeFeatures::Stripes;
+    let patch_tokens = of_patches(cfg.run.probe_features).is_some();
     let opts = EmbedOptions { dtype, region: Region::Params, batch: BATCH, size, patch_tokens };
     let registry = engine.student().clone();
     FeatureProgram::compile(engine.backend(), encoder, &registry, &opts)
@@ -136,11 +148,11 @@ impl Probe {
         bad: &mut BTreeMap<usize, LeftOut>,
     ) -> Result<(Features, Vec<usize>)> {
         let grid = self.size.map(|s| s / PATCH);
-        let dim = match (self.features, self.program.shapes()) {
-            (ProbeFeatures::Image, (image, _)) => image.iter().product(),
-            (ProbeFeatures::Stripes, (_, patch)) => {
-                stripes::dim(grid, patch.and_then(|shape| shape.last().copied()).unwrap_or(0))
-            }
+        let of_patches = of_patches(self.features);
+        let (image, patch) = self.program.shapes();
+        let dim = match of_patches {
+            None => image.iter().product(),
+            Some(_) => stripes::dim(grid, patch.and_then(|shape| shape.last().copied()).unwrap_or(0)),
         };
         let mut features = Features { dim, ..Features::default() };
         let mut rows = Vec::with_capacity(indices.len());
@@ -161,11 +173,11 @@ impl Probe {
                 }
             }
             let tokens = self.program.run(engine.backend(), &pixels)?;
-            match self.features {
-                ProbeFeatures::Image => features.values.extend(tokens.image),
-                ProbeFeatures::Stripes => {
+            match of_patches {
+                None => features.values.extend(tokens.image),
+                Some(feature) => {
                     let each = (tokens.patch.len() / used.len().max(1)).max(1);
-                    let all = tokens.patch.chunks_exact(each).flat_map(|p| stripes::stripes(p, grid));
+                    let all = tokens.patch.chunks_exact(each).flat_map(|p| feature(p, grid));
                     features.values.extend(all);
                 }
             }

@@ -428,6 +428,7 @@ impl Run<'_> {
             match self.cfg.run.probe_features {
                 ProbeFeatures::Image => "",
                 ProbeFeatures::Stripes => ", stripes",
+                ProbeFeatures::Relative => ", relative stripes",
             },
             100.0 * m.map,
             100.0 * m.rank1,

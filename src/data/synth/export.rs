@@ -12,6 +12,8 @@ use std::path::Path;
 
 /// JPEG quality of the pictures.
 const JPEG_QUALITY: u8 = 95;
+/// Cameras that can be told apart by name.
+const NAMED_CAMERAS: usize = 9;
 /// Marks a folder as written by this module, and says from what.
 const MARKER: &str = "synth.json";
 
@@ -154,6 +156,13 @@ impl Export {
     pub fn validate(&self) -> Result<()> {
         let config = &self.config;
         config.validate()?;
+        if config.cameras > NAMED_CAMERAS {
+            let message = format!(
+                "{} is not in 1..={NAMED_CAMERAS}: Market-1501's names have one digit for them",
+                config.cameras
+            );
+            return Err(Error::config("synth.cameras", message));
+        }
         if config.identities < 2 {
             return Err(Error::usage("a benchmark needs at least 2 identities: half train, half test"));
         }

@@ -37,7 +37,7 @@ use crate::{Error, Result};
 use camera::Camera;
 use identity::Identity;
 use image::{GrayImage, RgbImage};
-use rayon::prelude::*;
+use std::sync::OnceLock;
 
 /// Which world to draw, and how much of it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -52,7 +52,7 @@ pub struct SynthConfig {
     pub first_identity: usize,
     /// Images of each identity, at least 1, taken by the cameras in turn.
     pub images_per_identity: usize,
-    /// Cameras, 1 to 9 (Market-1501 names have one digit for them).
+    /// Cameras, 1 to 999. Each keeps its panorama once it is seen: 1.8 MB.
     pub cameras: usize,
     /// Picture height, 64 to 2048 pixels.
     pub height: usize,
@@ -78,6 +78,8 @@ impl Default for SynthConfig {
 const MAX_IDENTITY: usize = 100_000_000;
 /// Largest number of images of an identity.
 const MAX_SHOTS: usize = 1 << 24;
+/// Largest number of cameras: below 2 GB of panoramas.
+pub const MAX_CAMERAS: usize = 999;
 
 impl SynthConfig {
     /// Checks all ranges; the error names the key.
@@ -102,7 +104,7 @@ impl SynthConfig {
             self.images_per_identity,
             "1..=16777216",
         )?;
-        check((1..=9).contains(&self.cameras), "cameras", self.cameras, "1..=9")?;
+        check((1..=MAX_CAMERAS).contains(&self.cameras), "cameras", self.cameras, "1..=999")?;
         check((64..=2048).contains(&self.height), "height", self.height, "64..=2048")?;
         check((32..=2048).contains(&self.width), "width", self.width, "32..=2048")
     }
@@ -135,18 +137,18 @@ pub struct SynthPerson {
 #[derive(Clone, Debug)]
 pub struct SynthPersons {
     config: SynthConfig,
-    cameras: Vec<Camera>,
+    /// Set up when first looked through: a picture needs one of them.
+    cameras: Vec<OnceLock<Camera>>,
 }
 
 impl SynthPersons {
-    /// Prepares the cameras and their scenes.
+    /// A world of which nothing is drawn yet.
     ///
     /// # Errors
     /// When the configuration is out of range ([`SynthConfig::validate`]).
     pub fn new(config: SynthConfig) -> Result<Self> {
         config.validate()?;
-        let cameras =
-            (0..config.cameras).into_par_iter().map(|index| Camera::new(config.seed, index)).collect();
+        let cameras = (0..config.cameras).map(|_| OnceLock::new()).collect();
         Ok(SynthPersons { config, cameras })
     }
 
@@ -211,11 +213,12 @@ impl SynthPersons {
 
     fn render(&self, index: usize, labelled: bool) -> render::Shot {
         let index = index % self.len();
+        let camera = self.camera_of(index) - 1;
         render::Render {
             seed: self.config.seed,
             identity: self.identity_of(index),
             shot: index % self.config.images_per_identity,
-            camera: &self.cameras[self.camera_of(index) - 1],
+            camera: self.cameras[camera].get_or_init(|| Camera::new(self.config.seed, camera)),
             size: (self.config.width as u32, self.config.height as u32),
             labelled,
         }

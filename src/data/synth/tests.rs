@@ -2,6 +2,7 @@ use super::geometry::{V3, v3};
 use super::labels::Segment;
 use super::pose::{Pose, Skeleton};
 use super::*;
+use rayon::prelude::*;
 use std::collections::{BTreeSet, HashSet};
 
 fn world(identities: usize, images_per_identity: usize) -> SynthPersons {
@@ -241,13 +242,27 @@ fn bad_configurations_name_their_key() {
         ("identities", SynthConfig { identities: 0, ..base.clone() }),
         ("first_identity", SynthConfig { first_identity: usize::MAX, ..base.clone() }),
         ("images_per_identity", SynthConfig { images_per_identity: 0, ..base.clone() }),
-        ("cameras", SynthConfig { cameras: 10, ..base.clone() }),
+        ("cameras", SynthConfig { cameras: 1000, ..base.clone() }),
         ("height", SynthConfig { height: 5000, ..base.clone() }),
         ("width", SynthConfig { width: 0, ..base.clone() }),
     ] {
         let error = SynthPersons::new(config).err().unwrap().to_string();
         assert!(error.contains(&format!("`synth.{key}`")), "{error}");
     }
+}
+
+/// With many cameras hardly two images of a person share one, and who has the first of them sees nothing change.
+#[test]
+fn hundreds_of_cameras_take_turns() {
+    let config =
+        |cameras| SynthConfig { identities: 3, images_per_identity: 2, cameras, ..Default::default() };
+    let many = SynthPersons::new(config(999)).unwrap();
+    let cameras: Vec<usize> = (0..6).map(|i| many.camera_of(i)).collect();
+    assert_eq!(cameras, [2, 3, 3, 4, 4, 5]);
+    let few = SynthPersons::new(config(6)).unwrap();
+    assert!((0..6).all(|i| many.image(i) == few.image(i)));
+    let last = SynthPersons::new(SynthConfig { first_identity: 998, ..config(999) }).unwrap();
+    assert_eq!([last.camera_of(0), last.camera_of(1)], [1, 2], "after the last comes the first");
 }
 
 #[test]

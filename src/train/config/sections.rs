@@ -1,5 +1,6 @@
 //! The sections that no objective owns.
 
+use crate::data::synth::MAX_CAMERAS;
 use crate::ir::PATCH;
 use crate::keys::{Kind, MAX_COUNT, Range, Typed, section};
 use crate::models::{EncoderConfig, VitConfig};
@@ -135,7 +136,7 @@ section! {
         /// Images of each.
         pub images_per_identity: usize = 16, Range::Whole(1, MAX_COUNT);
         /// Cameras they are seen by.
-        pub cameras: usize = 4, Range::Whole(1, MAX_COUNT);
+        pub cameras: usize = 4, Range::Whole(1, MAX_CAMERAS);
     }
 }
 
@@ -150,10 +151,12 @@ pub enum ProbeFeatures {
     Image,
     /// Means of the patch tokens of horizontal stripes through the middle.
     Stripes,
+    /// These of tokens relative to their picture: in deviations from its mean.
+    Relative,
 }
 
 impl Typed for ProbeFeatures {
-    const KIND: Kind = Kind::Choice(&["image", "stripes"]);
+    const KIND: Kind = Kind::Choice(&["image", "stripes", "relative"]);
 }
 
 /// The type in which gradients travel between ranks.
@@ -218,7 +221,7 @@ section! {
         pub probe: Option<PathBuf> = None => may_change;
         /// How many drawn persons, of those by whom encoders are compared.
         pub probe_persons: usize = PROBE_PERSONS, Range::Whole(2, PROBE_PERSONS) => may_change;
-        /// What of an image is tried: its image token, or its patch tokens by stripes through the middle.
+        /// What of an image is tried: its image token, or its patch tokens by stripes through the middle, also relative to the picture.
         pub probe_features: ProbeFeatures = ProbeFeatures::Image => may_change;
         /// [height, width] that the probe's images are brought to; none: views.global_size.
         pub probe_size: Option<[usize; 2]> = None, Range::Pixels(PATCH) => may_change;

@@ -101,6 +101,7 @@ fn every_range_check_names_key_and_remedy() {
         (&["data.synth.identities=0"], "data.synth.identities", "between 1"),
         (&["data.synth.images_per_identity=0"], "data.synth.images_per_identity", "between 1"),
         (&["data.synth.cameras=0"], "data.synth.cameras", "between 1"),
+        (&["data.synth.cameras=1000"], "data.synth.cameras", "between 1 and 999"),
         (&["run.log_every=0"], "run.log_every", "at least 1"),
         (&["run.checkpoint_every=0"], "run.checkpoint_every", "at least 1"),
         (&["run.keep_checkpoints=0"], "run.keep_checkpoints", "at least 1"),
