@@ -37,6 +37,10 @@ const MACHINE_LINK: f64 = 11.0 / 12.5;
 const DEVICE_HOP: f64 = 3e-6;
 const MACHINE_HOP: f64 = 10e-6;
 
+/// The links that are usual within a machine and between two.
+const WITHIN: &str = "450G";
+const BETWEEN: &str = "100Gb";
+
 /// The step that is asked for, beside the devices.
 pub struct Asked<'a> {
     pub step: &'a StepArgs,
@@ -70,7 +74,7 @@ pub fn run(own: &PlanRanksArgs, args: &Asked<'_>, ranks: usize) -> Result<()> {
         return Err(Error::usage(message));
     }
     cfg.optim.accumulation(ranks)?;
-    let text = own.link.clone().unwrap_or_else(|| if own.nodes > 1 { "100Gb" } else { "450G" }.to_owned());
+    let text = own.link.clone().unwrap_or_else(|| if own.nodes > 1 { BETWEEN } else { WITHIN }.to_owned());
     let dtype = args.dtype.unwrap_or(DType::Bf16);
     let planned = planned(&cfg, args, dtype)?;
     let wire = cfg.dist.wire().bytes();
@@ -81,7 +85,9 @@ pub fn run(own: &PlanRanksArgs, args: &Asked<'_>, ranks: usize) -> Result<()> {
     for world in worlds {
         let Ok(micro_steps) = cfg.optim.accumulation(world) else { continue };
         let per_node = ranks / own.nodes;
-        let links = links(&text, world, world.div_ceil(per_node))?;
+        // What fits a machine does not leave it.
+        let within = own.nodes > 1 && world <= per_node;
+        let links = links(if within { WITHIN } else { &text }, world, world.div_ceil(per_node))?;
         let sums = sums(&planned.micro, &planned.summed, wire, machine, &links);
         let micro = machine.seconds(&planned.micro);
         let update = planned.update.as_ref().map_or(0.0, |plan| machine.seconds(plan));

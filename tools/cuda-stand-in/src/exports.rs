@@ -109,6 +109,10 @@ functions! {
         let text = s.config.name.bytes().filter(|b| *b != 0).take(room.saturating_sub(1)).chain([0]);
         text.take(room).enumerate().try_for_each(|(i, b)| put(name.wrapping_add(i), b as c_char))
     };
+    Initialised cuDeviceGetUuid_v2(uuid: *mut u8, device: i32) |s, t| {
+        s.device(device)?;
+        (0..16).try_for_each(|i| put(uuid.wrapping_add(i), i as u8))
+    };
     Initialised cuDeviceGetAttribute(value: *mut i32, attribute: u32, device: i32) |s, t| {
         s.device(device)?;
         put(value, device_attribute(s, attribute)?)
