@@ -531,3 +531,23 @@ fn the_command_line_itself_is_checked() {
     }
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is written");
 }
+
+#[test]
+fn ranks_are_tried_and_predicted() {
+    let dir = lab();
+    let line = ["dist", "check", "--ranks", "2", "--device", "cpu", "--largest", "1", "--repeats", "2"];
+    let told = run(engine(dir.path()).args(line)).ok().stdout;
+    for part in ["2 ranks met", "64.0 KiB", "1.00 MiB", "processes (TCP)", "same bits, and they are right"] {
+        assert!(told.contains(part), "`{part}`: {told}");
+    }
+    assert!(!told.contains("warning"), "sums over TCP repeat: {told}");
+    run(engine(dir.path()).args(&line[..2])).refused(&["--ranks N", "torchrun"]);
+    let plan = ["plan", "--preset", "demo", "--set", "optim.effective_batch=128", "--ranks"];
+    let told = run(engine(dir.path()).args(plan).args(["4", "--gpu", "a6000", "--link", "20G"])).ok().stdout;
+    for part in ["4 of a6000 devices", "link 20G", "| efficiency", "|     4 |           1 |"] {
+        assert!(told.contains(part), "`{part}`: {told}");
+    }
+    run(engine(dir.path()).args(plan).args(["3"])).refused(&["3 ranks", "1, 2 or 4 ranks"]);
+    run(engine(dir.path()).args(plan).args(["4", "--nodes", "3"])).refused(&["as many devices"]);
+    run(engine(dir.path()).args(plan).args(["2", "--link", "fast"])).refused(&["--link fast", "450G"]);
+}

@@ -3,7 +3,7 @@
 use super::cuda::CudaArgs;
 use super::device::{Device, DeviceOptions};
 use super::ranks::{self, RankArgs};
-use crate::backend::{Backend, Collective, HostSlice, HostSliceMut};
+use crate::backend::{Backend, Collective, HostSlice, HostSliceMut, ProgramId};
 use crate::dist::{Deadlines, Hello, meet};
 use crate::error::{Error, Result};
 use crate::ir::{Binding, Graph, Region, Scalar, ops};
@@ -54,6 +54,10 @@ const STEP: usize = 8;
 /// Sums of these stay exact in f32, whatever their order, up to thousands of ranks.
 const PATTERN: usize = 251;
 
+/// What helps where sums between GPUs are wrong or never end.
+const REMEDY: &str = "between GPUs try NCCL_P2P_DISABLE=1 (over some PCIe bridges one writes the other's memory wrongly, or \
+                      never), then another device or link";
+
 /// Carries out `dist`; gives the process's exit code.
 ///
 /// # Errors
@@ -89,6 +93,8 @@ struct Measured {
     bytes: usize,
     seconds: f64,
     by_device: bool,
+    /// Whether the same numbers give the same bits again.
+    repeats: bool,
 }
 
 fn check(args: &CheckArgs, device: Device, local: usize, link: &mut dyn Collective, met: f64) -> Result<()> {
@@ -104,11 +110,12 @@ fn check(args: &CheckArgs, device: Device, local: usize, link: &mut dyn Collecti
     };
     let options = DeviceOptions { threads, cuda: args.cuda.clone(), ..DeviceOptions::default() };
     let mut rows = Vec::new();
-    let mut name = String::new();
+    let (mut name, mut repeat, mut by_device) = (String::new(), true, false);
     for bytes in sizes {
         let mut backend = device.open(DType::F32, &options)?;
         name = backend.name();
-        let measured = sums(&mut *backend, link, bytes, args.repeats)?;
+        let measured =
+            sums(&mut *backend, link, bytes, args.repeats).map_err(|e| hinted(e, device, world))?;
         // Each link of a ring carries 2 (n - 1) / n of the bytes.
         let share = 2.0 * (world as f64 - 1.0) / world as f64;
         let rate = measured.bytes as f64 / measured.seconds;
@@ -119,14 +126,43 @@ fn check(args: &CheckArgs, device: Device, local: usize, link: &mut dyn Collecti
             giga(rate),
             giga(share * rate),
             if measured.by_device { "devices (NCCL)" } else { "processes (TCP)" }.to_owned(),
+            if measured.repeats { "yes" } else { "no" }.to_owned(),
         ]);
+        (repeat, by_device) = (repeat && measured.repeats, by_device || measured.by_device);
     }
     if rank == 0 {
         println!("{world} ranks met in {met:.2} s; a word to all and back {:.3} ms; {name}", 1e3 * word);
-        println!("{}", table(&["sum of", "time", "rate", "of a link", "summed by"], &rows));
+        println!("{}", table(&["sum of", "time", "rate", "of a link", "summed by", "repeat"], &rows));
         println!("all ranks have the same bits, and they are right");
+        if by_device {
+            let set = |name: &str| {
+                std::env::var(name).map_or_else(|_| format!("{name} unset"), |v| format!("{name}={v}"))
+            };
+            println!(
+                "{}, {}: set them before the command to compare",
+                set("NCCL_ALGO"),
+                set("NCCL_NVLS_ENABLE")
+            );
+        }
+        if !repeat {
+            println!(
+                "warning: the same numbers give other bits again, so runs will not repeat: NCCL_NVLS_ENABLE=0 NCCL_ALGO=Ring mends it"
+            );
+        }
     }
     Ok(())
+}
+
+/// `error`, with what is most often the cause where GPUs wait for each other forever.
+fn hinted(error: Error, device: Device, world: usize) -> Error {
+    match (error, device) {
+        (Error::Distributed { ranks, message }, Device::Cuda(_))
+            if world > 1 && !message.contains(REMEDY) =>
+        {
+            Error::distributed(ranks, format!("{message}; {REMEDY}"))
+        }
+        (error, _) => error,
+    }
 }
 
 /// Median seconds until a word of each rank is with all.
@@ -168,15 +204,7 @@ fn sums(
     for _ in 0..=repeats {
         link.barrier()?;
         let began = Instant::now();
-        if by_device {
-            backend.run_reduced(program)?;
-            backend.read(Region::Grads, 0, HostSliceMut::F32(&mut values[..1]))?;
-        } else {
-            backend.run(program)?;
-            backend.read(Region::Grads, 0, HostSliceMut::F32(&mut values))?;
-            link.all_reduce(HostSliceMut::F32(&mut values), DType::F32)?;
-            backend.write(Region::Grads, 0, HostSlice::F32(&values))?;
-        }
+        sum(backend, link, (program, by_device), &mut values)?;
         times.push(began.elapsed().as_secs_f64());
     }
     // The first one is where memory and connections are touched for the first time.
@@ -184,10 +212,43 @@ fn sums(
     backend.read(Region::Grads, 0, HostSliceMut::F32(&mut values))?;
     let factor = world * (world + 1) / 2;
     let wrong = values.iter().enumerate().filter(|(i, x)| **x != ((i % PATTERN) * factor) as f32).count();
-    let bits: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-    let told = [wrong as u64, u64::from(crc32c::crc32c(&bits))].map(u64::to_le_bytes).concat();
+    let told = [wrong as u64, checksum(&values)].map(u64::to_le_bytes).concat();
     judge(&link.all_gather(&told)?, len)?;
-    Ok(Measured { bytes, seconds, by_device })
+    // Sums that round tell whether they are taken in one order.
+    let parts: Vec<f32> = own(rank, len).iter().map(|x| (1.0 + x).recip()).collect();
+    backend.write(Region::MicroGrads, 0, HostSlice::F32(&parts))?;
+    let mut sums = [0; 2];
+    for checksum_of in &mut sums {
+        sum(backend, link, (program, by_device), &mut values)?;
+        backend.read(Region::Grads, 0, HostSliceMut::F32(&mut values))?;
+        *checksum_of = checksum(&values);
+    }
+    let told = link.all_gather(&sums.map(u64::to_le_bytes).concat())?;
+    judge(&told.iter().map(|t| [&[0; 8], &t[..8]].concat()).collect::<Vec<_>>(), len)?;
+    let repeats = told.iter().all(|t| t[..8] == t[8..]);
+    Ok(Measured { bytes, seconds, by_device, repeats })
+}
+
+/// One sum, up to where the device is done with it.
+fn sum(
+    backend: &mut dyn Backend,
+    link: &mut dyn Collective,
+    (program, by_device): (ProgramId, bool),
+    values: &mut [f32],
+) -> Result<()> {
+    if by_device {
+        backend.run_reduced(program)?;
+        return backend.read(Region::Grads, 0, HostSliceMut::F32(&mut values[..1]));
+    }
+    backend.run(program)?;
+    backend.read(Region::Grads, 0, HostSliceMut::F32(&mut *values))?;
+    link.all_reduce(HostSliceMut::F32(&mut *values), DType::F32)?;
+    backend.write(Region::Grads, 0, HostSlice::F32(values))
+}
+
+fn checksum(values: &[f32]) -> u64 {
+    let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+    u64::from(crc32c::crc32c(&bytes))
 }
 
 /// A program that writes the gradients which are then summed.
@@ -205,8 +266,6 @@ fn written(len: usize) -> Result<Graph> {
 
 /// What every rank found: how many of `len` sums are wrong, and a checksum of all.
 fn judge(told: &[Vec<u8>], len: usize) -> Result<()> {
-    const REMEDY: &str = "between GPUs try NCCL_P2P_DISABLE=1 (memory of one is written wrongly by the other over some PCIe \
-                          bridges), then another device or link";
     let number = |bytes: &[u8], at: usize| bytes.as_chunks::<8>().0.get(at).map(|x| u64::from_le_bytes(*x));
     for (rank, bytes) in told.iter().enumerate() {
         let wrong = number(bytes, 0).unwrap_or(u64::MAX);

@@ -15,7 +15,7 @@ use crate::units::human_bytes;
 #[derive(clap::Args, Clone, Debug)]
 pub struct PlanRanksArgs {
     /// Predict how a run would scale to N devices in all
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with_all = ["svg", "graph", "device"])]
     pub ranks: Option<usize>,
     /// Machines that they are spread over
     #[arg(long, value_name = "M", default_value_t = 1, requires = "ranks")]
@@ -76,36 +76,26 @@ pub fn run(own: &PlanRanksArgs, args: &Asked<'_>, ranks: usize) -> Result<()> {
     cfg.optim.accumulation(ranks)?;
     let text = own.link.clone().unwrap_or_else(|| if own.nodes > 1 { BETWEEN } else { WITHIN }.to_owned());
     let dtype = args.dtype.unwrap_or(DType::Bf16);
+    if !matches!(dtype, DType::Bf16 | DType::F32) {
+        return Err(Error::usage(format!("--dtype {dtype}: {} computes in bf16 or f32", machine.name)));
+    }
     let planned = planned(&cfg, args, dtype)?;
     let wire = cfg.dist.wire().bytes();
-    let mut rows = Vec::new();
+    let per_node = ranks / own.nodes;
     let mut worlds: Vec<usize> = (0..).map(|i| 1 << i).take_while(|n| *n < ranks).collect();
     worlds.push(ranks);
+    let mut rows = Vec::new();
     let mut alone = None;
-    for world in worlds {
-        let Ok(micro_steps) = cfg.optim.accumulation(world) else { continue };
-        let per_node = ranks / own.nodes;
+    for world in worlds.into_iter().filter(|n| cfg.optim.accumulation(*n).is_ok()) {
         // What fits a machine does not leave it.
         let within = own.nodes > 1 && world <= per_node;
         let links = links(if within { WITHIN } else { &text }, world, world.div_ceil(per_node))?;
-        let sums = sums(&planned.micro, &planned.summed, wire, machine, &links);
-        let micro = machine.seconds(&planned.micro);
-        let update = planned.update.as_ref().map_or(0.0, |plan| machine.seconds(plan));
-        let bare = exposed(&planned.micro, &sums, machine);
-        let seconds = micro * micro_steps as f64 + update + bare;
+        let (mut cells, seconds) = planned.scaled(&cfg, machine, &links)?;
         let rate = cfg.optim.effective_batch as f64 / seconds;
         let base = *alone.get_or_insert(rate / world as f64);
-        let travel: f64 = sums.iter().map(|s| s.ends - s.begins).sum();
-        let ms = |x: f64| format!("{:.2} ms", 1e3 * x);
-        rows.push(vec![
-            world.to_string(),
-            micro_steps.to_string(),
-            ms(seconds),
-            ms(travel),
-            ms(bare),
-            format!("{rate:.0}"),
-            format!("{:.1} %", 100.0 * rate / (base * world as f64)),
-        ]);
+        cells.push(format!("{rate:.0}"));
+        cells.push(format!("{:.1} %", 100.0 * rate / (base * world as f64)));
+        rows.push(cells);
     }
     let bytes: f64 = planned.summed.iter().map(|s| (s.2 * wire) as f64).sum();
     println!(
@@ -113,7 +103,7 @@ pub fn run(own: &PlanRanksArgs, args: &Asked<'_>, ranks: usize) -> Result<()> {
         args.step.preset,
         cfg.optim.batch,
         own.nodes,
-        ranks / own.nodes,
+        per_node,
         machine.name,
         if own.nodes > 1 { "(machines x devices)" } else { "devices" },
         human_bytes(bytes as u64),
@@ -127,6 +117,23 @@ pub fn run(own: &PlanRanksArgs, args: &Asked<'_>, ranks: usize) -> Result<()> {
         human_bytes(plan_bytes(&planned.micro))
     );
     Ok(())
+}
+
+impl Planned {
+    /// Ranks, micro steps of each, and times of an update over `links`, as cells of the table; and its seconds.
+    fn scaled(&self, cfg: &TrainConfig, machine: &Machine, links: &Links) -> Result<(Vec<String>, f64)> {
+        let micro_steps = cfg.optim.accumulation(links.ranks)?;
+        let sums = sums(&self.micro, &self.summed, cfg.dist.wire().bytes(), machine, links);
+        let update = self.update.as_ref().map_or(0.0, |plan| machine.seconds(plan));
+        let bare = exposed(&self.micro, &sums, machine);
+        let seconds = machine.seconds(&self.micro) * micro_steps as f64 + update + bare;
+        let travel: f64 = sums.iter().map(|s| s.ends - s.begins).sum();
+        let ms = |x: f64| format!("{:.2} ms", 1e3 * x);
+        Ok((
+            vec![links.ranks.to_string(), micro_steps.to_string(), ms(seconds), ms(travel), ms(bare)],
+            seconds,
+        ))
+    }
 }
 
 fn machine(name: &str) -> Result<&'static Machine> {
