@@ -129,6 +129,29 @@ fn a_run_goes_on_without_the_rank_that_was_killed() {
 }
 
 #[test]
+fn a_rank_that_is_asked_to_stop_stops_all() {
+    let dir = lab();
+    let folder = dir.path().join("long");
+    let mut command = train(dir.path(), "long", &[KEYS, &["optim.steps=100000"]].concat());
+    command.args(["--device", "cpu", "--ranks", "2"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    let end = Instant::now() + Duration::from_secs(300);
+    while checkpoints(&folder).is_empty() {
+        assert!(Instant::now() < end, "no checkpoint");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let other = rustix::process::Pid::from_raw(children(child.id())[1]).unwrap();
+    rustix::process::kill_process(other, rustix::process::Signal::TERM).unwrap();
+    let ended = Ended::of(child.wait_with_output().unwrap());
+    assert_eq!(ended.code, Some(128 + 15), "{ended:#?}");
+    assert!(ended.stdout.contains("stopped by a signal"), "{ended:#?}");
+    let last = checkpoints(&folder).pop().unwrap();
+    let ended: Vec<&str> = ended.stdout.split(' ').collect();
+    let steps = ended.iter().position(|word| word.starts_with("steps")).map(|at| ended[at - 1]).unwrap();
+    assert_eq!(last, format!("step-{:08}", steps.parse::<u64>().unwrap()), "the last step is saved");
+}
+
+#[test]
 fn ranks_that_cannot_share_an_update_are_refused() {
     let dir = lab();
     let mut command = train(dir.path(), "x", KEYS);

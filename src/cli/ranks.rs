@@ -4,6 +4,7 @@ use super::device::Device;
 use crate::cuda::installed;
 use crate::dist::{Deadlines, Hello, Launch, Local, meet};
 use crate::error::{Error, Result};
+use crate::tensor::DType;
 use crate::train::config::{DistSection, TrainConfig};
 use crate::train::engine::Ranks;
 use std::ffi::OsString;
@@ -110,9 +111,17 @@ pub fn identity(device: Device) -> String {
 ///
 /// # Errors
 /// Those of [`meet`].
-pub fn join(launch: &Launch, cfg: &TrainConfig, device: Device) -> Result<Ranks> {
-    let device = identity(device);
-    let hello = Hello { version: env!("CARGO_PKG_VERSION").into(), config: cfg.fingerprint()?, device };
+pub fn join(launch: &Launch, cfg: &TrainConfig, device: Device, dtype: DType) -> Result<Ranks> {
+    let kind = match device {
+        Device::Cuda(_) => "on GPUs",
+        Device::Cpu => "on CPUs",
+        Device::PtxVm => "interpreted",
+    };
+    let hello = Hello {
+        version: env!("CARGO_PKG_VERSION").into(),
+        config: format!("{}, {dtype} {kind}", cfg.fingerprint()?),
+        device: identity(device),
+    };
     Ok(Ranks::new(meet(launch, &hello, &deadlines(&cfg.dist))?))
 }
 

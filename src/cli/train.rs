@@ -174,7 +174,7 @@ pub fn run(args: &TrainArgs) -> Result<i32> {
     let backend = device.open(dtype, &options)?;
     let interrupt = Interrupt::default();
     let resume = Resume { step: args.step, other_images: args.other_images };
-    let group = launch.as_ref().map(|launch| ranks::join(launch, &cfg, device)).transpose()?;
+    let group = launch.as_ref().map(|launch| ranks::join(launch, &cfg, device, dtype)).transpose()?;
     let follows = group.as_ref().is_some_and(|g| g.rank() > 0);
     let outcome = train_among(&cfg, &out, args.resume.then_some(&resume), backend, &interrupt, group)?;
     if !follows {

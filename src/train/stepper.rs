@@ -11,6 +11,9 @@ use crate::step::schedule::Schedule;
 use std::sync::Arc;
 use std::time::Instant;
 
+/// The signal as which it counts that another rank was asked to stop.
+const SIGTERM: i32 = 15;
+
 /// One update, on all ranks together.
 pub struct Updated {
     /// Mean over its micro steps.
@@ -149,6 +152,10 @@ impl Stepper {
             }
             (busy, exposed) = (round.busy, exposed + round.exposed);
             names.extend(fed.names);
+        }
+        if stops && !interrupt.requested() {
+            // Asked of another rank, it counts here as well.
+            interrupt.request(SIGTERM);
         }
         let health = self.engine.health(bucket)?;
         let images = names.len() * self.ranks.as_ref().map_or(1, Ranks::world);
