@@ -18,7 +18,7 @@ use support::threads;
 
 /// Updates that are compared: a few, or as many as SAIP_RANK_STEPS says.
 fn steps() -> u64 {
-    std::env::var("SAIP_RANK_STEPS").ok().and_then(|n| n.parse().ok()).unwrap_or(5)
+    std::env::var("SAIP_RANK_STEPS").ok().and_then(|n| n.parse().ok()).unwrap_or(3)
 }
 
 /// Losses of every step, then all of the state.

@@ -275,10 +275,36 @@ fn accumulation_splits_the_step() {
     verify(update, "build").unwrap();
     assert_eq!((dead(&step.graph), dead(update)), (vec![], vec![]));
     let kinds = |g: &Graph| g.nodes.iter().map(|n| n.op.name()).collect::<Vec<_>>();
-    assert_eq!(kinds(&step.graph).iter().filter(|k| **k == "accumulate_grads").count(), 2);
+    // Gradients, rows of the center, the loss.
+    assert_eq!(kinds(&step.graph).iter().filter(|k| **k == "accumulate_grads").count(), 3);
     assert!(!kinds(&step.graph).contains(&"adamw"));
     assert_eq!(kinds(update), ["l2_normalize", "grad_health", "adamw", "center_update"]);
     assert_eq!(step.state[1].name, "center_rows");
+    assert!(step.summed.is_empty(), "there is one rank");
+}
+
+/// Ranks sum gradients in pieces of whole parameters, the last ones first, each of which is complete long before the last.
+#[test]
+fn gradients_are_summed_in_pieces() {
+    let opts = StepOptions { stretch: Some(3000), ..Default::default() };
+    let step = build_step(&micro(), &opts).unwrap();
+    let student = &step.registries.student;
+    let pieces: Vec<_> = step.summed.iter().filter(|s| s.0 == Region::Grads).collect();
+    assert!(pieces.len() > 3);
+    let mut end = student.len();
+    for (_, start, len) in &pieces {
+        assert_eq!(start + len, end, "one behind the other");
+        assert!(student.iter().any(|p| p.offset == *start) && (*len >= 3000 || *start == 0));
+        end = *start;
+    }
+    assert_eq!(end, 0, "all of them");
+    let rows: Vec<&str> =
+        step.state.iter().map(|s| s.name.as_str()).filter(|name| name.ends_with("_rows")).collect();
+    assert_eq!((rows, step.summed.len()), (vec!["center_rows", "total_rows"], pieces.len() + 2));
+    let plan = saip_engine::plan::compile(step.graph, false, &NullBackend::new(DType::F32)).unwrap();
+    let sums: Vec<usize> = (0..plan.steps.len()).filter(|i| plan.steps[*i].path == "accumulate").collect();
+    assert_eq!(sums.len(), pieces.len());
+    assert!(sums[0] < plan.steps.len() * 9 / 10, "{sums:?} of {}", plan.steps.len());
 }
 
 #[test]

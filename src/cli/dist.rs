@@ -69,7 +69,7 @@ pub fn run(args: &DistArgs) -> Result<i32> {
     }
     let launch = args.ranks.launch()?.ok_or_else(|| {
         Error::usage(
-            "dist check tries several processes: start them with --ranks N, torchrun --no-python, srun or mpirun",
+            "dist check tries several processes: start them with --ranks N, or by torchrun, srun or mpirun",
         )
     })?;
     let device = ranks::device(&args.device, Some(&launch))?;
