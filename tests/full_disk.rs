@@ -20,7 +20,7 @@ fn go(out: &Path, resume: Option<&Resume>) -> Result<Outcome> {
     let keys = ["optim.steps=2", "optim.warmup_steps=1", "run.checkpoint_every=1", "run.keep_checkpoints=2"];
     let sets: Vec<String> = TINY.iter().chain(&keys).map(|s| (*s).to_owned()).collect();
     let cfg = TrainConfig::resolve(Some("demo"), None, &sets)?;
-    train(&cfg, out, resume, Box::new(CpuBackend::<f32>::new(1)?), &Interrupt::default())
+    train(&cfg, out, resume, Box::new(CpuBackend::<f32>::new(1)?), &Interrupt::default(), None)
 }
 
 /// The same with change `at` and all after it refused.

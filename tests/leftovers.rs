@@ -237,7 +237,7 @@ fn a_probe_is_given_up_for_a_signal() {
     let backend = Box::new(CpuBackend::<f32>::new(1).unwrap());
     let interrupt = Interrupt::default();
     interrupt.request(15);
-    let outcome = saip_engine::train::run::train(&cfg, &out, None, backend, &interrupt).unwrap();
+    let outcome = saip_engine::train::run::train(&cfg, &out, None, backend, &interrupt, None).unwrap();
     assert!(outcome.interrupted && outcome.steps == 0 && interrupt.exit_code() == 143);
     assert!(metrics(&out).is_empty(), "the probe was not given up");
     assert_eq!(checkpoints(&out), ["step-00000000"]);

@@ -1,6 +1,7 @@
 //! Inputs of the next step travel while a step runs: in the right order, and without a trace in the results.
 
 mod kernels;
+mod tiny;
 
 use kernels::compiler;
 use saip_engine::cuda::{
@@ -8,37 +9,13 @@ use saip_engine::cuda::{
     Work,
 };
 use saip_engine::data::batch::Batch;
-use saip_engine::data::loader::{Loader, LoaderConfig};
-use saip_engine::data::source::SynthSource;
-use saip_engine::data::synth::SynthConfig;
 use saip_engine::error::Result;
 use saip_engine::objectives::Objective;
 use saip_engine::step::StepPoint;
 use saip_engine::tensor::DType;
-use saip_engine::train::config::TrainConfig;
 use saip_engine::train::engine::{Engine, EngineOptions, Losses};
-use saip_engine::train::objective::objective;
 use std::sync::{Arc, Mutex};
-
-const TINY: &[&str] = &[
-    "encoder.embed_dim=24",
-    "encoder.depth=2",
-    "encoder.num_heads=2",
-    "encoder.tap=1",
-    "csm.hidden=16",
-    "csm.bottleneck=8",
-    "csm.prototypes=32",
-    "csr.dim=16",
-    "csr.heads=2",
-    "css.dim=16",
-    "css.heads=2",
-    "views.global_size=[64,32]",
-    "views.local_size=[32,32]",
-    "views.locals=1",
-    "views.scene_size=64",
-    "optim.batch=2",
-    "optim.effective_batch=2",
-];
+use tiny::tiny;
 
 /// The interpreter; what is asked of it is written down.
 struct Recorder {
@@ -122,21 +99,14 @@ impl Driver for Recorder {
 type Log = Arc<Mutex<Vec<&'static str>>>;
 
 /// The step of a tiny configuration, three batches for it, and what the driver is asked.
-fn tiny(careless: bool) -> (Engine, Vec<Batch>, Arc<dyn Objective>, Log) {
-    let sets: Vec<String> = TINY.iter().map(|s| (*s).to_owned()).collect();
-    let cfg = TrainConfig::resolve(Some("demo"), None, &sets).unwrap();
-    let step: Arc<dyn Objective> = Arc::from(objective(&cfg).unwrap().at_scale(1.0).unwrap());
+fn recorded(careless: bool) -> (Engine, Vec<Batch>, Arc<dyn Objective>, Log) {
+    let (step, batches) = tiny(3);
     let log = Log::default();
     let driver = Recorder { vm: VmDriver::new((8, 0), 1 << 30), log: log.clone(), careless };
     let backend = Box::new(CudaBackend::new(driver, compiler((8, 0)), DType::F32).unwrap());
     let options = EngineOptions { micro_steps: 1, drop_path: 0.0, recompute: false, seed: 0 };
     let mut engine = Engine::new(backend, Arc::clone(&step), options).unwrap();
     engine.initialise().unwrap();
-    let persons = SynthConfig { identities: 2, images_per_identity: 4, ..SynthConfig::default() };
-    let source = Arc::new(SynthSource::new(persons).unwrap());
-    let loader = LoaderConfig { batch: step.batch(), workers: 0, prefetch: 1, ..LoaderConfig::default() };
-    let mut loader = Loader::new(source, loader, step.recipe().unwrap()).unwrap();
-    let batches = (0..3).map(|_| loader.next().unwrap()).collect();
     (engine, batches, step, log)
 }
 
@@ -146,12 +116,12 @@ fn point(step: &dyn Objective, i: usize) -> StepPoint {
 
 #[test]
 fn looking_ahead_changes_no_bit() {
-    let (mut engine, batches, step, log) = tiny(false);
+    let (mut engine, batches, step, log) = recorded(false);
     let one_by_one: Vec<Losses> =
         (0..3).map(|i| engine.micro_step(0, &batches[i], &point(&*step, i)).unwrap()).collect();
     let end = engine.state().unwrap();
 
-    let (mut engine, batches, step, ahead_log) = tiny(false);
+    let (mut engine, batches, step, ahead_log) = recorded(false);
     engine.feed(0, &batches[0], &point(&*step, 0)).unwrap();
     ahead_log.lock().unwrap().clear();
     let mut ahead = Vec::new();
@@ -179,16 +149,16 @@ fn looking_ahead_changes_no_bit() {
 
 #[test]
 fn a_driver_that_orders_nothing_is_caught() {
-    let (mut engine, batches, step, _) = tiny(true);
+    let (mut engine, batches, step, _) = recorded(true);
     let message = engine.micro_step(0, &batches[0], &point(&*step, 0)).unwrap_err().to_string();
     assert!(message.contains("nobody wrote it"), "{message}");
 }
 
 #[test]
 fn what_was_staged_for_one_step_waits_for_it() {
-    let (mut engine, batches, step, _) = tiny(false);
+    let (mut engine, batches, step, _) = recorded(false);
     let first = engine.micro_step(0, &batches[0], &point(&*step, 0)).unwrap();
-    let (mut again, _, _, _) = tiny(false);
+    let (mut again, _, _, _) = recorded(false);
     // Fed twice before the start: the later inputs count.
     again.feed(0, &batches[1], &point(&*step, 5)).unwrap();
     assert_eq!(again.micro_step(0, &batches[0], &point(&*step, 0)).unwrap(), first);

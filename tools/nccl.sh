@@ -10,14 +10,6 @@ library=$here/libnccl.so.2
 
 if [ ! -e "$library" ]; then
     [ "${1:-}" = fetch ] || exit 0
-    command -v python3 >/dev/null 2>&1 || { echo "python3 is missing: it fetches NCCL from PyPI" >&2; exit 2; }
-    mkdir -p target
-    new=$(mktemp -d target/nccl-XXXXXX)
-    trap 'rm -rf "$new"' EXIT
-    # The library in the wheel is the same for every Python.
-    python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --dest "$new" "nvidia-nccl-cu13==$version" >&2
-    python3 -m zipfile -e "$new"/*.whl "$new/wheel"
-    rm -rf "$here"
-    mv "$new/wheel/nvidia/nccl/lib" "$here"
+    bash tools/wheel.sh NCCL "nvidia-nccl-cu13==$version" nvidia/nccl/lib "$here"
 fi
 echo "$library"

@@ -9,13 +9,6 @@ here=$PWD/target/nvrtc-$version
 installed=$(ldconfig -p 2>/dev/null | awk '/libnvrtc\.so\.13 /{print $NF; exit}') || true
 if [ -n "$installed" ]; then dirname "$installed"; exit; fi
 if [ ! -e "$here/libnvrtc.so.13" ]; then
-    command -v python3 >/dev/null 2>&1 || { echo "python3 is missing: it fetches NVRTC from PyPI" >&2; exit 2; }
-    mkdir -p target
-    new=$(mktemp -d target/nvrtc-XXXXXX)
-    trap 'rm -rf "$new"' EXIT
-    python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --dest "$new" "nvidia-cuda-nvrtc==$version" >&2
-    python3 -m zipfile -e "$new"/*.whl "$new/wheel"
-    rm -rf "$here"
-    mv "$new/wheel/nvidia/cu13/lib" "$here"
+    bash tools/wheel.sh NVRTC "nvidia-cuda-nvrtc==$version" nvidia/cu13/lib "$here"
 fi
 echo "$here"

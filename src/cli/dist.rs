@@ -83,7 +83,7 @@ pub fn run(args: &DistArgs) -> Result<i32> {
     let began = Instant::now();
     let mut link = meet(&launch, &hello, &deadlines)?;
     let met = began.elapsed().as_secs_f64();
-    let checked = check(args, device, launch.local_world, &mut *link, met);
+    let checked = check(args, device, ranks::threads(0, Some(&launch)), &mut *link, met);
     link.leave(checked.as_ref().err().map(ToString::to_string).as_deref());
     checked.map(|()| 0)
 }
@@ -97,17 +97,19 @@ struct Measured {
     repeats: bool,
 }
 
-fn check(args: &CheckArgs, device: Device, local: usize, link: &mut dyn Collective, met: f64) -> Result<()> {
+fn check(
+    args: &CheckArgs,
+    device: Device,
+    threads: usize,
+    link: &mut dyn Collective,
+    met: f64,
+) -> Result<()> {
     let (rank, world) = (link.rank(), link.world());
     let word = words(link, args.repeats)?;
     let largest = (args.largest as usize) << 20;
     let mut sizes: Vec<usize> =
         std::iter::successors(Some(SMALLEST), |n| n.checked_mul(STEP)).take_while(|n| *n < largest).collect();
     sizes.push(largest);
-    let threads = match local {
-        0 | 1 => 0,
-        n => (std::thread::available_parallelism().map_or(1, usize::from) / n).max(1),
-    };
     let options = DeviceOptions { threads, cuda: args.cuda.clone(), ..DeviceOptions::default() };
     let mut rows = Vec::new();
     let (mut name, mut repeat, mut by_device) = (String::new(), true, false);

@@ -15,7 +15,7 @@ use crate::train::folder::RunFolder;
 use crate::train::presets::{DEFAULT, PRESETS};
 use crate::train::pretrained::settled;
 use crate::train::resume::Resume;
-use crate::train::run::train_among;
+use crate::train::run::train;
 use crate::train::sources::with_classes;
 use crate::units::human_duration;
 use std::path::{Path, PathBuf};
@@ -137,7 +137,7 @@ impl TrainArgs {
 /// Trains; 0 at the end of the run, 128 and the signal's number when a signal ended it early.
 ///
 /// # Errors
-/// Those of [`train_among`], and of the arguments.
+/// Those of [`train`], and of the arguments.
 pub fn run(args: &TrainArgs) -> Result<i32> {
     if let Some(name) = args.preset.as_deref().filter(|n| !PRESETS.iter().any(|p| p.name == *n)) {
         crate::train::presets::find(name)?;
@@ -176,7 +176,7 @@ pub fn run(args: &TrainArgs) -> Result<i32> {
     let resume = Resume { step: args.step, other_images: args.other_images };
     let group = launch.as_ref().map(|launch| ranks::join(launch, &cfg, device, dtype)).transpose()?;
     let follows = group.as_ref().is_some_and(|g| g.rank() > 0);
-    let outcome = train_among(&cfg, &out, args.resume.then_some(&resume), backend, &interrupt, group)?;
+    let outcome = train(&cfg, &out, args.resume.then_some(&resume), backend, &interrupt, group)?;
     if !follows {
         print_outcome(&outcome, &out);
     }

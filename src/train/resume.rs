@@ -7,7 +7,6 @@ use super::checkpoint::{Loaded, RunState};
 use super::config::TrainConfig;
 use super::engine::{Engine, Initial};
 use super::image_set::ImageSet;
-use super::metrics;
 use crate::error::{Error, Result};
 use crate::step::schedule::REFERENCE_BATCH;
 use crate::tensor::DType;
@@ -74,16 +73,6 @@ pub fn restore(
     loaded.check(expected.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())))?;
     engine.load(|name, out| loaded.read_into(name, out))?;
     Ok((loaded.state.step, loaded.state.counters.clone()))
-}
-
-/// The last step at which `tag` is in the log.
-///
-/// # Errors
-/// Those of [`metrics::read`].
-pub fn last_probe(log: &Path, tag: &str) -> Result<Option<u64>> {
-    let records = metrics::read(log)?;
-    let probes = records.iter().filter(|r| r.contains_key(tag));
-    Ok(probes.filter_map(|r| r.get("step")?.as_u64()).max())
 }
 
 /// The largest learning rate that is advised after a run was lost: AdamW seldom trains a transformer beyond it.

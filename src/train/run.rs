@@ -31,26 +31,13 @@ use crate::report::Baseline;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Trains as `cfg` says into the folder `out`; with `resume` goes on from one of its checkpoints.
+/// Trains as `cfg` says into the folder `out`; with `resume` goes on from one of its checkpoints. Of several `ranks` each calls
+/// this: rank 0 writes the folder, of which the others read the checkpoint that a resumed run goes on from.
 ///
 /// # Errors
-/// Everything that can go wrong, each named with its remedy. Checkpoints already written stay intact.
+/// Everything that can go wrong, each named with its remedy; a rank that died, stands still, has other images, or failed.
+/// Checkpoints already written stay intact.
 pub fn train(
-    cfg: &TrainConfig,
-    out: &Path,
-    resume: Option<&Resume>,
-    backend: Box<dyn Backend>,
-    interrupt: &Interrupt,
-) -> Result<Outcome> {
-    train_among(cfg, out, resume, backend, interrupt, None)
-}
-
-/// [`train`] as one of several ranks, each of which calls this. Rank 0 writes the folder, of which the others read the
-/// checkpoint that a resumed run goes on from.
-///
-/// # Errors
-/// Those of [`train`]; a rank that died, stands still, has other images, or failed.
-pub fn train_among(
     cfg: &TrainConfig,
     out: &Path,
     resume: Option<&Resume>,
@@ -130,8 +117,7 @@ fn lead(
     let guard = FiniteGuard::new(folder.skipped_steps(), cfg.run.max_bad_steps, skipped);
     let progress = Progress::new(schedule.steps, start, cfg.run.log_every);
     let parts = (engine, loader);
-    let mut stepper = Stepper::new(cfg, parts, (Arc::clone(&objective), schedule), ranks.clone(), start)?;
-    stepper.aside_every = if probe.is_some() { cfg.run.probe_every } else { 0 };
+    let stepper = Stepper::new(cfg, parts, (Arc::clone(&objective), schedule), ranks.clone(), start)?;
     let mut run = Run {
         progress,
         monitor: objective.monitor(),

@@ -50,10 +50,10 @@ pub struct Stepper {
     own_micro_steps: u64,
     /// Updates between two checks that the ranks' states are equal.
     check_every: u64,
-    /// Updates between two after which rank 0 does what only it has to, while the others wait; 0: never.
-    asides: [u64; 2],
-    /// Updates between two after which something else writes the engine's inputs; 0: never.
-    pub aside_every: u64,
+    /// Updates between two probes, which write the engine's inputs, and between two checkpoints, each 0 for never: rank 0 makes
+    /// them while the others wait.
+    probe_every: u64,
+    checkpoint_every: u64,
     /// Completed updates.
     pub step: u64,
     /// The state belongs to no step while an update is under way.
@@ -87,8 +87,8 @@ impl Stepper {
             micro_steps: cfg.optim.accumulation(1)? as u64,
             own_micro_steps: cfg.optim.accumulation(world)? as u64,
             check_every: cfg.dist.check_every,
-            asides: [cfg.run.probe_every, cfg.run.checkpoint_every],
-            aside_every: 0,
+            probe_every: cfg.run.probe_every,
+            checkpoint_every: cfg.run.checkpoint_every,
             step: start,
             in_update: false,
             seconds: 0.0,
@@ -111,7 +111,8 @@ impl Stepper {
             self.ahead = Some(self.feed(self.step * self.own_micro_steps));
         }
         // Sums have a deadline that knows nothing of what a rank is busy with: who may have been kept waiting meets here.
-        let aside = self.asides.iter().any(|every| *every > 0 && self.step.is_multiple_of(*every));
+        let due = |every: u64| every > 0 && self.step.is_multiple_of(every);
+        let aside = due(self.probe_every) || due(self.checkpoint_every);
         match &self.ranks {
             Some(ranks) if aside => ranks.all_gather(&[]).map(|_| ()),
             _ => Ok(()),
@@ -211,8 +212,8 @@ impl Stepper {
     /// write the engine's inputs before it.
     fn looks_beyond(&self, index: u64) -> bool {
         let next = (index + 1) / self.own_micro_steps;
-        let aside = self.aside_every > 0 && next > self.step && next.is_multiple_of(self.aside_every);
-        next < self.schedule.steps && !aside
+        let probed = self.probe_every > 0 && next > self.step && next.is_multiple_of(self.probe_every);
+        next < self.schedule.steps && !probed
     }
 
     /// Feeds the engine for micro step `index` of this rank.

@@ -1,8 +1,9 @@
 //! Two ranks whose devices are interpreters: what each gets is the sum of what both have, bit for bit.
 
 use crate::group::{Channels, ranks};
-use crate::model::{ADDED_UP, ONE_BY_ONE, backend, elements, engine, read, stretches, tiny};
+use crate::model::{ADDED_UP, ONE_BY_ONE, backend, elements, engine, read, stretches};
 use crate::standing::Standing;
+use crate::tiny::tiny;
 use half::bf16;
 use saip_engine::backend::{Backend, Collective, ProgramId};
 use saip_engine::cuda::{CudaBackend, Nccl, VmDriver};
@@ -25,7 +26,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 
 /// The gradients of both ranks alone, by rank.
 fn alone() -> [Vec<f32>; 2] {
-    let (step, batches) = tiny();
+    let (step, batches) = tiny(2);
     [0, 1].map(|rank: usize| {
         let device = backend(VmDriver::new(CAPABILITY, 1 << 30), CAPABILITY);
         let mut engine = engine(Box::new(device), &step, &batches[rank]);
@@ -40,7 +41,7 @@ fn together(
     programs: &[ProgramId],
     rest: &[(Region, usize, usize)],
 ) -> Vec<Vec<Vec<f32>>> {
-    let (step, batches) = tiny();
+    let (step, batches) = tiny(2);
     let (nccl, len) = (standing.nccl(), elements(&step));
     let (step, batches) = (&step, &batches);
     ranks(2, PATIENCE, move |link| {
@@ -86,7 +87,7 @@ fn sums_come_in_the_order_that_was_given() {
     // Parameters are written by no micro step.
     together(&standing, DType::F32, &[ONE_BY_ONE], &[(Region::Params, 5, 7), (Region::Params, 0, 3)]);
     let log = standing.log();
-    let (step, _) = tiny();
+    let (step, _) = tiny(2);
     let mut want: Vec<usize> = stretches(elements(&step)).iter().map(|s| s.2).collect();
     want.extend([7, 3]);
     for rank in 0..2 {
@@ -175,7 +176,7 @@ fn a_backend_is_joined_once_and_before_it_compiles() {
 #[test]
 fn a_failure_within_a_step_is_told_to_both() {
     let standing = Standing::new();
-    let (step, batches) = tiny();
+    let (step, batches) = tiny(2);
     let (nccl, len) = (standing.nccl(), elements(&step));
     let (step, batches, standing) = (&step, &batches, &standing);
     let failed = ranks(2, PATIENCE, move |link| {

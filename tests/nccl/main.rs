@@ -12,3 +12,5 @@ mod stand_in;
 mod standing;
 mod steps;
 mod streams;
+#[path = "../tiny/mod.rs"]
+mod tiny;

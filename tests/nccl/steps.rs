@@ -2,8 +2,8 @@
 
 use crate::group::links;
 use crate::kernels::compiler;
-use crate::model::tiny_with;
 use crate::standing::Standing;
+use crate::tiny::tiny;
 use saip_engine::cuda::{CudaBackend, VmDriver};
 use saip_engine::data::batch::Batch;
 use saip_engine::ir::Region;
@@ -54,7 +54,7 @@ fn course(mut engine: Engine, step: &Arc<dyn Objective>, own: &[Vec<&Batch>]) ->
 #[test]
 fn two_devices_make_the_steps_of_one() {
     let standing = Standing::new();
-    let (step, batches) = tiny_with(2 * STEPS);
+    let (step, batches) = tiny(2 * STEPS);
     let all: Vec<Vec<&Batch>> = batches.chunks(2).map(|pair| pair.iter().collect()).collect();
     let alone = course(Engine::new(Box::new(device()), Arc::clone(&step), OPTIONS).unwrap(), &step, &all);
     standing.log();

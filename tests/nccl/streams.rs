@@ -2,9 +2,10 @@
 //! stream waits for what, in which order.
 
 use crate::group::{Channels, ranks};
-use crate::model::{ADDED_UP, ONE_BY_ONE, backend, elements, engine, stretches, tiny};
+use crate::model::{ADDED_UP, ONE_BY_ONE, backend, elements, engine, stretches};
 use crate::stand_in::{Live, StandIn};
 use crate::standing::Standing;
+use crate::tiny::tiny;
 use saip_engine::backend::{Backend, ProgramId};
 use saip_engine::cuda::CudaBackend;
 use saip_engine::cuda::GpuDriver;
@@ -27,7 +28,7 @@ fn joined<R: Send>(
     patience: Duration,
     work: impl Fn(&mut Engine, usize) -> R + Sync,
 ) -> R {
-    let (step, batches) = tiny();
+    let (step, batches) = tiny(2);
     let len = elements(&step);
     let run = |link: &mut Channels| {
         let mut device = device(standing);
@@ -120,7 +121,7 @@ fn halves_are_made_and_taken_back_beside_the_rest() {
 fn programs_without_sums_are_recorded_as_ever() {
     let standing = Standing::new();
     let stand_in = StandIn::new();
-    let (step, batches) = tiny();
+    let (step, batches) = tiny(2);
     let graphs = |engine: &mut Engine| {
         stand_in.trace();
         for program in 0..3 {
