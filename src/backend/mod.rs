@@ -100,6 +100,14 @@ pub struct OpKernel {
     pub occupancy: Option<f64>,
 }
 
+impl OpKernel {
+    /// Whether both are the same compiled form.
+    pub fn same_form(&self, other: &OpKernel) -> bool {
+        let form = |k: &OpKernel| (k.name, k.registers, k.spills, k.shared, k.threads);
+        form(self) == form(other)
+    }
+}
+
 /// The largest rates that a machine was seen to reach.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ceilings {

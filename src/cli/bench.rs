@@ -1,5 +1,6 @@
 //! `saip-engine bench`.
 
+use super::baseline::{BaselineArgs, Figures};
 use super::bench_ops_groups::{BenchOpsArgs, SCALE};
 use super::cuda::CudaArgs;
 use super::device::{Device, DeviceOptions, parse_dtype};
@@ -26,7 +27,7 @@ pub struct BenchArgs {
 pub enum Bench {
     /// Time whole training steps on random images, the loader left out
     Step(BenchStepArgs),
-    /// Measure every op of a step by itself, against the machine's ceilings and cuBLASLt on a GPU, by counts without one
+    /// Measure every op of a step by itself, against the machine's ceilings and cuBLASLt on a GPU, by counts without one, or predict what it would take
     Ops(BenchOpsArgs),
 }
 
@@ -59,6 +60,8 @@ pub struct BenchStepArgs {
     /// Compute activations again in the backward pass
     #[arg(long)]
     pub recompute: bool,
+    #[command(flatten)]
+    pub kept: BaselineArgs,
     /// Print one line of JSON instead of a table
     #[arg(long)]
     pub json: bool,
@@ -66,13 +69,13 @@ pub struct BenchStepArgs {
     pub cuda: CudaArgs,
 }
 
-/// Measures and prints.
+/// Measures and prints; gives the process's exit code.
 ///
 /// # Errors
 /// Those of the configuration and of the device.
-pub fn run(args: &BenchArgs) -> Result<()> {
+pub fn run(args: &BenchArgs) -> Result<i32> {
     match &args.what {
-        Bench::Step(step) => bench_step(step),
+        Bench::Step(step) => bench_step(step).map(|()| 0),
         Bench::Ops(ops) => super::bench_ops::run(ops),
     }
 }
@@ -115,6 +118,8 @@ fn bench_step(args: &BenchStepArgs) -> Result<()> {
     let median = median(&mut seconds);
     let (min, max) = (seconds[0], seconds[seconds.len() - 1]);
     let images = args.batch as f64 / median;
+    let mut figures = Figures::default();
+    figures.add(&args.step.preset, "seconds", median);
     // Of this process; a GPU's own memory is what was planned.
     let (peak, planned) = (peak_resident_bytes(), engine.planned_bytes());
     if args.json {
@@ -123,7 +128,7 @@ fn bench_step(args: &BenchStepArgs) -> Result<()> {
             "max_s": max, "images_per_s": images, "peak_bytes": peak, "planned_bytes": planned, "loss": loss,
         });
         println!("{record}");
-        return Ok(());
+        return figures.settle(&args.kept);
     }
     let row = vec![
         device,
@@ -144,7 +149,7 @@ fn bench_step(args: &BenchStepArgs) -> Result<()> {
         "peak of the process",
     ];
     println!("{}", table(&headers, &[row]));
-    Ok(())
+    figures.settle(&args.kept)
 }
 
 /// The largest resident set of this process so far; None where the system does not tell.

@@ -1,8 +1,10 @@
 //! `saip-engine bench ops`.
 
-use super::bench_ops_groups::{BenchOpsArgs, Group, TARGET};
+use super::baseline::Figures;
+use super::bench_ops_groups::{BATCH, BenchOpsArgs, Group, TARGET};
 use super::bench_ops_tables::print;
 use super::device::{Device, DeviceOptions};
+use super::{bench_budget, bench_model};
 use crate::backend::{Ceilings, OpKernel, OpMeasure};
 use crate::error::{Error, Result};
 use crate::objectives::Objective;
@@ -13,15 +15,22 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Measures and prints.
+/// Measures and prints; gives the process's exit code.
 ///
 /// # Errors
 /// Those of the configuration and of the device.
-pub fn run(args: &BenchOpsArgs) -> Result<()> {
-    if args.batch == 0 || args.repeats == 0 {
+pub fn run(args: &BenchOpsArgs) -> Result<i32> {
+    if args.batch == Some(0) || args.repeats == 0 {
         return Err(Error::usage("--batch and --repeats must be at least 1"));
     }
-    let cfg = args.step.resolve(Some(args.batch))?;
+    if let Some(name) = &args.model {
+        return bench_model::run(args, name).map(|()| 0);
+    }
+    if let Some(file) = &args.budget {
+        return bench_budget::run(file, args);
+    }
+    let batch = args.batch.unwrap_or(BATCH);
+    let cfg = args.step.resolve(Some(batch))?;
     let objective: Arc<dyn Objective> = Arc::from(objective(&cfg)?.at_scale(args.scale)?);
     let device = Device::parse(&args.device)?;
     if let (Some(_), Device::Cuda(_)) = (args.target, device) {
@@ -43,16 +52,24 @@ pub fn run(args: &BenchOpsArgs) -> Result<()> {
     };
     let mut engine = Engine::new(backend, Arc::clone(&objective), options)?;
     engine.initialise()?;
-    let batch = objective.random_batch(0, cfg.data.seed);
-    let measures = engine.measure(0, &batch, &objective.point(1), args.repeats)?;
+    let inputs = objective.random_batch(0, cfg.data.seed);
+    let measures = engine.measure(0, &inputs, &objective.point(1), args.repeats)?;
     let kernels = engine.kernels(0)?;
-    let groups = grouped(&measures, &kernels, ceilings.as_ref(), args.dtype);
+    let mut groups = grouped(&measures, &kernels, ceilings.as_ref(), args.dtype);
+    if let Some(text) = &args.filter {
+        groups.retain(|g| g.name().contains(text.as_str()));
+    }
+    if groups.is_empty() {
+        return Err(nothing_left(args));
+    }
+    let mut figures = Figures::default();
+    groups.iter().for_each(|g| g.figures(&mut figures));
     let timed = measures.iter().any(|m| m.seconds.is_some());
     if args.json {
         let rows: Vec<Value> = groups.iter().map(|g| g.record(timed)).collect();
         let target = format!("sm_{}{}", target.0, target.1);
         let mut record = json!({
-            "device": device, "preset": args.step.preset, "batch": args.batch, "dtype": args.dtype.to_string(),
+            "device": device, "preset": args.step.preset, "batch": batch, "dtype": args.dtype.to_string(),
             "repeats": args.repeats,
         });
         match &ceilings {
@@ -61,11 +78,17 @@ pub fn run(args: &BenchOpsArgs) -> Result<()> {
         }
         record["ops"] = json!(rows);
         println!("{record}");
-        return Ok(());
+        return figures.settle(&args.kept).map(|()| 0);
     }
-    println!("{device}: {} ops of {} at batch {}", measures.len(), args.step.preset, args.batch);
+    println!("{device}: {} ops of {} at batch {batch}", measures.len(), args.step.preset);
     print(&groups, args, ceilings.as_ref());
-    Ok(())
+    figures.settle(&args.kept).map(|()| 0)
+}
+
+/// The error for a filter that nothing passes.
+pub(super) fn nothing_left(args: &BenchOpsArgs) -> Error {
+    let text = args.filter.as_deref().unwrap_or_default();
+    Error::usage(format!("--filter {text}: no op of {} has that in its name and shape", args.step.preset))
 }
 
 /// Ops of one kind and shape together, the heaviest first.

@@ -1,11 +1,13 @@
 //! What `bench ops` is asked, and what it adds up.
 
+use super::baseline::{BaselineArgs, Figures};
 use super::cuda::CudaArgs;
 use super::device::{parse_dtype, parse_target};
 use super::step::StepArgs;
 use crate::backend::{OpCounts, OpKernel, OpMeasure};
 use crate::tensor::DType;
 use serde_json::{Value, json};
+use std::path::PathBuf;
 
 /// Scale that is timed by default.
 pub const SCALE: f64 = 1.25;
@@ -15,9 +17,9 @@ pub const SCALE: f64 = 1.25;
 pub struct BenchOpsArgs {
     #[command(flatten)]
     pub step: StepArgs,
-    /// Images per step
-    #[arg(long, default_value_t = 2)]
-    pub batch: usize,
+    /// Images per step [default: 2, of a modelled device 256]
+    #[arg(long)]
+    pub batch: Option<usize>,
     /// Scale of the rescaled views
     #[arg(long, default_value_t = SCALE)]
     pub scale: f64,
@@ -33,18 +35,42 @@ pub struct BenchOpsArgs {
     /// Times that each op runs; the median counts
     #[arg(long, default_value_t = 20)]
     pub repeats: usize,
+    /// Predict what the step takes on a device that need not be there: h200, h100, a6000
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["device", "target", "repeats"])]
+    pub model: Option<String>,
+    /// With --model: set what was measured, by `bench ops --json`, beside what is predicted
+    #[arg(long, value_name = "FILE", requires = "model")]
+    pub measured: Option<PathBuf>,
+    /// With --model: write the kernels' machine code, for a disassembler, into a new folder
+    #[arg(long, value_name = "DIR", requires = "model")]
+    pub images: Option<PathBuf>,
+    /// Compare launches, bytes and predicted times of the presets that a TOML file lists with the figures it holds
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["device", "target", "repeats", "model", "preset", "config", "sets", "batch", "scale"])]
+    pub budget: Option<PathBuf>,
+    /// With --budget: write today's figures to the file
+    #[arg(long, requires = "budget")]
+    pub update: bool,
     /// Compute activations again in the backward pass
     #[arg(long)]
     pub recompute: bool,
     /// Rows to print; 0 for all
     #[arg(long, default_value_t = 30)]
     pub rows: usize,
+    /// Only ops in whose name and shape, such as `linear 142848x768x192`, this text stands
+    #[arg(long, value_name = "TEXT", conflicts_with = "budget")]
+    pub filter: Option<String>,
+    #[command(flatten)]
+    pub kept: BaselineArgs,
     /// Print one line of JSON instead of tables
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
     pub cuda: CudaArgs,
 }
+
+/// Images of a step that is interpreted, and of one that is modelled.
+pub(super) const BATCH: usize = 2;
+pub(super) const MODELLED_BATCH: usize = 256;
 
 /// Architecture that the interpreter claims by default.
 pub(super) const TARGET: (u32, u32) = (9, 0);
@@ -101,6 +127,22 @@ impl Group {
         if self.seconds > 0.0 { self.seconds } else { self.counts.lane_instructions as f64 }
     }
 
+    pub fn name(&self) -> String {
+        format!("{} {}", self.op, self.shape)
+    }
+
+    /// What a later measurement is compared with.
+    pub fn figures(&self, to: &mut Figures) {
+        let name = self.name();
+        if self.seconds > 0.0 {
+            to.add(&name, "seconds", self.seconds);
+            return;
+        }
+        to.add(&name, "bytes", self.counts.global_bytes as f64);
+        to.add(&name, "instructions", self.counts.lane_instructions as f64);
+        to.add(&name, "launches", self.launches as f64);
+    }
+
     /// The part of its nearer ceiling that it reaches.
     pub fn of_ceiling(&self) -> Option<f64> {
         (self.floor_seconds > 0.0 && self.seconds > 0.0).then(|| self.floor_seconds / self.seconds)
@@ -146,8 +188,7 @@ impl Group {
 
 /// Counts `launches` of a kernel in a list where each compiled form stands once.
 pub(super) fn count_kernel(list: &mut Vec<(OpKernel, usize)>, kernel: &OpKernel, launches: usize) {
-    let form = |k: &OpKernel| (k.name, k.registers, k.spills, k.shared, k.threads);
-    match list.iter_mut().find(|(k, _)| form(k) == form(kernel)) {
+    match list.iter_mut().find(|(k, _)| k.same_form(kernel)) {
         Some((_, count)) => *count += launches,
         None => list.push((kernel.clone(), launches)),
     }

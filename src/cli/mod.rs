@@ -1,7 +1,10 @@
 //! The command line. The only place, with `main`, that names a concrete backend.
 
-pub mod bench;
-pub mod bench_ops;
+pub mod baseline;
+mod bench;
+pub mod bench_budget;
+mod bench_model;
+mod bench_ops;
 mod bench_ops_groups;
 mod bench_ops_tables;
 pub mod completions;
@@ -86,7 +89,7 @@ pub fn run(cli: Cli) -> Result<i32> {
         Command::Report(args) => report::run(&args).map(|()| 0),
         Command::Verify(args) => verify::run(&args),
         Command::Plan(args) => plan::run(&args).map(|()| 0),
-        Command::Bench(args) => bench::run(&args).map(|()| 0),
+        Command::Bench(args) => bench::run(&args),
         Command::Dist(args) => dist::run(&args),
         Command::Kernels(args) => kernels::run(&args).map(|()| 0),
         Command::Info(args) => info::run(&args).map(|()| 0),

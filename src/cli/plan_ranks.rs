@@ -136,7 +136,7 @@ impl Planned {
     }
 }
 
-fn machine(name: &str) -> Result<&'static Machine> {
+pub(super) fn machine(name: &str) -> Result<&'static Machine> {
     MACHINES.iter().find(|m| m.name == name).ok_or_else(|| {
         let known: Vec<&str> = MACHINES.iter().map(|m| m.name).collect();
         Error::usage(format!("--gpu {name} is not known: use one of {}", known.join(", ")))

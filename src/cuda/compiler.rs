@@ -3,7 +3,7 @@
 use super::cache::{Build, KernelCache};
 use super::driver::ImageKind;
 use super::kernel::{Call, Variant};
-use super::nvrtc::{self, CompiledKernel, parse_facts};
+use super::nvrtc::{self, CompiledKernel, Told, parse_facts};
 use super::probe::nvrtc_version;
 use super::sources::Sources;
 use crate::error::{Error, Result};
@@ -18,6 +18,13 @@ pub type CompileProgress = Arc<dyn Fn(usize, usize) + Send + Sync>;
 
 /// Texts to compile, each with the file that it stands for in messages.
 pub type Wanted = BTreeMap<String, &'static str>;
+
+/// What a source becomes, stage by stage.
+pub(super) struct Stages {
+    pub kernels: Vec<CompiledKernel>,
+    pub ptx: String,
+    pub cubin: Vec<u8>,
+}
 
 type Modules = HashMap<(Variant, ImageKind), Arc<[u8]>>;
 
@@ -201,20 +208,31 @@ impl Compiler {
     /// # Errors
     /// [`Error::Device`] with NVRTC's log when the source does not compile.
     pub fn facts(&self, name: &str, source: &str) -> Result<Vec<CompiledKernel>> {
+        self.stages(name, source).map(|stages| stages.kernels)
+    }
+
+    /// The same with what it is made of, PTX and machine code.
+    ///
+    /// # Errors
+    /// Those of [`Compiler::facts`].
+    pub(super) fn stages(&self, name: &str, source: &str) -> Result<Stages> {
         let nvrtc = self.nvrtc.clone().map_err(|why| Error::device("cuda", why))?;
         let mut options = self.options(ImageKind::Cubin);
         let image_key = key(nvrtc, source, &options);
-        let key = format!("{image_key}.facts");
+        let keys = [image_key.clone(), format!("{image_key}.ptx"), format!("{image_key}.facts")];
         options.push("--ptxas-options=-v".to_owned());
-        let kept = self.cache.as_ref().and_then(|cache| cache.kept(&key));
-        if let Some(log) = kept.and_then(|log| String::from_utf8(log).ok()) {
-            return Ok(parse_facts(&log));
+        let kept = |key: &String| self.cache.as_ref().and_then(|cache| cache.kept(key));
+        let text = |key: &String| kept(key).and_then(|text| String::from_utf8(text).ok());
+        if let (Some(cubin), Some(ptx), Some(log)) = (kept(&keys[0]), text(&keys[1]), text(&keys[2])) {
+            return Ok(Stages { kernels: parse_facts(&log), ptx, cubin });
         }
-        let (image, log) = nvrtc::told(name, source, &options)?;
+        let Told { cubin, ptx, log } = nvrtc::told(name, source, &options)?;
         if let Some(cache) = &self.cache {
-            let _ = cache.keep(&image_key, &image).and_then(|()| cache.keep(&key, log.as_bytes()));
+            // A cache that cannot be written costs time, nothing else.
+            let all = keys.iter().zip([&cubin[..], ptx.as_bytes(), log.as_bytes()]);
+            let _ = all.into_iter().try_for_each(|(key, bytes)| cache.keep(key, bytes));
         }
-        Ok(parse_facts(&log))
+        Ok(Stages { kernels: parse_facts(&log), ptx, cubin })
     }
 
     /// What NVRTC calls the architecture.

@@ -17,19 +17,28 @@ pub fn compile(name: &str, source: &str, options: &[String], kind: ImageKind) ->
     Ok(image)
 }
 
-/// The machine code that `source` becomes, and what the compiler tells of it: ptxas' log, verbose if `options` ask for it, and
-/// how each kernel begins in the PTX in between.
+/// The machine code and the PTX that `source` becomes, and what the compiler tells of it, verbosely if `options` ask for it.
 ///
 /// # Errors
 /// Those of [`compile`].
-pub fn told(name: &str, source: &str, options: &[String]) -> Result<(Vec<u8>, String)> {
+pub fn told(name: &str, source: &str, options: &[String]) -> Result<Told> {
     let read = |program| {
         // SAFETY: `compiled` hands out a live program.
         unsafe { Ok((cubin(program)?, ptx(program)?)) }
     };
-    let ((image, ptx), log) = compiled(name, source, options, read)?;
+    let ((cubin, ptx), log) = compiled(name, source, options, read)?;
     let heads = ptx.split(".entry ").skip(1).filter_map(|kernel| kernel.split('{').next());
-    Ok((image, heads.fold(log + "\n", |text, head| text + ".entry " + head + "{\n")))
+    let log = heads.fold(log + "\n", |text, head| text + ".entry " + head + "{\n");
+    Ok(Told { cubin, ptx, log })
+}
+
+/// What [`told`] gives.
+pub struct Told {
+    /// Machine code.
+    pub cubin: Vec<u8>,
+    pub ptx: String,
+    /// ptxas' log, and how each kernel begins in the PTX.
+    pub log: String,
 }
 
 /// What `read` takes from the compiled program, and the log.

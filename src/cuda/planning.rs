@@ -128,10 +128,22 @@ const MOST_SHARED: u32 = 227 << 10;
 pub(super) fn lowered(step: &Step, choices: &Choices) -> Result<Vec<Call>> {
     let address = |s: &Slot| if s.space == Space::Unused { 0 } else { BASE + s.offset as u64 };
     let at = |slots: &[Slot]| slots.iter().map(address).collect::<Vec<_>>();
-    let (inputs, outputs) = (at(&step.inputs), at(&step.outputs));
-    let inputs = with_shapes(&step.inputs, &inputs);
-    let outputs = with_shapes(&step.outputs, &outputs);
-    let scratch = BASE + step.workspace.0 as u64;
+    let places = [at(&step.inputs), at(&step.outputs)];
+    lowered_at(step, &places, BASE + step.workspace.0 as u64, choices)
+}
+
+/// The calls of a step whose inputs and outputs lie at `places`.
+///
+/// # Errors
+/// Those of [`lowered`].
+pub(super) fn lowered_at(
+    step: &Step,
+    [inputs, outputs]: &[Vec<u64>; 2],
+    scratch: u64,
+    choices: &Choices,
+) -> Result<Vec<Call>> {
+    let inputs = with_shapes(&step.inputs, inputs);
+    let outputs = with_shapes(&step.outputs, outputs);
     let operands = Operands { inputs: &inputs, outputs: &outputs, scratch, choices };
     let mut calls = step.op.lower(&operands).map_err(|why| refused(step, &why))?;
     calls.iter_mut().for_each(|call| call.bf16 = operands.element() == DType::Bf16);

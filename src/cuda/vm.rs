@@ -3,10 +3,12 @@
 use super::driver::{
     DeviceInfo, Driver, GraphId, ImageKind, KernelId, Launch, Measured, Sum, TensorMap, Work,
 };
+use super::kernel::Call;
 use super::nccl::Seat;
 use super::vm_link::VmLink;
 use crate::backend::OpCounts;
 use crate::error::{Error, Result};
+use crate::plan;
 use ptx_vm::{Counts, Memory, Module, Options};
 use std::collections::BTreeMap;
 
@@ -45,6 +47,79 @@ impl VmDriver {
         }
     }
 
+    /// An interpreter that claims to be `device` and runs `blocks` of the blocks of each launch, for what they do: products
+    /// are counted and not computed, nothing is checked.
+    pub(super) fn sampling(device: DeviceInfo, blocks: u64, latencies: plan::Latencies) -> Self {
+        let l = latencies;
+        let latencies = ptx_vm::Latencies {
+            arithmetic: l.arithmetic,
+            special: l.special,
+            exchange: l.exchange,
+            shared: l.shared,
+            global: l.global,
+            product: l.product,
+            barrier: l.barrier,
+        };
+        let options = Options {
+            check_uninitialised: false,
+            check_registers: false,
+            check_races: false,
+            sample: blocks,
+            products: false,
+            latencies: Some(latencies),
+            ..Options::default()
+        };
+        VmDriver { info: device, options, ..VmDriver::new((0, 0), u64::MAX) }
+    }
+
+    /// Memory of `bytes`, all zeros, that must begin at `at`.
+    ///
+    /// # Errors
+    /// More memory than there is; an interpreter that has other memory.
+    pub(super) fn pretend(&mut self, at: u64, bytes: u64) -> Result<()> {
+        match self.allocate(bytes as usize)? {
+            got if got == at => Ok(()),
+            got => Err(Error::invariant(
+                "sampling a launch",
+                format!("memory begins at {got:#x}, not at {at:#x}"),
+            )),
+        }
+    }
+
+    /// Runs a call of PTX; tells what its sample did.
+    ///
+    /// # Errors
+    /// Those of the launch.
+    pub(super) fn sample(&mut self, ptx: &str, call: &Call) -> Result<Sampled> {
+        let module = self.load(ptx.as_bytes(), call.kernel, call.shared)?;
+        let (number, name) = &self.kernels[module.0];
+        let module = self.modules[*number].clone();
+        let text = module.kernel(name).map_err(failed)?.instructions();
+        let mut params = call.params.clone();
+        for (offset, bytes) in &call.tables {
+            let at = self.allocate(bytes.len())?;
+            self.upload(at, bytes)?;
+            params[*offset..*offset + size_of::<u64>()].copy_from_slice(&at.to_ne_bytes());
+        }
+        for (offset, map) in &call.maps {
+            let map = self.tensor_map(map)?;
+            params[*offset..*offset + size_of_val(&map)].copy_from_slice(bytemuck::bytes_of(&map));
+        }
+        let memory = &mut self.memory;
+        let report = ptx_vm::launch(
+            &module,
+            call.kernel,
+            call.grid,
+            call.block,
+            call.shared,
+            &params,
+            memory,
+            &self.options,
+        );
+        let report = report.map_err(failed)?;
+        Ok(Sampled { counts: report.counts, ran: report.ran, text })
+    }
+
     fn link(&mut self) -> Result<(&mut VmLink, &mut Memory)> {
         let lost = || Error::device("ptx-vm", "is not joined to other devices");
         self.link.as_mut().ok_or_else(lost).map(|link| (link, &mut self.memory))
@@ -68,6 +143,15 @@ impl VmDriver {
     pub fn counts(&self) -> &Counts {
         &self.counts
     }
+}
+
+/// What a sample of a launch did.
+pub(super) struct Sampled {
+    pub counts: Counts,
+    /// Blocks that ran.
+    pub ran: u64,
+    /// Instructions of the kernel's text.
+    pub text: usize,
 }
 
 fn failed(e: ptx_vm::Error) -> Error {

@@ -1,49 +1,8 @@
 //! What several devices make of a plan: when its gradients are ready, how long they travel, and what of that is not hidden.
 
-use super::layout::{Plan, Slot, Space, Step};
+use super::layout::{Plan, Slot, Space};
+use super::machine::Machine;
 use crate::ir::Region;
-use crate::tensor::DType;
-
-/// A device, by its data sheet: no step is faster than this allows.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Machine {
-    pub name: &'static str,
-    /// Bytes of device memory a second.
-    pub bandwidth: f64,
-    /// Operations a second of matrix products in bf16, dense, and in f32.
-    pub bf16: f64,
-    pub f32: f64,
-}
-
-/// The devices that are known. Sources: NVIDIA's data sheets of H100 SXM, H200 SXM (2024) and RTX A6000 (2021).
-pub const MACHINES: [Machine; 3] = [
-    Machine { name: "h200", bandwidth: 4.8e12, bf16: 989e12, f32: 67e12 },
-    Machine { name: "h100", bandwidth: 3.35e12, bf16: 989e12, f32: 67e12 },
-    Machine { name: "a6000", bandwidth: 768e9, bf16: 154.8e12, f32: 38.7e12 },
-];
-
-impl Machine {
-    /// The least time of a step of a plan, seconds: its operands moved once, its products at full rate (roofline; Williams,
-    /// Waterman and Patterson 2009).
-    fn floor(&self, step: &Step) -> f64 {
-        let bytes: usize =
-            step.inputs.iter().chain(&step.outputs).map(|s| s.shape.count() * s.dtype.bytes()).sum();
-        let (inputs, outputs) = (shapes(&step.inputs), shapes(&step.outputs));
-        let flops = step.op.matrix_flops(&inputs, &outputs) as f64;
-        let narrow = step.inputs.first().is_some_and(|s| s.dtype == DType::Bf16);
-        let rate = if narrow { self.bf16 } else { self.f32 };
-        (bytes as f64 / self.bandwidth).max(flops / rate)
-    }
-
-    /// The least time of a whole plan, seconds.
-    pub fn seconds(&self, plan: &Plan) -> f64 {
-        plan.steps.iter().map(|step| self.floor(step)).sum()
-    }
-}
-
-fn shapes(slots: &[Slot]) -> Vec<&crate::tensor::Shape> {
-    slots.iter().map(|s| &s.shape).collect()
-}
 
 /// How ranks are joined.
 #[derive(Clone, Copy, Debug, PartialEq)]

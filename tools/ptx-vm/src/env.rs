@@ -29,6 +29,31 @@ pub struct Options {
     pub instruction_limit: u64,
     /// Most shared memory a block may have.
     pub shared_limit: u32,
+    /// Run only so many blocks, spread evenly over the grid; 0 for all.
+    pub sample: u64,
+    /// Compute matrix products. Without it they are counted, and leave whatever their sums were.
+    pub products: bool,
+    /// Follow when every instruction could run, for [`crate::Counts::cycles`].
+    pub latencies: Option<Latencies>,
+}
+
+/// Cycles from an instruction to the first that can use its result, on a multiprocessor without other work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Latencies {
+    /// Arithmetic.
+    pub arithmetic: u64,
+    /// Approximate functions.
+    pub special: u64,
+    /// Exchanges between lanes.
+    pub exchange: u64,
+    /// Loads from shared memory.
+    pub shared: u64,
+    /// Loads from global memory, and copies of it.
+    pub global: u64,
+    /// `mma.sync`.
+    pub product: u64,
+    /// From the last arrival at a barrier to the first instruction behind it.
+    pub barrier: u64,
 }
 
 impl Default for Options {
@@ -41,6 +66,9 @@ impl Default for Options {
             strict_warp: false,
             instruction_limit: 1 << 28,
             shared_limit: 227 << 10,
+            sample: 0,
+            products: true,
+            latencies: None,
         }
     }
 }

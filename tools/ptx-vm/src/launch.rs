@@ -34,21 +34,22 @@ pub fn launch(
     let env =
         Env { kernel: &kernel, memory, symbols, params, grid, block, shared_bytes, dynamic_shared, options };
     let blocks = grid.iter().map(|&d| u64::from(d)).product::<u64>();
-    let (counts, mut faults) = run_blocks(&env, blocks);
+    let ran = if options.sample == 0 { blocks } else { options.sample.min(blocks) };
+    let (counts, mut faults) = run_blocks(&env, blocks, ran);
     faults.sort_by_key(|(index, _)| *index);
     let faults: Vec<Fault> = faults.into_iter().map(|(_, f)| f).collect();
     match (options.on_fault, faults.first()) {
         (OnFault::Abort, Some(fault)) => Err(Error::Fault(Box::new(fault.clone()))),
         _ => {
             let threads = block.iter().product();
-            Ok(Report { kernel: kernel.name().to_string(), blocks, threads, counts, faults })
+            Ok(Report { kernel: kernel.name().to_string(), blocks, threads, ran, counts, faults })
         }
     }
 }
 
-/// Runs all blocks; once a block has aborted, later ones are skipped, earlier ones still run, so that which fault is
+/// Runs `sample` of all blocks, spread evenly; once a block has aborted, later ones are skipped, earlier ones still run, so that which fault is
 /// reported does not depend on the number of host threads.
-fn run_blocks(env: &Env<'_>, blocks: u64) -> (Counts, Vec<(u64, Fault)>) {
+fn run_blocks(env: &Env<'_>, all: u64, blocks: u64) -> (Counts, Vec<(u64, Fault)>) {
     // Waking other threads costs more than a small grid itself: the first blocks run here until there is enough work.
     let (mut done, mut state) = (0, (Counts::default(), Vec::new(), None));
     let first_bad = AtomicU64::new(u64::MAX);
@@ -57,7 +58,8 @@ fn run_blocks(env: &Env<'_>, blocks: u64) -> (Counts, Vec<(u64, Fault)>) {
             return state;
         }
         let block = state.2.get_or_insert_with(borrow_block);
-        block.run(env, index);
+        // The middle of each of the equal parts that the grid falls into.
+        block.run(env, ((2 * u128::from(index) + 1) * u128::from(all) / (2 * u128::from(blocks))) as u64);
         state.0.add(&block.counts);
         if !block.faults.is_empty() {
             if env.options.on_fault == OnFault::Abort {

@@ -16,9 +16,10 @@ mod parse;
 mod report;
 mod shared;
 mod tensor_map;
+mod timeline;
 mod warp;
 
-pub use env::{OnFault, Options};
+pub use env::{Latencies, OnFault, Options};
 pub use error::{Error, Fault, FaultKind, Result};
 pub use ir::Param;
 pub use launch::launch;

@@ -103,6 +103,11 @@ impl Kernel<'_> {
         self.f().reqntid
     }
 
+    /// Instructions of its text that take an issue slot, device functions not included; see [`crate::Counts::issued`].
+    pub fn instructions(&self) -> usize {
+        self.f().code.iter().filter(|i| i.takes_a_slot()).count()
+    }
+
     /// Bytes of local memory per thread, device functions not included.
     pub fn local_bytes(&self) -> u32 {
         self.f().local_bytes

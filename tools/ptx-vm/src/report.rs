@@ -67,6 +67,9 @@ pub struct Counts {
     pub local: Traffic,
     /// 32-byte sectors that the global requests of warps touch.
     pub global_sectors: u64,
+    /// Those of them that a load of the same block had read before, counted where [`crate::Options::latencies`] are given: a
+    /// first-level cache may have them.
+    pub near_sectors: u64,
     /// Sectors the same bytes would fill without gaps: `global_sectors` above this is uncoalesced traffic.
     pub global_sectors_ideal: u64,
     /// Passes of shared memory requests through its 32 banks.
@@ -75,6 +78,14 @@ pub struct Counts {
     pub shared_wavefronts_ideal: u64,
     /// Multiply-adds of matrix instructions, counted as two operations each.
     pub mma_flops: u64,
+    /// Those of them that warpgroups make.
+    pub warpgroup_flops: u64,
+    /// Instructions that take an issue slot: all but moves between registers, which vanish when registers are assigned. Counted
+    /// where [`crate::Options::latencies`] are given.
+    pub issued: u64,
+    /// Cycles of each block if it were alone and nothing but latencies held it up, where [`crate::Options::latencies`] are
+    /// given.
+    pub cycles: u64,
     /// Branches where the lanes of a warp went different ways.
     pub divergent_branches: u64,
 }
@@ -110,10 +121,14 @@ impl Counts {
             a.stored += b.stored;
         }
         self.global_sectors += other.global_sectors;
+        self.near_sectors += other.near_sectors;
         self.global_sectors_ideal += other.global_sectors_ideal;
         self.shared_wavefronts += other.shared_wavefronts;
         self.shared_wavefronts_ideal += other.shared_wavefronts_ideal;
         self.mma_flops += other.mma_flops;
+        self.warpgroup_flops += other.warpgroup_flops;
+        self.issued += other.issued;
+        self.cycles += other.cycles;
         self.divergent_branches += other.divergent_branches;
     }
 }
@@ -127,7 +142,9 @@ pub struct Report {
     pub blocks: u64,
     /// Threads per block.
     pub threads: u32,
-    /// Sums over all blocks.
+    /// Blocks that ran: all, or those of a sample.
+    pub ran: u64,
+    /// Sums over the blocks that ran.
     pub counts: Counts,
     /// Collected faults, in the order of blocks; empty for a clean kernel.
     pub faults: Vec<Fault>,

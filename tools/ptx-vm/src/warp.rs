@@ -1,6 +1,7 @@
 //! The state of a warp: registers, reconvergence stack, call frames, local memory, copies in flight.
 
 use crate::ir::{Function, NO_PC, Reg, Src};
+use crate::timeline::Timeline;
 
 pub(crate) const ALL: u32 = u32::MAX;
 pub(crate) type Lanes = [u32; 32];
@@ -115,6 +116,8 @@ pub(crate) struct Warp {
     pub reduction: Option<(crate::ir::Redux, Src)>,
     /// Allocation found by the last global access.
     pub hint: usize,
+    /// Cycles, where they are followed.
+    pub time: Timeline,
 }
 
 impl Warp {
@@ -144,6 +147,7 @@ impl Warp {
         old.written_after.clear();
         old.bulk.clear();
         old.bulk_groups.clear();
+        old.time.clear();
         let mut clocks = [0; 32];
         clocks[index as usize & 31] = 1;
         let frame = Frame { function, regs: 0, preds: 0, param: 0, local: 0, paths: 0 };

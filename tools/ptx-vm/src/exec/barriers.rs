@@ -14,6 +14,8 @@ pub(crate) struct Barrier {
     pub count: u32,
     pub any: bool,
     pub none_false: bool,
+    /// Cycle of the last arrival.
+    pub latest: u64,
 }
 
 /// An initialised barrier in shared memory.
@@ -30,6 +32,9 @@ pub(crate) struct Mbarrier {
     /// Pieces of shared memory that bulk copies of this phase filled, and of complete phases that no thread has seen.
     pub landing: Vec<u32>,
     pub landed: Vec<u32>,
+    /// Cycle of the last arrival, and at which the last phase was complete.
+    pub latest: u64,
+    pub complete_at: u64,
 }
 
 impl Mbarrier {
@@ -38,6 +43,7 @@ impl Mbarrier {
         if self.missing == 0 && self.bytes == 0 {
             self.phase += 1;
             self.missing = self.count;
+            self.complete_at = self.latest;
             for (done, new) in self.arrived.iter_mut().zip(self.arriving) {
                 *done = (*done).max(new);
             }

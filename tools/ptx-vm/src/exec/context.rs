@@ -1,6 +1,6 @@
 //! What instructions work on: the block, and one warp at one instruction, with its operands and its faults.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::barriers::{Barrier, Mbarrier};
 use crate::env::{Env, OnFault};
@@ -28,6 +28,8 @@ pub(crate) struct Core {
     pub mbarriers: BTreeMap<u32, Mbarrier>,
     /// Changes of mbarriers so far: without any, waiting is in vain.
     pub events: u64,
+    /// Sectors of global memory that loads have read, where cycles are followed.
+    pub sectors: HashSet<u64>,
     /// Clock of each warp's last proxy fence.
     pub proxy_fences: [u32; 32],
 }

@@ -89,6 +89,10 @@ impl Cx<'_> {
 
     pub(super) fn mma(&mut self, kind: MmaKind, d: &[Reg], a: &[Src], b: &[Src], c: &[Src]) -> Run {
         self.whole_warp()?;
+        self.core.counts.mma_flops += 2 * 16 * 8 * u64::from(kind.k);
+        if !self.env.options.products {
+            return Ok(());
+        }
         let k = usize::from(kind.k);
         let mut am = [[0f32; 16]; 16];
         let mut bm = [[0f32; 8]; 16];
@@ -141,7 +145,6 @@ impl Cx<'_> {
             });
             self.w.put(*d, self.mask, &v, false);
         }
-        self.core.counts.mma_flops += 2 * 16 * 8 * u64::from(kind.k);
         Ok(())
     }
 }

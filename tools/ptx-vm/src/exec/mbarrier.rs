@@ -147,6 +147,7 @@ impl Cx<'_> {
             return Ok(phase);
         }
         b.missing -= arrivals;
+        b.latest = b.latest.max(self.w.time.now);
         for (joined, mine) in b.arriving.iter_mut().zip(clocks) {
             *joined = (*joined).max(mine);
         }
@@ -160,6 +161,7 @@ impl Cx<'_> {
         let Some(b) = self.core.mbarriers.get_mut(&at) else { return false };
         let done = if parity { b.phase & 1 != value & 1 } else { b.phase != value };
         if done {
+            self.w.time.wait(b.complete_at);
             for at in b.landed.drain(..) {
                 self.core.shared.landed(at);
             }
@@ -174,7 +176,9 @@ impl Cx<'_> {
     pub(super) fn mbarrier_landed(&mut self, at: u32, pieces: Vec<u32>) {
         let me = self.w.index as usize & 31;
         let now = self.w.clocks[me];
+        let arrives = self.w.time.now + self.env.options.latencies.map_or(0, |l| l.global);
         if let Some(b) = self.core.mbarriers.get_mut(&at) {
+            b.latest = b.latest.max(arrives);
             b.bytes -= 16 * pieces.len() as i64;
             b.landing.extend(pieces);
             // Who sees the phase complete sees the copy; it does not see what this warp does after it.

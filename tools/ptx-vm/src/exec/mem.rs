@@ -41,6 +41,9 @@ impl<'a> Cx<'a> {
             }
         }
         self.count(space, &addrs, bytes, false);
+        if self.env.options.latencies.is_some() {
+            self.look_near(space, &addrs);
+        }
         for (i, d) in d.iter().enumerate() {
             let Some(d) = d else { continue };
             match size {

@@ -15,6 +15,7 @@ mod mbarrier;
 mod mem;
 mod round;
 mod sync;
+mod timing;
 mod traffic;
 mod wgmma;
 
@@ -53,6 +54,7 @@ impl Block {
         self.core.suspect = None;
         self.core.barriers = Default::default();
         self.core.mbarriers.clear();
+        self.core.sectors.clear();
         self.core.proxy_fences = [0; 32];
         let mut spare = std::mem::take(&mut self.warps);
         let threads: u32 = env.block.iter().product();
@@ -68,6 +70,7 @@ impl Block {
         // A stop has recorded its fault, there is nothing else to hand on.
         let _ = self.schedule(env);
         self.counts = std::mem::take(&mut self.core.counts);
+        self.counts.cycles = self.warps.iter_mut().map(|w| w.time.end()).max().unwrap_or(0);
         self.faults = std::mem::take(&mut self.core.faults);
         let raced = self.faults.iter().any(|f| f.kind == FaultKind::SharedRace);
         if let Some(first) = self.core.suspect.take().filter(|_| !raced) {
@@ -159,6 +162,9 @@ impl Cx<'_> {
             top.pc = pc + 1;
         }
         if let Op::Bra { target } = self.inst.op {
+            if self.env.options.latencies.is_some() {
+                self.begin(pc);
+            }
             self.branch(all, pc, target, f.reconverge[pc as usize]);
             return Ok(());
         }
@@ -166,7 +172,14 @@ impl Cx<'_> {
             return Ok(());
         }
         self.check_reads()?;
-        self.execute(f, pc)?;
+        match &self.env.options.latencies {
+            Some(latencies) => {
+                self.begin(pc);
+                self.execute(f, pc)?;
+                self.follow(latencies);
+            }
+            None => self.execute(f, pc)?,
+        }
         self.mark_written();
         if self.w.product_fences > 0 {
             self.note_writes()?;

@@ -23,6 +23,9 @@ pub(crate) fn release(env: &Env<'_>, core: &mut Core, warps: &mut [Warp]) -> Run
                 return Err(fail(env, core, w, text));
             }
             w.state = State::Ready;
+            if let Some(l) = &env.options.latencies {
+                w.time.wait(b.latest + l.barrier);
+            }
             w.clocks = b.clocks;
             w.clocks[w.index as usize & 31] = b.newest + 1;
             if let Some((op, d)) = w.reduction.take() {
@@ -103,6 +106,7 @@ impl Cx<'_> {
             (b.expected, b.none_false) = (expected, true);
         }
         b.threads += 32;
+        b.latest = b.latest.max(self.w.time.now);
         b.warps |= 1 << me;
         for (joined, mine) in b.clocks.iter_mut().zip(self.w.clocks) {
             *joined = (*joined).max(mine);

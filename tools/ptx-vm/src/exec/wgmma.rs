@@ -61,6 +61,11 @@ impl Cx<'_> {
         }
         self.check_fenced(x, lane)?;
         let n = x.d.len() * 2;
+        self.core.counts.mma_flops += 2 * 16 * 16 * n as u64;
+        self.core.counts.warpgroup_flops += 2 * 16 * 16 * n as u64;
+        if !self.env.options.products {
+            return Ok(());
+        }
         let first = self.w.index % 4 * 16;
         let a = match &*x.a {
             [desc] => self.operand(desc, x, 0, first, 16)?,
@@ -95,7 +100,6 @@ impl Cx<'_> {
         // A descriptor is read at once.
         self.w.products.operands.extend(registers.filter(|_| x.a.len() > 1));
         self.w.products_issued += 1;
-        self.core.counts.mma_flops += 2 * 16 * 16 * n as u64;
         Ok(())
     }
 

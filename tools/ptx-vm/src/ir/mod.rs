@@ -478,6 +478,13 @@ pub(crate) struct Inst {
     pub pred_writes: Box<[u16]>,
 }
 
+impl Inst {
+    /// False for moves between registers, which mostly vanish when registers are assigned, and for hints.
+    pub fn takes_a_slot(&self) -> bool {
+        !matches!(self.op, Op::Mov { .. } | Op::Nop)
+    }
+}
+
 /// Per-thread parameter space begins here; below lies the kernel's own (uniform) parameter block.
 pub(crate) const FRAME_BASE: u64 = 0x1_0000;
 /// "No reconvergence before the function ends".
