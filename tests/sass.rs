@@ -18,7 +18,8 @@ fn nvdisasm() -> Option<String> {
 fn check(folder: &Path, nvdisasm: &str) -> (Option<i32>, String) {
     let script = Path::new(ROOT).join("tools/sass.py");
     let mut command = Command::new("python3");
-    let output = command.arg(script).arg("check").arg(folder).args(["--nvdisasm", nvdisasm]).output().unwrap();
+    let output =
+        command.arg(script).arg("check").arg(folder).args(["--nvdisasm", nvdisasm]).output().unwrap();
     let text = [output.stdout, output.stderr].concat();
     (output.status.code(), String::from_utf8(text).unwrap())
 }
@@ -51,7 +52,8 @@ fn machine_code_is_what_the_speed_rests_on() {
     });
     let plain = plain.expect("a product without");
     // The plain one's place taken by nothing: the GELU seems to cost the whole kernel.
-    let empty = images.iter().find(|i| i["file"] == "pointwise.cu").expect("a pointwise kernel")["image"].clone();
+    let empty =
+        images.iter().find(|i| i["file"] == "pointwise.cu").expect("a pointwise kernel")["image"].clone();
     images[plain]["image"] = empty;
     std::fs::write(&index, serde_json::to_string(images).unwrap()).unwrap();
     let (code, text) = check(&folder, &nvdisasm);
