@@ -9,12 +9,16 @@
 //                                that one multiplies while the other stores
 //        BOXES                   boxes of a warp, which divide the panels of 16 rows by 64 columns that it stores of a tile
 //        A_TRANS, B_TRANS, EPILOGUE as in gemm.cu; ALIGNED = 1: extents and addresses are multiples of 16 bytes
+//        GATHER, and CHANNELS, TAPS_X, STEP, MAP_WINDOWS, MAP_ACROSS, MAP_TOP, MAP_LEFT as in gemm.cu, of maps of one size whose
+//                                windows are rows: tensor copies see them as windows. 1: a stage has channels of one tap, also
+//                                where CHANNELS is no multiple of BK. 2: CHANNELS is a multiple of 64
 // Grid: any number of blocks. Dynamic shared memory: STAGES * (BM + BN) * BK * 2 bytes, 2048 bytes a box, TAIL bytes more.
 // Deterministic: the order of a sum depends on the shape only.
 
 struct GemmSm90Params {
     TensorMap a;  // a as stored, in boxes of BM x BK, or of BK x 64 with A_TRANS; swizzled by 128 bytes
     TensorMap b;  // b in boxes of BN x BK, or of BK x 64 with B_TRANS
+                  // what GATHER says: of windows by channels of a tap
     TensorMap y, pre, other;  // in boxes of 16 x 64; those that EPILOGUE has
     GemmParams gemm;
     u32 splits;
@@ -44,6 +48,29 @@ constexpr u32 FEW = BLOCKS == 1 ? 40 : 24, MANY = BLOCKS == 1 ? 232 : 104;
 static_assert(PARTS > 0 && BM == PARTS * SHARERS * 64 && BK == EACH && BN % 64 == 0, "a stage is made of swizzled rows");
 static_assert(PANELS % BOXES == 0, "a tile begins with the first box");
 
+#if GATHER
+// Stages of a tap's channels. The last may have fewer than BK: a is 0 there, whatever there is of the next tap in b.
+constexpr u32 CHUNKS = (CHANNELS + BK - 1) / BK;
+static_assert(GATHER == 1 ? !A_TRANS && !B_TRANS : A_TRANS && B_TRANS && CHANNELS % EACH == 0, "a box has one tap");
+static_assert(MAPS == 1 && !SPREAD, "windows are rows");
+
+// Copies what windows see at tap `tap` from `channel` on, beginning with window `window`.
+__device__ __forceinline__ void copy_windows(u32 to, const TensorMap* map, u32 window, u32 tap, u32 channel, u32 full) {
+    const u32 image = window / MAP_WINDOWS, at = window % MAP_WINDOWS;
+    const u32 x = at % MAP_ACROSS * STEP + (u32)MAP_LEFT, y = at / MAP_ACROSS * STEP + (u32)MAP_TOP;
+    window_copy(to, map, channel, x, y, image, tap % TAPS_X, tap / TAPS_X, full);
+}
+#endif
+
+// Stages of `k` elements along k.
+__device__ __forceinline__ u32 stages_of(u32 k) {
+#if GATHER == 1
+    return k / CHANNELS * CHUNKS;
+#else
+    return (k + BK - 1) / BK;
+#endif
+}
+
 struct Work {
     u32 i0, j0, split, begin, steps;
     bool with_rows;
@@ -55,7 +82,7 @@ __device__ __forceinline__ Work work(const GemmSm90Params& p, u32 item) {
     const u32 column = item % across, row = item / across % down, split = item / across / down;
     const u32 begin = split * p.gemm.each, end = min(p.gemm.k, begin + p.gemm.each);
     const bool with_rows = EPILOGUE == EPILOGUE_PARTIAL && column == 0;
-    return {row * BM, column * BN, split, begin, end > begin ? (end - begin + BK - 1) / BK : 0, with_rows};
+    return {row * BM, column * BN, split, begin, end > begin ? stages_of(end - begin) : 0, with_rows};
 }
 
 __device__ __forceinline__ u32 work_items(const GemmSm90Params& p) {
@@ -75,21 +102,37 @@ struct Turn {
     }
 };
 
-__device__ __forceinline__ void copy_stage(const GemmSm90Params& p, const Work& w, u32 k, u32 stage, u32 full) {
+// Copies step `step` of a tile.
+__device__ __forceinline__ void copy_stage(const GemmSm90Params& p, const Work& w, u32 step, u32 stage, u32 full) {
     barrier_expect(full, BYTES_A + BYTES_B);
+    const u32 b = stage + BYTES_A;
+#if GATHER == 1
+    const u32 tap = step / CHUNKS, channel = step % CHUNKS * BK, k = tap * CHANNELS + channel;
+    copy_windows(stage, &p.a, w.i0, tap, channel, full);
+#else
+    const u32 k = w.begin + step * BK;
     if (A_TRANS) {
 #pragma unroll
         for (u32 i = 0; i < BM / EACH; ++i) tensor_copy(stage + i * PANEL, &p.a, w.i0 + i * EACH, k, full);
     } else {
         tensor_copy(stage, &p.a, k, w.i0, full);
     }
-    const u32 b = stage + BYTES_A;
+#endif
+#if GATHER == 2
+#pragma unroll
+    for (u32 j = 0; j < BN / EACH; ++j) {
+        // Behind the last tap it is one below the window, which sums that nobody stores are made of.
+        const u32 column = w.j0 + j * EACH;
+        copy_windows(b + j * PANEL, &p.b, k, column / CHANNELS, column % CHANNELS, full);
+    }
+#else
     if (B_TRANS) {
 #pragma unroll
         for (u32 j = 0; j < BN / EACH; ++j) tensor_copy(b + j * PANEL, &p.b, w.j0 + j * EACH, k, full);
     } else {
         tensor_copy(b, &p.b, k, w.j0, full);
     }
+#endif
 }
 
 // What a warpgroup has in registers of a tile.
@@ -332,7 +375,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) gemm_sm90(const __
             const Work w = work(p, item);
             for (u32 step = 0; step < w.steps; ++step, turn.next()) {
                 barrier_wait(at.empty + turn.stage * 8, turn.parity ^ 1);
-                copy_stage(p, w, w.begin + step * BK, at.stages + turn.stage * (BYTES_A + BYTES_B), at.full + turn.stage * 8);
+                copy_stage(p, w, step, at.stages + turn.stage * (BYTES_A + BYTES_B), at.full + turn.stage * 8);
             }
         }
         return;

@@ -48,6 +48,17 @@ __device__ __forceinline__ void tensor_copy(u32 to, const TensorMap* map, u32 x,
         : "memory");
 }
 
+// What neighbouring windows of a convolution see of images at one tap, right and down from their first pixel: from `channel`
+// on of each, to shared memory as by tensor_copy. The first window begins at (x, y) of `image`; the others follow along x,
+// then y, then from image to image, between the corners of `map`. Zeros outside of images, and behind the last.
+__device__ __forceinline__ void window_copy(u32 to, const TensorMap* map, u32 channel, u32 x, u32 y, u32 image, u32 right, u32 down, u32 barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes "
+        "[%0], [%1, {%3, %4, %5, %6}], [%2], {%7, %8};" ::"r"(to),
+        "l"((u64)map), "r"(barrier), "r"(channel), "r"(x), "r"(y), "r"(image), "h"((unsigned short)right), "h"((unsigned short)down)
+        : "memory");
+}
+
 // The box of `map` at (x, y) from shared memory, as tensor_copy leaves it there; what is outside the tensor is left out. The
 // thread's copies since it last closed a group are a group.
 __device__ __forceinline__ void tensor_store(const TensorMap* map, u32 x, u32 y, u32 from) {

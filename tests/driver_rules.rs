@@ -5,7 +5,7 @@ mod kernels;
 mod stand_in;
 
 use kernels::compiler;
-use saip_engine::cuda::{Driver, GpuDriver, ImageKind, KernelId, Launch, TensorMap, Work};
+use saip_engine::cuda::{Driver, GpuDriver, ImageKind, KernelId, Launch, TensorMap, Windows, Work};
 use saip_engine::error::Error;
 use stand_in::{Live, StandIn, code};
 
@@ -241,7 +241,7 @@ fn tensor_maps() {
     let mut driver = stand_in.driver();
     let (rows, columns) = (300u32, 192u32);
     let at = driver.allocate((rows * columns * 2) as usize).unwrap();
-    let good = TensorMap { at, rows, columns, box_rows: 128, box_columns: 64 };
+    let good = TensorMap { at, rows, columns, box_rows: 128, box_columns: 64, windows: None };
     driver.tensor_map(&good).unwrap();
     for (bad, why) in [
         (TensorMap { at: at + 8, rows: rows - 1, ..good }, "address"),
@@ -261,12 +261,44 @@ fn tensor_maps() {
     for keeps in [TensorMap { box_rows: 256, ..good }, TensorMap { box_columns: 8, ..good }] {
         driver.tensor_map(&keeps).unwrap();
     }
+    // Of three images of 10 by 10.
+    let windows = Windows { width: 10, height: 10, lower: [-1; 2], upper: [-1; 2], step: 1 };
+    let seen = |w| TensorMap { windows: Some(w), ..good };
+    for keeps in [
+        seen(windows),
+        TensorMap { box_rows: 1024, ..seen(windows) },
+        seen(Windows { lower: [-128, 127], upper: [-10, 127], ..windows }),
+        seen(Windows { step: 8, ..windows }),
+    ] {
+        driver.tensor_map(&keeps).unwrap();
+    }
+    for (bad, why) in [
+        (seen(Windows { lower: [-129, -1], ..windows }), "corner of -129"),
+        (seen(Windows { upper: [-1, 128], ..windows }), "corner of 128"),
+        (seen(Windows { lower: [-1, 5], upper: [-1, -5], ..windows }), "between the corners 5 and 4"),
+        (seen(Windows { step: 9, ..windows }), "element stride of 9"),
+        (seen(Windows { step: 0, ..windows }), "element stride of 0"),
+        (TensorMap { box_rows: 1025, ..seen(windows) }, "box of 1025"),
+        (TensorMap { box_rows: 0, ..seen(windows) }, "box of 0"),
+        (TensorMap { box_columns: 72, ..seen(windows) }, "144 bytes a row"),
+        (TensorMap { columns: 188, ..seen(windows) }, "stride of 376"),
+        (TensorMap { rows: rows + 100, ..seen(windows) }, "leave it"),
+    ] {
+        let message = err(driver.tensor_map(&bad));
+        assert!(message.contains("INVALID_VALUE") && message.contains("Windows"), "{message}");
+        assert!(stand_in.refusal().contains(why), "{} instead of {why}", stand_in.refusal());
+    }
+    for parts in [TensorMap { rows: rows - 1, ..seen(windows) }, seen(Windows { width: 0, ..windows })] {
+        assert!(err(driver.tensor_map(&parts)).contains("are no images of"), "{parts:?}");
+    }
     drop(driver);
     drop(stand_in);
     let stand_in = StandIn::of((8, 0), stand_in::MEMORY);
     let mut driver = stand_in.driver();
     let at = driver.allocate((rows * columns * 2) as usize).unwrap();
-    assert!(err(driver.tensor_map(&TensorMap { at, ..good })).contains("NOT_SUPPORTED"));
+    for map in [good, seen(windows)] {
+        assert!(err(driver.tensor_map(&TensorMap { at, ..map })).contains("NOT_SUPPORTED"));
+    }
 }
 
 #[test]

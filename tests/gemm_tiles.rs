@@ -5,8 +5,10 @@ mod common;
 
 use common::device::{HOPPER, compiler, driver, has_hopper};
 use saip_engine::cuda::{
-    Choices, Driver, Finish, HOPPER_TILES, Launch, PIXEL_TILE, PLAIN_TILES, Product, TENSOR_TILES, Tile,
+    Choices, Driver, Finish, Gather, HOPPER_TILES, Launch, PIXEL_TILE, PLAIN_TILES, Pixels, Product,
+    TENSOR_TILES, Tile,
 };
+use saip_engine::ir::ConvGeometry;
 use saip_engine::tensor::DType;
 
 /// `rows` times `cols` integers from -3 to 3.
@@ -40,15 +42,27 @@ fn at(x: &[f32], [i, r]: [u32; 2], [outer, inner]: [u32; 2], trans: bool) -> f32
 }
 
 /// The product by the kernel, and by plain loops; the row sums of `a` behind both with [`Finish::Partial`].
-fn both(mut product: Product, dtype: DType, capability: (u32, u32)) -> [Vec<f32>; 2] {
+fn both(product: Product, dtype: DType, capability: (u32, u32)) -> [Vec<f32>; 2] {
     let (m, n, k) = (product.params.m, product.params.n, product.params.k);
     let (a, b) = (integers(m, k, 1), integers(n, k, 7));
+    both_of(product, dtype, capability, [&a, &b], [&a, &b])
+}
+
+/// The same of what is `stored`, as the product sees it.
+fn both_of(
+    mut product: Product,
+    dtype: DType,
+    capability: (u32, u32),
+    stored: [&[f32]; 2],
+    [a, b]: [&[f32]; 2],
+) -> [Vec<f32>; 2] {
+    let (m, n, k) = (product.params.m, product.params.n, product.params.k);
     let partial = product.finish == Finish::Partial;
     let part = (m * n + if partial { m } else { 0 }) as usize;
     let mut vm = driver(capability);
     let vm = &mut *vm;
-    product.params.a = upload(vm, &a, dtype);
-    product.params.b = upload(vm, &b, dtype);
+    product.params.a = upload(vm, stored[0], dtype);
+    product.params.b = upload(vm, stored[1], dtype);
     product.params.partial = upload(vm, &vec![f32::NAN; part * product.splits as usize], DType::F32);
     let mut call = product.call(dtype, &Choices::new(vm.info())).unwrap();
     call.bf16 = dtype == DType::Bf16;
@@ -65,8 +79,8 @@ fn both(mut product: Product, dtype: DType, capability: (u32, u32)) -> [Vec<f32>
     vm.download(product.params.partial, bytemuck::cast_slice_mut(&mut parts)).unwrap();
     let got = (0..part).map(|i| (0..product.splits as usize).map(|s| parts[s * part + i]).sum()).collect();
 
-    let left = |i, r| at(&a, [i, r], [m, k], product.a_trans);
-    let right = |j, r| at(&b, [j, r], [n, k], product.b_trans);
+    let left = |i, r| at(a, [i, r], [m, k], product.a_trans);
+    let right = |j, r| at(b, [j, r], [n, k], product.b_trans);
     let mut want: Vec<f32> =
         (0..m * n).map(|x| (0..k).map(|r| left(x / n, r) * right(x % n, r)).sum()).collect();
     if partial {
@@ -85,24 +99,89 @@ fn check(tile: Tile, dtype: DType, capability: (u32, u32), [m, n, k]: [u32; 3]) 
             product.params.each = k.div_ceil(3).next_multiple_of(tile.k);
             product.splits = k.div_ceil(product.params.each);
         }
-        let [got, want] = both(product, dtype, capability);
-        let what = format!(
-            "{} in {dtype}, {m}x{n}x{k}, a transposed {a_trans}, b transposed {b_trans}, {finish:?}",
-            tile.name()
-        );
-        assert_eq!(got.len(), want.len(), "{what}");
-        let off: Vec<usize> = (0..got.len()).filter(|&i| got[i] != want[i]).collect();
-        let shown = |&i: &usize| {
-            let place = if i < (m * n) as usize {
-                format!("row {} column {}", i / n as usize, i % n as usize)
-            } else {
-                format!("sum of row {}", i - (m * n) as usize)
-            };
-            format!("\n  {place}: {}, not {}", got[i], want[i])
-        };
-        let first: String = off.iter().take(4).map(shown).collect();
-        assert!(off.is_empty(), "{what}: {} of {} differ{first}", off.len(), got.len());
+        let got_want = both(product, dtype, capability);
+        let form = format!("a transposed {a_trans}, b transposed {b_trans}, {finish:?}");
+        equal(got_want, &format!("{} in {dtype}, {m}x{n}x{k}, {form}", tile.name()), [m, n]);
     }
+}
+
+/// Fails with `what` and the first places where a product of `m` by `n` and what is wanted of it differ.
+fn equal([got, want]: [Vec<f32>; 2], what: &str, [m, n]: [u32; 2]) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    let off: Vec<usize> = (0..got.len()).filter(|&i| got[i] != want[i]).collect();
+    let shown = |&i: &usize| {
+        let place = if i < (m * n) as usize {
+            format!("row {} column {}", i / n as usize, i % n as usize)
+        } else {
+            format!("sum of row {}", i - (m * n) as usize)
+        };
+        format!("\n  {place}: {}, not {}", got[i], want[i])
+    };
+    let first: String = off.iter().take(4).map(shown).collect();
+    assert!(off.is_empty(), "{what}: {} of {} differ{first}", off.len(), got.len());
+}
+
+/// What the windows of a convolution over maps of one size see of `x: [rows, channels]`, a row each.
+fn seen(x: &[f32], g: &ConvGeometry, channels: usize) -> Vec<f32> {
+    let (map, out, before) = (g.maps[0], g.outputs().next().unwrap(), g.kernel / 2);
+    let mut rows = Vec::new();
+    for window in 0..out.rows() {
+        let (image, at) = (window / out.positions(), window % out.positions());
+        let (y, x0) = (at / out.width * g.stride, at % out.width * g.stride);
+        for (down, right) in (0..g.kernel).flat_map(|down| (0..g.kernel).map(move |right| (down, right))) {
+            // Shifted by the border: what is outside wraps around or is too large.
+            let (line, column) = ((y + down).wrapping_sub(before), (x0 + right).wrapping_sub(before));
+            if line < map.height && column < map.width {
+                let pixel = (image * map.height + line) * map.width + column;
+                rows.extend(&x[pixel * channels..][..channels]);
+            } else {
+                rows.extend(std::iter::repeat_n(0.0, channels));
+            }
+        }
+    }
+    rows
+}
+
+/// A convolution's product, and that of its weight's gradient.
+fn check_windows(tile: Tile, g: &ConvGeometry, channels: u32, others: u32) {
+    let pixels = Pixels::new(g, channels).unwrap();
+    let (windows, depth) = (pixels.windows, pixels.depth());
+    let x = integers(g.rows() as u32, channels, 3);
+    let view = seen(&x, g, channels as usize);
+    let what = format!("{} by windows of {}x{}/{} on {channels}", tile.name(), g.kernel, g.kernel, g.stride);
+    let shared = std::sync::Arc::new(pixels);
+
+    let gather = Gather::A(shared.clone());
+    let new = Product::new(windows, others, depth);
+    let product = Product { tile: Some(tile), finish: Finish::Wide, gather, ..new };
+    let w = integers(others, depth, 7);
+    equal(both_of(product, DType::Bf16, HOPPER, [&x, &w], [&view, &w]), &what, [windows, others]);
+    if channels % 64 != 0 {
+        return;
+    }
+    let gather = Gather::B(shared);
+    let (new, trans) = (Product::new(others, depth, windows), true);
+    let mut product =
+        Product { tile: Some(tile), finish: Finish::Partial, gather, a_trans: trans, b_trans: trans, ..new };
+    (product.params.each, product.splits) = (128, windows.div_ceil(128));
+    let dy = integers(windows, others, 5);
+    let got_want = both_of(product, DType::Bf16, HOPPER, [&dy, &x], [&dy, &view]);
+    equal(got_want, &format!("{what}, of the weight"), [others, depth]);
+}
+
+/// By wide and by narrow tiles, those of one block and of several of a multiprocessor, shared ones and those by turns.
+#[test]
+fn hopper_tiles_multiply_what_windows_see() {
+    if !has_hopper("windows of wgmma tiles") {
+        return;
+    }
+    for tile in [HOPPER_TILES[0], HOPPER_TILES[4], HOPPER_TILES[5]] {
+        check_windows(tile, &ConvGeometry::same(4, 7, 5, 3), 64, 72);
+    }
+    let last = HOPPER_TILES[5];
+    // Channels that end within a stage; windows wider than the map; every second position of lines of odd length.
+    check_windows(last, &ConvGeometry::same(5, 2, 3, 5), 72, 8);
+    check_windows(last, &ConvGeometry { stride: 2, ..ConvGeometry::same(3, 6, 9, 3) }, 128, 16);
 }
 
 #[test]

@@ -115,8 +115,7 @@ impl Choices {
     }
 
     fn takes_hopper(&self, product: &Product, element: DType) -> bool {
-        let plain = product.gather == Gather::None && product.aligned(element);
-        self.hopper && element == DType::Bf16 && plain
+        self.hopper && element == DType::Bf16 && product.is_copied(element)
     }
 
     fn estimate(&self, product: &Product, element: DType) -> Tile {
@@ -124,12 +123,9 @@ impl Choices {
         if element != DType::Bf16 {
             return least_waste(&PLAIN_TILES, m, n);
         }
-        if self.newest && product.gather != Gather::None {
-            return PIXEL_TILE;
-        }
         let small = least_waste(&TENSOR_TILES, m, n);
         if !self.takes_hopper(product, element) {
-            return small;
+            return if self.newest && product.gather != Gather::None { PIXEL_TILE } else { small };
         }
         // Rounds of all multiprocessors, each as long as its columns; what a tile costs besides is that of 32 columns more.
         let cost = |t: &Tile| {
@@ -139,8 +135,9 @@ impl Choices {
             rounds * u64::from(blocks) * u64::from(t.n + 32)
         };
         let tile = HOPPER_TILES.iter().min_by_key(|t| cost(t)).unwrap_or(&small);
-        // What mostly computes padding is better done in small pieces.
-        let wasteful = tile.covered(m, n) > 2 * small.covered(m, n);
+        // What mostly computes padding is better done in small pieces, or by a gather that needs none along k.
+        let (k, deep) = (u64::from(product.params.k), product.copied_depth());
+        let wasteful = tile.covered(m, n) > 2 * small.covered(m, n) || 2 * deep > 3 * k;
         if wasteful && !self.newest { small } else { *tile }
     }
 }
@@ -158,10 +155,10 @@ pub fn key(product: &Product, element: DType) -> String {
         .filter(|(_, aligned)| !aligned)
         .map(|(operand, _)| format!(" unaligned {operand}"))
         .collect();
-    let gather = match product.gather {
-        Gather::None => "",
-        Gather::A(_) => " pixels of a",
-        Gather::B(_) => " pixels of b",
+    let gather = match &product.gather {
+        Gather::None => String::new(),
+        Gather::A(pixels) => format!(" pixels of a{}", pixels.told()),
+        Gather::B(pixels) => format!(" pixels of b{}", pixels.told()),
     };
     let (finish, splits) = (product.finish, product.splits);
     format!("{element} {a}{b} {m}x{n}x{k} {finish:?} /{splits}{unaligned}{gather}").to_lowercase()
@@ -181,7 +178,7 @@ fn rounded(extent: u32) -> u32 {
 mod tests {
     use super::*;
     use crate::cuda::pixels::Pixels;
-    use crate::ir::ConvGeometry;
+    use crate::ir::{ConvGeometry, FeatureMap};
 
     fn device(capability: (u32, u32), multiprocessors: u32) -> DeviceInfo {
         DeviceInfo { name: "test".into(), capability, multiprocessors }
@@ -212,19 +209,57 @@ mod tests {
             assert!(tile(other, DType::Bf16).name().starts_with("mma"), "{other:?}");
         }
         assert!(tile((9, 0), DType::F32).name().starts_with("plain"));
-        // Tensor copies want rows of whole 16 bytes, and no convolution's view.
+        // Tensor copies want rows of whole 16 bytes.
         let choices = Choices::new(&device((9, 0), 132));
         assert!(!is_hopper(&choices, Product::new(50_000, 192, 190)));
-        let maps = Pixels::new(&ConvGeometry::same(800, 8, 8, 3), 64).unwrap();
-        let pixels = Product { gather: Gather::A(maps.into()), ..Product::new(51_200, 64, 576) };
-        assert!(!is_hopper(&choices, pixels.clone()));
-        let wide = Choice::Own(PIXEL_TILE);
-        assert!(choices.candidates(&pixels, DType::Bf16).contains(&wide));
-        assert!(!choices.candidates(&pixels, DType::F32).contains(&wide));
         // A few rows: small tiles, unless the newest tier is to be tested.
         assert!(!is_hopper(&choices, Product::new(16, 32, 64)));
         let newest = Choices::new(&device((9, 0), 132)).newest_tier();
         assert!(is_hopper(&newest, Product::new(16, 32, 64)));
+    }
+
+    #[test]
+    fn a_convolution_goes_by_copies_where_they_see_its_windows() {
+        let choices = Choices::new(&device((9, 0), 132));
+        let newest = Choices::new(&device((9, 0), 132)).newest_tier();
+        let same = ConvGeometry::same(800, 8, 8, 3);
+        let sizes = |sizes: &[FeatureMap], stride| ConvGeometry { maps: sizes.to_vec(), kernel: 3, stride };
+        let forward = |g: &ConvGeometry, channels| {
+            let pixels = Pixels::new(g, channels).unwrap();
+            let new = Product::new(pixels.windows, 64, pixels.depth());
+            Product { gather: Gather::A(pixels.into()), ..new }
+        };
+        let weight = |g: &ConvGeometry, channels| {
+            let pixels = Pixels::new(g, channels).unwrap();
+            let new = Product::new(64, pixels.depth(), pixels.windows);
+            Product { gather: Gather::B(pixels.into()), a_trans: true, b_trans: true, ..new }
+        };
+        let odd = sizes(&[FeatureMap { count: 800, height: 9, width: 12 }], 2);
+        for seen in [forward(&same, 64), forward(&odd, 64), forward(&same, 96), weight(&same, 64)] {
+            assert!(is_hopper(&choices, seen.clone()), "{seen:?}");
+            assert!(is_hopper(&newest, seen));
+        }
+        // Mostly zeros between the taps.
+        assert!(!is_hopper(&choices, forward(&same, 32)));
+        assert!(is_hopper(&newest, forward(&same, 32)));
+        let [first, second] =
+            [(700, 8), (100, 6)].map(|(count, n)| FeatureMap { count, height: n, width: n });
+        let apart = Pixels::backward(&odd, 64, [0, 1]).unwrap();
+        let new = Product::new(apart.windows, 64, apart.depth());
+        let apart = Product { gather: Gather::A(apart.into()), ..new };
+        let wide = Choice::Own(PIXEL_TILE);
+        for other in [forward(&sizes(&[first, second], 1), 64), forward(&same, 60), weight(&same, 96), apart]
+        {
+            assert!(!is_hopper(&choices, other.clone()), "{other:?}");
+            assert_eq!(newest.choice(&other, DType::Bf16), wide);
+            assert!(choices.candidates(&other, DType::Bf16).contains(&wide));
+            assert!(!choices.candidates(&other, DType::F32).contains(&wide));
+        }
+        // What was measured of one is not used for another that cannot be computed that way.
+        let halves = sizes(&[FeatureMap { count: 400, ..same.maps[0] }; 2], 1);
+        let of = |g| key(&forward(g, 64), DType::Bf16);
+        assert_ne!(of(&same), of(&halves));
+        assert_eq!(of(&same), "bf16 nt 57344x64x576 none /1 pixels of a 3x3/1 by windows");
     }
 
     #[test]

@@ -63,10 +63,46 @@ pub struct TensorMap {
     pub rows: u32,
     /// A multiple of 8.
     pub columns: u32,
-    /// At most 256.
+    /// At most 256; of windows 1024.
     pub box_rows: u32,
     /// At most 64.
     pub box_columns: u32,
+    /// None: a box is of neighbouring rows. Else rows are pixels, and a box is what neighbouring windows see at one tap.
+    pub windows: Option<Windows>,
+}
+
+/// Where the windows of a convolution begin on images, as the driver's manual has it of `cuTensorMapEncodeIm2col`.
+/// Coordinates are `[x, y]`; windows follow each other along x, then y, then from image to image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Windows {
+    /// Pixels of an image.
+    pub width: u32,
+    pub height: u32,
+    /// Where the first window begins: -128 to 127.
+    pub lower: [i32; 2],
+    /// Where the last window may begin, from the last pixel of the image: -128 to 127.
+    pub upper: [i32; 2],
+    /// Pixels from one window to the next, both ways: 1 to 8.
+    pub step: u32,
+}
+
+impl TensorMap {
+    /// Images of the rows.
+    ///
+    /// # Errors
+    /// Rows that are no whole images of the windows.
+    pub fn images(&self, windows: &Windows) -> Result<u32> {
+        let pixels = u64::from(windows.width) * u64::from(windows.height);
+        let rows = u64::from(self.rows);
+        match rows.checked_div(pixels).filter(|images| *images > 0 && images * pixels == rows) {
+            // No more than there are rows.
+            Some(images) => Ok(images as u32),
+            None => Err(Error::invariant(
+                "a tensor map",
+                format!("{rows} rows are no images of {}x{} pixels", windows.width, windows.height),
+            )),
+        }
+    }
 }
 
 /// A product of a library, prepared by the driver that gave it out.

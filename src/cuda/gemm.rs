@@ -7,9 +7,10 @@ use super::lower::{Lowered, Operands};
 use super::pixels::Pixels;
 use super::product::{Alignment, Finish, Gather, GemmSm90Params, PixelGemmParams, Product, SplitSumParams};
 use super::tile::{HOPPER_TILES, PLAIN_TILES, TENSOR_TILES, Tier, Tile};
-use crate::ir::Epilogue;
+use crate::ir::{ConvGeometry, Epilogue};
 use crate::tensor::DType;
 use std::mem::offset_of;
+use std::sync::Arc;
 
 impl Product {
     /// The launch, with the tile that `choices` has for it.
@@ -110,19 +111,25 @@ impl Product {
         let map = |at, outer: u32, trans: bool, extent: u32| {
             let (rows, columns) = if trans { (p.k, outer) } else { (outer, p.k) };
             // 64 elements are the 128 bytes of a swizzled row.
-            TensorMap { at, rows, columns, box_rows: if trans { tile.k } else { extent }, box_columns: 64 }
+            let box_rows = if trans { tile.k } else { extent };
+            TensorMap { at, rows, columns, box_rows, box_columns: 64, windows: None }
         };
-        call.maps = vec![
-            (offset_of!(GemmSm90Params, a), map(p.a, p.m, self.a_trans, tile.m)),
-            (offset_of!(GemmSm90Params, b), map(p.b, p.n, self.b_trans, tile.n)),
-        ];
+        let mut a = map(p.a, p.m, self.a_trans, tile.m);
+        let mut b = map(p.b, p.n, self.b_trans, tile.n);
+        match &self.gather {
+            Gather::None => {}
+            Gather::A(pixels) => pixels.see(&mut a),
+            Gather::B(pixels) => pixels.see(&mut b),
+        }
+        call.maps = vec![(offset_of!(GemmSm90Params, a), a), (offset_of!(GemmSm90Params, b), b)];
         let finished = [
             (offset_of!(GemmSm90Params, y), p.y),
             (offset_of!(GemmSm90Params, pre), p.pre),
             (offset_of!(GemmSm90Params, other), p.other),
         ];
         // The rows of a warp by the 128 bytes of a swizzled row.
-        let boxes = |at| TensorMap { at, rows: p.m, columns: p.n, box_rows: 16, box_columns: 64 };
+        let boxes =
+            |at| TensorMap { at, rows: p.m, columns: p.n, box_rows: 16, box_columns: 64, windows: None };
         call.maps.extend(finished.into_iter().filter(|f| f.1 != 0).map(|(offset, at)| (offset, boxes(at))));
         call
     }
@@ -291,9 +298,23 @@ pub fn variants(bf16: bool) -> Vec<Given> {
     with_every_form(if bf16 { &TENSOR_TILES } else { &PLAIN_TILES })
 }
 
-/// The same for the kernels of sm_90a.
+/// The same for the kernels of sm_90a; and for the two ways of sharing out registers the products of a 3x3 convolution, which
+/// only copy in another way.
 pub fn variants_sm90() -> Vec<Given> {
-    with_every_form(&HOPPER_TILES)
+    let aligned = Alignment { a: true, b: true, y: true };
+    let convolution = ConvGeometry::same(256, 14, 14, 3);
+    let pixels = Pixels::new(&convolution, 512).map(Arc::new).into_iter();
+    let gathered = pixels.flat_map(|pixels| {
+        let last = HOPPER_TILES[HOPPER_TILES.len() - 1];
+        [HOPPER_TILES[0], last].into_iter().flat_map(move |tile| {
+            let (a, b) = (Gather::A(pixels.clone()), Gather::B(pixels.clone()));
+            let forward = given(&tile, [false, false], aligned, Finish::Gelu, &a);
+            [forward, given(&tile, [true, true], aligned, Finish::Partial, &b)]
+        })
+    });
+    let mut all = with_every_form(&HOPPER_TILES);
+    all.extend(gathered);
+    all
 }
 
 fn with_every_form(tiles: &[Tile]) -> Vec<Given> {

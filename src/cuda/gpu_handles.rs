@@ -361,27 +361,51 @@ pub fn encode(map: &TensorMap) -> Result<[u64; 16]> {
     use sys::CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE;
     use sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_256B;
     use sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B;
-    let sizes = [u64::from(map.columns), u64::from(map.rows)];
-    let strides = [u64::from(map.columns) * 2];
-    let boxes = [map.box_columns, map.box_rows];
     let mut made = sys::CUtensorMap { opaque: [0; 16] };
-    // SAFETY: every pointer is to a live array of the rank, 2 (one less for strides); the driver only notes the address
-    // of the matrix, which kernels read within its planned extent.
-    let status = unsafe {
-        sys::cuTensorMapEncodeTiled(
-            &raw mut made,
-            CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-            2,
-            map.at as *mut c_void,
-            sizes.as_ptr(),
-            strides.as_ptr(),
-            boxes.as_ptr(),
-            [1, 1].as_ptr(),
-            CU_TENSOR_MAP_INTERLEAVE_NONE,
-            CU_TENSOR_MAP_SWIZZLE_128B,
-            CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-            CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-        )
+    let (at, row) = (map.at as *mut c_void, u64::from(map.columns) * 2);
+    let status = if let Some(windows) = &map.windows {
+        let (width, height) = (u64::from(windows.width), u64::from(windows.height));
+        let sizes = [u64::from(map.columns), width, height, map.images(windows)?.into()];
+        let strides = [row, row * width, row * width * height];
+        // SAFETY: every pointer is to a live array of the rank, 4 (one less for strides, two for corners); the driver only
+        // notes the address of the images, which kernels read within their planned extent.
+        unsafe {
+            sys::cuTensorMapEncodeIm2col(
+                &raw mut made,
+                CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                4,
+                at,
+                sizes.as_ptr(),
+                strides.as_ptr(),
+                windows.lower.as_ptr(),
+                windows.upper.as_ptr(),
+                map.box_columns,
+                map.box_rows,
+                [1, windows.step, windows.step, 1].as_ptr(),
+                CU_TENSOR_MAP_INTERLEAVE_NONE,
+                CU_TENSOR_MAP_SWIZZLE_128B,
+                CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        }
+    } else {
+        // SAFETY: as above, of rank 2.
+        unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &raw mut made,
+                CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                2,
+                at,
+                [u64::from(map.columns), u64::from(map.rows)].as_ptr(),
+                [row].as_ptr(),
+                [map.box_columns, map.box_rows].as_ptr(),
+                [1, 1].as_ptr(),
+                CU_TENSOR_MAP_INTERLEAVE_NONE,
+                CU_TENSOR_MAP_SWIZZLE_128B,
+                CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        }
     };
     status.result().map_err(|e| failed(&format!("no tensor map for {map:?}"), e))?;
     Ok(made.opaque)

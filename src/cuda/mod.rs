@@ -56,7 +56,7 @@ pub use cache::{cache_folder, kernels_folder};
 pub use compiler::{CompileProgress, Compiler, Wanted};
 pub use driver::{
     DeviceInfo, Driver, GraphId, ImageKind, KernelFacts, KernelId, Launch, LibraryProduct, Measured,
-    ProductId, Sum, TensorMap, Work,
+    ProductId, Sum, TensorMap, Windows, Work,
 };
 
 pub use choices::{Choice, Choices};
@@ -66,9 +66,10 @@ pub use model::{Image, Modelled, ModelledLaunch, ModelledOp, modelled};
 pub use nccl::{Communicator, Nccl, NcclChoice, Seat, UniqueId, nccl, pin_nccl};
 pub use nvrtc::CompiledKernel;
 pub use occupancy::{ARCHITECTURES, Architecture, architecture};
+pub use pixels::Pixels;
 pub use planning::{Collected, PlanningBackend};
 pub use probe::{Gpu, Installed, cublaslt_version, installed};
-pub use product::{Finish, GemmParams, Product};
+pub use product::{Finish, Gather, GemmParams, Product};
 pub use products::{PlannedProduct, products};
 pub use program::CudaBackend;
 pub use sources::Sources;

@@ -1,5 +1,6 @@
 //! How a matrix product sees the pixels of feature maps: the windows of a convolution, and of its gradient.
 
+use super::driver::{TensorMap, Windows};
 use super::kernel::{Given, kernel_params};
 use crate::ir::ConvGeometry;
 
@@ -171,6 +172,40 @@ impl Pixels {
     /// Columns of the matrix.
     pub fn depth(&self) -> u32 {
         self.taps[0] * self.taps[1] * self.channels
+    }
+
+    /// How tensor copies see them. None where they cannot: of several sizes of maps, of which a copy could see but one; where
+    /// windows are written apart from each other; of corners, taps or steps beyond what a copy counts.
+    pub fn windows(&self) -> Option<Windows> {
+        let [map] = &self.maps[..] else { return None };
+        let lower = [map.left, map.top].map(|n| n as i32);
+        // The border is as wide on both sides: the last window begins as far from the last pixel as the first from the first.
+        let count = |pixels: u32| (pixels.saturating_sub(1) / self.step.max(1)) + 1;
+        let across = count(map.width);
+        let all = map.across[0] == across && map.windows[0] == across * count(map.height);
+        let counted = lower.iter().all(|n| (-128..128).contains(n))
+            && self.taps.iter().all(|n| (1..=256).contains(n))
+            && (1..=8).contains(&self.step);
+        (all && counted && self.spread == 0).then_some(Windows {
+            width: map.width,
+            height: map.height,
+            lower,
+            upper: lower,
+            step: self.step,
+        })
+    }
+
+    /// What a product that was measured must share with another that is computed as it was.
+    pub fn told(&self) -> String {
+        let [down, across] = self.taps;
+        let how = if self.windows().is_some() { " by windows" } else { "" };
+        format!(" {down}x{across}/{}{how}", self.step)
+    }
+
+    /// Makes of the map of a product's operand that of what it reads.
+    pub fn see(&self, map: &mut TensorMap) {
+        // Rows are counted in 31 bits.
+        (map.rows, map.columns, map.windows) = (self.rows_read as u32, self.channels, self.windows());
     }
 
     /// The kernel's table of several sizes of maps.

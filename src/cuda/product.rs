@@ -119,6 +119,28 @@ impl Product {
         }
     }
 
+    /// Whether tensor copies fetch both operands: boxes of 64 columns, which are channels of one tap.
+    pub fn is_copied(&self, element: DType) -> bool {
+        let seen = match &self.gather {
+            Gather::None => true,
+            // A stage that ends beyond a tap's channels reads zeros there.
+            Gather::A(pixels) => self.splits == 1 && pixels.windows().is_some(),
+            Gather::B(pixels) => pixels.channels.is_multiple_of(64) && pixels.windows().is_some(),
+        };
+        seen && self.aligned(element)
+    }
+
+    /// Depth of the products that are made of [copied](Product::is_copied) operands: a stage of 64 has one tap's channels.
+    pub fn copied_depth(&self) -> u64 {
+        match &self.gather {
+            Gather::A(pixels) => {
+                let [down, across] = pixels.taps.map(u64::from);
+                down * across * u64::from(pixels.channels).next_multiple_of(64)
+            }
+            _ => self.params.k.into(),
+        }
+    }
+
     /// Whether every contiguous extent and address is a multiple of 16 bytes.
     pub fn aligned(&self, element: DType) -> bool {
         self.alignment(element) == Alignment { a: true, b: true, y: true }

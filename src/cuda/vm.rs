@@ -240,13 +240,25 @@ impl Driver for VmDriver {
     }
 
     fn tensor_map(&self, map: &TensorMap) -> Result<[u64; 16]> {
+        let row = u64::from(map.columns) * 2;
+        let (mut sizes, mut strides, mut windows) = (vec![map.columns.into()], vec![row], None);
+        if let Some(w) = &map.windows {
+            let (width, height) = (u64::from(w.width), u64::from(w.height));
+            sizes.extend([width, height, map.images(w)?.into()]);
+            strides.extend([row * width, row * width * height]);
+            let [lower, upper] = [w.lower, w.upper].map(|corner| corner.to_vec());
+            windows = Some(ptx_vm::Windows { lower, upper, steps: vec![w.step; 2] });
+        } else {
+            sizes.push(map.rows.into());
+        }
         let made = ptx_vm::TensorMap {
             address: map.at,
             element: 2,
-            sizes: vec![map.columns.into(), map.rows.into()],
-            strides: vec![u64::from(map.columns) * 2],
+            sizes,
+            strides,
             box_sizes: vec![map.box_columns, map.box_rows],
             swizzle: 128,
+            windows,
         };
         Ok(bytemuck::cast(made.encode().map_err(failed)?))
     }

@@ -1,7 +1,7 @@
 //! Which matrix products training asks for.
 
 use rayon::prelude::*;
-use saip_engine::cuda::{Finish, GemmParams, PlannedProduct, PlanningBackend, Product, products};
+use saip_engine::cuda::{Finish, Gather, GemmParams, PlannedProduct, PlanningBackend, Product, products};
 use saip_engine::objectives::saip::scale_buckets;
 use saip_engine::plan;
 use saip_engine::step::StepOptions;
@@ -42,7 +42,8 @@ fn kind(product: &Product) -> String {
         (!alignment.y, " y unaligned"),
     ];
     let told: String = flags.into_iter().filter(|(is, _)| *is).map(|(_, what)| what).collect();
-    format!("{:?}{told}", product.finish)
+    let pixels = product.gather.pixels().map_or(String::new(), |p| format!(" pixels{}", p.told()));
+    format!("{:?}{told}{pixels}", product.finish)
 }
 
 fn planned(preset: &str, scale: f64, cfg: &TrainConfig) -> Vec<PlannedProduct> {
@@ -54,7 +55,8 @@ fn planned(preset: &str, scale: f64, cfg: &TrainConfig) -> Vec<PlannedProduct> {
 }
 
 /// All products in bf16 of a step of 256 images, of all presets at all scales; those that share the key by which tiles
-/// are chosen once. Products that read pixels of feature maps are left out: no other way than `mma.sync` takes them.
+/// are chosen once. Products that read pixels of feature maps otherwise than by windows are left out: no other way than
+/// `mma.sync` takes them.
 pub fn real() -> Vec<Form> {
     let sets = ["optim.batch=256", "optim.effective_batch=256"].map(str::to_owned);
     let steps: Vec<_> = PRESETS
@@ -73,7 +75,7 @@ pub fn real() -> Vec<Form> {
         .collect();
     let (mut forms, mut pixels) = (BTreeMap::new(), BTreeSet::new());
     for (path, PlannedProduct { key, product, element, .. }) in all {
-        if product.gather.pixels().is_some() {
+        if product.gather.pixels().is_some_and(|p| p.windows().is_none()) {
             pixels.insert(key);
         } else if element == DType::Bf16 {
             let p = &product.params;
@@ -81,12 +83,13 @@ pub fn real() -> Vec<Form> {
             forms.entry(distinct).or_insert(Form { path, product });
         }
     }
-    println!("{} products; {} more that read pixels of feature maps are left out", forms.len(), pixels.len());
+    println!("{} products; {} more that read pixels not by windows are left out", forms.len(), pixels.len());
     forms.into_values().collect()
 }
 
 /// Every distinct form of [`real`] at extents that an interpreter can do: at most two tiles along m and n and four stages
-/// along k, with the rests that the real extents have beyond whole tiles and stages.
+/// along k, with the rests that the real extents have beyond whole tiles and stages. Pixels have few such extents, and tests of
+/// tiles and of ops.
 pub fn reduced(real: Vec<Form>) -> Vec<Form> {
     // `whole`, and beyond it the rest of the extent or a full one.
     let cut = |extent: u32, whole: u32, tile: u32| {
@@ -94,7 +97,7 @@ pub fn reduced(real: Vec<Form>) -> Vec<Form> {
         extent.min(whole + rest)
     };
     let mut forms = BTreeMap::new();
-    for Form { path, mut product } in real {
+    for Form { path, mut product } in real.into_iter().filter(|f| f.product.gather == Gather::None) {
         let kind = kind(&product);
         let p = &mut product.params;
         // Which extents end within a tile or a stage: the widest tile that divides n decides how it ends.

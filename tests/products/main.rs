@@ -13,8 +13,10 @@ use device::HOPPER;
 use forms::{Form, describe};
 use rayon::prelude::*;
 use rig::{Defect, Placed, Rig, Worst, check, compare};
-use saip_engine::cuda::{Choice, Finish, Product, TENSOR_TILES, Tier};
+use saip_engine::cuda::{Choice, Finish, Gather, Pixels, Product, TENSOR_TILES, Tier};
+use saip_engine::ir::ConvGeometry;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// What all others are compared with.
 const REFERENCE: Choice = Choice::Own(TENSOR_TILES[0]);
@@ -159,6 +161,15 @@ fn a_defect_is_told_by_tile_shape_and_place() {
         product
     };
     let [residual, plain, partial] = [Finish::Residual, Finish::None, Finish::Partial].map(product);
+    // By windows: of a convolution, and of its weight's gradient.
+    let images = Pixels::new(&ConvGeometry::same(3, 7, 5, 3), 64).map(Arc::new).unwrap();
+    let mut convolution = Product { gather: Gather::A(images.clone()), ..Product::new(105, 72, 576) };
+    let p = &mut convolution.params;
+    (p.a, p.b, p.y) = (256, 256, 256);
+    let gather = Gather::B(images);
+    let mut weight = Product { gather, a_trans: true, b_trans: true, ..Product::new(72, 576, 105) };
+    weight.finish = Finish::Partial;
+    (weight.params.a, weight.params.b, weight.params.partial) = (256, 256, 256);
     // A row of it is smaller than the poison behind it.
     let mut wide = Product { finish: Finish::Wide, ..Product::new(136, 56, 128) };
     (wide.params.a, wide.params.b, wide.params.partial) = (256, 256, 256);
@@ -184,6 +195,14 @@ fn a_defect_is_told_by_tile_shape_and_place() {
             ["multiply(sums, stages + step", "if (step != 1) multiply(sums, stages + step"],
             "mma 128x128, 136x72x128 Partial a transposed b transposed (somewhere): against f64, ",
         ),
+        (
+            convolution.clone(),
+            "gemm_sm90",
+            ["tap % TAPS_X, tap / TAPS_X", "tap / TAPS_X, tap % TAPS_X"],
+            "wgmma 128x64, 105x72x576 None pixels 3x3/1 by windows (somewhere): ",
+        ),
+        (convolution, "gemm_sm90", ["* STEP + (u32)MAP_TOP", "* STEP"], "\n    Y row 0 column 0: "),
+        (weight, "gemm_sm90", ["column / CHANNELS, column", "0, column"], "\n    Part(0) row 0 column 64: "),
         // What all share is found as well.
         (residual, "gemm", twice, "mma 128x128, 136x72x128 Residual bias (somewhere): against f64, "),
     ];

@@ -1,7 +1,9 @@
 //! Products on a device: operands with known numbers, what a way of computing stores, and what it should store.
 
 use half::bf16;
-use saip_engine::cuda::{Call, Choice, Choices, Compiler, Driver, Finish, GemmParams, Launch, Product, Work};
+use saip_engine::cuda::{
+    Call, Choice, Choices, Compiler, Driver, Finish, Gather, GemmParams, Launch, Pixels, Product, Work,
+};
 use saip_engine::tensor::DType;
 use std::sync::LazyLock;
 
@@ -115,8 +117,13 @@ impl Placed {
             next = (*address + 2 * elements).next_multiple_of(PLACE);
             ((*address - halves) / 2) as usize
         };
-        let (a, b, other) =
-            (operand(&mut p.a, m * k), operand(&mut p.b, n * k), operand(&mut p.other, m * n));
+        let pixels = product.gather.pixels().map(|x| x.rows_read * u64::from(x.channels)).unwrap_or(0);
+        let (of_a, of_b) = match product.gather {
+            Gather::None => (m * k, n * k),
+            Gather::A(_) => (pixels, n * k),
+            Gather::B(_) => (m * k, pixels),
+        };
+        let (a, b, other) = (operand(&mut p.a, of_a), operand(&mut p.b, of_b), operand(&mut p.other, m * n));
         let operand_bytes = next - halves;
         if p.bias != 0 {
             p.bias = singles;
@@ -149,15 +156,20 @@ impl Placed {
 
     /// The sum of split `split` for row `i` and column `j`; without a column that of the row of `a`.
     fn sum(&self, split: u32, i: u32, j: Option<u32>) -> f64 {
-        let Product { params: p, a_trans, b_trans, .. } = &self.product;
-        let at = |base: usize, row: u32, rows: u32, r: u32, trans: bool| {
+        let Product { params: p, a_trans, b_trans, gather, .. } = &self.product;
+        let at = |base: usize, row: u32, rows: u32, r: u32, trans: bool, pixels: Option<&Pixels>| {
             let (major, minor, width) = if trans { (r, row, rows) } else { (row, r, p.k) };
-            number(base + major as usize * width as usize + minor as usize)
+            let place = match pixels {
+                None => Some(major as usize * width as usize + minor as usize),
+                Some(pixels) => pixel(pixels, major, minor),
+            };
+            place.map_or(0.0, |place| number(base + place))
         };
+        let seen = |of_a: bool| if matches!(gather, Gather::A(_)) == of_a { gather.pixels() } else { None };
+        let a = |r| at(self.a, i, p.m, r, *a_trans, seen(true));
+        let b = |j, r| at(self.b, j, p.n, r, *b_trans, seen(false));
         let begin = split * p.each;
-        (begin..p.k.min(begin + p.each))
-            .map(|r| at(self.a, i, p.m, r, *a_trans) * j.map_or(1.0, |j| at(self.b, j, p.n, r, *b_trans)))
-            .sum()
+        (begin..p.k.min(begin + p.each)).map(|r| a(r) * j.map_or(1.0, |j| b(j, r))).sum()
     }
 
     /// What an output must hold, in f64.
@@ -211,6 +223,20 @@ impl Placed {
         };
         if exact { each } else { 2.0 * each }
     }
+}
+
+/// Where among its channels of pixels element `index` of a window is; None outside of the images.
+fn pixel(pixels: &Pixels, window: u32, index: u32) -> Option<usize> {
+    let w = pixels.windows().expect("products of other pixels are left out");
+    let [across, high] = [w.width, w.height].map(|n| (n - 1) / w.step + 1);
+    let (tap, channel) = (index / pixels.channels, index % pixels.channels);
+    let (line, column) = (window / across % high, window % across);
+    let [x, y] = [(column, tap % pixels.taps[1], 0), (line, tap / pixels.taps[1], 1)]
+        .map(|(at, tap, axis)| i64::from(at * w.step + tap) + i64::from(w.lower[axis]));
+    let inside = (0..i64::from(w.width)).contains(&x) && (0..i64::from(w.height)).contains(&y);
+    let image = i64::from(window / (across * high));
+    let row = (image * i64::from(w.height) + y) * i64::from(w.width) + x;
+    inside.then_some(row as usize * pixels.channels as usize + channel as usize)
 }
 
 fn normal_cdf(x: f64) -> f64 {

@@ -31,6 +31,8 @@ fn convs() -> Vec<(ConvGeometry, usize, usize)> {
         // Whole accesses of channels; stored alone; several tiles, and classes of positions that some maps lack.
         (strided(&[map(2, 12, 10), map(3, 1, 2), map(1, 9, 7)], 3, 2), 16, 24),
         (strided(&[map(2, 10, 12), map(1, 7, 16)], 3, 2), 3, 32),
+        // What tensor copies see as windows, also those of the weight's gradient: they are of 64 channels.
+        (same(2, 3, 5, 3), 64, 8),
     ]
 }
 

@@ -6,7 +6,7 @@ use crate::launch::Shape;
 use crate::limits::{BLOCK, GRID, PLAIN_SHARED, REGISTERS, THREADS};
 use crate::state::State;
 use crate::streams::Mode;
-use crate::tensor_map::{MOST_RANK, Tiled};
+use crate::tensor_map::{FEWEST_OF_IMAGES, Im2col, MOST_RANK, Tensor, Tiled};
 use std::ffi::{CStr, c_char, c_void};
 
 /// Version of CUDA that the stand-in claims.
@@ -274,28 +274,40 @@ functions! {
         map: *mut [u64; 16], data_type: u32, rank: u32, at: u64, sizes: *const u64, strides: *const u64,
         boxes: *const u32, element_strides: *const u32, interleave: u32, swizzle: u32, _promotion: u32, _fill: u32
     ) |s, t| {
-        if s.config.capability.0 < 9 {
-            return refuse(Code::NotSupported, "tensor maps need sm_90 or later");
-        }
-        if map.is_null() || !(map as usize).is_multiple_of(MAP_ALIGNED) {
-            return refuse(Code::InvalidValue, format!("a tensor map must be aligned to {MAP_ALIGNED} bytes"));
-        }
-        let rank = rank as usize;
-        if !(1..=MOST_RANK).contains(&rank) || interleave != 0 {
-            return refuse(Code::InvalidValue, format!("tensor maps of rank {rank}, interleave {interleave}"));
-        }
-        let tiled = Tiled {
-            data_type,
-            at,
-            sizes: take(sizes, rank)?,
-            strides: take(strides, rank - 1)?,
-            boxes: take(boxes, rank)?,
-            element_strides: take(element_strides, rank)?,
-            swizzle,
-        };
+        let rank = map_rank(s, map, [rank, interleave], 1)?;
+        let [sizes, strides] = [take(sizes, rank)?, take(strides, rank - 1)?];
+        let tensor = Tensor { data_type, at, sizes, strides, element_strides: take(element_strides, rank)?, swizzle };
+        let tiled = Tiled { tensor, boxes: take(boxes, rank)? };
         s.memory.range(at, tiled.check()?)?;
-        put(map, tiled.encode())
+        put(map, tiled.tensor.encode())
     };
+    Initialised cuTensorMapEncodeIm2col(
+        map: *mut [u64; 16], data_type: u32, rank: u32, at: u64, sizes: *const u64, strides: *const u64,
+        lower: *const i32, upper: *const i32, channels: u32, pixels: u32, element_strides: *const u32, interleave: u32,
+        swizzle: u32, _promotion: u32, _fill: u32
+    ) |s, t| {
+        let rank = map_rank(s, map, [rank, interleave], FEWEST_OF_IMAGES)?;
+        let [sizes, strides] = [take(sizes, rank)?, take(strides, rank - 1)?];
+        let tensor = Tensor { data_type, at, sizes, strides, element_strides: take(element_strides, rank)?, swizzle };
+        let im2col = Im2col { tensor, lower: take(lower, rank - 2)?, upper: take(upper, rank - 2)?, channels, pixels };
+        s.memory.range(at, im2col.check()?)?;
+        put(map, im2col.tensor.encode())
+    };
+}
+
+/// The rank of a map to be made, if there can be one: of `fewest` dimensions at least.
+fn map_rank(s: &State, map: *mut [u64; 16], [rank, interleave]: [u32; 2], fewest: usize) -> Answer<usize> {
+    if s.config.capability.0 < 9 {
+        return refuse(Code::NotSupported, "tensor maps need sm_90 or later");
+    }
+    if map.is_null() || !(map as usize).is_multiple_of(MAP_ALIGNED) {
+        return refuse(Code::InvalidValue, format!("a tensor map must be aligned to {MAP_ALIGNED} bytes"));
+    }
+    let rank = rank as usize;
+    if !(fewest..=MOST_RANK).contains(&rank) || interleave != 0 {
+        return refuse(Code::InvalidValue, format!("tensor maps of rank {rank}, interleave {interleave}"));
+    }
+    Ok(rank)
 }
 
 /// Work of another library, of `bytes` at `at`, on a stream.

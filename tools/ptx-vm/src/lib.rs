@@ -26,4 +26,4 @@ pub use launch::launch;
 pub use memory::Memory;
 pub use module::{Kernel, Module};
 pub use report::{CLASSES, Class, Counts, Report, Traffic};
-pub use tensor_map::TensorMap;
+pub use tensor_map::{TensorMap, Windows};

@@ -4,7 +4,7 @@
 mod common;
 
 use common::*;
-use ptx_vm::{Error, Fault, FaultKind, Memory, Module, Options, TensorMap, launch};
+use ptx_vm::{Error, Fault, FaultKind, Memory, Module, Options, TensorMap, Windows, launch};
 
 /// A kernel `k(in, out, map)` around a body: `%t` is the thread, `%in` and `%out` the pointers, `%map` the map's generic
 /// address, `%sm` the address of 48 KiB of shared memory, `%bar` that of room for mbarriers.
@@ -215,6 +215,17 @@ fn bulk_stores_need_a_fence_and_a_wait() {
 
 /// The box of `map` at `at`, as it lies in shared memory.
 fn tensor_box(map: &dyn Fn(u64) -> TensorMap, at: &[i32], input: &[u32]) -> Vec<u32> {
+    copied_box(map, at, "tile", "", input).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// The box of `map` that a copy of `mode` brings into shared memory, with what follows its barrier.
+fn copied_box(
+    map: &dyn Fn(u64) -> TensorMap,
+    at: &[i32],
+    mode: &str,
+    behind: &str,
+    input: &[u32],
+) -> Result<Vec<u32>, Error> {
     let bytes = {
         let m = map(0);
         m.box_sizes.iter().product::<u32>() * m.element
@@ -223,7 +234,7 @@ fn tensor_box(map: &dyn Fn(u64) -> TensorMap, at: &[i32], input: &[u32]) -> Vec<
     let body = format!(
         "setp.ne.u32 %p1, %t, 0;\n@%p1 bra AFTER;\nmbarrier.init.shared::cta.b64 [%bar], 1;\n\
          fence.mbarrier_init.release.cluster;\nmbarrier.arrive.expect_tx.shared::cta.b64 _, [%bar], {bytes};\n\
-         cp.async.bulk.tensor.{}d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%sm], [%map, {{{}}}], [%bar];\n\
+         cp.async.bulk.tensor.{}d.shared::cluster.global.{mode}.mbarrier::complete_tx::bytes [%sm], [%map, {{{}}}], [%bar]{behind};\n\
          AFTER:\nbar.sync 0;\n{}mov.u32 %r1, %t;\nLOOP:\nshl.b32 %r2, %r1, 2;\nadd.u32 %r3, %sm, %r2;\n\
          ld.shared.u32 %r4, [%r3];\ncvt.u64.u32 %l2, %r2;\nadd.s64 %l2, %out, %l2;\nst.global.u32 [%l2], %r4;\n\
          add.u32 %r1, %r1, 32;\nsetp.lt.u32 %p2, %r1, {};\n@%p2 bra LOOP;\n",
@@ -233,8 +244,96 @@ fn tensor_box(map: &dyn Fn(u64) -> TensorMap, at: &[i32], input: &[u32]) -> Vec<
         bytes / 4
     );
     let outputs = (bytes / 4) as usize;
-    let job = Job { body: &body, threads: 32, input, outputs, map: Some(map) };
-    job.run().unwrap_or_else(|e| panic!("{e}"))
+    Job { body: &body, threads: 32, input, outputs, map: Some(map) }.run()
+}
+
+/// Two images of three lines by four pixels of six channels, eight words apart; pixels are numbered through.
+fn images(address: u64) -> TensorMap {
+    TensorMap {
+        address,
+        element: 4,
+        sizes: vec![6, 4, 3, 2],
+        strides: vec![32, 128, 384],
+        box_sizes: vec![8, 12],
+        swizzle: 0,
+        // Those of 3x3 with a border of one pixel.
+        windows: Some(Windows { lower: vec![-1, -1], upper: vec![-1, -1], steps: vec![1, 1] }),
+    }
+}
+
+/// What is copied of pixels, channel by channel from `first`; None is outside.
+fn pixels(of: &[Option<u32>], first: u32) -> Vec<u32> {
+    let word = |p: &Option<u32>, c: u32| p.filter(|_| c < 6).map_or(0, |p| p * 8 + c + 1);
+    of.iter().flat_map(|p| (first..first + 8).map(move |c| word(p, c))).collect()
+}
+
+#[test]
+fn windows_on_images_follow_each_other_between_the_corners() {
+    let input: Vec<u32> = (1..=256).collect();
+    let check = |map: &dyn Fn(u64) -> TensorMap, at: &[i32], within: &str, want: &[Option<u32>]| {
+        let behind = format!(", {{{within}}}");
+        let got = copied_box(map, at, "im2col", &behind, &input).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(got, pixels(want, at[0] as u32), "at {at:?}, {within} within");
+    };
+    let (out, p) = (None, Some);
+    // Begins at column 1 of line 0: windows begin at columns -1 to 2 of lines -1 to 1, then on the next image.
+    let first = [p(1), p(2), out, p(4), p(5), p(6), out, out, out, out, out, p(12)];
+    check(&images, &[0, 1, 0, 0], "0, 0", &first);
+    // The same windows, two to the right of their first pixel and one below.
+    let within = [p(7), out, p(9), p(10), p(11), out, p(13), p(14), p(15), out, p(17), p(18)];
+    check(&images, &[0, 1, 0, 0], "2, 1", &within);
+    // Some of the channels.
+    check(&images, &[4, 1, 0, 0], "2, 1", &within);
+    // Behind the last image there is nothing; nor on one that is not there.
+    let mut last = [out; 12];
+    last[0] = p(18);
+    check(&images, &[0, 2, 1, 1], "0, 0", &last);
+    check(&images, &[0, 2, 1, 2], "0, 0", &[out; 12]);
+
+    // Every second column and line: -1 and 1 of both.
+    let strided = |address| TensorMap {
+        box_sizes: vec![8, 8],
+        windows: Some(Windows { lower: vec![-1, -1], upper: vec![-2, -1], steps: vec![2, 2] }),
+        ..images(address)
+    };
+    let want = [p(2), p(8), p(10), p(12), p(14), p(20), p(22), out];
+    check(&strided, &[0, 1, -1, 0], "1, 1", &want);
+    // Lines of five pixels, without and with planes.
+    let line = |address| TensorMap {
+        sizes: vec![6, 5, 2],
+        strides: vec![32, 160],
+        box_sizes: vec![8, 8],
+        windows: Some(Windows { lower: vec![0], upper: vec![0], steps: vec![3] }),
+        ..images(address)
+    };
+    check(&line, &[0, 0, 0], "1", &[p(1), p(4), p(6), p(9), out, out, out, out]);
+    let solid = |address| TensorMap {
+        sizes: vec![6, 2, 2, 2, 2],
+        strides: vec![32, 64, 128, 256],
+        box_sizes: vec![8, 8],
+        windows: Some(Windows { lower: vec![0, -1, 0], upper: vec![-1, -1, 0], steps: vec![1, 1, 1] }),
+        ..images(address)
+    };
+    check(&solid, &[0, 0, 0, 0, 0], "1, 1, 0", &[p(3), p(5), p(7), p(9), p(11), p(13), p(15), out]);
+}
+
+#[test]
+fn windows_must_be_between_the_corners_of_a_map_that_has_them() {
+    let input: Vec<u32> = (1..=256).collect();
+    let fault =
+        |map: &dyn Fn(u64) -> TensorMap, at: &[i32], mode: &str, behind: &str, says: &str| match copied_box(
+            map, at, mode, behind, &input,
+        ) {
+            Err(Error::Fault(f)) if f.kind == FaultKind::BadOperand && f.detail.contains(says) => {}
+            other => panic!("expected `{says}`, got {other:?}"),
+        };
+    let windows = "no tensor map of 4 dimensions with windows";
+    fault(&images, &[0, 3, 0, 0], "im2col", ", {0, 0}", "not between the corners");
+    fault(&images, &[0, 0, -2, 0], "im2col", ", {0, 0}", "not between the corners");
+    fault(&images, &[0, 0, 0, 0], "im2col", ", {0, 256}", "offset of 256");
+    fault(&images, &[0, 0, 0, 0], "tile", "", "no tensor map of 4 dimensions at");
+    let boxes = |address| TensorMap { windows: None, box_sizes: vec![8, 4, 1, 1], ..images(address) };
+    fault(&boxes, &[0, 0, 0, 0], "im2col", ", {0, 0}", windows);
 }
 
 #[test]
@@ -248,6 +347,7 @@ fn tensor_tiles_have_zeros_outside() {
         strides: vec![],
         box_sizes: vec![32],
         swizzle: 0,
+        windows: None,
     };
     let word = |i: i64| if (0..100).contains(&i) { i as u32 + 1 } else { 0 };
     for first in [0, 40, 90, -7, 200] {
@@ -264,6 +364,7 @@ fn tensor_tiles_have_zeros_outside() {
         strides: vec![pitch as u64 * 4, plane as u64 * 4],
         box_sizes: vec![8, 3, 2],
         swizzle: 0,
+        windows: None,
     };
     for at in [[0, 0, 0], [8, 3, 2], [-3, -1, 3], [6, 4, -1]] {
         let mut want = Vec::new();
@@ -293,6 +394,7 @@ fn tensor_tiles_are_swizzled() {
             strides: vec![208],
             box_sizes: vec![columns, 16],
             swizzle,
+            windows: None,
         };
         let got = tensor_box(&map, &[64, 32], &input);
         for row in 0..16u32 {
@@ -325,6 +427,7 @@ fn a_tensor_map_must_be_one() {
         strides: vec![256],
         box_sizes: vec![32, 1],
         swizzle: 0,
+        windows: None,
     };
     let input: Vec<u32> = (0..4096).collect();
     let f = Job { body, threads: 32, input: &input, outputs: 4, map: Some(&map) }.fault();

@@ -166,14 +166,16 @@ fn bulk(ctx: &mut FnCtx<'_>, m: &mut Mods<'_>, ops: &[Operand<'_>]) -> Decoded {
     let grouped = m.take("bulk_group");
     // The first space is the destination's.
     let to_shared = m.opcode.find(".shared").zip(m.opcode.find(".global")).is_some_and(|(s, g)| s < g);
+    let windows = m.take("im2col");
     m.ignore(&["tile", "global", "shared::cta", "shared::cluster"]);
     m.finish(ctx)?;
     let direction = if to_shared { counted && !grouped } else { grouped && !counted };
-    if !direction || tensor != rank.is_some() {
+    let images = !windows || to_shared && rank.is_some_and(|r| r >= 3);
+    if !direction || !images || tensor != rank.is_some() {
         return ctx.error(format!("`{}` is not supported", m.opcode));
     }
     let ops = if hint { &ops[..ops.len().saturating_sub(1)] } else { ops };
-    let count = 2 + usize::from(!tensor) + usize::from(to_shared);
+    let count = 2 + usize::from(!tensor) + usize::from(to_shared) + usize::from(windows);
     ctx.arity(m.opcode, ops, &[count])?;
     let (global, shared) = if to_shared { (&ops[1], &ops[0]) } else { (&ops[0], &ops[1]) };
     let shared = ctx.addr(shared)?;
@@ -183,14 +185,15 @@ fn bulk(ctx: &mut FnCtx<'_>, m: &mut Mods<'_>, ops: &[Operand<'_>]) -> Decoded {
                 return ctx.error(format!("`{}` takes a map with its coordinates", m.opcode));
             };
             let map = ctx.base(base, *offset)?;
-            Bulk::Tensor { map, at: ctx.srcs(coordinates, Ty::B32, rank)? }
+            let within = if windows { Some(ctx.srcs(&ops[3], Ty::U16, rank - 2)?) } else { None };
+            Bulk::Tensor { map, at: ctx.srcs(coordinates, Ty::B32, rank)?, within }
         }
         (Some(_), _) => return ctx.error(format!("`{}` takes a map with its coordinates", m.opcode)),
         (None, global) => Bulk::Range { global: ctx.addr(global)?, bytes: ctx.src(&ops[2], Ty::U32)? },
     };
     let moved = Box::new(moved);
     let op = if to_shared {
-        Op::BulkLoad { to: shared, from: moved, barrier: ctx.addr(&ops[count - 1])? }
+        Op::BulkLoad { to: shared, from: moved, barrier: ctx.addr(&ops[if tensor { 2 } else { 3 }])? }
     } else {
         Op::BulkStore { from: shared, to: moved }
     };

@@ -9,7 +9,7 @@ use super::context::{Cx, Run};
 use crate::error::FaultKind;
 use crate::ir::{Addr, Bulk, Space};
 use crate::shared::{Touch, Who};
-use crate::tensor_map::TensorMap;
+use crate::tensor_map::{TensorMap, Windows};
 
 /// A piece of at most 16 bytes: where it is in shared memory and, if it is inside the tensor, in global memory.
 struct Piece {
@@ -96,14 +96,30 @@ impl Cx<'_> {
     fn pieces(&mut self, what: &Bulk, shared: u64, lane: usize) -> Run<Option<Vec<Piece>>> {
         let (bytes, align, map) = match what {
             Bulk::Range { bytes, .. } => (u64::from(self.fetch(bytes)[lane]), 16, None),
-            Bulk::Tensor { map, at } => {
+            Bulk::Tensor { map, at, within } => {
                 let place = self.addresses(map)[lane];
-                let Some(map) = self.tensor_map(place, lane)?.filter(|m| m.sizes.len() == at.len()) else {
-                    let text = format!("no tensor map of {} dimensions at {place:#x}", at.len());
+                let fits =
+                    |m: &TensorMap| m.sizes.len() == at.len() && m.windows.is_some() == within.is_some();
+                let Some(map) = self.tensor_map(place, lane)?.filter(fits) else {
+                    let how = if within.is_some() { " with windows" } else { "" };
+                    let text = format!("no tensor map of {} dimensions{how} at {place:#x}", at.len());
                     self.fault(FaultKind::BadOperand, lane as u32, text)?;
                     return Ok(None);
                 };
-                (map.box_bytes(), 128, Some((map, at)))
+                let at: Vec<i64> = at.iter().map(|c| i64::from(self.fetch(c)[lane] as i32)).collect();
+                let within = within.as_deref().unwrap_or(&[]);
+                let within: Vec<u32> = within.iter().map(|c| self.fetch(c)[lane] & 0xffff).collect();
+                let rows = match &map.windows {
+                    None => Ok(box_rows(&map, &at)),
+                    Some(windows) => window_rows(&map, windows, &at, &within),
+                };
+                match rows {
+                    Ok(rows) => (map.box_bytes(), 128, Some((map, at[0], rows))),
+                    Err(text) => {
+                        self.fault(FaultKind::BadOperand, lane as u32, text)?;
+                        return Ok(None);
+                    }
+                }
             }
         };
         if !bytes.is_multiple_of(16) {
@@ -127,10 +143,7 @@ impl Cx<'_> {
         // In bounds, so of 32 bits.
         let shared = shared as u32;
         Ok(Some(match (what, map) {
-            (_, Some((map, at))) => {
-                let at: Vec<i64> = at.iter().map(|c| i64::from(self.fetch(c)[lane] as i32)).collect();
-                tensor_pieces(&map, &at, shared)
-            }
+            (_, Some((map, first, rows))) => tensor_pieces(&map, first, &rows, shared),
             (Bulk::Range { global, .. }, None) => {
                 let from = self.addresses(global)[lane];
                 let piece = |i: u32| Piece {
@@ -196,27 +209,87 @@ impl Cx<'_> {
     }
 }
 
-/// The box of `map` at the coordinates `at`, in pieces.
-fn tensor_pieces(map: &TensorMap, at: &[i64], shared: u32) -> Vec<Piece> {
-    let per_row = map.box_sizes[0] * map.element / 16;
+/// Where the row at coordinates beyond the first begins; None outside.
+fn row_at(map: &TensorMap, outer: impl IntoIterator<Item = i64>) -> Option<u64> {
+    let mut base = map.address;
+    for ((x, size), stride) in outer.into_iter().zip(&map.sizes[1..]).zip(&map.strides) {
+        let inside = u64::try_from(x).ok().filter(|x| x < size)?;
+        base = base.checked_add(inside.checked_mul(*stride)?)?;
+    }
+    Some(base)
+}
+
+/// The rows of the box of `map` at the coordinates `at`.
+fn box_rows(map: &TensorMap, at: &[i64]) -> Vec<Option<u64>> {
     let rows: u32 = map.box_sizes[1..].iter().product();
-    let mut pieces = Vec::with_capacity((rows * per_row) as usize);
-    for row in 0..rows {
-        // Coordinates beyond the first, and the place of the row if they are inside.
-        let (mut rest, mut base) = (row, Some(map.address));
-        let outer = at.iter().zip(&map.box_sizes).zip(&map.sizes).skip(1).zip(&map.strides);
-        for (((at, count), size), stride) in outer {
+    let row = |row: u32| {
+        let mut rest = row;
+        let outer = at.iter().zip(&map.box_sizes).skip(1).map(|(at, count)| {
             let x = at + i64::from(rest % count);
             rest /= count;
-            let inside = u64::try_from(x).ok().filter(|x| x < size);
-            base = base.zip(inside).and_then(|(b, x)| b.checked_add(x.checked_mul(*stride)?));
+            x
+        });
+        row_at(map, outer)
+    };
+    (0..rows).map(row).collect()
+}
+
+/// The rows that windows read `within` of their first element, beginning with the window at the coordinates `at`: as the PTX
+/// ISA has it of "im2col mode", windows follow each other along the first dimension of an image between the corners, then
+/// along the next, then from image to image.
+fn window_rows(
+    map: &TensorMap,
+    windows: &Windows,
+    at: &[i64],
+    within: &[u32],
+) -> Result<Vec<Option<u64>>, String> {
+    let (mut window, last) = (at[1..].to_vec(), windows.last(&map.sizes));
+    let between = window
+        .iter()
+        .zip(&windows.lower)
+        .zip(&last)
+        .all(|((x, low), last)| (i64::from(*low)..=*last).contains(x));
+    if !between {
+        let (lower, window) = (&windows.lower, &window[..last.len()]);
+        return Err(format!("a window at {window:?} is not between the corners {lower:?} and {last:?}"));
+    }
+    if let Some(offset) = within.iter().find(|o| **o > windows.most_offset()) {
+        return Err(format!(
+            "an offset of {offset} in a window, at most {} is possible",
+            windows.most_offset()
+        ));
+    }
+    let mut rows = Vec::with_capacity(map.box_sizes[1] as usize);
+    for _ in 0..map.box_sizes[1] {
+        let offsets = within.iter().map(|o| i64::from(*o)).chain([0]);
+        rows.push(row_at(map, window.iter().zip(offsets).map(|(x, offset)| x + offset)));
+        let mut axis = 0;
+        while axis < last.len() {
+            window[axis] += i64::from(windows.steps[axis]);
+            if window[axis] <= last[axis] {
+                break;
+            }
+            window[axis] = windows.lower[axis].into();
+            axis += 1;
         }
+        if axis == last.len() {
+            window[axis] += 1;
+        }
+    }
+    Ok(rows)
+}
+
+/// Rows of a box of `map` in pieces; their first elements are those numbered `first` along the first dimension.
+fn tensor_pieces(map: &TensorMap, first: i64, rows: &[Option<u64>], shared: u32) -> Vec<Piece> {
+    let per_row = map.box_sizes[0] * map.element / 16;
+    let mut pieces = Vec::with_capacity(rows.len() * per_row as usize);
+    for (row, base) in (0u32..).zip(rows) {
         for chunk in 0..per_row {
             let each = map.element;
-            let first = at[0] + i64::from(chunk * 16 / each);
+            let first = first + i64::from(chunk * 16 / each);
             let element = |i: u32| {
                 let x = u64::try_from(first + i64::from(i)).ok().filter(|x| *x < map.sizes[0])?;
-                base?.checked_add(x * u64::from(each))
+                base.as_ref()?.checked_add(x * u64::from(each))
             };
             let shared = map.swizzled(shared + (row * per_row + chunk) * 16);
             let global: Vec<Option<u64>> = (0..16 / each).map(element).collect();

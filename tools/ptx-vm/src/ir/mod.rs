@@ -173,10 +173,11 @@ pub(crate) enum Bulk {
         global: Addr,
         bytes: Src,
     },
-    /// The box of a tensor map at coordinates.
+    /// The box of a tensor map at coordinates; of a map with windows with the place in a window.
     Tensor {
         map: Addr,
         at: Box<[Src]>,
+        within: Option<Box<[Src]>>,
     },
 }
 
