@@ -356,7 +356,7 @@ pub fn global_average_pool_backward() -> Vec<Case> {
 /// Whole windows, parts of windows on either side, maps smaller than a window, several sizes, more windows than blocks; the
 /// largest window.
 pub fn window_attention() -> Vec<Case> {
-    let all: [(usize, usize, usize, &[FeatureMap]); 10] = [
+    let all: [(usize, usize, usize, &[FeatureMap]); 13] = [
         (1, 1, 1, &[map(1, 1, 1)]),
         (1, 3, 2, &[map(2, 2, 2)]),
         (2, 4, 2, &[map(1, 4, 6)]),
@@ -367,6 +367,10 @@ pub fn window_attention() -> Vec<Case> {
         (2, 64, 7, &[map(1, 14, 8)]),
         (2, 4, 2, &[map(300, 3, 2)]),
         (1, 32, 14, &[map(1, 14, 14), map(1, 16, 8)]),
+        // More windows than blocks; one warp and no whole tile; keys behind the last position.
+        (1, 32, 2, &[map(1030, 1, 2), map(1, 2, 3)]),
+        (2, 64, 1, &[map(2, 1, 3)]),
+        (1, 32, 5, &[map(1, 5, 7)]),
     ];
     all.into_iter()
         .map(|(heads, d, window, maps)| {
