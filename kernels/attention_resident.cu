@@ -221,8 +221,6 @@ __device__ __forceinline__ Resident resident(const ResidentBackwardParams& p, co
     return r;
 }
 
-__device__ __forceinline__ void store_float(u32 to, float x) { asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(x) : "memory"); }
-
 // The numbers. A lane eight columns, EACH rows at a time for loads in flight.
 __device__ __forceinline__ void load_deltas(const ResidentBackwardParams& p, const Resident& r) {
     constexpr u32 EACH = 4;
@@ -344,12 +342,6 @@ __device__ __forceinline__ Step step_addresses(const ResidentBackwardParams& p, 
     at.keys = (i32)r.of.keys - (i32)key;
     at.queries = r.of.queries - place(p, r, t).first;
     return at;
-}
-
-__device__ __forceinline__ Pack<float, 2> load_pair(u32 from) {
-    Pack<float, 2> x;
-    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.at[0]), "=f"(x.at[1]) : "r"(from) : "memory");
-    return x;
 }
 
 // Adds to dk and dv of the warp's keys, which `kept` may hold, what the step's 16 queries from ROW on give; leaves ds for dq.

@@ -7,6 +7,32 @@ constexpr u32 STEPS = HEAD / 16, COLUMNS = HEAD / 8;
 using Rows = Tile<16, HEAD>;
 constexpr u32 ROW_BYTES = HEAD * 2;
 
+// Words of shared memory by their addresses.
+__device__ __forceinline__ void store_float(u32 to, float x) { asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(x) : "memory"); }
+__device__ __forceinline__ void store_word(u32 to, u32 x) { asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(x) : "memory"); }
+
+__device__ __forceinline__ float load_float(u32 from) {
+    float x;
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(from) : "memory");
+    return x;
+}
+__device__ __forceinline__ u32 load_word(u32 from) {
+    u32 x;
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(from) : "memory");
+    return x;
+}
+__device__ __forceinline__ Pack<float, 2> load_pair(u32 from) {
+    Pack<float, 2> x;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.at[0]), "=f"(x.at[1]) : "r"(from) : "memory");
+    return x;
+}
+__device__ __forceinline__ void load_words(u32 (&x)[4], u32 from) {
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                 : "r"(from)
+                 : "memory");
+}
+
 // `rows` rows, of which `count` exist; the others are zeros. A thread copies chunks of one column.
 __device__ __forceinline__ void load_rows(u32 thread, u32 tile, const T* from, u32 stride, u32 rows, u32 count) {
     const u32 chunk = thread % COLUMNS, each = blockDim.x / COLUMNS;
@@ -67,12 +93,14 @@ __device__ __forceinline__ void store_words(T* to, const u32 (&w)[4]) {
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]) : "memory");
 }
 
-// Stores the warp's 16 rows, of which `count` exist; rows g and g + 8 times their factors.
-__device__ __forceinline__ void store_rows(T* to, u32 stride, u32 count, const float (&y)[COLUMNS][4], const float (&factor)[2]) {
+// Stores the warp's 16 rows where `place` says that they belong, those that it knows no place for not; rows g and g + 8 times
+// their factors.
+template <class Place>
+__device__ __forceinline__ void store_rows(const Place& place, const float (&y)[COLUMNS][4], const float (&factor)[2]) {
     const u32 lane = threadIdx.x % WARP;
 #pragma unroll
     for (u32 half = 0; half < 2; ++half) {
-        const u32 row = half * 8 + lane / 4;
+        T* to = place(half * 8 + lane / 4);
 #pragma unroll
         for (u32 c = 0; c < COLUMNS; c += 4) {
             u32 words[4];
@@ -80,7 +108,12 @@ __device__ __forceinline__ void store_rows(T* to, u32 stride, u32 count, const f
             for (u32 j = 0; j < 4; ++j)
                 words[j] = pack_bf16(y[c + j][half * 2] * factor[half], y[c + j][half * 2 + 1] * factor[half]);
             transpose_words(words);
-            if (row < count) store_words(to + (u64)row * stride + (c + lane % 4) * 8, words);
+            if (to) store_words(to + (c + lane % 4) * 8, words);
         }
     }
+}
+
+// The same, one row `stride` elements behind the other, of which `count` exist.
+__device__ __forceinline__ void store_rows(T* to, u32 stride, u32 count, const float (&y)[COLUMNS][4], const float (&factor)[2]) {
+    store_rows([=](u32 row) { return row < count ? to + (u64)row * stride : nullptr; }, y, factor);
 }

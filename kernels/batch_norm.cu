@@ -1,16 +1,27 @@
 // Batch normalisation of rows of C channels, each channel by its statistics over the rows of its group.
 //
 // Given: VEC, channels that one thread holds; 1, or as many as fill 16 bytes, when C is a multiple of VEC and all operands
-//        are aligned to VEC elements; COLUMNS, threads of a block beside each other (a power of 2, at most 32).
+//        are aligned to VEC elements; COLUMNS, threads of a block beside each other (a power of 2, at most 32); THEN, the
+//        function of every element behind the normalisation: 0 none, 1 GELU, 2 ReLU, 3 ReLU6.
 // Groups are cut into chunks of rows, a block works on one chunk and COLUMNS * VEC channels. Statistics are float
 // whatever T is. Outputs are overwritten; running statistics may be updated in place.
 // Deterministic: what chunks and threads found is combined in a fixed order that depends on the groups and C only.
 
 constexpr u32 THREADS = 256, LINES = THREADS / COLUMNS;
-// Rows that a thread has under way at a time.
-constexpr u32 AHEAD = 4;
+// Rows that a thread has under way at a time, of one operand and of each of two.
+constexpr u32 AHEAD = 8, OF_EACH = 4;
 // Channels and threads of each in the kernels that combine chunks.
 constexpr u32 WIDE = 32, SLICES = 32;
+
+__device__ __forceinline__ float activation(float y) {
+    // The comparison lets NaN through.
+    return THEN == 1 ? gelu(y) : THEN == 2 ? (y < 0.0f ? 0.0f : y) : THEN == 3 ? clamp6(y) : y;
+}
+
+// dy times the slope of what follows y.
+__device__ __forceinline__ float through(float dy, float y) {
+    return THEN == 1 ? dy * gelu_slope(y) : THEN == 2 ? (y > 0.0f ? dy : 0.0f) : THEN == 3 ? dy * slope6(y) : dy;
+}
 
 struct Chunk {
     u32 first;  // row
@@ -49,6 +60,7 @@ struct BatchNormBackwardParams {
     const T* dy;         // [M, C]
     const T* x;          // [M, C]
     const float* gamma;  // [C]
+    const float* beta;   // [C]: read with THEN only
     const float* mean;   // [G, C]
     const float* var;    // [G, C]
     const Chunk* chunks;
@@ -72,13 +84,42 @@ __device__ __forceinline__ Moments joined(const Moments& a, const Moments& b) {
     return {n, a.mean + apart * part, a.squares + b.squares + apart * apart * a.n * part};
 }
 
-// Loads AHEAD rows from `row` on, every LINES-th of the chunk; those behind its end are 0.
-__device__ __forceinline__ void load_rows(float (&v)[AHEAD][VEC], const T* x, u32 row, u32 rows, u32 channels) {
+using Elements = Pack<T, VEC>;
+
+// N rows from `row` on, every LINES-th of a chunk; behind its last one that one again, so that nothing branches and all loads
+// are under way together.
+template <u32 N>
+__device__ __forceinline__ void load_rows(Elements (&v)[N], const T* x, u32 row, u32 rows, u32 channels) {
 #pragma unroll
-    for (u32 i = 0; i < AHEAD; ++i) {
+    for (u32 i = 0; i < N; ++i)
+        v[i] = *reinterpret_cast<const Elements*>(x + (u64)min(row + i * LINES, rows - 1) * channels);
+}
+
+// Moments of a thread's channels: all have as many values.
+struct Columns {
+    float n, mean[VEC], squares[VEC];
+};
+
+// Takes N rows more.
+template <u32 N>
+__device__ __forceinline__ void take_rows(Columns& all, const Elements* v) {
+    all.n += N;
+    // The one division serves all channels.
+    const float part = N / all.n, weight = (all.n - N) * part;
 #pragma unroll
-        for (int j = 0; j < VEC; ++j) v[i][j] = 0.0f;
-        if (row + i * LINES < rows) load_all(v[i], x + (u64)(row + i * LINES) * channels);
+    for (int j = 0; j < VEC; ++j) {
+        float mean = 0.0f, squares = 0.0f;
+#pragma unroll
+        for (u32 i = 0; i < N; ++i) mean += to_float(v[i].at[j]);
+        mean *= 1.0f / N;
+#pragma unroll
+        for (u32 i = 0; i < N; ++i) {
+            const float apart = to_float(v[i].at[j]) - mean;
+            squares += apart * apart;
+        }
+        const float apart = mean - all.mean[j];
+        all.mean[j] += apart * part;
+        all.squares[j] += squares + apart * apart * weight;
     }
 }
 
@@ -86,29 +127,25 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_statistics(const Ba
     __shared__ float means[VEC][THREADS], squares[VEC][THREADS], counts[THREADS];
     const u32 c = (blockIdx.y * COLUMNS + threadIdx.x % COLUMNS) * VEC, line = threadIdx.x / COLUMNS;
     const Chunk chunk = p.chunks[blockIdx.x];
-    Moments all[VEC];
-#pragma unroll
-    for (int j = 0; j < VEC; ++j) all[j] = {0.0f, 0.0f, 0.0f};
+    Columns own = {};
     if (c < p.channels) {
         const T* x = p.x + (u64)chunk.first * p.channels + c;
+#pragma unroll 1
         for (u32 row = line; row < chunk.rows; row += AHEAD * LINES) {
-            float v[AHEAD][VEC];
+            Elements v[AHEAD];
             load_rows(v, x, row, chunk.rows, p.channels);
-            const u32 n = min(AHEAD, (chunk.rows - row + LINES - 1) / LINES);
-            const float inverse = 1.0f / n;
-#pragma unroll
-            for (int j = 0; j < VEC; ++j) {
-                Moments some = {(float)n, 0.0f, 0.0f};
-#pragma unroll
-                for (u32 i = 0; i < AHEAD; ++i) some.mean += v[i][j];
-                some.mean *= inverse;
-#pragma unroll
-                for (u32 i = 0; i < AHEAD; ++i)
-                    if (i < n) some.squares += (v[i][j] - some.mean) * (v[i][j] - some.mean);
-                all[j] = joined(all[j], some);
+            if (row + (AHEAD - 1) * LINES < chunk.rows) {
+                take_rows<AHEAD>(own, v);
+                continue;
             }
+#pragma unroll
+            for (u32 i = 0; i < AHEAD; ++i)
+                if (row + i * LINES < chunk.rows) take_rows<1>(own, v + i);
         }
     }
+    Moments all[VEC];
+#pragma unroll
+    for (int j = 0; j < VEC; ++j) all[j] = {own.n, own.mean[j], own.squares[j]};
     counts[threadIdx.x] = all[0].n;
 #pragma unroll
     for (int j = 0; j < VEC; ++j) {
@@ -164,8 +201,8 @@ extern "C" __global__ void __launch_bounds__(1024) batch_norm_combine(const Batc
     p.var[(u64)blockIdx.y * p.channels + c] = all.squares / group.rows;
 }
 
-// y = (x - mean) gamma / sqrt(var + eps) + beta.
-extern "C" __global__ void __launch_bounds__(256) batch_norm_apply(const BatchNormParams p) {
+// y = (x - mean) gamma / sqrt(var + eps) + beta, and what follows it.
+extern "C" __global__ void __launch_bounds__(256, VEC == 8 ? 3 : 4) batch_norm_apply(const BatchNormParams p) {
     const u32 c = (blockIdx.y * COLUMNS + threadIdx.x % COLUMNS) * VEC;
     if (c >= p.channels) return;
     const Chunk chunk = p.chunks[blockIdx.x];
@@ -177,20 +214,50 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_apply(const BatchNo
 #pragma unroll
     for (int j = 0; j < VEC; ++j) factor[j] = gamma[j] / sqrtf(factor[j] + p.eps);
     const u64 at = (u64)chunk.first * p.channels + c;
+#pragma unroll 1
     for (u32 row = threadIdx.x / COLUMNS; row < chunk.rows; row += AHEAD * LINES) {
-        float v[AHEAD][VEC];
+        Elements v[AHEAD];
         load_rows(v, p.x + at, row, chunk.rows, p.channels);
 #pragma unroll
         for (u32 i = 0; i < AHEAD; ++i) {
             if (row + i * LINES >= chunk.rows) break;
+            float y[VEC];
 #pragma unroll
-            for (int j = 0; j < VEC; ++j) v[i][j] = (v[i][j] - mean[j]) * factor[j] + beta[j];
-            store_all(p.y + at + (u64)(row + i * LINES) * p.channels, v[i]);
+            for (int j = 0; j < VEC; ++j) y[j] = activation((to_float(v[i].at[j]) - mean[j]) * factor[j] + beta[j]);
+            store_all(p.y + at + (u64)(row + i * LINES) * p.channels, y);
         }
     }
 }
 
-// Sums over a chunk of dy, of dy (x - mean) and of x - mean. The last is what rounding the mean left: it counts where the
+// The normalised value anew, that its slope is taken at: factor and beta of a thread's channels, if anything follows.
+__device__ __forceinline__ void load_forward(float (&factor)[VEC], float (&beta)[VEC], const BatchNormBackwardParams& p, u32 group, u32 c) {
+    float gamma[VEC];
+    load_all(factor, p.var + (u64)group * p.channels + c);
+    load_all(gamma, p.gamma + c);
+#pragma unroll
+    for (int j = 0; j < VEC; ++j) factor[j] = gamma[j] / sqrtf(factor[j] + p.eps);
+    if (THEN) load_all(beta, p.beta + c);
+}
+
+// Adds N rows' dy (of what is normalised), dy (x - mean) and x - mean.
+template <u32 N>
+__device__ __forceinline__ void add_rows(float (&all)[3][VEC], const Elements (&dy)[N], const Elements (&x)[N],
+                                         const float (&mean)[VEC], const float (&factor)[VEC], const float (&beta)[VEC]) {
+#pragma unroll
+    for (u32 i = 0; i < N; ++i) {
+#pragma unroll
+        for (int j = 0; j < VEC; ++j) {
+            const float apart = to_float(x[i].at[j]) - mean[j];
+            float d = to_float(dy[i].at[j]);
+            if (THEN) d = through(d, apart * factor[j] + beta[j]);
+            all[0][j] += d;
+            all[1][j] += d * apart;
+            all[2][j] += apart;
+        }
+    }
+}
+
+// Sums over a chunk of dy (of what is normalised), of dy (x - mean) and of x - mean. The last is what rounding the mean left: it counts where the
 // mean is large against the deviation. Without a number of blocks the compiler spills to have more.
 extern "C" __global__ void __launch_bounds__(256, VEC == 8 ? 2 : 4)
 batch_norm_backward_sums(const BatchNormBackwardParams p) {
@@ -201,28 +268,24 @@ batch_norm_backward_sums(const BatchNormBackwardParams p) {
 #pragma unroll
     for (int j = 0; j < VEC; ++j) all[0][j] = all[1][j] = all[2][j] = 0.0f;
     if (c < p.channels) {
-        float mean[VEC];
+        float mean[VEC], factor[VEC], beta[VEC];
         load_all(mean, p.mean + (u64)chunk.group * p.channels + c);
+        if (THEN) load_forward(factor, beta, p, chunk.group, c);
         const u64 at = (u64)chunk.first * p.channels + c;
-        for (u32 row = line; row < chunk.rows; row += AHEAD / 2 * LINES) {
-            float dy[AHEAD / 2][VEC], x[AHEAD / 2][VEC];
-#pragma unroll
-            for (u32 i = 0; i < AHEAD / 2; ++i) {
-                if (row + i * LINES >= chunk.rows) break;
-                load_all(dy[i], p.dy + at + (u64)(row + i * LINES) * p.channels);
-                load_all(x[i], p.x + at + (u64)(row + i * LINES) * p.channels);
-            }
-#pragma unroll
-            for (u32 i = 0; i < AHEAD / 2; ++i) {
-                if (row + i * LINES >= chunk.rows) break;
-#pragma unroll
-                for (int j = 0; j < VEC; ++j) {
-                    const float apart = x[i][j] - mean[j];
-                    all[0][j] += dy[i][j];
-                    all[1][j] += dy[i][j] * apart;
-                    all[2][j] += apart;
-                }
-            }
+        u32 row = line;
+#pragma unroll 1
+        for (; row + (OF_EACH - 1) * LINES < chunk.rows; row += OF_EACH * LINES) {
+            Elements dy[OF_EACH], x[OF_EACH];
+            load_rows(dy, p.dy + at, row, chunk.rows, p.channels);
+            load_rows(x, p.x + at, row, chunk.rows, p.channels);
+            add_rows(all, dy, x, mean, factor, beta);
+        }
+#pragma unroll 1
+        for (; row < chunk.rows; row += LINES) {
+            Elements dy[1], x[1];
+            load_rows(dy, p.dy + at, row, chunk.rows, p.channels);
+            load_rows(x, p.x + at, row, chunk.rows, p.channels);
+            add_rows(all, dy, x, mean, factor, beta);
         }
     }
 #pragma unroll
@@ -290,36 +353,41 @@ extern "C" __global__ void __launch_bounds__(1024) batch_norm_backward_combine(c
 }
 
 // dx = gamma / sqrt(var + eps) (dy - shift) - slope (x - mean - rest).
-extern "C" __global__ void __launch_bounds__(256) batch_norm_backward_apply(const BatchNormBackwardParams p) {
+extern "C" __global__ void __launch_bounds__(256, VEC == 8 ? 2 : 4) batch_norm_backward_apply(const BatchNormBackwardParams p) {
     const u32 c = (blockIdx.y * COLUMNS + threadIdx.x % COLUMNS) * VEC;
     if (c >= p.channels) return;
     const Chunk chunk = p.chunks[blockIdx.x];
-    float mean[VEC], factor[VEC], gamma[VEC], shift[VEC], slope[VEC], rest[VEC];
+    float mean[VEC], factor[VEC], beta[VEC], slope[VEC], rest[VEC];
     load_all(mean, p.mean + (u64)chunk.group * p.channels + c);
-    load_all(factor, p.var + (u64)chunk.group * p.channels + c);
-    load_all(gamma, p.gamma + c);
+    load_forward(factor, beta, p, chunk.group, c);
     const float* terms = p.terms + (u64)chunk.group * 3 * p.channels + c;
-    load_all(shift, terms);
     load_all(slope, terms + p.channels);
     load_all(rest, terms + 2 * (u64)p.channels);
+    {
+        float shift[VEC];
+        load_all(shift, terms);
+        // All of the gradient that is the same for every row.
 #pragma unroll
-    for (int j = 0; j < VEC; ++j) factor[j] = gamma[j] / sqrtf(factor[j] + p.eps);
+        for (int j = 0; j < VEC; ++j) rest[j] = slope[j] * rest[j] - factor[j] * shift[j];
+    }
     const u64 at = (u64)chunk.first * p.channels + c;
-    for (u32 row = threadIdx.x / COLUMNS; row < chunk.rows; row += AHEAD / 2 * LINES) {
-        float dy[AHEAD / 2][VEC], x[AHEAD / 2][VEC];
+#pragma unroll 1
+    for (u32 row = threadIdx.x / COLUMNS; row < chunk.rows; row += OF_EACH * LINES) {
+        Elements dy[OF_EACH], x[OF_EACH];
+        load_rows(dy, p.dy + at, row, chunk.rows, p.channels);
+        load_rows(x, p.x + at, row, chunk.rows, p.channels);
 #pragma unroll
-        for (u32 i = 0; i < AHEAD / 2; ++i) {
+        for (u32 i = 0; i < OF_EACH; ++i) {
             if (row + i * LINES >= chunk.rows) break;
-            load_all(dy[i], p.dy + at + (u64)(row + i * LINES) * p.channels);
-            load_all(x[i], p.x + at + (u64)(row + i * LINES) * p.channels);
-        }
+            float dx[VEC];
 #pragma unroll
-        for (u32 i = 0; i < AHEAD / 2; ++i) {
-            if (row + i * LINES >= chunk.rows) break;
-#pragma unroll
-            for (int j = 0; j < VEC; ++j)
-                dy[i][j] = factor[j] * (dy[i][j] - shift[j]) - slope[j] * (x[i][j] - mean[j] - rest[j]);
-            store_all(p.dx + at + (u64)(row + i * LINES) * p.channels, dy[i]);
+            for (int j = 0; j < VEC; ++j) {
+                const float apart = to_float(x[i].at[j]) - mean[j];
+                float d = to_float(dy[i].at[j]);
+                if (THEN) d = through(d, apart * factor[j] + beta[j]);
+                dx[j] = factor[j] * d - slope[j] * apart + rest[j];
+            }
+            store_all(p.dx + at + (u64)(row + i * LINES) * p.channels, dx);
         }
     }
 }

@@ -71,15 +71,6 @@ extern "C" __global__ void relu_backward(const BinaryParams p) {
     zip(p, [](float dy, float y) { return y > 0.0f ? dy : 0.0f; });
 }
 
-// min(max(x, 0), 6); the comparisons let NaN through.
-__device__ __forceinline__ float clamp6(float x) {
-    const float low = x < 0.0f ? 0.0f : x;
-    return low > 6.0f ? 6.0f : low;
-}
-
-// As in PyTorch, ReLU6 has no slope at 0 and 6 themselves.
-__device__ __forceinline__ float slope6(float x) { return x > 0.0f && x < 6.0f ? 1.0f : 0.0f; }
-
 extern "C" __global__ void relu6(const UnaryParams p) {
     map(p, [](float x) { return clamp6(x); });
 }

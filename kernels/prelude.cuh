@@ -153,3 +153,12 @@ __device__ __forceinline__ float gelu_slope(float x) {
 }
 
 #endif
+
+// min(max(x, 0), 6); the comparisons let NaN through.
+__device__ __forceinline__ float clamp6(float x) {
+    const float low = x < 0.0f ? 0.0f : x;
+    return low > 6.0f ? 6.0f : low;
+}
+
+// As in PyTorch, ReLU6 has no slope at 0 and 6 themselves.
+__device__ __forceinline__ float slope6(float x) { return x > 0.0f && x < 6.0f ? 1.0f : 0.0f; }

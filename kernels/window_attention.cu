@@ -1,7 +1,7 @@
 // Attention inside the windows of feature maps, with biases by relative position; forward and backward.
 //
-// Given: WINDOW, the edge of a window; HEAD, the width of a head; VEC, elements of one access: 1, or as many as fill 16
-//        bytes, when HEAD is a multiple of VEC and all operands are aligned to VEC elements.
+// Given: those of windows.cuh; VEC, elements of one access: 1, or as many as fill 16 bytes, when HEAD is a multiple of VEC and
+//        all operands are aligned to VEC elements.
 // A launch takes the maps of one size. A block takes one window (backward: several, one after the other) and one head, a
 // thread one query, or one key. Keys, values, scores and sums are float whatever T is.
 // A window's positions outside of the map all have the key and value of `pad`: they are one more key whose bias is the
@@ -9,79 +9,13 @@
 // Outputs are overwritten. Deterministic: gradients that windows share are summed per block, then over blocks, each in a
 // fixed order that depends on the maps only.
 
-constexpr u32 POSITIONS = WINDOW * WINDOW;
 // Threads of the largest block.
 constexpr u32 MOST = (POSITIONS + WARP - 1) / WARP * WARP;
 // Elements of one access to a head's row in shared memory. Rows of whole vectors begin in different banks; others have
 // nothing between them, which the compiler would read along.
 constexpr u32 EACH = HEAD % 4 == 0 ? 4 : 1, ROW = HEAD % 4 == 0 ? HEAD + 4 : HEAD;
-// Signed distances along one axis, and pairs of them.
-constexpr u32 SPAN = 2 * WINDOW - 1, BINS = SPAN * SPAN;
-// What a block's windows share per head: gradients of the biases, of the outside's key and value.
-constexpr u32 SHARED = POSITIONS + 2 * HEAD;
 // Keys that a forward thread has under way at a time.
 constexpr u32 AHEAD = 4;
-
-struct Maps {
-    u32 height, width;
-    u32 down, across;  // windows of a map
-    u32 windows;       // of all maps
-    u32 keys;          // the most of a window, the outside's among them
-    u32 heads;
-    float scale;       // HEAD^-0.5
-};
-
-struct WindowParams {
-    T* o;                 // [R, D]
-    float* lse;           // [R, heads]
-    const T* qkv;         // [R, 3D]: q, k, v of head 0, then of head 1, ...
-    const T* pad;         // [3D]
-    const float* biases;  // [heads, WINDOW^2]
-    Maps maps;
-};
-
-struct WindowBackwardParams {
-    T* dqkv;              // [R, 3D]
-    float* partial;       // [blocks, heads, SHARED]: workspace
-    const T* grad;        // [R, D]: do
-    const float* lse;     // [R, heads]
-    const T* qkv;         // [R, 3D]
-    const T* pad;         // [3D]
-    const float* biases;  // [heads, WINDOW^2]
-    Maps maps;
-    u32 each;             // windows of a block
-    u32 unused;
-};
-
-struct WindowSumParams {
-    T* dpad;              // [3D]
-    float* dbiases;       // [heads, WINDOW^2]
-    const float* partial; // [blocks, heads, SHARED]
-    u32 blocks, heads;
-};
-
-// The part of a window inside of its map.
-struct Window {
-    u64 first;   // row
-    u32 stride;  // rows between two of its lines
-    u32 height, width;
-    u32 rows;    // positions inside
-    u32 keys;    // with the outside, if there is one
-
-    __device__ __forceinline__ Window(const Maps& m, u32 index) {
-        const u32 each = m.down * m.across, image = index / each, at = index % each;
-        const u32 top = at / m.across * WINDOW, left = at % m.across * WINDOW;
-        first = (u64)image * m.height * m.width + (u64)top * m.width + left;
-        stride = m.width;
-        height = min(WINDOW, m.height - top);
-        width = min(WINDOW, m.width - left);
-        rows = height * width;
-        keys = rows + (rows < POSITIONS ? 1 : 0);
-    }
-
-    __device__ __forceinline__ bool cut() const { return keys > rows; }
-    __device__ __forceinline__ u64 row(u32 i) const { return first + (u64)(i / width) * stride + i % width; }
-};
 
 // A head's elements of one row.
 __device__ __forceinline__ void load_head(float (&v)[HEAD], const T* from) {
@@ -176,8 +110,6 @@ __device__ __forceinline__ float load_biases(float* bias, float* powers, const f
     __syncthreads();
     return top;
 }
-
-__device__ __forceinline__ u32 apart(u32 a, u32 b) { return a > b ? a - b : b - a; }
 
 // Where the bias of two positions is.
 __device__ __forceinline__ u32 offset(u32 y, u32 x, u32 ky, u32 kx) { return apart(y, ky) * WINDOW + apart(x, kx); }
@@ -351,23 +283,10 @@ __device__ __forceinline__ void key_gradient(const WindowBackwardParams& p, cons
     }
 }
 
-// What the block's windows share: every bias from the bins of its distances, warp by warp.
+// What the block's windows share.
 __device__ __forceinline__ void store_shared(float* partial, const Memory& m) {
-    for (u32 i = threadIdx.x; i < POSITIONS; i += blockDim.x) {
-        const u32 dy = i / WINDOW, dx = i % WINDOW;
-        float sum = 0.0f;
-        for (u32 warp = 0; warp < blockDim.x / WARP; ++warp) {
-            const float* middle = m.bins + warp * BINS + (WINDOW - 1) * (SPAN + 1);
-            const float *below = middle + dy * SPAN, *above = middle - dy * SPAN;
-            sum += below[dx];
-            if (dx > 0) sum += *(below - dx);
-            if (dy > 0) sum += above[dx];
-            if (dy > 0 && dx > 0) sum += *(above - dx);
-        }
-        partial[i] = sum;
-    }
-    for (u32 i = threadIdx.x; i < 2 * HEAD; i += blockDim.x)
-        partial[POSITIONS + i] = m.pad[i];
+    fold_bins(partial, m.bins);
+    for (u32 i = threadIdx.x; i < 2 * HEAD; i += blockDim.x) partial[POSITIONS + i] = m.pad[i];
 }
 
 // Grid: stretches of `each` windows, heads. Dynamic shared memory: see Memory.
@@ -420,32 +339,4 @@ extern "C" __global__ void __launch_bounds__(MOST) window_attention_backward(con
         __syncthreads();
     }
     store_shared(p.partial + ((u64)blockIdx.x * heads + head) * SHARED, m);
-}
-
-// Columns and threads of each in the sum over blocks.
-constexpr u32 WIDE = 32, SLICES = 16;
-
-// dbiases and dpad: a block adds WIDE columns of all parts. The outside asks nothing: its query has no gradient.
-extern "C" __global__ void __launch_bounds__(WIDE* SLICES) window_attention_backward_sum(const WindowSumParams p) {
-    __shared__ float slices[SLICES][WIDE];
-    const u32 column = threadIdx.x % WIDE, slice = threadIdx.x / WIDE, c = blockIdx.x * WIDE + column;
-    const u32 columns = p.heads * SHARED;
-    float sum = 0.0f;
-    if (c < columns) {
-#pragma unroll 4
-        for (u32 b = slice; b < p.blocks; b += SLICES) sum += p.partial[(u64)b * columns + c];
-    }
-    slices[slice][column] = sum;
-    // Every slice is read below.
-    __syncthreads();
-    if (slice > 0 || c >= columns) return;
-    for (u32 s = 1; s < SLICES; ++s) sum += slices[s][column];
-    const u32 head = c / SHARED, at = c % SHARED;
-    if (at < POSITIONS) {
-        p.dbiases[head * POSITIONS + at] = sum;
-        return;
-    }
-    const u32 e = at - POSITIONS;
-    p.dpad[(3 * head + 1) * HEAD + e] = from_float<T>(sum);
-    if (e < HEAD) p.dpad[3 * head * HEAD + e] = from_float<T>(0.0f);
 }

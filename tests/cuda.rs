@@ -234,7 +234,7 @@ fn every_op_is_tested_and_every_file_is_a_family() {
         assert_eq!(times, 1, "{} is in {times} families", kind.name());
     }
     // Files that serve the same ops as another one.
-    let beside = ["cu_attention_resident", "cu_gemm_sm90"].map(str::to_owned);
+    let beside = ["cu_attention_resident", "cu_gemm_sm90", "cu_window_attention_resident"].map(str::to_owned);
     let names: BTreeSet<String> = FAMILIES.iter().map(|(name, _)| (*name).to_owned()).chain(beside).collect();
     let files: BTreeSet<String> =
         Family::ALL.iter().map(|f| format!("cu_{}", f.file().trim_end_matches(".cu"))).collect();

@@ -11,6 +11,7 @@ use saip_engine::Result;
 use saip_engine::backend::Backend;
 use saip_engine::cpu::CpuBackend;
 use saip_engine::ir::{self, Epilogue, Op, OpKind, ValueId, ops};
+use saip_engine::plan::fuse;
 use saip_engine::tensor::DType;
 
 /// Operands in which the op can be differentiated. Exhaustive: a new op has to take a stand.
@@ -34,7 +35,6 @@ fn differentiable(op: &Op, operands: usize) -> Vec<usize> {
         | Op::L2Normalize(_)
         | Op::ScaleRows(_)
         | Op::DepthwiseConv2d(_)
-        | Op::BatchNorm(_)
         | Op::Relu(_)
         | Op::MaxPool2d(_)
         | Op::Relu6(_)
@@ -42,7 +42,11 @@ fn differentiable(op: &Op, operands: usize) -> Vec<usize> {
         | Op::GlobalAveragePool(_)
         | Op::WindowAttention(_)
         | Op::WeightedSum(_) => (0..operands).collect(),
-        // Epilogues come from fusion, which follows differentiation.
+        // What follows comes from fusion, behind differentiation.
+        Op::BatchNorm(ops::BatchNorm { then, .. }) => match then {
+            None => (0..operands).collect(),
+            Some(_) => vec![],
+        },
         Op::Linear(ops::Linear { epilogue }) | Op::Conv2d(ops::Conv2d { epilogue, .. }) => match epilogue {
             Epilogue::None => (0..operands).collect(),
             Epilogue::Gelu | Epilogue::Residual => vec![],
@@ -288,5 +292,57 @@ fn contributions_add_up() {
     runner.run().expect("runs");
     for (g, k) in runner.get(grad).expect("a result").iter().zip(&kernel.float().data) {
         assert!((g - 3.0 * k).abs() < 1e-14, "{g} {k}");
+    }
+}
+
+/// What else reads the value between a normalisation and its activation.
+#[derive(Clone, Copy, PartialEq)]
+enum Other {
+    Nobody,
+    AnotherOp,
+    TheUser,
+}
+
+/// A normalisation with `activation` behind it: the ops of the step, and its loss and gradients.
+fn normalised(activation: &Op, other: Other, fused: bool) -> (Vec<&'static str>, Vec<Vec<f64>>) {
+    let backend = CpuBackend::<f32>::new(1).expect("starts");
+    let mut rng = Gen::new("normalised");
+    let mut bench = Bench::new(DType::F32);
+    let sources: Vec<ValueId> =
+        [&[12, 5][..], &[5], &[5]].map(|shape| bench.source(&rng.normal(shape))).to_vec();
+    let norm = ops::BatchNorm { eps: 1e-5, groups: vec![8, 4], then: None };
+    let y = bench.push(&norm.into(), &sources).expect("fits")[0];
+    let mut a = bench.push(activation, &[y]).expect("fits")[0];
+    match other {
+        Other::Nobody => {}
+        Other::AnotherOp => a = bench.push(&ops::Add.into(), &[a, y]).expect("fits")[0],
+        Other::TheUser => bench.result(y),
+    }
+    let loss = functional(&mut bench, &mut rng, a).expect("fits");
+    let grads = ir::differentiate(&mut bench.graph, loss, &sources).expect("differentiable");
+    let results: Vec<ValueId> = grads.into_iter().flatten().chain([loss]).collect();
+    results.iter().for_each(|&v| bench.result(v));
+    if fused {
+        fuse(&mut bench.graph);
+    }
+    let ops = bench.graph.nodes.iter().map(|n| n.op.name()).collect();
+    let mut runner = bench.compile(backend, CpuBackend::poison_arena).expect("compiles");
+    runner.run().expect("runs");
+    (ops, results.iter().map(|&v| runner.get(v).expect("a result")).collect())
+}
+
+/// The normalisation and its backward op take the activation over, with the same results bit for bit; not where its value has
+/// other readers.
+#[test]
+fn activations_move_into_normalisations() {
+    for activation in [Op::from(ops::Gelu), ops::Relu.into(), ops::Relu6.into()] {
+        for other in [Other::Nobody, Other::AnotherOp, Other::TheUser] {
+            let name = activation.name();
+            let [(plain, want), (fused, got)] = [false, true].map(|f| normalised(&activation, other, f));
+            assert_eq!(want, got, "{name}");
+            let left = fused.iter().filter(|op| op.starts_with(name)).count();
+            assert_eq!(left, if other == Other::Nobody { 0 } else { 2 }, "{name}: {fused:?}");
+            assert_eq!(plain.iter().filter(|op| op.starts_with(name)).count(), 2, "{name}: {plain:?}");
+        }
     }
 }

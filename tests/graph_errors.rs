@@ -282,7 +282,8 @@ fn feature_maps() {
     refused(depthwise(), &[F(&[40, 4]), F(&[5, 1, 3, 3]), F(&[5])], &["[40, 5]", "[40, 4]"]);
     let weight = Op::from(ops::DepthwiseConv2dBackwardWeight { geometry: geometry(1) });
     refused(weight, &[F(&[40, 6]), F(&[40, 5])], &["channels"]);
-    let norm = |groups: &[usize]| Op::BatchNorm(ops::BatchNorm { eps: 1e-5, groups: groups.to_vec() });
+    let norm =
+        |groups: &[usize]| Op::BatchNorm(ops::BatchNorm { eps: 1e-5, groups: groups.to_vec(), then: None });
     accepted(norm(&[4, 2]), &[F(&[6, 5]), F(&[5]), F(&[5])]);
     refused(norm(&[4, 1]), &[F(&[5, 5]), F(&[5]), F(&[5])], &["at least 2 rows", "larger batch"]);
     refused(norm(&[4, 2]), &[F(&[7, 5]), F(&[5]), F(&[5])], &["[6, 5]", "[7, 5]"]);

@@ -3,13 +3,14 @@
 //! `M` rows of `C` channels. Outputs are overwritten and share no memory with operands, except the running statistics,
 //! which are updated in place. Deterministic: rows are cut into tasks by their shape, and tasks are added in order.
 
-use super::buffers::Io;
+use super::buffers::{Io, Operand};
 use super::kernel::{Kernel, cols};
-use crate::ir::ops;
+use crate::ir::{Activation, ops};
 use crate::tensor::Shape;
 use rayon::prelude::*;
 
 use super::par::{for_rows, row_tasks, rows_per_task};
+use super::pointwise::{clamp6, slope6};
 use super::real::Real;
 use super::simd::vectorize;
 
@@ -25,12 +26,12 @@ pub fn backward_workspace(groups: &[usize], channels: usize) -> usize {
     (SUMS * tasks + 4) * channels
 }
 
-/// `y: [M, C]`, `mean: [G, C]`, `var: [G, C]` of `x: [M, C]`; `gamma, beta: [C]`.
+/// `y: [M, C]`, `mean: [G, C]`, `var: [G, C]` of `x: [M, C]`; `gamma, beta: [C]`. With `then`, `y` is that of the
+/// normalised value.
 pub fn batch_norm<T: Real>(
     [y, mean, var]: [&mut [T]; 3],
     [x, gamma, beta]: [&[T]; 3],
-    groups: &[usize],
-    eps: f64,
+    (groups, eps, then): (&[usize], f64, Option<Activation>),
     workspace: &mut [T],
 ) {
     let c = gamma.len();
@@ -42,7 +43,16 @@ pub fn batch_norm<T: Real>(
         (y, x) = (rest, other);
         statistics(mean, var, read, partial);
         scale(factor, gamma, var, eps);
-        normalise(mine, read, mean, factor, beta);
+        let columns = [mean, factor, beta];
+        match then {
+            None => normalise(mine, read, columns, |y| y),
+            Some(Activation::Gelu) => normalise(mine, read, columns, |y: T| y.gelu()),
+            // The comparison lets NaN through.
+            Some(Activation::Relu) => {
+                normalise(mine, read, columns, |y: T| if y < T::ZERO { T::ZERO } else { y });
+            }
+            Some(Activation::Relu6) => normalise(mine, read, columns, clamp6),
+        }
     }
 }
 
@@ -55,7 +65,7 @@ pub fn batch_norm_inference<T: Real>(
 ) {
     let factor = &mut workspace[..gamma.len()];
     scale(factor, gamma, var, eps);
-    normalise(y, x, mean, factor, beta);
+    normalise(y, x, [mean, factor, beta], |y| y);
 }
 
 /// `factor = gamma / sqrt(var + eps)`.
@@ -66,8 +76,8 @@ fn scale<T: Real>(factor: &mut [T], gamma: &[T], var: &[T], eps: f64) {
     }
 }
 
-/// `y = (x - mean) * factor + beta`.
-fn normalise<T: Real>(y: &mut [T], x: &[T], mean: &[T], factor: &[T], beta: &[T]) {
+/// `y = then((x - mean) * factor + beta)`.
+fn normalise<T: Real>(y: &mut [T], x: &[T], [mean, factor, beta]: [&[T]; 3], then: impl Fn(T) -> T + Sync) {
     let c = mean.len();
     for_rows(y, c, |first, y| {
         vectorize(
@@ -76,7 +86,7 @@ fn normalise<T: Real>(y: &mut [T], x: &[T], mean: &[T], factor: &[T], beta: &[T]
                 for (y, x) in y.chunks_exact_mut(c).zip(x[first * c..].chunks_exact(c)) {
                     let columns = mean.iter().zip(factor).zip(beta);
                     for ((y, &x), ((&m, &f), &b)) in y.iter_mut().zip(x).zip(columns) {
-                        *y = (x - m) * f + b;
+                        *y = then((x - m) * f + b);
                     }
                 }
             },
@@ -125,12 +135,36 @@ fn statistics<T: Real>(mean: &mut [T], var: &mut [T], x: &[T], partial: &mut [T]
     }
 }
 
-/// `dx: [M, C]`, `dgamma, dbeta: [C]` from `dy, x: [M, C]`, `gamma: [C]`, `mean, var: [G, C]`.
+/// `dx = through(dy, (x - mean) * factor + beta)`: the gradient of what is normalised.
+fn before_activation<T: Real>(
+    dx: &mut [T],
+    [dy, x]: [&[T]; 2],
+    [mean, factor, beta]: [&[T]; 3],
+    through: impl Fn(T, T) -> T + Sync,
+) {
+    let c = mean.len();
+    for_rows(dx, c, |first, dx| {
+        vectorize(
+            #[inline(always)]
+            || {
+                let rows = dy[first * c..].chunks_exact(c).zip(x[first * c..].chunks_exact(c));
+                for (dx, (dy, x)) in dx.chunks_exact_mut(c).zip(rows) {
+                    let columns = mean.iter().zip(factor).zip(beta);
+                    for ((d, (&dy, &x)), ((&m, &f), &b)) in dx.iter_mut().zip(dy.iter().zip(x)).zip(columns) {
+                        *d = through(dy, (x - m) * f + b);
+                    }
+                }
+            },
+        );
+    });
+}
+
+/// `dx: [M, C]`, `dgamma, dbeta: [C]` from `dy, x: [M, C]`, `gamma: [C]`, `mean, var: [G, C]`; with an activation behind,
+/// which takes `beta: [C]`, `dy` is its output's.
 pub fn batch_norm_backward<T: Real>(
     [dx, dgamma, dbeta]: [&mut [T]; 3],
     [dy, x, gamma, mean, var]: [&[T]; 5],
-    groups: &[usize],
-    eps: f64,
+    (groups, eps, behind): (&[usize], f64, Option<(Activation, &[T])>),
     workspace: &mut [T],
 ) {
     let c = gamma.len();
@@ -143,12 +177,22 @@ pub fn batch_norm_backward<T: Real>(
         let ((grads, others), (read, other)) = (dy.split_at(rows * c), x.split_at(rows * c));
         (dx, dy, x) = (rest, others, other);
         let partial = &mut partial[..SUMS * c * row_tasks(rows, c)];
-        gradient_sums(partial, grads, read, mean);
-        // dx = factor * (dy - shift) - slope * (x - mean - rest)
         let (factor, others) = columns.split_at_mut(c);
         let (shift, others) = others.split_at_mut(c);
         let (slope, rest) = others.split_at_mut(c);
         scale(factor, gamma, var, eps);
+        if let Some((activation, beta)) = behind {
+            let (rows, columns) = ([grads, read], [mean, &*factor, beta]);
+            match activation {
+                Activation::Gelu => before_activation(mine, rows, columns, |dy, y| dy * y.gelu_grad()),
+                Activation::Relu => {
+                    before_activation(mine, rows, columns, |dy, y| if y > T::ZERO { dy } else { T::ZERO });
+                }
+                Activation::Relu6 => before_activation(mine, rows, columns, |dy, y| dy * slope6(y)),
+            }
+        }
+        gradient_sums(partial, if behind.is_some() { mine } else { grads }, read, mean);
+        // dx = factor * (dy - shift) - slope * (x - mean - rest)
         for i in 0..c {
             let sum = |k: usize| partial.chunks_exact(SUMS * c).map(|p| p[k * c + i].to_f64()).sum::<f64>();
             let (one, offset) = (sum(0), sum(2) / rows as f64);
@@ -160,6 +204,7 @@ pub fn batch_norm_backward<T: Real>(
             slope[i] = T::from_f64(gamma[i].to_f64() * rstd.powi(3) * along / rows as f64);
             rest[i] = T::from_f64(offset);
         }
+        let grads = if behind.is_some() { Operand::InPlace } else { Operand::Slice(grads) };
         input_gradient(mine, grads, read, mean, [factor, shift, slope, rest]);
     }
 }
@@ -198,7 +243,7 @@ fn gradient_sums<T: Real>(partial: &mut [T], dy: &[T], x: &[T], mean: &[T]) {
 
 fn input_gradient<T: Real>(
     dx: &mut [T],
-    dy: &[T],
+    dy: Operand<'_, T>,
     x: &[T],
     mean: &[T],
     [factor, shift, slope, rest]: [&[T]; 4],
@@ -208,13 +253,16 @@ fn input_gradient<T: Real>(
         vectorize(
             #[inline(always)]
             || {
-                let rows = dy[first * c..].chunks_exact(c).zip(x[first * c..].chunks_exact(c));
-                for (dx, (dy, x)) in dx.chunks_exact_mut(c).zip(rows) {
+                for (row, (dx, x)) in
+                    (first..).zip(dx.chunks_exact_mut(c).zip(x[first * c..].chunks_exact(c)))
+                {
+                    if let Operand::Slice(dy) = dy {
+                        dx.copy_from_slice(&dy[row * c..][..c]);
+                    }
                     let centre = mean.iter().zip(rest);
                     let columns = centre.zip(factor).zip(shift.iter().zip(slope));
-                    let terms = dy.iter().zip(x).zip(columns);
-                    for (d, ((&dy, &x), (((&m, &r), &f), (&k, &s)))) in dx.iter_mut().zip(terms) {
-                        *d = f * (dy - k) - s * ((x - m) - r);
+                    for ((d, &x), (((&m, &r), &f), (&k, &s))) in dx.iter_mut().zip(x).zip(columns) {
+                        *d = f * (*d - k) - s * ((x - m) - r);
                     }
                 }
             },
@@ -252,9 +300,9 @@ impl<T: Real> Kernel<T> for ops::BatchNorm {
     }
 
     fn execute(&self, io: &mut Io<'_, T>) {
-        let ops::BatchNorm { eps, groups } = self;
+        let ops::BatchNorm { eps, groups, then } = self;
         let (outputs, workspace) = ([0, 1, 2].map(|o| io.output(o)), io.workspace());
-        batch_norm(outputs, [0, 1, 2].map(|i| io.input(i)), groups, *eps, workspace);
+        batch_norm(outputs, [0, 1, 2].map(|i| io.input(i)), (groups, *eps, *then), workspace);
     }
 }
 
@@ -265,10 +313,11 @@ impl<T: Real> Kernel<T> for ops::BatchNormBackward {
     }
 
     fn execute(&self, io: &mut Io<'_, T>) {
-        let ops::BatchNormBackward { eps, groups } = self;
+        let ops::BatchNormBackward { eps, groups, behind } = self;
         let (outputs, workspace) = ([0, 1, 2].map(|o| io.output(o)), io.workspace());
         let inputs = [0, 1, 2, 3, 4].map(|i| io.input(i));
-        batch_norm_backward(outputs, inputs, groups, *eps, workspace);
+        let behind = behind.map(|activation| (activation, io.input(5)));
+        batch_norm_backward(outputs, inputs, (groups, *eps, behind), workspace);
     }
 }
 

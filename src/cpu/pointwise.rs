@@ -108,7 +108,7 @@ pub fn relu_backward<T: Real>(dx: &mut [T], dy: Operand<'_, T>, y: &[T]) {
 }
 
 #[inline(always)]
-fn clamp6<T: Real>(x: T) -> T {
+pub(super) fn clamp6<T: Real>(x: T) -> T {
     // Comparisons in this order let NaN through.
     let six = T::from_f64(6.0);
     let x = if x < T::ZERO { T::ZERO } else { x };
@@ -117,7 +117,7 @@ fn clamp6<T: Real>(x: T) -> T {
 
 /// 1 where ReLU6 has a slope, as in PyTorch: not at 0 and 6 themselves.
 #[inline(always)]
-fn slope6<T: Real>(x: T) -> T {
+pub(super) fn slope6<T: Real>(x: T) -> T {
     if x > T::ZERO && x < T::from_f64(6.0) { T::ONE } else { T::ZERO }
 }
 

@@ -3,7 +3,7 @@
 use super::kernel::{Call, Family, Given, KernelParams, kernel_params};
 use super::lower::{Lower, Lowered, Operands};
 use super::pointwise::{THREADS, vector};
-use crate::ir::ops;
+use crate::ir::{Activation, ops};
 use crate::plan::OperandType;
 use std::mem::offset_of;
 
@@ -16,8 +16,8 @@ kernel_params! {
         channels: u32, eps: f32,
     }
     BatchNormBackwardParams {
-        dx: u64, dgamma: u64, dbeta: u64, partial: u64, terms: u64, dy: u64, x: u64, gamma: u64, mean: u64, var: u64,
-        chunks: u64, groups: u64, channels: u32, group_count: u32, eps: f32, unused: u32,
+        dx: u64, dgamma: u64, dbeta: u64, partial: u64, terms: u64, dy: u64, x: u64, gamma: u64, beta: u64, mean: u64,
+        var: u64, chunks: u64, groups: u64, channels: u32, group_count: u32, eps: f32, unused: u32,
     }
     RunningParams {
         running_mean: u64, running_var: u64, old_mean: u64, old_var: u64, mean: u64, var: u64, groups: u64,
@@ -37,6 +37,8 @@ const LEAST_ROWS: u32 = 8;
 /// How the rows and channels are cut. It depends on shapes, and on alignment that the planner always gives, only.
 struct Cut {
     vec: u32,
+    /// THEN of the kernel.
+    then: usize,
     /// COLUMNS of the kernel.
     columns: u32,
     /// Blocks beside each other.
@@ -54,6 +56,16 @@ fn columns(packs: u32) -> u32 {
     }
 }
 
+/// THEN of the kernel.
+fn number(then: Option<Activation>) -> usize {
+    match then {
+        None => 0,
+        Some(Activation::Gelu) => 1,
+        Some(Activation::Relu) => 2,
+        Some(Activation::Relu6) => 3,
+    }
+}
+
 fn cut(groups: &[usize], channels: u32, vec: u32) -> Cut {
     let packs = channels / vec;
     let columns = columns(packs);
@@ -61,7 +73,7 @@ fn cut(groups: &[usize], channels: u32, vec: u32) -> Cut {
     let rows: usize = groups.iter().sum();
     let least = LEAST_ROWS * (THREADS / columns);
     let each = (rows as u64 * u64::from(tiles)).div_ceil(ENOUGH_BLOCKS).max(u64::from(least)) as usize;
-    let mut cut = Cut { vec, columns, tiles, chunks: Vec::new(), groups: Vec::new() };
+    let mut cut = Cut { vec, then: 0, columns, tiles, chunks: Vec::new(), groups: Vec::new() };
     let mut start = 0;
     for (g, &rows) in groups.iter().enumerate() {
         // Rows are counted in 32 bits: the operands were checked.
@@ -85,6 +97,7 @@ impl Cut {
         Call::new(Family::BatchNorm, kernel, 1, THREADS, params)
             .given("VEC", self.vec as usize)
             .given("COLUMNS", self.columns as usize)
+            .given("THEN", self.then)
             .table(tables[0], Self::bytes(&self.chunks))
             .table(tables[1], Self::bytes(&self.groups))
     }
@@ -116,10 +129,15 @@ const BACKWARD_TABLES: [usize; 2] =
     [offset_of!(BatchNormBackwardParams, chunks), offset_of!(BatchNormBackwardParams, groups)];
 
 /// Channels of the rows at operand 0, and how they are cut.
-fn plan(o: &Operands<'_>, groups: &[usize], addresses: &[u64]) -> Result<(u32, Cut), String> {
+fn plan(
+    o: &Operands<'_>,
+    groups: &[usize],
+    then: Option<Activation>,
+    addresses: &[u64],
+) -> Result<(u32, Cut), String> {
     let (_, channels) = o.inputs[0].rows_width()?;
     let vec = vector(u64::from(channels), o.inputs[0].dtype, addresses) as u32;
-    let cut = cut(groups, channels, vec);
+    let cut = Cut { then: number(then), ..cut(groups, channels, vec) };
     if cut.tiles > MOST_TILES {
         return Err(format!("takes fewer channels than {channels}"));
     }
@@ -155,10 +173,10 @@ impl Lower for ops::BatchNorm {
 
     /// Statistics per chunk, those of the groups, then the rows.
     fn lower(&self, o: &Operands<'_>) -> Lowered {
-        let &ops::BatchNorm { ref groups, eps } = self;
+        let &ops::BatchNorm { ref groups, eps, then } = self;
         let [x, gamma, beta] = [0, 1, 2].map(|i: usize| o.inputs[i].at);
         let [y, mean, var] = [0, 1, 2].map(|i: usize| o.outputs[i].at);
-        let (channels, cut) = plan(o, groups, &[x, gamma, beta, y, mean, var])?;
+        let (channels, cut) = plan(o, groups, then, &[x, gamma, beta, y, mean, var])?;
         let (partial, eps) = (o.scratch, eps as f32);
         let params =
             BatchNormParams { y, mean, var, partial, x, gamma, beta, chunks: 0, groups: 0, channels, eps };
@@ -179,10 +197,11 @@ impl Lower for ops::BatchNormBackward {
 
     /// Sums per chunk, the terms that follow from them, then the rows.
     fn lower(&self, o: &Operands<'_>) -> Lowered {
-        let &ops::BatchNormBackward { ref groups, eps } = self;
+        let &ops::BatchNormBackward { ref groups, eps, behind } = self;
         let [dy, x, gamma, mean, var] = [0, 1, 2, 3, 4].map(|i: usize| o.inputs[i].at);
+        let beta = if behind.is_some() { o.inputs[5].at } else { 0 };
         let [dx, dgamma, dbeta] = [0, 1, 2].map(|i: usize| o.outputs[i].at);
-        let (channels, cut) = plan(o, groups, &[dy, x, gamma, mean, var, dx])?;
+        let (channels, cut) = plan(o, groups, behind, &[dy, x, gamma, beta, mean, var, dx])?;
         let partial = o.scratch;
         let params = BatchNormBackwardParams {
             dx,
@@ -193,6 +212,7 @@ impl Lower for ops::BatchNormBackward {
             dy,
             x,
             gamma,
+            beta,
             mean,
             var,
             chunks: 0,
@@ -221,7 +241,7 @@ impl Lower for ops::BatchNormInference {
         let [x, gamma, beta, mean, var] = [0, 1, 2, 3, 4].map(|i: usize| o.inputs[i].at);
         let (rows, _) = o.inputs[0].rows_width()?;
         let y = o.outputs[0].at;
-        let (channels, cut) = plan(o, &[rows as usize], &[x, gamma, beta, y, mean, var])?;
+        let (channels, cut) = plan(o, &[rows as usize], None, &[x, gamma, beta, y, mean, var])?;
         let (partial, eps) = (0, eps as f32);
         let params =
             BatchNormParams { y, mean, var, partial, x, gamma, beta, chunks: 0, groups: 0, channels, eps };
@@ -258,15 +278,17 @@ impl Lower for ops::RunningStatistics {
         let blocks = channels.div_ceil(THREADS).max(1);
         let call = Call::new(Family::BatchNorm, "running_statistics", blocks, THREADS, &params);
         let groups = offset_of!(RunningParams, groups);
-        Ok(vec![call.given("VEC", 1).given("COLUMNS", 32).table(groups, Cut::bytes(&table))])
+        Ok(vec![call.given("VEC", 1).given("COLUMNS", 32).given("THEN", 0).table(groups, Cut::bytes(&table))])
     }
 }
 
 /// Constants with which the recipes compile the kernels.
 pub fn variants(bf16: bool) -> Vec<Given> {
     let vec = if bf16 { 8 } else { 4 };
-    let all = [(1, 32), (vec, 4), (vec, 8), (vec, 16), (vec, 32)];
-    all.map(|(vec, columns)| vec![("VEC", vec), ("COLUMNS", columns)]).to_vec()
+    let plain = [(1, 32), (vec, 4), (vec, 8), (vec, 16), (vec, 32)].map(|(vec, columns)| (vec, columns, 0));
+    let followed = [(vec, 4, 1), (vec, 16, 1), (vec, 32, 1), (vec, 8, 2), (vec, 4, 3), (1, 32, 1)];
+    let given = |&(vec, columns, then)| vec![("VEC", vec), ("COLUMNS", columns), ("THEN", then)];
+    plain.iter().chain(&followed).map(given).collect()
 }
 
 #[cfg(test)]

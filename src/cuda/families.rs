@@ -12,6 +12,8 @@ impl Family {
         match self {
             Family::Attention | Family::Conv | Family::PrototypeCe => &["mma.cuh"],
             Family::AttentionResident => &["mma.cuh", "attention_rows.cuh"],
+            Family::WindowAttention => &["windows.cuh"],
+            Family::WindowAttentionResident => &["mma.cuh", "attention_rows.cuh", "windows.cuh"],
             Family::Gemm => &["mma.cuh", "gemm_epilogue.cuh"],
             Family::GemmSm90 => &["mma.cuh", "gemm_epilogue.cuh", "sm90.cuh"],
             Family::DenseLoss
@@ -23,8 +25,7 @@ impl Family {
             | Family::Optim
             | Family::Pointwise
             | Family::BatchNorm
-            | Family::Pool
-            | Family::WindowAttention => &[],
+            | Family::Pool => &[],
         }
     }
 
@@ -48,6 +49,7 @@ impl Family {
             Family::Pool => super::pool::variants(),
             Family::PrototypeCe => super::prototype_ce::variants(),
             Family::WindowAttention => super::window_attention::variants(bf16),
+            Family::WindowAttentionResident => super::window_attention_resident::variants(bf16),
         }
     }
 
@@ -70,7 +72,7 @@ impl Family {
             Family::Pointwise => &[super::pointwise::LAYOUTS],
             Family::Pool => &[super::pool::LAYOUTS],
             Family::PrototypeCe => &[super::prototype_ce::LAYOUTS],
-            Family::WindowAttention => &[super::window_attention::LAYOUTS],
+            Family::WindowAttention | Family::WindowAttentionResident => &[super::windows::LAYOUTS],
         }
     }
 

@@ -27,6 +27,8 @@ pub enum Family {
     Pool,
     PrototypeCe,
     WindowAttention,
+    /// [`Family::WindowAttention`] of narrow heads and windows that fit a block.
+    WindowAttentionResident,
 }
 
 impl Family {
@@ -48,6 +50,7 @@ impl Family {
         Family::Pool,
         Family::PrototypeCe,
         Family::WindowAttention,
+        Family::WindowAttentionResident,
     ];
 
     /// File name in `kernels/`.
@@ -70,13 +73,14 @@ impl Family {
             Family::Pool => "pool.cu",
             Family::PrototypeCe => "prototype_ce.cu",
             Family::WindowAttention => "window_attention.cu",
+            Family::WindowAttentionResident => "window_attention_resident.cu",
         }
     }
 
     /// Whether the file compiles for compute capability `capability`, in bf16 or not.
     pub fn exists_for(self, capability: (u32, u32), bf16: bool) -> bool {
         match self {
-            Family::AttentionResident => bf16,
+            Family::AttentionResident | Family::WindowAttentionResident => bf16,
             Family::GemmSm90 => bf16 && capability == (9, 0),
             _ => true,
         }

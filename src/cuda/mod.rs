@@ -51,6 +51,8 @@ mod tune;
 mod vm;
 mod vm_link;
 mod window_attention;
+mod window_attention_resident;
+mod windows;
 
 pub use cache::{cache_folder, kernels_folder};
 pub use compiler::{CompileProgress, Compiler, Wanted};

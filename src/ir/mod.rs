@@ -24,7 +24,7 @@ pub use ops::{
     AttentionLayout, Epilogue, ParamSegment, RowRun, SegmentRun, Segments, TokenLayout, TokenView,
 };
 pub use resample::resample_weights;
-pub use rules::{Facts, Fusion, PATCH, PATCH_VALUES, Role, Rules};
+pub use rules::{Activation, Applies, Facts, Fusion, PATCH, PATCH_VALUES, Role, Rules};
 pub use scalar::Scalar;
 pub(crate) use verify::region_order;
 pub use verify::verify;

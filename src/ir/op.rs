@@ -6,7 +6,7 @@ use super::ops::{
     attention, batch_norm, conv, dense_loss, depthwise_conv, embed, layer_norm, layout, linear, mixup, optim,
     pointwise, pool, prototype_ce, window_attention,
 };
-use super::rules::{Cx, Facts, Fusion, OpSet, Rules, Shapes};
+use super::rules::{Activation, Cx, Facts, Fusion, OpSet, Rules, Shapes};
 use super::vjp::{Gradient, Gradients, Vjp};
 use crate::tensor::Shape;
 
@@ -164,6 +164,10 @@ impl Rules for Op {
 
     fn fused(&self, next: Fusion) -> Option<Op> {
         for_op!(self, o => o.fused(next).map(Op::from))
+    }
+
+    fn activated(&self, then: Activation) -> Option<Op> {
+        for_op!(self, o => o.activated(then).map(Op::from))
     }
 
     fn products(&self, inputs: &[&Shape], outputs: &[&Shape]) -> usize {

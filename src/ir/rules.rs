@@ -50,6 +50,25 @@ pub enum Role {
     Wide,
 }
 
+/// A function of every element by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Activation {
+    Gelu,
+    Relu,
+    Relu6,
+}
+
+/// What an op is to a function of every element.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Applies {
+    /// Its operand 0 through the function.
+    Forward(Activation),
+    /// Its operand 0 times the function's slope where the function took operand 1.
+    Slope(Activation),
+    /// The same, told by what the function gave: operand 1.
+    SlopeByOutput(Activation),
+}
+
 /// An op on one value that the op computing this value may take over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fusion {
@@ -79,6 +98,8 @@ pub struct Facts {
     pub droppable: &'static [usize],
     /// What the op is to the one before it, if that can take it over.
     pub fusion: Option<Fusion>,
+    /// What the op is to an activation.
+    pub applies: Option<Applies>,
     /// The type that the op itself names for its outputs.
     pub gives: Option<DType>,
     /// The input that may have either type, and gives it to output 0.
@@ -95,6 +116,7 @@ impl Facts {
             updates: &[],
             droppable: &[],
             fusion: None,
+            applies: None,
             gives: None,
             follows: None,
         }
@@ -114,6 +136,10 @@ impl Facts {
 
     pub const fn fusion(self, fusion: Fusion) -> Facts {
         Facts { fusion: Some(fusion), ..self }
+    }
+
+    pub const fn applies(self, applies: Applies) -> Facts {
+        Facts { applies: Some(applies), ..self }
     }
 
     pub const fn gives(self, dtype: DType) -> Facts {
@@ -147,6 +173,15 @@ pub trait Rules {
 
     /// The op that does what this one and then `next` do, of which the extra operand comes last; None if there is none.
     fn fused(&self, _next: Fusion) -> Option<Self>
+    where
+        Self: Sized,
+    {
+        None
+    }
+
+    /// Of a normalisation, the op that applies `then` to what it normalises, and stores that alone; of its backward op, the
+    /// one of both, of which the last operand is the forward's last. None of any other op.
+    fn activated(&self, _then: Activation) -> Option<Self>
     where
         Self: Sized,
     {

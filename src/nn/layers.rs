@@ -163,7 +163,8 @@ impl<'r> Net<'_, 'r> {
         if self.weights.mode() == Mode::Evaluation {
             return self.push(path, ops::BatchNormInference { eps }, &[x, w, b, mean, var]);
         }
-        let out = self.push_all(path, ops::BatchNorm { eps, groups: groups.clone() }, &[x, w, b])?;
+        let out =
+            self.push_all(path, ops::BatchNorm { eps, groups: groups.clone(), then: None }, &[x, w, b])?;
         let follow = ops::RunningStatistics { momentum: BATCH_NORM_MOMENTUM, groups };
         let new = self.push_all(&format!("{path}.running"), follow, &[mean, var, out[1], out[2]])?;
         self.graph.bind(new[0], mean_at);

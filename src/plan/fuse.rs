@@ -1,5 +1,6 @@
 //! Fusion of neighbouring ops into one kernel's work, after differentiation.
 
+use super::activate::activate;
 use crate::ir::{Fusion, Graph, Node, Op, Rules, ValueId};
 
 /// Removes nodes none of whose outputs is read or lives in a region.
@@ -20,11 +21,12 @@ pub fn eliminate_dead(graph: &mut Graph) {
     graph.relink();
 }
 
-/// Fuses, wherever the intermediate value has no other reader:
+/// Fuses, wherever the intermediate value has no other reader: normalisation + activation, forward and backward; then
 /// linear or conv2d + GELU (the value before GELU stays an output for the backward pass), linear + residual add,
 /// backward input + GELU backward, layer norm backward + add of the residual's gradient, scatter of rows + add.
 pub fn fuse(graph: &mut Graph) {
     eliminate_dead(graph);
+    activate(graph);
     let mut f = Fuser::new(graph);
     for n in 0..f.graph.nodes.len() {
         f.visit(n);

@@ -1,5 +1,6 @@
 //! From a graph to a plan: fusion, schedule, liveness, arena offsets.
 
+mod activate;
 mod arena;
 mod compile;
 mod fuse;

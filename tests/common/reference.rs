@@ -12,7 +12,7 @@ mod optim;
 use dense::gelu;
 
 use super::tensor::{Input, Tensor};
-use saip_engine::ir::{Op, ops};
+use saip_engine::ir::{Activation, Op, ops};
 
 /// The op's outputs.
 pub fn forward(op: &Op, x: &[Input]) -> Vec<Tensor> {
@@ -40,7 +40,16 @@ pub fn forward(op: &Op, x: &[Input]) -> Vec<Tensor> {
         }
         Op::DepthwiseConv2d(ops::DepthwiseConv2d { geometry }) => vec![maps::depthwise_conv2d(x, geometry)],
         Op::PixelRows(ops::PixelRows { masked, .. }) => vec![maps::pixel_rows(x, *masked)],
-        Op::BatchNorm(ops::BatchNorm { eps, groups }) => maps::batch_norm(x, *eps, groups),
+        Op::BatchNorm(ops::BatchNorm { eps, groups, then }) => {
+            let mut y = maps::batch_norm(x, *eps, groups);
+            y[0] = match then {
+                None => y[0].clone(),
+                Some(Activation::Gelu) => y[0].map(gelu),
+                Some(Activation::Relu) => y[0].map(|v| v.max(0.0)),
+                Some(Activation::Relu6) => y[0].map(maps::relu6),
+            };
+            y
+        }
         Op::BatchNormInference(ops::BatchNormInference { eps }) => vec![maps::batch_norm_inference(x, *eps)],
         Op::RunningStatistics(ops::RunningStatistics { momentum, groups }) => {
             maps::running_statistics(x, *momentum, groups)

@@ -2,15 +2,17 @@
 
 use crate::error::Result;
 use crate::ir::graph::ValueId;
-use crate::ir::rules::{Cx, Facts, OpSet, Rules, Shapes, Slots};
+use crate::ir::rules::{Activation, Cx, Facts, OpSet, Rules, Shapes, Slots};
 use crate::ir::vjp::{Gradient, Gradients, Vjp};
 
 /// `x: [M, C]`, `gamma: [C]`, `beta: [C]` -> `y: [M, C]`, `mean: [G, C]`, `var: [G, C]` (biased): each channel
-/// normalised by its statistics over the rows of its group; `groups` are their row counts, in order.
+/// normalised by its statistics over the rows of its group; `groups` are their row counts, in order. With `then`, `y` is
+/// that of the normalised value, which is not stored: the backward op has it from `x` again.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BatchNorm {
     pub eps: f64,
     pub groups: Vec<usize>,
+    pub then: Option<Activation>,
 }
 
 impl Rules for BatchNorm {
@@ -26,21 +28,31 @@ impl Rules for BatchNorm {
         cx.vector(2, "beta", c)?;
         Ok(vec![cx.dims(0), vec![groups.len(), c], vec![groups.len(), c]])
     }
+
+    fn activated(&self, then: Activation) -> Option<Self> {
+        let BatchNorm { eps, groups, then: none } = self.clone();
+        none.is_none().then_some(BatchNorm { eps, groups, then: Some(then) })
+    }
 }
 
 impl<O: OpSet + From<BatchNormBackward>> Gradient<O> for BatchNorm {
     fn gradient(&self, vjp: &mut Vjp<'_, O>, dy: ValueId) -> Gradients {
-        let BatchNorm { eps, groups } = self.clone();
+        let BatchNorm { eps, groups, then } = self.clone();
+        if then.is_some() {
+            return vjp.refuse("differentiate before fusing");
+        }
         let inputs = [dy, vjp.inputs[0], vjp.inputs[1], vjp.outputs[1], vjp.outputs[2]];
-        vjp.all(BatchNormBackward { eps, groups }, &inputs)
+        vjp.all(BatchNormBackward { eps, groups, behind: None }, &inputs)
     }
 }
 
-/// `dy`, `x`, `gamma`, `mean`, `var` -> `dx`, `dgamma`, `dbeta`.
+/// `dy`, `x`, `gamma`, `mean`, `var` -> `dx`, `dgamma`, `dbeta`; with `behind`, that follows the normalisation, `dy` is
+/// its output's, and `beta` is one more operand.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BatchNormBackward {
     pub eps: f64,
     pub groups: Vec<usize>,
+    pub behind: Option<Activation>,
 }
 
 impl Rules for BatchNormBackward {
@@ -49,14 +61,22 @@ impl Rules for BatchNormBackward {
     }
 
     fn shapes(&self, cx: &Cx<'_>) -> Shapes {
-        let BatchNormBackward { groups, .. } = self;
-        cx.arity(5)?;
+        let BatchNormBackward { groups, behind, .. } = self;
+        cx.arity(if behind.is_some() { 6 } else { 5 })?;
         let c = grouped(cx, 0, "dy", groups)?;
         cx.same(0, 1)?;
         cx.vector(2, "gamma", c)?;
         cx.matrix(3, "mean", groups.len(), c)?;
         cx.matrix(4, "var", groups.len(), c)?;
+        if behind.is_some() {
+            cx.vector(5, "beta", c)?;
+        }
         Ok(vec![cx.dims(0), vec![c], vec![c]])
+    }
+
+    fn activated(&self, behind: Activation) -> Option<Self> {
+        let BatchNormBackward { eps, groups, behind: none } = self.clone();
+        none.is_none().then_some(BatchNormBackward { eps, groups, behind: Some(behind) })
     }
 }
 

@@ -1,7 +1,7 @@
 //! Element by element and row by row.
 
 use crate::ir::graph::ValueId;
-use crate::ir::rules::{Cx, Facts, Fusion, OpSet, Rules, Shapes, Slots};
+use crate::ir::rules::{Activation, Applies, Cx, Facts, Fusion, OpSet, Rules, Shapes, Slots};
 use crate::ir::vjp::{Gradient, Gradients, Vjp};
 use crate::tensor::DType;
 
@@ -11,7 +11,10 @@ pub struct Gelu;
 
 impl Rules for Gelu {
     fn facts(&self) -> Facts {
-        Facts::new(Slots::NONE, Slots::NONE).in_place(&[0]).fusion(Fusion::Gelu)
+        Facts::new(Slots::NONE, Slots::NONE)
+            .in_place(&[0])
+            .fusion(Fusion::Gelu)
+            .applies(Applies::Forward(Activation::Gelu))
     }
 
     fn shapes(&self, cx: &Cx<'_>) -> Shapes {
@@ -31,7 +34,10 @@ pub struct GeluBackward;
 
 impl Rules for GeluBackward {
     fn facts(&self) -> Facts {
-        Facts::new(Slots::NONE, Slots::NONE).in_place(&[0]).fusion(Fusion::GeluBackward)
+        Facts::new(Slots::NONE, Slots::NONE)
+            .in_place(&[0])
+            .fusion(Fusion::GeluBackward)
+            .applies(Applies::Slope(Activation::Gelu))
     }
 
     fn shapes(&self, cx: &Cx<'_>) -> Shapes {
@@ -47,7 +53,7 @@ pub struct Relu;
 
 impl Rules for Relu {
     fn facts(&self) -> Facts {
-        Facts::new(Slots::NONE, Slots::NONE).in_place(&[0])
+        Facts::new(Slots::NONE, Slots::NONE).in_place(&[0]).applies(Applies::Forward(Activation::Relu))
     }
 
     fn shapes(&self, cx: &Cx<'_>) -> Shapes {
@@ -68,7 +74,7 @@ pub struct ReluBackward;
 
 impl Rules for ReluBackward {
     fn facts(&self) -> Facts {
-        Facts::new(Slots::NONE, Slots::NONE).in_place(&[0])
+        Facts::new(Slots::NONE, Slots::NONE).in_place(&[0]).applies(Applies::SlopeByOutput(Activation::Relu))
     }
 
     fn shapes(&self, cx: &Cx<'_>) -> Shapes {
@@ -84,7 +90,7 @@ pub struct Relu6;
 
 impl Rules for Relu6 {
     fn facts(&self) -> Facts {
-        Facts::new(Slots::NONE, Slots::NONE).in_place(&[0])
+        Facts::new(Slots::NONE, Slots::NONE).in_place(&[0]).applies(Applies::Forward(Activation::Relu6))
     }
 
     fn shapes(&self, cx: &Cx<'_>) -> Shapes {
@@ -104,7 +110,7 @@ pub struct Relu6Backward;
 
 impl Rules for Relu6Backward {
     fn facts(&self) -> Facts {
-        Facts::new(Slots::NONE, Slots::NONE).in_place(&[0])
+        Facts::new(Slots::NONE, Slots::NONE).in_place(&[0]).applies(Applies::Slope(Activation::Relu6))
     }
 
     fn shapes(&self, cx: &Cx<'_>) -> Shapes {

@@ -5,7 +5,7 @@ use super::table::{EPILOGUES, case};
 use super::{Case, Derivative};
 use crate::common::reference::forward;
 use crate::common::tensor::{Gen, Input, Tensor};
-use saip_engine::ir::{ConvGeometry, Epilogue, FeatureMap, Op, OpKind, ops};
+use saip_engine::ir::{Activation, ConvGeometry, Epilogue, FeatureMap, Op, OpKind, ops};
 use saip_engine::tensor::DType;
 
 fn map(count: usize, height: usize, width: usize) -> FeatureMap {
@@ -209,23 +209,48 @@ pub fn batch_norm() -> Vec<Case> {
         .into_iter()
         .map(|(groups, c, eps)| {
             let (name, rows) = (format!("{groups:?}x{c} eps {eps}"), groups.iter().sum::<usize>());
-            case(name, ops::BatchNorm { eps, groups: groups.to_vec() }, |g| {
+            case(name, ops::BatchNorm { eps, groups: groups.to_vec(), then: None }, |g| {
                 // Away from 0: the variance must not be a difference of squares.
                 let x = g.tensor(&[rows, c], |g| g.gauss() + 3.0).into();
                 vec![x, g.uniform(&[c], 0.5, 1.5), g.normal(&[c])]
             })
         })
+        .chain(activated())
         .collect()
+}
+
+/// Normalised values lie around -1 and 1, away from the kinks of what follows them, of which a channel reaches all parts.
+fn activated() -> Vec<Case> {
+    let sizes: [(&[usize], usize); 3] = [(&[8, 4], 3), (&[60, 12], 32), (&[20], 80)];
+    let all = [Activation::Gelu, Activation::Relu, Activation::Relu6];
+    let each = all.into_iter().flat_map(|then| sizes.map(|(groups, c)| (then, groups, c)));
+    each.map(|(then, groups, c)| {
+        let name = format!("{then:?} {groups:?}x{c}");
+        let op = ops::BatchNorm { eps: 1e-5, groups: groups.to_vec(), then: Some(then) };
+        case(name, op, |g| {
+            let mut i = 0;
+            let x = g.tensor(&[groups.iter().sum(), c], |g| {
+                i += 1;
+                // Neighbours below one another have other signs.
+                let sign = if (i - 1) / c % 2 == 0 { 1.0 } else { -1.0 };
+                3.0 + sign * (0.9 + 0.2 * g.unit())
+            });
+            let gamma = g.tensor(&[c], |g| if g.below(2) == 0 { 1.0 + g.unit() } else { 8.0 + g.unit() });
+            vec![x.into(), gamma.into(), g.uniform(&[c], -0.2, 0.2)]
+        })
+    })
+    .collect()
 }
 
 pub fn batch_norm_backward() -> Vec<Case> {
     of_cases(OpKind::BatchNorm, &[0, 1, 2], |op, of, x, y| {
-        let Op::BatchNorm(ops::BatchNorm { eps, groups }) = op.clone() else {
+        let Op::BatchNorm(ops::BatchNorm { eps, groups, then: behind }) = op.clone() else {
             unreachable!("a batch_norm case")
         };
         let statistics = [y[1].clone().into(), y[2].clone().into()];
-        let inputs = [dy(of), x[0].clone(), x[1].clone()].into_iter().chain(statistics).collect();
-        (ops::BatchNormBackward { eps, groups }.into(), inputs)
+        let beta = behind.map(|_| x[2].clone());
+        let inputs = [dy(of), x[0].clone(), x[1].clone()].into_iter().chain(statistics).chain(beta).collect();
+        (ops::BatchNormBackward { eps, groups, behind }.into(), inputs)
     })
 }
 
@@ -358,7 +383,7 @@ pub fn global_average_pool_backward() -> Vec<Case> {
 /// Whole windows, parts of windows on either side, maps smaller than a window, several sizes, more windows than blocks; the
 /// largest window.
 pub fn window_attention() -> Vec<Case> {
-    let all: [(usize, usize, usize, &[FeatureMap]); 10] = [
+    let all: [(usize, usize, usize, &[FeatureMap]); 13] = [
         (1, 1, 1, &[map(1, 1, 1)]),
         (1, 3, 2, &[map(2, 2, 2)]),
         (2, 4, 2, &[map(1, 4, 6)]),
@@ -369,6 +394,10 @@ pub fn window_attention() -> Vec<Case> {
         (2, 64, 7, &[map(1, 14, 8)]),
         (2, 4, 2, &[map(300, 3, 2)]),
         (1, 32, 14, &[map(1, 14, 14), map(1, 16, 8)]),
+        // More windows than blocks; one warp and no whole tile; keys behind the last position.
+        (1, 32, 2, &[map(1030, 1, 2), map(1, 2, 3)]),
+        (2, 64, 1, &[map(2, 1, 3)]),
+        (1, 32, 5, &[map(1, 5, 7)]),
     ];
     all.into_iter()
         .map(|(heads, d, window, maps)| {

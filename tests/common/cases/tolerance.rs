@@ -173,7 +173,7 @@ fn magnitudes(op: &Op, x: &[Input], outputs: &[Tensor]) -> Vec<Tensor> {
             vec![y, outputs[1].map(|_| size), relative]
         }
         // As layer normalisation, by columns; groups have statistics of their own.
-        Op::BatchNorm(ops::BatchNorm { eps, groups }) => {
+        Op::BatchNorm(ops::BatchNorm { eps, groups, .. }) => {
             let (size, c) = (x[0].float().max_abs(), x[0].float().cols());
             let rstd = outputs[2].map(|v| 1.0 / (v + eps).sqrt());
             let group = groups.iter().enumerate().flat_map(|(g, &rows)| std::iter::repeat_n(g, rows));
