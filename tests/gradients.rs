@@ -10,7 +10,7 @@ use common::tensor::{Gen, Input};
 use saip_engine::Result;
 use saip_engine::backend::Backend;
 use saip_engine::cpu::CpuBackend;
-use saip_engine::ir::{self, Epilogue, Op, OpKind, ValueId, ops};
+use saip_engine::ir::{self, ConvGeometry, Epilogue, Op, OpKind, ValueId, ops};
 use saip_engine::plan::fuse;
 use saip_engine::tensor::DType;
 
@@ -34,7 +34,6 @@ fn differentiable(op: &Op, operands: usize) -> Vec<usize> {
         | Op::Cast(_)
         | Op::L2Normalize(_)
         | Op::ScaleRows(_)
-        | Op::DepthwiseConv2d(_)
         | Op::Relu(_)
         | Op::MaxPool2d(_)
         | Op::Relu6(_)
@@ -43,6 +42,13 @@ fn differentiable(op: &Op, operands: usize) -> Vec<usize> {
         | Op::WindowAttention(_)
         | Op::WeightedSum(_) => (0..operands).collect(),
         // What follows comes from fusion, behind differentiation.
+        Op::DepthwiseConv2d(ops::DepthwiseConv2d { residual, .. }) => {
+            if *residual {
+                vec![]
+            } else {
+                (0..operands).collect()
+            }
+        }
         Op::BatchNorm(ops::BatchNorm { then, .. }) => match then {
             None => (0..operands).collect(),
             Some(_) => vec![],
@@ -344,5 +350,42 @@ fn activations_move_into_normalisations() {
             assert_eq!(left, if other == Other::Nobody { 0 } else { 2 }, "{name}: {fused:?}");
             assert_eq!(plain.iter().filter(|op| op.starts_with(name)).count(), 2, "{name}: {plain:?}");
         }
+    }
+}
+
+/// `x + dwconv(x)` with its gradients: the ops of the step, and its results.
+fn residual(stride: usize, fused: bool) -> (Vec<&'static str>, Vec<Vec<f64>>) {
+    let backend = CpuBackend::<f32>::new(1).expect("starts");
+    let mut rng = Gen::new("residual");
+    let mut bench = Bench::new(DType::F32);
+    let sources: Vec<ValueId> =
+        [&[20, 5][..], &[5, 1, 3, 3], &[5]].map(|shape| bench.source(&rng.normal(shape))).to_vec();
+    let geometry = ConvGeometry { stride, ..ConvGeometry::same(1, 5, 4, 3) };
+    let rows = geometry.output_rows();
+    let conv = ops::DepthwiseConv2d { geometry, residual: false };
+    let y = bench.push(&conv.into(), &sources).expect("fits")[0];
+    let other = if stride == 1 { sources[0] } else { bench.source(&rng.normal(&[rows, 5])) };
+    let sum = bench.push(&ops::Add.into(), &[other, y]).expect("fits")[0];
+    let loss = functional(&mut bench, &mut rng, sum).expect("fits");
+    let grads = ir::differentiate(&mut bench.graph, loss, &sources).expect("differentiable");
+    let results: Vec<ValueId> = grads.into_iter().flatten().chain([loss]).collect();
+    results.iter().for_each(|&v| bench.result(v));
+    if fused {
+        fuse(&mut bench.graph);
+    }
+    let ops = bench.graph.nodes.iter().map(|n| n.op.name()).collect();
+    let mut runner = bench.compile(backend, CpuBackend::poison_arena).expect("compiles");
+    runner.run().expect("runs");
+    (ops, results.iter().map(|&v| runner.get(v).expect("a result")).collect())
+}
+
+/// A depthwise convolution adds its residual, and its backward op the residual's gradient, with the same results bit for bit.
+#[test]
+fn residuals_move_into_depthwise_convolutions() {
+    for stride in [1, 2] {
+        let [(plain, want), (fused, got)] = [false, true].map(|f| residual(stride, f));
+        assert_eq!(want, got, "stride {stride}");
+        let sums = |ops: &[&str]| ops.iter().filter(|op| **op == "add").count();
+        assert_eq!([sums(&plain), sums(&fused)], [3 - stride, 0], "{plain:?} {fused:?}");
     }
 }

@@ -276,7 +276,7 @@ fn feature_maps() {
     refused(strided(0), &[F(&[40, 5]), F(&[6, 5, 3, 3]), F(&[6])], &["stride", "0"]);
     let back = Op::from(ops::Conv2dBackwardInput { geometry: geometry(2), gelu: false });
     refused(back, &[F(&[40, 6]), F(&[6, 5, 3, 3])], &["dy", "[12, 6]", "[40, 6]"]);
-    let depthwise = || Op::DepthwiseConv2d(ops::DepthwiseConv2d { geometry: geometry(1) });
+    let depthwise = || Op::DepthwiseConv2d(ops::DepthwiseConv2d { geometry: geometry(1), residual: false });
     accepted(depthwise(), &[F(&[40, 5]), F(&[5, 1, 3, 3]), F(&[5])]);
     refused(depthwise(), &[F(&[40, 5]), F(&[5, 5, 3, 3]), F(&[5])], &["[C, 1, 3, 3]", "[5, 5, 3, 3]"]);
     refused(depthwise(), &[F(&[40, 4]), F(&[5, 1, 3, 3]), F(&[5])], &["[40, 5]", "[40, 4]"]);

@@ -164,7 +164,8 @@ fn before_activation<T: Real>(
 pub fn batch_norm_backward<T: Real>(
     [dx, dgamma, dbeta]: [&mut [T]; 3],
     [dy, x, gamma, mean, var]: [&[T]; 5],
-    (groups, eps, behind): (&[usize], f64, Option<(Activation, &[T])>),
+    (groups, eps): (&[usize], f64),
+    behind: Option<(Activation, &[T])>,
     workspace: &mut [T],
 ) {
     let c = gamma.len();
@@ -317,7 +318,7 @@ impl<T: Real> Kernel<T> for ops::BatchNormBackward {
         let (outputs, workspace) = ([0, 1, 2].map(|o| io.output(o)), io.workspace());
         let inputs = [0, 1, 2, 3, 4].map(|i| io.input(i));
         let behind = behind.map(|activation| (activation, io.input(5)));
-        batch_norm_backward(outputs, inputs, (groups, *eps, behind), workspace);
+        batch_norm_backward(outputs, inputs, (groups, *eps), behind, workspace);
     }
 }
 

@@ -5,7 +5,7 @@
 //! Outputs are overwritten and share no memory with operands. Deterministic: each output element is one task's, and
 //! gradients of weights are summed per group of images, then over groups in order.
 
-use super::buffers::Io;
+use super::buffers::{Io, Operand};
 use super::kernel::{Kernel, cols};
 use crate::tensor::Shape;
 use rayon::prelude::*;
@@ -14,6 +14,7 @@ use crate::ir::{ConvGeometry, FeatureMap, ops};
 
 use super::linear::column_sums;
 use super::par::for_rows;
+use super::pointwise::add;
 use super::real::Real;
 use super::simd::vectorize;
 
@@ -380,29 +381,35 @@ fn line_gradient<T: Real, const L: usize>(
 
 impl<T: Real> Kernel<T> for ops::DepthwiseConv2d {
     fn workspace(&self, inputs: &[&Shape], _: &[&Shape], _: usize) -> usize {
-        let ops::DepthwiseConv2d { geometry } = self;
+        let ops::DepthwiseConv2d { geometry, .. } = self;
         workspace(geometry, cols(inputs[0]))
     }
 
     fn execute(&self, io: &mut Io<'_, T>) {
-        let ops::DepthwiseConv2d { geometry } = self;
+        let ops::DepthwiseConv2d { geometry, residual } = self;
         let (y, workspace) = (io.output(0), io.workspace());
         let (x, w, bias) = (io.input(0), io.input(1), io.input(2));
         depthwise_conv2d(y, x, w, bias, geometry, workspace);
+        if *residual {
+            add(y, Operand::InPlace, Operand::Slice(io.input(3)));
+        }
     }
 }
 
 impl<T: Real> Kernel<T> for ops::DepthwiseConv2dBackwardInput {
     fn workspace(&self, inputs: &[&Shape], _: &[&Shape], _: usize) -> usize {
-        let ops::DepthwiseConv2dBackwardInput { geometry } = self;
+        let ops::DepthwiseConv2dBackwardInput { geometry, .. } = self;
         workspace(geometry, cols(inputs[0]))
     }
 
     fn execute(&self, io: &mut Io<'_, T>) {
-        let ops::DepthwiseConv2dBackwardInput { geometry } = self;
+        let ops::DepthwiseConv2dBackwardInput { geometry, residual } = self;
         let (dx, workspace) = (io.output(0), io.workspace());
         let (dy, w) = (io.input(0), io.input(1));
         depthwise_conv2d_backward_input(dx, dy, w, geometry, workspace);
+        if *residual {
+            add(dx, Operand::InPlace, Operand::Slice(io.input(2)));
+        }
     }
 }
 

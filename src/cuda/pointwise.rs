@@ -30,6 +30,16 @@ pub(super) fn vector(n: u64, element: DType, addresses: &[u64]) -> u64 {
     if n.is_multiple_of(most) && addresses.iter().all(|a| a.is_multiple_of(16)) { most } else { 1 }
 }
 
+/// Threads beside each other for `packs` of channels: whole cache lines of 128 bytes where there are as many, and few threads
+/// without channels.
+pub(super) fn columns(packs: u32) -> u32 {
+    let waste = |columns: &u32| packs.next_multiple_of(*columns);
+    match packs {
+        0..8 => packs.max(1).next_power_of_two(),
+        _ => [32, 16, 8].into_iter().min_by_key(waste).unwrap_or(8),
+    }
+}
+
 /// Blocks of [`THREADS`] for `threads` threads.
 pub(super) fn blocks(threads: u64) -> u32 {
     // At most MOST_BLOCKS, so the conversion loses nothing.

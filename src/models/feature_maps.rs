@@ -72,7 +72,7 @@ impl MapStream {
         let geometry = ConvGeometry { maps: self.maps.clone(), kernel, stride };
         let maps = geometry.outputs().collect();
         let (w, b) = weight_and_bias(net, path, bias)?;
-        let x = net.push(path, ops::DepthwiseConv2d { geometry }, &[self.x, w, b])?;
+        let x = net.push(path, ops::DepthwiseConv2d { geometry, residual: false }, &[self.x, w, b])?;
         Ok(MapStream { x, maps })
     }
 

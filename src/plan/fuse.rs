@@ -23,7 +23,8 @@ pub fn eliminate_dead(graph: &mut Graph) {
 
 /// Fuses, wherever the intermediate value has no other reader: normalisation + activation, forward and backward; then
 /// linear or conv2d + GELU (the value before GELU stays an output for the backward pass), linear + residual add,
-/// backward input + GELU backward, layer norm backward + add of the residual's gradient, scatter of rows + add.
+/// backward input + GELU backward, layer norm backward + add of the residual's gradient, scatter of rows + add, depthwise
+/// conv2d or its backward input + add.
 pub fn fuse(graph: &mut Graph) {
     eliminate_dead(graph);
     activate(graph);

@@ -38,7 +38,10 @@ pub fn forward(op: &Op, x: &[Input]) -> Vec<Tensor> {
         Op::Conv2d(ops::Conv2d { geometry, epilogue }) => {
             dense::epilogue(maps::conv2d(x, geometry), *epilogue, x)
         }
-        Op::DepthwiseConv2d(ops::DepthwiseConv2d { geometry }) => vec![maps::depthwise_conv2d(x, geometry)],
+        Op::DepthwiseConv2d(ops::DepthwiseConv2d { geometry, residual }) => {
+            let y = maps::depthwise_conv2d(x, geometry);
+            vec![if *residual { dense::add(&y, x[3].float()) } else { y }]
+        }
         Op::PixelRows(ops::PixelRows { masked, .. }) => vec![maps::pixel_rows(x, *masked)],
         Op::BatchNorm(ops::BatchNorm { eps, groups, then }) => {
             let mut y = maps::batch_norm(x, *eps, groups);

@@ -3,14 +3,16 @@
 use crate::error::Result;
 use crate::ir::graph::ValueId;
 use crate::ir::maps::{ConvGeometry, conv_gradients, conv_weight};
-use crate::ir::rules::{Cx, Facts, OpSet, Rules, Shapes, Slots};
+use crate::ir::rules::{Cx, Facts, Fusion, OpSet, Rules, Shapes, Slots};
 use crate::ir::vjp::{Gradient, Gradients, Vjp};
 use crate::tensor::Shape;
 
-/// `x: [R, C]`, `w: [C, 1, k, k]`, `b: [C]` -> `y: [Ro, C]`: every channel by itself.
+/// `x: [R, C]`, `w: [C, 1, k, k]`, `b: [C]`, (`r: [Ro, C]` with a residual) -> `y: [Ro, C]`: every channel by itself, plus
+/// the residual.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DepthwiseConv2d {
     pub geometry: ConvGeometry,
+    pub residual: bool,
 }
 
 impl Rules for DepthwiseConv2d {
@@ -19,12 +21,20 @@ impl Rules for DepthwiseConv2d {
     }
 
     fn shapes(&self, cx: &Cx<'_>) -> Shapes {
-        let DepthwiseConv2d { geometry } = self;
-        cx.arity(3)?;
+        let DepthwiseConv2d { geometry, residual } = self;
+        cx.arity(if *residual { 4 } else { 3 })?;
         let c = depthwise_weight(cx, 1, geometry)?;
         cx.matrix(0, "x", geometry.rows(), c)?;
         cx.vector(2, "the bias", c)?;
+        if *residual {
+            cx.matrix(3, "the residual", geometry.output_rows(), c)?;
+        }
         Ok(vec![vec![geometry.output_rows(), c]])
+    }
+
+    fn fused(&self, next: Fusion) -> Option<Self> {
+        let DepthwiseConv2d { geometry, residual } = self.clone();
+        (!residual && next == Fusion::Add).then_some(DepthwiseConv2d { geometry, residual: true })
     }
 
     fn products(&self, inputs: &[&Shape], _: &[&Shape]) -> usize {
@@ -36,17 +46,21 @@ impl<O: OpSet + From<DepthwiseConv2dBackwardInput> + From<DepthwiseConv2dBackwar
     for DepthwiseConv2d
 {
     fn gradient(&self, vjp: &mut Vjp<'_, O>, dy: ValueId) -> Gradients {
-        let DepthwiseConv2d { geometry } = self.clone();
-        let input = DepthwiseConv2dBackwardInput { geometry: geometry.clone() };
+        let DepthwiseConv2d { geometry, residual } = self.clone();
+        if residual {
+            return vjp.refuse("differentiate before fusing");
+        }
+        let input = DepthwiseConv2dBackwardInput { geometry: geometry.clone(), residual: false };
         let dx = vjp.wanted_input(input, &[dy, vjp.inputs[1]])?;
         vjp.with_weight(dx, DepthwiseConv2dBackwardWeight { geometry }, dy)
     }
 }
 
-/// `dy: [Ro, C]`, `w: [C, 1, k, k]` -> `dx: [R, C]`.
+/// `dy: [Ro, C]`, `w: [C, 1, k, k]`, (`r: [R, C]` with a residual) -> `dx: [R, C]`, plus the residual.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DepthwiseConv2dBackwardInput {
     pub geometry: ConvGeometry,
+    pub residual: bool,
 }
 
 impl Rules for DepthwiseConv2dBackwardInput {
@@ -55,11 +69,20 @@ impl Rules for DepthwiseConv2dBackwardInput {
     }
 
     fn shapes(&self, cx: &Cx<'_>) -> Shapes {
-        let DepthwiseConv2dBackwardInput { geometry } = self;
-        cx.arity(2)?;
+        let DepthwiseConv2dBackwardInput { geometry, residual } = self;
+        cx.arity(if *residual { 3 } else { 2 })?;
         let c = depthwise_weight(cx, 1, geometry)?;
         cx.matrix(0, "dy", geometry.output_rows(), c)?;
+        if *residual {
+            cx.matrix(2, "the residual", geometry.rows(), c)?;
+        }
         Ok(vec![vec![geometry.rows(), c]])
+    }
+
+    fn fused(&self, next: Fusion) -> Option<Self> {
+        let DepthwiseConv2dBackwardInput { geometry, residual } = self.clone();
+        (!residual && next == Fusion::Add)
+            .then_some(DepthwiseConv2dBackwardInput { geometry, residual: true })
     }
 
     fn products(&self, inputs: &[&Shape], _: &[&Shape]) -> usize {

@@ -2,7 +2,7 @@
 
 use super::derivatives::{behind_gelu, case as backward, derivative, dy};
 use super::table::{EPILOGUES, case};
-use super::{Case, Derivative};
+use super::{Case, Derivative, Expected};
 use crate::common::reference::forward;
 use crate::common::tensor::{Gen, Input, Tensor};
 use saip_engine::ir::{Activation, ConvGeometry, Epilogue, FeatureMap, Op, OpKind, ops};
@@ -120,11 +120,18 @@ pub fn depthwise_conv2d() -> Vec<Case> {
         (&[map(70, 2, 1)], 3, 1, 2),
     ];
     all.into_iter()
-        .map(|(maps, kernel, stride, c)| {
+        .enumerate()
+        .map(|(i, (maps, kernel, stride, c))| {
             let geometry = ConvGeometry { maps: maps.to_vec(), kernel, stride };
-            let (name, rows) = (format!("{} C {c}", describe(&geometry)), geometry.rows());
-            case(name, ops::DepthwiseConv2d { geometry }, |g| {
-                vec![g.normal(&[rows, c]), g.scaled(&[c, 1, kernel, kernel], 0.4), g.normal(&[c])]
+            // Of each second one.
+            let residual = i % 2 == 1;
+            let name = format!("{} C {c} residual {residual}", describe(&geometry));
+            let (rows, written) = (geometry.rows(), geometry.output_rows());
+            case(name, ops::DepthwiseConv2d { geometry, residual }, |g| {
+                let mut x =
+                    vec![g.normal(&[rows, c]), g.scaled(&[c, 1, kernel, kernel], 0.4), g.normal(&[c])];
+                x.extend(residual.then(|| g.normal(&[written, c])));
+                x
             })
         })
         .collect()
@@ -153,17 +160,30 @@ fn cases_of(kind: OpKind) -> Vec<Case> {
 }
 
 pub fn depthwise_conv2d_input() -> Vec<Case> {
-    of_cases(OpKind::DepthwiseConv2d, &[0], |op, of, x, _| {
-        let Op::DepthwiseConv2d(ops::DepthwiseConv2d { geometry }) = op.clone() else {
+    let mut all = of_cases(OpKind::DepthwiseConv2d, &[0], |op, of, x, _| {
+        let Op::DepthwiseConv2d(ops::DepthwiseConv2d { geometry, residual }) = op.clone() else {
             unreachable!("a depthwise case")
         };
-        (ops::DepthwiseConv2dBackwardInput { geometry }.into(), vec![dy(of), x[1].clone()])
-    })
+        let inputs = vec![dy(of), x[1].clone()];
+        (ops::DepthwiseConv2dBackwardInput { geometry, residual }.into(), inputs)
+    });
+    for case in &mut all {
+        if let (
+            Op::DepthwiseConv2dBackwardInput(ops::DepthwiseConv2dBackwardInput { residual: true, .. }),
+            Expected::Derivative(of),
+        ) = (&case.op, &mut case.expected)
+        {
+            let r = Gen::new(&case.name).normal(of.at[0].shape());
+            of.plus = Some(r.float().clone());
+            case.inputs.push(r);
+        }
+    }
+    all
 }
 
 pub fn depthwise_conv2d_weight() -> Vec<Case> {
     of_cases(OpKind::DepthwiseConv2d, &[1, 2], |op, of, x, _| {
-        let Op::DepthwiseConv2d(ops::DepthwiseConv2d { geometry }) = op.clone() else {
+        let Op::DepthwiseConv2d(ops::DepthwiseConv2d { geometry, .. }) = op.clone() else {
             unreachable!("a depthwise case")
         };
         (ops::DepthwiseConv2dBackwardWeight { geometry }.into(), vec![dy(of), x[0].clone()])

@@ -55,8 +55,8 @@ pub fn longest_sum(op: &Op, x: &[Input]) -> usize {
         Op::LinearBackwardWeight(_) | Op::Conv2dBackwardWeight(_) | Op::DepthwiseConv2dBackwardWeight(_) => {
             rows(0)
         }
-        Op::DepthwiseConv2d(ops::DepthwiseConv2d { geometry })
-        | Op::DepthwiseConv2dBackwardInput(ops::DepthwiseConv2dBackwardInput { geometry }) => {
+        Op::DepthwiseConv2d(ops::DepthwiseConv2d { geometry, .. })
+        | Op::DepthwiseConv2dBackwardInput(ops::DepthwiseConv2dBackwardInput { geometry, .. }) => {
             geometry.kernel * geometry.kernel
         }
         Op::MaxPool2dBackward(ops::MaxPool2dBackward { geometry }) => geometry.kernel * geometry.kernel,
