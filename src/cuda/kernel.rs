@@ -26,6 +26,8 @@ pub enum Family {
     Pointwise,
     Pool,
     PrototypeCe,
+    /// [`Family::PrototypeCe`] for sm_90a.
+    PrototypeCeSm90,
     WindowAttention,
 }
 
@@ -47,6 +49,7 @@ impl Family {
         Family::Pointwise,
         Family::Pool,
         Family::PrototypeCe,
+        Family::PrototypeCeSm90,
         Family::WindowAttention,
     ];
 
@@ -69,6 +72,7 @@ impl Family {
             Family::Pointwise => "pointwise.cu",
             Family::Pool => "pool.cu",
             Family::PrototypeCe => "prototype_ce.cu",
+            Family::PrototypeCeSm90 => "prototype_ce_sm90.cu",
             Family::WindowAttention => "window_attention.cu",
         }
     }
@@ -77,7 +81,7 @@ impl Family {
     pub fn exists_for(self, capability: (u32, u32), bf16: bool) -> bool {
         match self {
             Family::AttentionResident => bf16,
-            Family::GemmSm90 => bf16 && capability == (9, 0),
+            Family::GemmSm90 | Family::PrototypeCeSm90 => bf16 && capability == (9, 0),
             _ => true,
         }
     }

@@ -42,6 +42,8 @@ mod product;
 mod products;
 mod program;
 mod prototype_ce;
+mod prototype_ce_sm90;
+mod prototype_extent;
 mod sources;
 mod stretch;
 mod tile;
