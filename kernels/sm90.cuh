@@ -113,32 +113,48 @@ __device__ __forceinline__ void products_wait() {
 #define NAMES_128 NAMES_96 \
     ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111" \
     ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-#define SUMS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define SUMS_16(i) SUMS_4(i), SUMS_4(i + 4), SUMS_4(i + 8), SUMS_4(i + 12)
-#define SUMS_32 SUMS_16(0), SUMS_16(16)
-#define SUMS_64 SUMS_32, SUMS_16(32), SUMS_16(48)
-#define SUMS_96 SUMS_64, SUMS_16(64), SUMS_16(80)
-#define SUMS_128 SUMS_96, SUMS_16(96), SUMS_16(112)
+#define SUMS_AT(F, i) F(d[i]), F(d[i + 1]), F(d[i + 2]), F(d[i + 3])
+#define SUMS_16(F, i) SUMS_AT(F, i), SUMS_AT(F, i + 4), SUMS_AT(F, i + 8), SUMS_AT(F, i + 12)
+#define SUMS_4(F) SUMS_AT(F, 0)
+#define SUMS_32(F) SUMS_16(F, 0), SUMS_16(F, 16)
+#define SUMS_64(F) SUMS_32(F), SUMS_16(F, 32), SUMS_16(F, 48)
+#define SUMS_96(F) SUMS_64(F), SUMS_16(F, 64), SUMS_16(F, 80)
+#define SUMS_128(F) SUMS_96(F), SUMS_16(F, 96), SUMS_16(F, 112)
 
-// d[64, COLUMNS] += a b over 16 of k, by four warps. An operand that is TRANSPOSED is stored along m or n instead of along k.
-// Thread t of the warpgroup holds in d[j * 4 + h * 2 + e] row t / 32 * 16 + h * 8 + t % 32 / 4, column j * 8 + t % 4 * 2 + e.
+// d[64, COLUMNS] += a b over 16 of k, by four warps; or d = a b. An operand that is TRANSPOSED is stored along m or n instead of
+// along k. Thread t of the warpgroup holds in d[j * 4 + h * 2 + e] row t / 32 * 16 + h * 8 + t % 32 / 4, column
+// j * 8 + t % 4 * 2 + e. With a in registers, as mma.cuh has operands of 16 rows, those are a warp's own.
 template <u32 COLUMNS, u32 A_TRANSPOSED, u32 B_TRANSPOSED>
 struct WarpgroupProduct;
 
-// A, B, TA, TB: names of the operands behind the sums.
-#define WARPGROUP_PRODUCT(COLUMNS, NAMES, SUMS, A, B, TA, TB)                                                            \
+// ADDS: 1 or 0; A: one operand or four in braces; IMMEDIATES: names of the transpositions that the form has.
+#define PRODUCT_TEXT(COLUMNS, NAMES, ADDS, A, B, IMMEDIATES)                                                             \
+    "{\n\t.reg .pred add;\n\tsetp.eq.u32 add, " ADDS ", 1;\n\t"                                                        \
+    "wgmma.mma_async.sync.aligned.m64n" #COLUMNS "k16.f32.bf16.bf16 {" NAMES "}, " A ", " B ", add, 1, 1, " IMMEDIATES   \
+    ";\n\t}"
+// O0 to O5: names of the operands behind the sums.
+#define WARPGROUP_PRODUCT(COLUMNS, NAMES, SUMS, O0, O1, O2, O3, O4, O5)                                                  \
     template <u32 A_TRANSPOSED, u32 B_TRANSPOSED>                                                                        \
     struct WarpgroupProduct<COLUMNS, A_TRANSPOSED, B_TRANSPOSED> {                                                       \
         static __device__ __forceinline__ void add(float (&d)[COLUMNS / 2], u64 a, u64 b) {                              \
-            asm volatile("{\n\t.reg .pred add;\n\tsetp.eq.u32 add, 0, 0;\n\t"                                          \
-                         "wgmma.mma_async.sync.aligned.m64n" #COLUMNS "k16.f32.bf16.bf16 {" NAMES "}, " A ", " B         \
-                         ", add, 1, 1, " TA ", " TB ";\n\t}"                                                             \
-                         : SUMS                                                                                          \
+            asm volatile(PRODUCT_TEXT(COLUMNS, NAMES, "1", O0, O1, O2 ", " O3)                                           \
+                         : SUMS("+f")                                                                                    \
                          : "l"(a), "l"(b), "n"(A_TRANSPOSED), "n"(B_TRANSPOSED));                                        \
         }                                                                                                                \
+        static __device__ __forceinline__ void set(float (&d)[COLUMNS / 2], u64 a, u64 b) {                              \
+            asm volatile(PRODUCT_TEXT(COLUMNS, NAMES, "0", O0, O1, O2 ", " O3)                                           \
+                         : SUMS("=f")                                                                                    \
+                         : "l"(a), "l"(b), "n"(A_TRANSPOSED), "n"(B_TRANSPOSED));                                        \
+        }                                                                                                                \
+        static __device__ __forceinline__ void add(float (&d)[COLUMNS / 2], const u32 (&a)[4], u64 b) {                  \
+            static_assert(!A_TRANSPOSED, "an operand in registers has one form");                                       \
+            asm volatile(PRODUCT_TEXT(COLUMNS, NAMES, "1", "{" O0 ", " O1 ", " O2 ", " O3 "}", O4, O5)                   \
+                         : SUMS("+f")                                                                                    \
+                         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(B_TRANSPOSED));                       \
+        }                                                                                                                \
     };
-WARPGROUP_PRODUCT(8, NAMES_4, SUMS_4(0), "%4", "%5", "%6", "%7")
-WARPGROUP_PRODUCT(64, NAMES_32, SUMS_32, "%32", "%33", "%34", "%35")
-WARPGROUP_PRODUCT(128, NAMES_64, SUMS_64, "%64", "%65", "%66", "%67")
-WARPGROUP_PRODUCT(192, NAMES_96, SUMS_96, "%96", "%97", "%98", "%99")
-WARPGROUP_PRODUCT(256, NAMES_128, SUMS_128, "%128", "%129", "%130", "%131")
+WARPGROUP_PRODUCT(8, NAMES_4, SUMS_4, "%4", "%5", "%6", "%7", "%8", "%9")
+WARPGROUP_PRODUCT(64, NAMES_32, SUMS_32, "%32", "%33", "%34", "%35", "%36", "%37")
+WARPGROUP_PRODUCT(128, NAMES_64, SUMS_64, "%64", "%65", "%66", "%67", "%68", "%69")
+WARPGROUP_PRODUCT(192, NAMES_96, SUMS_96, "%96", "%97", "%98", "%99", "%100", "%101")
+WARPGROUP_PRODUCT(256, NAMES_128, SUMS_128, "%128", "%129", "%130", "%131", "%132", "%133")

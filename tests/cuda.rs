@@ -202,8 +202,8 @@ kernel_tests! {
 
 /// The ops that multiply, by the newest tier or the tile that products of pixels have to themselves.
 macro_rules! hopper_tests {
-    ($($test:ident: $kind:ident,)*) => {
-        mod cu_gemm_sm90 {
+    ($($family:ident { $($test:ident: $kind:ident,)* })*) => {
+        $(mod $family {
             $(#[test]
             fn $test() {
                 if crate::device::has_hopper(stringify!($test)) {
@@ -211,19 +211,137 @@ macro_rules! hopper_tests {
                     crate::check(saip_engine::ir::OpKind::$kind, bf16, crate::device::hopper);
                 }
             })*
-        }
+        })*
     };
 }
 
 hopper_tests! {
-    linear: Linear,
-    linear_backward_input: LinearBackwardInput,
-    linear_backward_weight: LinearBackwardWeight,
-    prototype_cross_entropy: PrototypeCrossEntropy,
-    prototype_cross_entropy_backward: PrototypeCrossEntropyBackward,
-    conv2d: Conv2d,
-    conv2d_backward_input: Conv2dBackwardInput,
-    conv2d_backward_weight: Conv2dBackwardWeight,
+    cu_gemm_sm90 {
+        linear: Linear,
+        linear_backward_input: LinearBackwardInput,
+        linear_backward_weight: LinearBackwardWeight,
+        conv2d: Conv2d,
+        conv2d_backward_input: Conv2dBackwardInput,
+        conv2d_backward_weight: Conv2dBackwardWeight,
+    }
+    cu_prototype_ce_sm90 {
+        prototype_cross_entropy: PrototypeCrossEntropy,
+        prototype_cross_entropy_backward: PrototypeCrossEntropyBackward,
+        expert_statistics: ExpertStatistics,
+    }
+}
+
+/// The prototype cross-entropy on Hopper with logits that make every exponential of a stretch the same: sums are those of small
+/// integers, and one that is left out, read twice or not scaled shows, as it does not among thousands of random ones.
+mod prototypes {
+    use super::{DType, Placement, Tensor, run_op};
+    use crate::common::device::{has_hopper, hopper};
+    use crate::common::tensor::{Input, temperatures};
+    use saip_engine::ir::{Op, ops};
+
+    /// Views and width.
+    const V: usize = 3;
+    const D: usize = 8;
+
+    fn matrix(rows: usize, cols: usize, f: impl Fn(usize, usize) -> f64) -> Input {
+        Tensor::from_fn([rows, cols], |i| f(i / cols, i % cols)).into()
+    }
+
+    /// Integers from -3 to 3.
+    fn integer(i: usize, j: usize) -> f64 {
+        ((i * 31 + j * 17 + i * i % 11) % 7) as f64 - 3.0
+    }
+
+    fn run(op: impl Into<Op>, x: &[Input]) -> Vec<Vec<f64>> {
+        run_op(&op.into(), x, &[], Placement::Regions, hopper(DType::Bf16), |_| {}).expect("runs")
+    }
+
+    fn close(what: &str, got: &[f64], want: impl Fn(usize) -> f64, tolerance: f64) {
+        for (i, &g) in got.iter().enumerate() {
+            let w = want(i);
+            assert!((g - w).abs() <= tolerance * (1.0 + w.abs()), "{what} {i}: {g}, not {w}");
+        }
+    }
+
+    /// Exponents of one of the expert's views rise by 8 from one tile of 64 prototypes to the next, so that all that was summed is
+    /// scaled; those of the other fall.
+    #[test]
+    fn a_rising_maximum_scales_what_was_summed() {
+        if !has_hopper("prototypes") {
+            return;
+        }
+        // Several tiles of a span, of either length of tiles.
+        const B: usize = 2;
+        const K: usize = 8200;
+        const CENTER: f64 = 0.25;
+        let step = |k: usize| (k / 64 * 8) as f64;
+        let w = matrix(K, D, integer);
+        let wt = matrix(K, D, |k, c| if c == 0 { step(k) } else { 1.0 });
+        let z = matrix(V * B, D, |r, c| f64::from(u8::from(c == 1 + r / B)));
+        let zt = matrix(2 * B, D, |r, c| if c == 0 { [1.0, -1.0][r / B] } else { 0.0 });
+        let (center, block) = (matrix(1, K, |_, _| CENTER), temperatures(1.0, 1.0, 0.9));
+        let x = [z, w, zt.clone(), wt.clone(), center.clone(), block.clone()];
+        let y = run(ops::PrototypeCrossEntropy { batch: B }, &x);
+
+        let exponential = |t: usize, k: usize| [step(k) - step(K - 1), -step(k)][t].exp();
+        let sums = [0, 1].map(|t| (0..K).map(|k| exponential(t, k)).sum::<f64>());
+        let q = |t: usize, k: usize| exponential(t, k) / sums[t];
+        let lse = |v: usize| (0..K).map(|k| integer(k, 1 + v).exp()).sum::<f64>().ln();
+        let lse_t = |t: usize| [step(K - 1), 0.0][t] + sums[t].ln() - CENTER;
+        let cross = |t: usize, v: usize| (0..K).map(|k| q(t, k) * integer(k, 1 + v)).sum::<f64>();
+        let pairs = (0..2).flat_map(|t| (0..V).filter(move |&v| v != t).map(move |v| (t, v)));
+        let loss = pairs.map(|(t, v)| lse(v) - cross(t, v)).sum::<f64>() / (2 * (V - 1)) as f64;
+        close("lse", &y[1], |r| lse(r / B), 1e-6);
+        close("lse of the expert", &y[2], |r| lse_t(r / B), 1e-6);
+        close("loss", &y[0], |_| loss, 1e-5);
+
+        let features = matrix(2 * B, 4, integer);
+        let known = Tensor::from_fn([2 * B], |r| lse_t(r / B)).into();
+        let s = run(ops::ExpertStatistics, &[zt, wt, center, block, known, features]);
+        let information = |p: f64| if p > 1e-30 { -p * p.ln() } else { 0.0 };
+        let entropy = (0..K).map(|k| (information(q(0, k)) + information(q(1, k))) / 2.0).sum::<f64>();
+        let of_mean = (0..K).map(|k| information((q(0, k) + q(1, k)) / 2.0)).sum::<f64>();
+        // To the rounding of the largest exponent.
+        close("entropies", &s[0][..2], |i| [entropy, of_mean][i], 1e-3);
+    }
+
+    /// All probabilities 1 for one side, 0 for the other.
+    #[test]
+    fn gradients_are_sums_of_all_rows() {
+        if !has_hopper("prototypes") {
+            return;
+        }
+        // Several blocks of rows and tiles of either side, and several tiles of a span.
+        const B: usize = 64;
+        const K: usize = 2500;
+        // Features are at right angles to prototypes, so that logits are 0.
+        let left = |i, c| if c < D / 2 { integer(i, c) } else { 0.0 };
+        let right = |i, c| if c < D / 2 { 0.0 } else { integer(i, c) };
+        let pairs = |v: usize| if v < 2 { 1.0 } else { 2.0 };
+        let vector = |n: usize, value: f64| Input::from(Tensor::new([n], vec![value; n]));
+        // A power of two, by which sums stay exact.
+        let factor = 1.0 / (2 * (V - 1) * B) as f64;
+        for (lse, lse_t, sign) in [(0.0, f64::INFINITY, 1.0), (f64::INFINITY, 0.0, -1.0)] {
+            let x = [
+                vector(1, 1.0),
+                matrix(V * B, D, left),
+                matrix(K, D, right),
+                matrix(2 * B, D, left),
+                matrix(K, D, right),
+                matrix(1, K, |_, _| 0.0),
+                temperatures(1.0, 1.0, 0.9),
+                vector(V * B, lse),
+                vector(2 * B, lse_t),
+            ];
+            let d = run(ops::PrototypeCrossEntropyBackward { batch: B }, &x);
+            let of_all = |c| (0..K).map(|k| right(k, c)).sum::<f64>();
+            let dz = |i: usize| sign * factor * pairs(i / D / B) * of_all(i % D);
+            let rounded = |x: f64| f64::from(half::bf16::from_f64(x));
+            close("dz", &d[0], |i| rounded(dz(i)), 0.0);
+            let dw = |c| (0..V * B).map(|r| pairs(r / B) * left(r, c)).sum::<f64>();
+            close("dw", &d[1], |i| sign * factor * dw(i % D), 0.0);
+        }
+    }
 }
 
 #[test]
@@ -234,7 +352,8 @@ fn every_op_is_tested_and_every_file_is_a_family() {
         assert_eq!(times, 1, "{} is in {times} families", kind.name());
     }
     // Files that serve the same ops as another one.
-    let beside = ["cu_attention_resident", "cu_gemm_sm90", "cu_window_attention_resident"].map(str::to_owned);
+    let beside = ["attention_resident", "gemm_sm90", "prototype_ce_sm90", "window_attention_resident"];
+    let beside = beside.map(|file| format!("cu_{file}"));
     let names: BTreeSet<String> = FAMILIES.iter().map(|(name, _)| (*name).to_owned()).chain(beside).collect();
     let files: BTreeSet<String> =
         Family::ALL.iter().map(|f| format!("cu_{}", f.file().trim_end_matches(".cu"))).collect();

@@ -78,6 +78,11 @@ impl Choices {
         self.multiprocessors
     }
 
+    /// Whether the device has the instructions of sm_90a.
+    pub fn has_wgmma(&self) -> bool {
+        self.hopper
+    }
+
     /// How to compute `product`.
     pub fn choice(&self, product: &Product, element: DType) -> Choice {
         let key = key(product, element);

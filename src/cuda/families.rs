@@ -16,6 +16,7 @@ impl Family {
             Family::WindowAttentionResident => &["mma.cuh", "attention_rows.cuh", "windows.cuh"],
             Family::Gemm => &["mma.cuh", "gemm_epilogue.cuh"],
             Family::GemmSm90 => &["mma.cuh", "gemm_epilogue.cuh", "sm90.cuh"],
+            Family::PrototypeCeSm90 => &["mma.cuh", "sm90.cuh", "prototype_rows.cuh"],
             Family::DenseLoss
             | Family::DepthwiseConv
             | Family::Embed
@@ -48,6 +49,7 @@ impl Family {
             Family::Pointwise => vec![vec![("VEC", 1)], vec![("VEC", 4)]],
             Family::Pool => super::pool::variants(),
             Family::PrototypeCe => super::prototype_ce::variants(),
+            Family::PrototypeCeSm90 => super::prototype_ce_sm90::variants(),
             Family::WindowAttention => super::window_attention::variants(bf16),
             Family::WindowAttentionResident => super::window_attention_resident::variants(bf16),
         }
@@ -72,6 +74,7 @@ impl Family {
             Family::Pointwise => &[super::pointwise::LAYOUTS],
             Family::Pool => &[super::pool::LAYOUTS],
             Family::PrototypeCe => &[super::prototype_ce::LAYOUTS],
+            Family::PrototypeCeSm90 => &[super::prototype_ce_sm90::LAYOUTS],
             Family::WindowAttention | Family::WindowAttentionResident => &[super::windows::LAYOUTS],
         }
     }

@@ -26,6 +26,8 @@ pub enum Family {
     Pointwise,
     Pool,
     PrototypeCe,
+    /// [`Family::PrototypeCe`] for sm_90a.
+    PrototypeCeSm90,
     WindowAttention,
     /// [`Family::WindowAttention`] of narrow heads and windows that fit a block.
     WindowAttentionResident,
@@ -49,6 +51,7 @@ impl Family {
         Family::Pointwise,
         Family::Pool,
         Family::PrototypeCe,
+        Family::PrototypeCeSm90,
         Family::WindowAttention,
         Family::WindowAttentionResident,
     ];
@@ -72,6 +75,7 @@ impl Family {
             Family::Pointwise => "pointwise.cu",
             Family::Pool => "pool.cu",
             Family::PrototypeCe => "prototype_ce.cu",
+            Family::PrototypeCeSm90 => "prototype_ce_sm90.cu",
             Family::WindowAttention => "window_attention.cu",
             Family::WindowAttentionResident => "window_attention_resident.cu",
         }
@@ -81,7 +85,7 @@ impl Family {
     pub fn exists_for(self, capability: (u32, u32), bf16: bool) -> bool {
         match self {
             Family::AttentionResident | Family::WindowAttentionResident => bf16,
-            Family::GemmSm90 => bf16 && capability == (9, 0),
+            Family::GemmSm90 | Family::PrototypeCeSm90 => bf16 && capability == (9, 0),
             _ => true,
         }
     }

@@ -43,6 +43,8 @@ mod product;
 mod products;
 mod program;
 mod prototype_ce;
+mod prototype_ce_sm90;
+mod prototype_extent;
 mod sass;
 mod sources;
 mod stretch;

@@ -7,9 +7,11 @@ use super::kernel::{Call, Family, Given, KernelParams, kernel_params};
 use super::lower::{Lower, Lowered, Operand, Operands};
 use super::pointwise::{THREADS, vector};
 use super::product::{Finish, Product};
+use super::prototype_ce_sm90 as sm90;
+use super::prototype_extent::{Extent, Layout, SPAN, extent};
 use crate::ir::ops::{self, Temperature};
 use crate::plan::OperandType;
-use crate::tensor::{DType, Shape};
+use crate::tensor::DType;
 
 kernel_params! {
     pub const LAYOUTS;
@@ -39,77 +41,8 @@ kernel_params! {
     }
 }
 
-/// Prototypes whose logits exist at once. The products of a chunk shall fill whole rounds of a large GPU: with 2,560 and
-/// 512 rows their tiles of 128 by 256 are 640 and 128, and those of the prototypes' gradient 128, for 132
-/// multiprocessors; a quarter of it, whose logits an L2 cache would hold, left half of them idle and took four times the
-/// launches. At the paper's sizes (batch 256, 10 views, 65,536 prototypes) the workspace is 97 MiB forward and 151 MiB
-/// backward.
-const CHUNK: u32 = 8192;
-/// Prototypes of a block that sums: each of its warps has 512 of them.
-const SPAN: u32 = 4096;
 /// Threads of the block that adds up all pairs of views.
 const PAIRS_AT_ONCE: u32 = 1024;
-
-/// Sizes: `V * B` student rows, `2B` expert rows, prototypes, width.
-#[derive(Clone, Copy)]
-struct Extent {
-    rows: u32,
-    expert_rows: u32,
-    prototypes: u32,
-    width: u32,
-}
-
-impl Extent {
-    /// Of `z`, `w`, `zt`; sizes beyond 32 bits are refused when operands are lowered.
-    fn of(z: &Shape, w: &Shape, zt: &Shape) -> Self {
-        let ((rows, width), (prototypes, _)) = (z.as_matrix(), w.as_matrix());
-        let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let expert_rows = narrow(zt.as_matrix().0);
-        Extent { rows: narrow(rows), expert_rows, prototypes: narrow(prototypes), width: narrow(width) }
-    }
-
-    fn images(&self) -> u32 {
-        self.expert_rows / 2
-    }
-
-    fn views(&self) -> u32 {
-        self.rows / self.images().max(1)
-    }
-
-    /// First prototype and count of every chunk.
-    fn chunks(&self) -> impl Iterator<Item = (u32, u32)> + use<> {
-        let all = self.prototypes;
-        (0..all).step_by(CHUNK as usize).map(move |first| (first, CHUNK.min(all - first)))
-    }
-
-    fn widest(&self) -> u64 {
-        u64::from(CHUNK.min(self.prototypes))
-    }
-
-    /// Parts that all chunks leave.
-    fn parts(&self) -> u32 {
-        self.chunks().map(|(_, count)| count.div_ceil(SPAN)).sum()
-    }
-
-    /// Floats that a span of a chunk leaves: tops and sums of all rows, cross terms.
-    fn part(&self) -> u64 {
-        2 * u64::from(self.rows + self.expert_rows) + u64::from(self.expert_rows) * u64::from(self.views())
-    }
-}
-
-/// Places in the workspace, in order; each aligned to 256 bytes.
-#[derive(Clone, Copy, Default)]
-struct Layout {
-    end: u64,
-}
-
-impl Layout {
-    fn take(&mut self, bytes: u64) -> u64 {
-        let at = self.end;
-        self.end = at + bytes.next_multiple_of(256);
-        at
-    }
-}
 
 /// The logits of a chunk and what is left of it; offsets from the workspace's start.
 struct Places {
@@ -186,19 +119,12 @@ fn row(x: &Operand<'_>, i: u32, width: u32) -> u64 {
     x.at + u64::from(i) * u64::from(width) * x.dtype.bytes() as u64
 }
 
-fn extent(o: &Operands<'_>, first: usize) -> Result<Extent, String> {
-    for x in &o.inputs[first..first + 3] {
-        x.rows_width()?;
-    }
-    let [z, w, zt] = [0, 1, 2].map(|i| o.inputs[first + i].shape);
-    Ok(Extent::of(z, w, zt))
-}
-
 /// Places of [`expert_statistics`]: logits, entropies per block, lengths, deviations, end.
 fn statistics_places(e: &Extent, dim: u64) -> [u64; 5] {
     let mut layout = Layout::default();
     let expert = layout.take(u64::from(e.expert_rows) * e.widest() * 4);
-    let parts = layout.take(u64::from(e.prototypes.div_ceil(32) + e.chunks().count() as u32) * 8);
+    let parts = u64::from(e.prototypes.div_ceil(32) + e.chunks().count() as u32);
+    let parts = layout.take(parts.max(sm90::entropy_parts(e)) * 8);
     let lengths = layout.take(u64::from(e.expert_rows) * 4);
     let deviations = layout.take(dim * 4);
     [expert, parts, lengths, deviations, layout.end]
@@ -207,13 +133,18 @@ fn statistics_places(e: &Extent, dim: u64) -> [u64; 5] {
 impl Lower for ops::PrototypeCrossEntropy {
     fn workspace(&self, inputs: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
         let e = Extent::of(inputs[0].shape, inputs[1].shape, inputs[2].shape);
-        places(&e, None).end as usize
+        // The device that the memory is for is not known here.
+        let hopper = sm90::takes_sizes(&e, inputs[0].dtype).then(|| sm90::forward_workspace(&e));
+        places(&e, None).end.max(hopper.unwrap_or(0)) as usize
     }
 
     fn lower(&self, o: &Operands<'_>) -> Lowered {
         let e = extent(o, 0)?;
-        let at = places(&e, None);
         let [z, w, zt, wt] = [0, 1, 2, 3].map(|i: usize| &o.inputs[i]);
+        if sm90::takes(&e, &[z, w, zt, wt], o.element(), o.choices) {
+            return Ok(sm90::cross_entropy(o, &e));
+        }
+        let at = places(&e, None);
         let [student, expert, parts] = [at.student, at.expert, at.parts].map(|p| o.scratch + p);
         let (images, views) = (e.images(), e.views());
         let vec = vec(e.prototypes, &[student, expert, o.inputs[4].at]);
@@ -256,13 +187,17 @@ impl Lower for ops::PrototypeCrossEntropy {
 impl Lower for ops::PrototypeCrossEntropyBackward {
     fn workspace(&self, inputs: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
         let e = Extent::of(inputs[1].shape, inputs[2].shape, inputs[3].shape);
-        places(&e, Some(inputs[1].dtype)).end as usize
+        let hopper = sm90::takes_sizes(&e, inputs[1].dtype).then(|| sm90::backward_workspace(&e));
+        places(&e, Some(inputs[1].dtype)).end.max(hopper.unwrap_or(0)) as usize
     }
 
     fn lower(&self, o: &Operands<'_>) -> Lowered {
         let (e, element) = (extent(o, 1)?, o.element());
-        let at = places(&e, Some(element));
         let [z, w, zt, wt] = [1, 2, 3, 4].map(|i: usize| &o.inputs[i]);
+        if sm90::takes(&e, &[z, w, zt, wt, &o.outputs[1]], element, o.choices) {
+            return Ok(sm90::gradients(o, &e));
+        }
+        let at = places(&e, Some(element));
         let [student, expert, gradient, dz] =
             [at.student, at.expert, at.gradient, at.dz].map(|p| o.scratch + p);
         let (images, views) = (e.images(), e.views());
@@ -324,7 +259,12 @@ impl Lower for ops::ExpertStatistics {
             statistics_places(&e, u64::from(width)).map(|p| o.scratch + p);
         let vec = vec(e.prototypes, &[expert, center.at]);
         let (mut calls, mut blocks) = (Vec::new(), 0);
-        for (first, count) in e.chunks() {
+        let hopper = sm90::takes(&e, &[zt, wt], zt.dtype, o.choices);
+        if hopper {
+            calls.push(sm90::entropies(o, &e, parts));
+            blocks = sm90::entropy_parts(&e);
+        }
+        for (first, count) in e.chunks().take_while(|_| !hopper) {
             calls.push(cosines(expert, zt.at, e.expert_rows, wt, &e, (first, count), o.choices)?);
             let params = EntropyParams {
                 parts: parts + blocks * 8,

@@ -16,7 +16,8 @@ macro_rules! files {
 files! {
     "attention.cu", "attention_resident.cu", "attention_rows.cuh", "batch_norm.cu", "conv.cu", "dense_loss.cu", "depthwise_conv.cu", "embed.cu", "gemm.cu",
     "gemm_epilogue.cuh", "gemm_sm90.cu", "layer_norm.cu", "layout.cu", "mixup.cu", "mma.cuh", "optim.cu", "pointwise.cu", "pool.cu",
-    "prelude.cuh", "prototype_ce.cu", "sm90.cuh", "window_attention.cu", "window_attention_resident.cu", "windows.cuh",
+    "prelude.cuh", "prototype_ce.cu", "prototype_ce_sm90.cu", "prototype_rows.cuh", "sm90.cuh", "window_attention.cu",
+    "window_attention_resident.cu", "windows.cuh",
 }
 
 /// Largest file of a kernel that is read, bytes.

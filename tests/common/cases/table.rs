@@ -495,7 +495,9 @@ fn prototype_cross_entropy() -> Vec<Case> {
         (7, 2, 16, 80, 0.1, 0.04),
         (4, 3, 12, 130, 0.5, 0.2),
         (2, 5, 4, 257, 0.1, 0.07),
-        (3, 2, 4, 8200, 0.1, 0.07),
+        (3, 2, 8, 8200, 0.1, 0.07),
+        (2, 66, 72, 70, 0.1, 0.04),
+        (3, 1, 200, 70, 0.1, 0.04),
     ]
     .into_iter()
     .map(|(views, batch, d, k, student, teacher)| {
@@ -532,7 +534,7 @@ fn prototypes_of_any_length() -> Case {
 
 fn expert_statistics() -> Vec<Case> {
     // (B, d, K, D)
-    [(1, 3, 5, 4), (2, 8, 33, 7), (3, 16, 130, 12), (5, 4, 257, 192), (2, 4, 8200, 8)]
+    [(1, 3, 5, 4), (2, 8, 33, 7), (3, 16, 130, 12), (5, 4, 257, 192), (2, 4, 8200, 8), (130, 8, 20, 4)]
         .into_iter()
         .map(|(batch, d, k, width)| {
             case(format!("B {batch} d {d} K {k} D {width}"), ops::ExpertStatistics, |g| {
