@@ -10,7 +10,7 @@
 //        BOXES                   boxes of a warp, which divide the panels of 16 rows by 64 columns that it stores of a tile
 //        A_TRANS, B_TRANS, EPILOGUE as in gemm.cu; ALIGNED = 1: extents and addresses are multiples of 16 bytes
 // Grid: any number of blocks. Dynamic shared memory: STAGES * (BM + BN) * BK * 2 bytes, 2048 bytes a box, TAIL bytes more.
-// Deterministic: the order of a sum depends on the shape only.
+// Deterministic: the order of a sum depends on the shape only; what splits of k have is added up by the last of them.
 
 struct GemmSm90Params {
     TensorMap a;  // a as stored, in boxes of BM x BK, or of BK x 64 with A_TRANS; swizzled by 128 bytes
@@ -18,7 +18,7 @@ struct GemmSm90Params {
     TensorMap y, pre, other;  // in boxes of 16 x 64; those that EPILOGUE has
     GemmParams gemm;
     u32 splits;
-    u32 unused[13];
+    u32 unused[5];
 };
 
 constexpr u32 WARPGROUP = 4 * WARP;
@@ -188,6 +188,11 @@ __device__ __forceinline__ void store_sums(const GemmSm90Params& p, const Work& 
         }
         if (w.with_rows && lane % 4 == 0) finish_row_sum(p.gemm, w.split, row, sums.rows[part][half * 2]);
     }
+}
+
+// The threads that share a tile meet; each warpgroup is its own party where they take turns.
+__device__ __forceinline__ void meet(u32 party) {
+    asm volatile("bar.sync %0, %1;" ::"r"(1 + party), "n"(SHARERS * WARPGROUP) : "memory");
 }
 
 // The boxes of a warp, used in turn. Whatever its lanes store together, lane 0 starts the copies and waits for them.
@@ -361,6 +366,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) gemm_sm90(const __
         else multiply_tile<false>(sums, at, turn, w.steps, own);
         if (IN_BOXES) finish_tile(p, w, boxes, first, sums);
         else store_sums(p, w, first, sums);
+        if (EPILOGUE == EPILOGUE_PARTIAL) {
+            const u32 party = TURNS ? own : 0, thread = threadIdx.x % (SHARERS * WARPGROUP);
+            // Nothing of this product passes through boxes.
+            u32* ticket = reinterpret_cast<u32*>(memory + (at.boxes - at.stages)) + party;
+            add_parts(p.gemm, p.splits, w.split, {w.i0, w.j0, thread, SHARERS * WARPGROUP}, ticket, [=] { meet(party); });
+        }
     }
     // Shared memory is there until all of it was read.
     if (IN_BOXES && lane == 0) stores_read<0>();

@@ -5,7 +5,7 @@ use super::driver::{LibraryProduct, TensorMap};
 use super::kernel::{Call, Family, Given};
 use super::lower::{Lowered, Operands};
 use super::pixels::Pixels;
-use super::product::{Alignment, Finish, Gather, GemmSm90Params, PixelGemmParams, Product, SplitSumParams};
+use super::product::{Alignment, Finish, Gather, GemmParams, GemmSm90Params, PixelGemmParams, Product};
 use super::tile::{HOPPER_TILES, PLAIN_TILES, TENSOR_TILES, Tier, Tile};
 use crate::ir::Epilogue;
 use crate::tensor::DType;
@@ -36,7 +36,7 @@ impl Product {
             }
         };
         if let Tier::Wgmma { blocks, .. } = tile.tier {
-            return Ok(self.call_sm90(&tile, multiprocessors * blocks));
+            return Ok(self.arriving(self.call_sm90(&tile, multiprocessors * blocks), &tile));
         }
         let p = &self.params;
         let blocks = match u32::try_from(tile.items(p.m, p.n).max(1)) {
@@ -54,7 +54,18 @@ impl Product {
         (call.grid[2], call.shared) = (self.splits.max(1), tile.shared);
         call.given =
             given(&tile, [self.a_trans, self.b_trans], self.alignment(element), self.finish, &self.gather);
-        Ok(call)
+        Ok(self.arriving(call, &tile))
+    }
+
+    /// `call`, with counts of arrivals where it adds up what its splits have.
+    fn arriving(&self, call: Call, tile: &Tile) -> Call {
+        let p = &self.params;
+        if p.sum == 0 {
+            return call;
+        }
+        let counts = tile.items(p.m, p.n) as usize * (self.splits.div_ceil(p.group.max(1)) as usize + 1);
+        let params = if call.family == Family::GemmSm90 { offset_of!(GemmSm90Params, gemm) } else { 0 };
+        call.table(params + offset_of!(GemmParams, arrivals), vec![0; counts * size_of::<u32>()])
     }
 
     /// A call for every tile that computes the product; those whose grid is too large are left out.
@@ -97,7 +108,7 @@ impl Product {
     fn call_sm90(&self, tile: &Tile, resident: u32) -> Call {
         let p = self.params;
         let none = [0; 16];
-        let (splits, unused) = (self.splits, [0; 13]);
+        let (splits, unused) = (self.splits, [0; 5]);
         let params =
             GemmSm90Params { a: none, b: none, y: none, pre: none, other: none, gemm: p, splits, unused };
         let items = tile.items(p.m, p.n) * u64::from(self.splits);
@@ -249,21 +260,15 @@ pub fn weight_gradient(o: &Operands<'_>, n: u32, gather: Gather, channels: u32) 
     (product.splits, product.gather) = (splits, gather);
     let p = &mut product.params;
     (p.a, p.b, p.partial, p.each) = (o.inputs[0].at, o.inputs[1].at, o.scratch, each);
-    let sum = SplitSumParams {
-        sum: o.outputs[0].at,
-        rows: o.outputs[1].at,
-        partial: o.scratch,
-        m,
-        n,
-        splits,
-        channels,
-    };
-    let blocks = (u64::from(m) * u64::from(n) + u64::from(m)).div_ceil(256);
-    let mut add = Call::new(Family::Gemm, "split_sum", count_u32(blocks)?, 256, &sum);
-    let multiply = product.call(o.element(), o.choices)?;
-    // The same text, so that one module has both.
-    (add.family, add.given) = (multiply.family, multiply.given.clone());
-    Ok(vec![multiply, add])
+    (p.sum, p.rows) = (o.outputs[0].at, o.outputs[1].at);
+    (p.channels, p.group) = (channels, group(splits));
+    Ok(vec![product.call(o.element(), o.choices)?])
+}
+
+/// How many of `splits` parts are added before those of others are: few enough that the block which adds them is soon done.
+fn group(splits: u32) -> u32 {
+    const FEW: u32 = 8;
+    if splits <= FEW { splits.max(1) } else { (1..splits).find(|g| g * g >= splits).unwrap_or(splits) }
 }
 
 /// `dw = dy^T x` and the column sums of `dy`.

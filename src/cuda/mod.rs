@@ -63,7 +63,7 @@ pub use kernel::{Call, Family, Given, KernelParams, Layout};
 pub use nccl::{Communicator, Nccl, NcclChoice, Seat, UniqueId, nccl, pin_nccl};
 pub use nvrtc::CompiledKernel;
 pub use occupancy::{ARCHITECTURES, Architecture, architecture};
-pub use planning::{Collected, PlanningBackend};
+pub use planning::{Collected, PlanningBackend, planned_ops};
 pub use probe::{Gpu, Installed, cublaslt_version, installed};
 pub use product::{Finish, GemmParams, Product};
 pub use products::{PlannedProduct, products};

@@ -9,9 +9,9 @@ use std::sync::Arc;
 kernel_params! {
     pub const LAYOUTS;
     GemmParams {
-        y: u64, pre: u64, partial: u64, a: u64, b: u64, bias: u64, other: u64, m: u32, n: u32, k: u32, each: u32,
+        y: u64, pre: u64, partial: u64, a: u64, b: u64, bias: u64, other: u64, sum: u64, rows: u64, arrivals: u64, m: u32,
+        n: u32, k: u32, each: u32, channels: u32, group: u32,
     }
-    SplitSumParams { sum: u64, rows: u64, partial: u64, m: u32, n: u32, splits: u32, channels: u32 }
 }
 
 kernel_params! {
@@ -24,7 +24,7 @@ kernel_params! {
     pub const SM90_LAYOUTS;
     /// The maps are the driver's to make.
     GemmSm90Params {
-        a: [u64; 16], b: [u64; 16], y: [u64; 16], pre: [u64; 16], other: [u64; 16], gemm: GemmParams, splits: u32, unused: [u32; 13],
+        a: [u64; 16], b: [u64; 16], y: [u64; 16], pre: [u64; 16], other: [u64; 16], gemm: GemmParams, splits: u32, unused: [u32; 5],
     }
 }
 
@@ -85,9 +85,8 @@ pub struct Product {
 impl Product {
     /// `m` by `n` over `k`, both operands stored along `k`, nothing done to the sums.
     pub fn new(m: u32, n: u32, k: u32) -> Self {
-        let params = GemmParams { y: 0, pre: 0, partial: 0, a: 0, b: 0, bias: 0, other: 0, m, n, k, each: k };
         Product {
-            params,
+            params: GemmParams { m, n, k, each: k, channels: n, group: 1, ..bytemuck::Zeroable::zeroed() },
             a_trans: false,
             b_trans: false,
             finish: Finish::None,
