@@ -3,7 +3,7 @@
 
 // Values of EPILOGUE; 0 is none.
 constexpr u32 EPILOGUE_GELU = 1, EPILOGUE_RESIDUAL = 2, EPILOGUE_GELU_BACKWARD = 3,
-              EPILOGUE_PARTIAL = 4, EPILOGUE_WIDE = 5, EPILOGUE_ADD = 6;
+              EPILOGUE_PARTIAL = 4, EPILOGUE_WIDE = 5, EPILOGUE_ADD = 6, EPILOGUE_NORM = 7, EPILOGUE_NORM_BACKWARD = 8;
 // Elements of 16 bytes.
 constexpr u32 VEC = 16 / sizeof(T);
 
@@ -51,12 +51,12 @@ __device__ __forceinline__ void load(float (&v)[N], const E* from, u32 left) {
 // What becomes of a value, bias included, whose element of `other` is `other`.
 __device__ __forceinline__ float finished(float v, float other) {
     if (EPILOGUE == EPILOGUE_GELU) return gelu(v);
-    if (EPILOGUE == EPILOGUE_RESIDUAL) return v + other;
+    if (EPILOGUE == EPILOGUE_RESIDUAL || EPILOGUE == EPILOGUE_NORM) return v + other;
     if (EPILOGUE == EPILOGUE_GELU_BACKWARD) return v * gelu_slope(other);
     return v;
 }
 
-constexpr bool READS_OTHER = EPILOGUE == EPILOGUE_RESIDUAL || EPILOGUE == EPILOGUE_GELU_BACKWARD;
+constexpr bool READS_OTHER = EPILOGUE == EPILOGUE_RESIDUAL || EPILOGUE == EPILOGUE_GELU_BACKWARD || EPILOGUE >= EPILOGUE_NORM;
 
 // Stores N neighbouring sums of row `row` of a split to row `to`. ALIGNED: all or none of them are inside.
 template <int N>
@@ -91,20 +91,6 @@ __device__ __forceinline__ void finish(const GemmParams& p, u32 split, u32 row, 
 __device__ __forceinline__ void finish_row_sum(const GemmParams& p, u32 split, u32 row, float sum) {
     const u64 part = (u64)p.m * p.n + p.m;
     if (row < p.m) p.partial[split * part + (u64)p.m * p.n + row] = sum;
-}
-
-// Whether the caller's is the last of `count` arrivals, the others' stores before theirs being visible then; the count begins
-// anew. The threads that `sync` joins call it together, `first` being one of them; `ticket` is theirs in shared memory.
-template <class Sync>
-__device__ __forceinline__ bool arrives_last(u32* arrivals, u32 count, bool first, volatile u32* ticket, Sync sync) {
-    sync();
-    if (first) {
-        __threadfence();
-        *ticket = atomicInc(arrivals, count - 1);
-        __threadfence();
-    }
-    sync();
-    return *ticket == count - 1;
 }
 
 // A tile's part of a product, and which of the threads that add it up the caller is.

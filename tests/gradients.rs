@@ -45,7 +45,7 @@ fn differentiable(op: &Op, operands: usize) -> Vec<usize> {
         // Epilogues come from fusion, which follows differentiation.
         Op::Linear(ops::Linear { epilogue }) | Op::Conv2d(ops::Conv2d { epilogue, .. }) => match epilogue {
             Epilogue::None => (0..operands).collect(),
-            Epilogue::Gelu | Epilogue::Residual => vec![],
+            Epilogue::Gelu | Epilogue::Residual | Epilogue::Norm { .. } => vec![],
         },
         Op::ScaleSegments(_)
         | Op::GatherTokens(_)

@@ -80,6 +80,10 @@ impl Target for PlanningBackend {
     fn in_place(&self, op: &Op) -> &'static [usize] {
         op.facts().in_place
     }
+
+    fn finishes_rows(&self, columns: usize) -> bool {
+        self.choices.finishes_rows(columns, self.null.dtype())
+    }
 }
 
 impl Backend for PlanningBackend {
