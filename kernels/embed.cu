@@ -18,8 +18,13 @@ struct PatchParams {
     u32 unused;
 };
 
+struct JoinedPatches {
+    const PatchParams* all;  // one view for each y of the grid
+};
+
 // A thread moves VEC pixels of one patch row.
-extern "C" __global__ void patch_rows(const PatchParams p) {
+extern "C" __global__ void patch_rows(const JoinedPatches views) {
+    const PatchParams p = views.all[blockIdx.y];
     constexpr u32 PACKS = PATCH_VALUES / VEC;
     const u64 all = p.count * PACKS, step = (u64)gridDim.x * blockDim.x;
     const u32 across = p.width / PATCH;
@@ -67,8 +72,13 @@ struct EmbedParams {
     u32 width;             // D
 };
 
-// One view: per image the leading token, then its patch tokens.
-extern "C" __global__ void embed_tokens(const EmbedParams p) {
+struct JoinedViews {
+    const EmbedParams* all;  // one view for each y of the grid
+};
+
+// Of each view per image the leading token, then its patch tokens.
+extern "C" __global__ void embed_tokens(const JoinedViews views) {
+    const EmbedParams p = views.all[blockIdx.y];
     const u32 packs = p.width / VEC;
     const u64 all = p.images * (p.tokens + 1) * packs, step = (u64)gridDim.x * blockDim.x;
     for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < all; i += step) {

@@ -15,7 +15,7 @@
 //   bf16: WARPS_M, WARPS_N, STAGES  warps of a block along m and n, tiles in flight; dynamic shared memory
 //  float: TM, TN                    outputs of a thread, (BM / TM) (BN / TN) threads
 // Grid: tiles, those of a row one after the other; 1; splits of k. Deterministic: the order of a sum depends on the shape and the tile only; with
-// several splits each writes its own part, added up by `split_sum`.
+// several splits each writes its own part, which the last of them adds up in the order of the splits.
 // EPILOGUE_PARTIAL is for A_TRANS: the row sums of a come with it, which are a bias' gradient.
 
 struct Place {
@@ -163,6 +163,12 @@ __device__ __forceinline__ Pack<T, VEC> gather(const GemmParams& p, const Window
 // Whether the block whose tile begins at column `j0` also sums the rows of a.
 __device__ __forceinline__ bool sums_rows(u32 j0) { return EPILOGUE == EPILOGUE_PARTIAL && j0 == 0; }
 
+// Adds the parts of the block's tile up if it is the last to have stored one.
+__device__ __forceinline__ void add_blocks_parts(const GemmParams& p, u32 i0, u32 j0, u32 threads) {
+    __shared__ u32 ticket;
+    add_parts(p, gridDim.z, blockIdx.z, {i0, j0, threadIdx.x, threads}, &ticket, [] { __syncthreads(); });
+}
+
 template <bool OF_A>
 constexpr bool is_aligned() { return OF_A ? ALIGNED_A : ALIGNED_B; }
 
@@ -307,6 +313,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) gemm(const PARAMS params) 
             if (with_rows && lane % 4 == 0) finish_row_sum(p, blockIdx.z, row, sums.rows[i][half * 2]);
         }
     }
+    if (EPILOGUE == EPILOGUE_PARTIAL) add_blocks_parts(p, i0, j0, THREADS);
 }
 
 #else
@@ -390,6 +397,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) gemm(const PARAMS params) 
         }
         if (sums_rows(j0) && tj == 0) finish_row_sum(p, blockIdx.z, row, rows[i]);
     }
+    if (EPILOGUE == EPILOGUE_PARTIAL) add_blocks_parts(p, i0, j0, THREADS);
 }
 
 #endif

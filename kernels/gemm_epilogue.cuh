@@ -1,9 +1,9 @@
-// What the matrix products of all tiers share: their parameters, what follows a sum, and the sum over splits.
+// What the matrix products of all tiers share: their parameters, what follows a sum, and the sum over splits of k.
 // Given: A_TRANS, B_TRANS, EPILOGUE, ALIGNED as in gemm.cu.
 
 // Values of EPILOGUE; 0 is none.
 constexpr u32 EPILOGUE_GELU = 1, EPILOGUE_RESIDUAL = 2, EPILOGUE_GELU_BACKWARD = 3,
-              EPILOGUE_PARTIAL = 4, EPILOGUE_WIDE = 5, EPILOGUE_ADD = 6;
+              EPILOGUE_PARTIAL = 4, EPILOGUE_WIDE = 5, EPILOGUE_ADD = 6, EPILOGUE_NORM = 7, EPILOGUE_NORM_BACKWARD = 8;
 // Elements of 16 bytes.
 constexpr u32 VEC = 16 / sizeof(T);
 
@@ -16,8 +16,14 @@ struct GemmParams {
     const T* b;
     const float* bias;  // [n], or null
     const T* other;     // [m, n]: residual, or the value before GELU
+    // With EPILOGUE_PARTIAL what the parts add up to; with arrivals null they are left as they are.
+    float* sum;         // [m, n]; with taps as [m][channels][taps]
+    float* rows;        // [m], or null
+    u32* arrivals;      // [tiles][groups + 1], zero before and after
     u32 m, n, k;
     u32 each;           // k of a split, a multiple of BK
+    u32 channels;       // n / taps
+    u32 group;          // splits whose parts are added before those of others are
 };
 
 // `left` elements of the row remain; with ALIGNED they are all there.
@@ -45,12 +51,12 @@ __device__ __forceinline__ void load(float (&v)[N], const E* from, u32 left) {
 // What becomes of a value, bias included, whose element of `other` is `other`.
 __device__ __forceinline__ float finished(float v, float other) {
     if (EPILOGUE == EPILOGUE_GELU) return gelu(v);
-    if (EPILOGUE == EPILOGUE_RESIDUAL) return v + other;
+    if (EPILOGUE == EPILOGUE_RESIDUAL || EPILOGUE == EPILOGUE_NORM) return v + other;
     if (EPILOGUE == EPILOGUE_GELU_BACKWARD) return v * gelu_slope(other);
     return v;
 }
 
-constexpr bool READS_OTHER = EPILOGUE == EPILOGUE_RESIDUAL || EPILOGUE == EPILOGUE_GELU_BACKWARD;
+constexpr bool READS_OTHER = EPILOGUE == EPILOGUE_RESIDUAL || EPILOGUE == EPILOGUE_GELU_BACKWARD || EPILOGUE >= EPILOGUE_NORM;
 
 // Stores N neighbouring sums of row `row` of a split to row `to`. ALIGNED: all or none of them are inside.
 template <int N>
@@ -87,27 +93,68 @@ __device__ __forceinline__ void finish_row_sum(const GemmParams& p, u32 split, u
     if (row < p.m) p.partial[split * part + (u64)p.m * p.n + row] = sum;
 }
 
-struct SplitSumParams {
-    float* sum;            // [m * n]; with KERNEL taps as [m][channels][taps]
-    float* rows;           // [m], or null
-    const float* partial;  // [splits][m * n + m]: each [m][taps][channels]
-    u32 m, n, splits;
-    u32 channels;          // n / taps
+// A tile's part of a product, and which of the threads that add it up the caller is.
+struct Added {
+    u32 i0, j0, thread, threads;
 };
 
-// Adds the parts of a product with EPILOGUE_PARTIAL and A_TRANS up. One thread an element.
-extern "C" __global__ void split_sum(const SplitSumParams p) {
-    const u64 count = (u64)p.m * p.n, part = count + p.m;
-    const u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= part) return;
-    float total = 0.0f;
-    for (u32 s = 0; s < p.splits; ++s) total += p.partial[s * part + i];
-    if (i >= count) {
-        // A layer without bias has no use for them.
-        if (p.rows != nullptr) p.rows[i - count] = total;
-        return;
+// Four neighbouring sums of `count` parts, `stride` apart, in the order of the parts.
+__device__ __forceinline__ void sum_parts(float (&total)[4], const float* from, u64 stride, u32 count, u32 left) {
+#pragma unroll 4
+    for (u32 s = 0; s < count; ++s) {
+        float v[4];
+        load(v, from + s * stride, left);
+#pragma unroll
+        for (u32 e = 0; e < 4; ++e) total[e] += v[e];
     }
-    const u32 row = i / p.n, column = i % p.n;
-    const u32 tap = column / p.channels, channel = column % p.channels;
-    p.sum[(u64)row * p.n + channel * (p.n / p.channels) + tap] = total;
+}
+
+// Adds a tile of `count` parts, `stride` apart from `from` on: into the first of them, or with `last` into the sum.
+__device__ __forceinline__ void add_tile(const GemmParams& p, const Added& a, float* from, u64 stride, u32 count, bool last) {
+    constexpr u32 ACROSS = BN / 4;
+    // Parameters begin anywhere, and so do their gradients.
+    const bool whole = p.channels == p.n && reinterpret_cast<u64>(p.sum) % 16 == 0;
+    for (u32 c = a.thread; c < BM * ACROSS; c += a.threads) {
+        const u32 row = a.i0 + c / ACROSS, column = a.j0 + c % ACROSS * 4;
+        if (row >= p.m || column >= p.n) continue;
+        const u64 at = (u64)row * p.n + column;
+        const u32 left = p.n - column;
+        float total[4] = {};
+        sum_parts(total, from + at, stride, count, left);
+        if (!last) {
+            store(from + at, total, left);
+        } else if (whole) {
+            store(p.sum + at, total, left);
+        } else {
+#pragma unroll
+            for (u32 e = 0; e < 4; ++e) {
+                const u32 tap = (column + e) / p.channels, channel = (column + e) % p.channels;
+                if (e < left) p.sum[(u64)row * p.n + channel * (p.n / p.channels) + tap] = total[e];
+            }
+        }
+    }
+    // A layer without bias has no use for the row sums.
+    if (a.j0 != 0 || p.rows == nullptr) return;
+    for (u32 row = a.i0 + a.thread; row < min(a.i0 + BM, p.m); row += a.threads) {
+        float* sums = from + (u64)p.m * p.n + row;
+        float total = 0.0f;
+        for (u32 s = 0; s < count; ++s) total += sums[s * stride];
+        (last ? p.rows[row] : *sums) = total;
+    }
+}
+
+// After a tile's part of a split was stored: who is the last to come adds those of its group, and the last of these adds the
+// groups. Two stages, so that a few threads need not read all of many parts; the order of the sum is the splits'.
+template <class Sync>
+__device__ __forceinline__ void add_parts(const GemmParams& p, u32 splits, u32 split, const Added& a, volatile u32* ticket, Sync sync) {
+    if (p.arrivals == nullptr) return;
+    const u64 part = (u64)p.m * p.n + p.m;
+    const u32 groups = (splits + p.group - 1) / p.group, group = split / p.group;
+    const u32 tile = a.i0 / BM * ((p.n + BN - 1) / BN) + a.j0 / BN;
+    u32* arrivals = p.arrivals + tile * (groups + 1);
+    const u32 members = min(p.group, splits - group * p.group);
+    if (!arrives_last(arrivals + group, members, a.thread == 0, ticket, sync)) return;
+    add_tile(p, a, p.partial + group * p.group * part, part, members, groups == 1);
+    if (groups == 1 || !arrives_last(arrivals + groups, groups, a.thread == 0, ticket, sync)) return;
+    add_tile(p, a, p.partial, p.group * part, groups, true);
 }

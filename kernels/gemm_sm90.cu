@@ -13,16 +13,31 @@
 //                                windows are rows: tensor copies see them as windows. 1: a stage has channels of one tap, also
 //                                where CHANNELS is no multiple of BK. 2: CHANNELS is a multiple of 64
 // Grid: any number of blocks. Dynamic shared memory: STAGES * (BM + BN) * BK * 2 bytes, 2048 bytes a box, TAIL bytes more.
-// Deterministic: the order of a sum depends on the shape only.
+// Deterministic: the order of a sum depends on the shape only; what splits of k have is added up by the last of them.
+
+// For tiles of as many columns as the product has. With EPILOGUE_NORM y is a sum with a residual, and this is the layer
+// normalisation of y as it is stored. With EPILOGUE_NORM_BACKWARD sums are the gradient of a layer normalisation's output, y
+// that of its input `other`, plus a residual; gemm.sum and gemm.rows are dgamma and dbeta, gemm.partial [blocks, 2, n] and
+// gemm.arrivals those of ColumnSums: the order of their sums depends on the grid.
+struct NormParams {
+    T* y;                // [m, n]; backward the residual
+    const float* gamma;  // [n]
+    const float* beta;   // [n]; not backward
+    float* mean;         // [m]; backward read
+    float* rstd;         // [m]
+    float eps;           // not backward
+    u32 unused;
+};
 
 struct GemmSm90Params {
     TensorMap a;  // a as stored, in boxes of BM x BK, or of BK x 64 with A_TRANS; swizzled by 128 bytes
     TensorMap b;  // b in boxes of BN x BK, or of BK x 64 with B_TRANS
                   // what GATHER says: of windows by channels of a tap
-    TensorMap y, pre, other;  // in boxes of 16 x 64; those that EPILOGUE has
+    TensorMap y, pre, other, normal;  // in boxes of 16 x 64; those that EPILOGUE has
     GemmParams gemm;
+    NormParams norm;
     u32 splits;
-    u32 unused[13];
+    u32 unused[9];
 };
 
 constexpr u32 WARPGROUP = 4 * WARP;
@@ -39,7 +54,7 @@ constexpr u32 PANEL = BK * ROW;
 constexpr u32 PIECE = 8 * ROW;
 // Sixteen rows of what is stored.
 constexpr u32 BOX = 16 * ROW, WARPS = CONSUMERS * 4, ACROSS = BN / EACH, PANELS = PARTS * ACROSS;
-constexpr bool IN_BOXES = EPILOGUE < EPILOGUE_PARTIAL;
+constexpr bool IN_BOXES = EPILOGUE < EPILOGUE_PARTIAL || EPILOGUE >= EPILOGUE_NORM;
 // Behind the stages: boxes, a matrix of ones, then the barriers.
 constexpr u32 ONES_BYTES = 256, TAIL = ONES_BYTES + 2 * STAGES * 8 + WARPS * BOXES * 8 + CONSUMERS * 8;
 // Registers of a thread after they were handed from the copying warpgroup to the multiplying ones.
@@ -47,6 +62,7 @@ constexpr u32 FEW = BLOCKS == 1 ? 40 : 24, MANY = BLOCKS == 1 ? 232 : 104;
 
 static_assert(PARTS > 0 && BM == PARTS * SHARERS * 64 && BK == EACH && BN % 64 == 0, "a stage is made of swizzled rows");
 static_assert(PANELS % BOXES == 0, "a tile begins with the first box");
+static_assert(EPILOGUE < EPILOGUE_NORM || (PARTS == 1 && PANELS == BOXES), "a warp has 16 rows, a panel of them a box");
 
 #if GATHER
 // Stages of a tap's channels. The last may have fewer than BK: a is 0 there, whatever there is of the next tap in b.
@@ -233,6 +249,11 @@ __device__ __forceinline__ void store_sums(const GemmSm90Params& p, const Work& 
     }
 }
 
+// The threads that share a tile meet; each warpgroup is its own party where they take turns.
+__device__ __forceinline__ void meet(u32 party) {
+    asm volatile("bar.sync %0, %1;" ::"r"(1 + party), "n"(SHARERS * WARPGROUP) : "memory");
+}
+
 // The boxes of a warp, used in turn. Whatever its lanes store together, lane 0 starts the copies and waits for them.
 struct Boxes {
     u32 first, fetched;  // the boxes, and their barriers of fetches
@@ -250,10 +271,10 @@ struct Boxes {
         if (++next == BOXES) next = 0, parity ^= 1;
     }
 
-    // Fetches a box of `other`; by lane 0, after its box was stored.
-    __device__ __forceinline__ void fetch(const GemmSm90Params& p, u32 which, u32 column, u32 row) {
+    // Fetches a box of what is read; by lane 0, after its box was stored.
+    __device__ __forceinline__ void fetch(const TensorMap* map, u32 which, u32 column, u32 row) {
         barrier_expect(fetched + which * 8, BOX);
-        tensor_copy(first + which * BOX, &p.other, column, row, fetched + which * 8);
+        tensor_copy(first + which * BOX, map, column, row, fetched + which * 8);
     }
 
     // Waits until the next box may be written.
@@ -271,6 +292,15 @@ struct Boxes {
         u32 pair;
         asm volatile("ld.shared.b32 %0, [%1];" : "=r"(pair) : "r"(box() + place(half, j)) : "memory");
         return pair;
+    }
+
+    // Pairs of all rows and chunks of box `which`, as the lane's sums lie: of every chunk those of both rows.
+    __device__ __forceinline__ void read(u32 (&pairs)[16], u32 which) const {
+#pragma unroll
+        for (u32 i = 0; i < 16; ++i) {
+            const u32 from = first + which * BOX + place(i % 2, i / 2);
+            asm volatile("ld.shared.b32 %0, [%1];" : "=r"(pairs[i]) : "r"(from) : "memory");
+        }
     }
 
     // Stores the next box, which all lanes have written.
@@ -323,6 +353,11 @@ __device__ __forceinline__ void finish_panel(const GemmSm90Params& p, Boxes& box
         const float low = finished(sums[i * 2], __uint_as_float(other << 16));
         const float high = finished(sums[i * 2 + 1], __uint_as_float(other & 0xffff0000));
         pairs[i] = pack_bf16(low, high);
+        if (EPILOGUE == EPILOGUE_NORM) {
+            // What is normalised is what is stored.
+            sums[i * 2] = __uint_as_float(pairs[i] << 16);
+            sums[i * 2 + 1] = __uint_as_float(pairs[i] & 0xffff0000);
+        }
     }
     // What is read is overwritten in its place, by the lane that read it.
     if (!READS_OTHER) boxes.wait_free();
@@ -333,7 +368,7 @@ __device__ __forceinline__ void finish_panel(const GemmSm90Params& p, Boxes& box
 
 // Fetches what panel `i` of a warp reads, whose rows begin at `first`; by lane 0.
 __device__ __forceinline__ void fetch_panel(const GemmSm90Params& p, const Work& w, Boxes& boxes, u32 first, u32 i) {
-    boxes.fetch(p, i % BOXES, w.j0 + i % ACROSS * EACH, first + i / ACROSS * 64);
+    boxes.fetch(&p.other, i % BOXES, w.j0 + i % ACROSS * EACH, first + i / ACROSS * 64);
 }
 
 __device__ __forceinline__ void finish_tile(const GemmSm90Params& p, const Work& w, Boxes& boxes, u32 first, Sums& sums) {
@@ -349,6 +384,199 @@ __device__ __forceinline__ void finish_tile(const GemmSm90Params& p, const Work&
             __syncwarp();
         }
     }
+}
+
+// Sum over the four lanes that share a row.
+__device__ __forceinline__ float row_sum(float x) {
+    x += __shfl_xor_sync(ALL_LANES, x, 1);
+    return x + __shfl_xor_sync(ALL_LANES, x, 2);
+}
+
+// Normalises a warp's 16 rows from `row` on, which its registers hold whole.
+__device__ __forceinline__ void normalise(const GemmSm90Params& p, Boxes& boxes, u32 row, float (&x)[BN / 2]) {
+    const u32 lane = threadIdx.x % WARP;
+    float mean[2] = {}, rstd[2] = {};
+#pragma unroll
+    for (u32 i = 0; i < BN / 2; ++i) mean[i / 2 % 2] += x[i];
+#pragma unroll
+    for (u32 half = 0; half < 2; ++half) mean[half] = row_sum(mean[half]) * (1.0f / BN);
+#pragma unroll
+    for (u32 i = 0; i < BN / 2; ++i) {
+        x[i] -= mean[i / 2 % 2];
+        rstd[i / 2 % 2] += x[i] * x[i];
+    }
+#pragma unroll
+    for (u32 half = 0; half < 2; ++half) {
+        rstd[half] = inverse_root(row_sum(rstd[half]) * (1.0f / BN) + p.norm.eps);
+        const u32 own = row + half * 8 + lane / 4;
+        if (lane % 4 == 0 && own < p.gemm.m) {
+            p.norm.mean[own] = mean[half];
+            p.norm.rstd[own] = rstd[half];
+        }
+    }
+#pragma unroll
+    for (u32 c = 0; c < ACROSS; ++c) {
+        boxes.wait_free();
+#pragma unroll
+        for (u32 j = 0; j < 8; ++j) {
+            const u32 column = c * EACH + j * 8 + lane % 4 * 2;
+            float gamma[2], beta[2];
+            load_all(gamma, p.norm.gamma + column);
+            load_all(beta, p.norm.beta + column);
+#pragma unroll
+            for (u32 half = 0; half < 2; ++half) {
+                const u32 at = c * 32 + j * 4 + half * 2;
+                const float low = x[at] * rstd[half] * gamma[0] + beta[0];
+                boxes.put(half, j, pack_bf16(low, x[at + 1] * rstd[half] * gamma[1] + beta[1]));
+            }
+        }
+        boxes.store(&p.normal, c * EACH, row);
+    }
+}
+
+// To a lane's two of the 64 columns of a panel the sums over a warp's rows of what each lane has of 16 columns: those of eight
+// lanes are summed by exchanging halves. Value v of a lane is of column v / 2 * 8 + lane % 4 * 2 + v % 2.
+__device__ __forceinline__ void sum_rows(float (&to)[2], const float (&v)[16]) {
+    const u32 lane = threadIdx.x % WARP;
+    float a[8], b[4];
+#pragma unroll
+    for (u32 i = 0; i < 8; ++i) {
+        const bool high = lane & 4;
+        a[i] = (high ? v[i + 8] : v[i]) + __shfl_xor_sync(ALL_LANES, high ? v[i] : v[i + 8], 4);
+    }
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) {
+        const bool high = lane & 8;
+        b[i] = (high ? a[i + 4] : a[i]) + __shfl_xor_sync(ALL_LANES, high ? a[i] : a[i + 4], 8);
+    }
+#pragma unroll
+    for (u32 i = 0; i < 2; ++i) {
+        const bool high = lane & 16;
+        to[i] += (high ? b[i + 2] : b[i]) + __shfl_xor_sync(ALL_LANES, high ? b[i] : b[i + 2], 16);
+    }
+}
+
+// The first of the columns of a panel that sum_rows leaves to a lane.
+__device__ __forceinline__ u32 own_column() {
+    const u32 lane = threadIdx.x % WARP;
+    return (lane & 4 ? 32 : 0) + (lane & 8 ? 16 : 0) + (lane & 16 ? 8 : 0) + lane % 4 * 2;
+}
+
+// What a lane has of dgamma and dbeta.
+using Columns = float[2][ACROSS][2];
+
+// Volatile: else all of them would be loaded ahead of their use, and spill.
+__device__ __forceinline__ void load_gamma(float (&v)[2], const float* from) {
+    asm volatile("ld.global.nc.v2.f32 {%0, %1}, [%2];" : "=f"(v[0]), "=f"(v[1]) : "l"(from));
+}
+
+// The gradient of a layer normalisation by a warp's 16 rows from `row` on of that of its output; x was fetched.
+__device__ __forceinline__ void normalise_backward(const GemmSm90Params& p, Boxes& boxes, u32 row, float (&d)[BN / 2], Columns& columns) {
+    const u32 lane = threadIdx.x % WARP;
+    float mean[2], rstd[2], one[2] = {}, hat[2] = {};
+#pragma unroll
+    for (u32 half = 0; half < 2; ++half) {
+        const u32 own = row + half * 8 + lane / 4;
+        mean[half] = own < p.gemm.m ? p.norm.mean[own] : 0.0f;
+        rstd[half] = own < p.gemm.m ? p.norm.rstd[own] : 0.0f;
+    }
+    const auto normal = [&](u32 pair, u32 half, u32 e) {
+        return (__uint_as_float(e ? pair & 0xffff0000 : pair << 16) - mean[half]) * rstd[half];
+    };
+#pragma unroll
+    for (u32 c = 0; c < ACROSS; ++c) {
+        barrier_wait(boxes.fetched + c * 8, boxes.parity);
+        u32 x[16];
+        boxes.read(x, c);
+        {
+            float along[16];
+#pragma unroll
+            for (u32 i = 0; i < 16; ++i) {
+                const float* dy = d + c * 32 + i / 2 * 4 + i % 2;
+                along[i] = dy[0] * normal(x[i / 2 * 2], 0, i % 2) + dy[2] * normal(x[i / 2 * 2 + 1], 1, i % 2);
+            }
+            sum_rows(columns[0][c], along);
+#pragma unroll
+            for (u32 i = 0; i < 16; ++i) along[i] = d[c * 32 + i / 2 * 4 + i % 2] + d[c * 32 + i / 2 * 4 + i % 2 + 2];
+            sum_rows(columns[1][c], along);
+        }
+#pragma unroll
+        for (u32 j = 0; j < 8; ++j) {
+            float gamma[2];
+            load_gamma(gamma, p.norm.gamma + c * EACH + j * 8 + lane % 4 * 2);
+#pragma unroll
+            for (u32 i = 0; i < 4; ++i) {
+                float& dy = d[c * 32 + j * 4 + i];
+                dy *= gamma[i % 2];
+                one[i / 2] += dy;
+                hat[i / 2] += dy * normal(x[j * 2 + i / 2], i / 2, i % 2);
+            }
+        }
+    }
+#pragma unroll
+    for (u32 half = 0; half < 2; ++half) {
+        one[half] = row_sum(one[half]) * (1.0f / BN);
+        hat[half] = row_sum(hat[half]) * (1.0f / BN);
+    }
+    // Only now x has registers: the residual is fetched to where it was.
+    u32 x[ACROSS][16];
+#pragma unroll
+    for (u32 c = 0; c < ACROSS; ++c) boxes.read(x[c], c);
+    __syncwarp();
+    if (lane == 0) {
+#pragma unroll
+        for (u32 c = 0; c < ACROSS; ++c) boxes.fetch(&p.normal, c, c * EACH, row);
+    }
+    __syncwarp();
+    boxes.parity ^= 1;
+#pragma unroll
+    for (u32 c = 0; c < ACROSS; ++c) {
+        barrier_wait(boxes.fetched + boxes.next * 8, boxes.parity);
+#pragma unroll
+        for (u32 i = 0; i < 16; ++i) {
+            const u32 half = i % 2, j = i / 2, residual = boxes.get(half, j), at = c * 32 + j * 4 + half * 2;
+            float v[2];
+#pragma unroll
+            for (u32 e = 0; e < 2; ++e) {
+                const float other = __uint_as_float(e ? residual & 0xffff0000 : residual << 16);
+                v[e] = rstd[half] * (d[at + e] - one[half] - normal(x[c][i], half, e) * hat[half]) + other;
+            }
+            boxes.put(half, j, pack_bf16(v[0], v[1]));
+        }
+        boxes.store(&p.y, c * EACH, row);
+    }
+}
+
+// All threads that multiply meet.
+__device__ __forceinline__ void meet_all() { asm volatile("bar.sync 3, %0;" ::"n"(CONSUMERS * WARPGROUP) : "memory"); }
+
+// After the last tile: the block's part of dgamma and dbeta, and their sums where it comes last.
+__device__ __forceinline__ void finish_columns(const GemmSm90Params& p, u8* memory, const Places& at, const Columns& columns) {
+    const u32 lane = threadIdx.x % WARP, thread = threadIdx.x - WARPGROUP, warp = thread / WARP;
+    // Each warp's in its boxes, from which all was stored.
+    if (lane == 0) stores_read<0>();
+    __syncwarp();
+    constexpr u32 EVERY = BOXES * BOX / 4;
+    static_assert(EVERY >= 2 * BN, "the boxes of a warp hold its sums");
+    float* sums = reinterpret_cast<float*>(memory + (at.boxes - at.stages));
+#pragma unroll
+    for (u32 k = 0; k < 2; ++k) {
+#pragma unroll
+        for (u32 c = 0; c < ACROSS; ++c) store_all(sums + warp * EVERY + k * BN + c * EACH + own_column(), columns[k][c]);
+    }
+    // Every warp's sums are read below.
+    meet_all();
+    float* part = p.gemm.partial + (u64)blockIdx.x * 2 * BN;
+    for (u32 i = thread; i < 2 * BN; i += CONSUMERS * WARPGROUP) {
+        float total = 0.0f;
+#pragma unroll
+        for (u32 w = 0; w < WARPS; ++w) total += sums[w * EVERY + i];
+        part[i] = total;
+    }
+    // Ones are for another epilogue.
+    u32* ticket = reinterpret_cast<u32*>(memory + (at.ones - at.stages));
+    const ColumnSums to = {p.gemm.sum, p.gemm.rows, p.gemm.partial, p.gemm.arrivals, p.gemm.group};
+    add_columns<BN>(to, thread, CONSUMERS * WARPGROUP, ticket, [] { meet_all(); });
 }
 
 // Before the products: fetches what the first panels read.
@@ -384,6 +612,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) gemm_sm90(const __
     const u32 own = group - 1, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP - 4;
     Boxes boxes = {at.boxes + warp * BOXES * BOX, at.fetched + warp * BOXES * 8};
     bool others = TURNS && own > 0;
+    Columns columns = {};
     // The first tile waits for nobody, whose turn is as if it had been.
     u32 before = own ^ 1;
     for (u32 item = blockIdx.x; item < items; item += gridDim.x) {
@@ -402,9 +631,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) gemm_sm90(const __
         if (TURNS) barrier_wait(at.turns + own * 8, before), before ^= 1;
         if (EPILOGUE == EPILOGUE_PARTIAL && w.with_rows) multiply_tile<true>(sums, at, turn, w.steps, own);
         else multiply_tile<false>(sums, at, turn, w.steps, own);
-        if (IN_BOXES) finish_tile(p, w, boxes, first, sums);
+        if (EPILOGUE == EPILOGUE_NORM_BACKWARD) normalise_backward(p, boxes, first, sums.y[0], columns);
+        else if (IN_BOXES) finish_tile(p, w, boxes, first, sums);
         else store_sums(p, w, first, sums);
+        if (EPILOGUE == EPILOGUE_NORM) {
+            // The boxes go round once more, without fetches.
+            const u32 parity = boxes.parity;
+            normalise(p, boxes, first, sums.y[0]);
+            boxes.parity = parity;
+        }
+        if (EPILOGUE == EPILOGUE_PARTIAL) {
+            const u32 party = TURNS ? own : 0, thread = threadIdx.x % (SHARERS * WARPGROUP);
+            // Nothing of this product passes through boxes.
+            u32* ticket = reinterpret_cast<u32*>(memory + (at.boxes - at.stages)) + party;
+            add_parts(p.gemm, p.splits, w.split, {w.i0, w.j0, thread, SHARERS * WARPGROUP}, ticket, [=] { meet(party); });
+        }
     }
+    if (EPILOGUE == EPILOGUE_NORM_BACKWARD) finish_columns(p, memory, at, columns);
     // Shared memory is there until all of it was read.
     if (IN_BOXES && lane == 0) stores_read<0>();
 }

@@ -2,7 +2,7 @@
 //
 // Given: D, the width; VEC, elements that one instruction moves: 1, or as many as fill 16 bytes, when D is a multiple of
 //        VEC and all operands are aligned to 16 bytes; WARPS, warps of a block; FORWARD_BLOCKS and BACKWARD_BLOCKS, how
-//        many blocks a multiprocessor is to hold; SUM_WARPS, warps of a block that adds partial sums.
+//        many blocks a multiprocessor is to hold.
 // Any grid: warps take rows in turns, a warp a row; a lane holds VEC neighbours out of every WARP * VEC elements of it.
 // Statistics are float whatever T is. Outputs are overwritten. dx may be the residual's memory.
 // Deterministic: dgamma and dbeta are summed in two stages, each in a fixed order that M, D and the grid determine.
@@ -25,7 +25,10 @@ struct LayerNormParams {
 
 struct LayerNormBackwardParams {
     T* dx;               // [M, D]
+    float* dgamma;       // [D]
+    float* dbeta;        // [D]
     float* partial;      // [blocks, 2, D]: workspace, dgamma then dbeta
+    u32* arrivals;       // [groups + 1], zero before and after
     const T* dy;         // [M, D]
     const T* x;          // [M, D]
     const float* gamma;  // [D]
@@ -33,15 +36,7 @@ struct LayerNormBackwardParams {
     const float* rstd;   // [M]
     const T* residual;   // [M, D], added to dx; layer_norm_backward_residual alone reads it
     u32 rows;            // M
-    u32 unused;
-};
-
-struct ColumnSumParams {
-    float* dgamma;        // [D]
-    float* dbeta;         // [D]
-    const float* partial; // [parts, 2, D]
-    u32 parts;
-    u32 unused;
+    u32 group;           // blocks whose parts are added before those of others are
 };
 
 // The first element of pack i of a lane. Lanes beyond the row read its last pack again: the address is valid and in the
@@ -72,13 +67,6 @@ __device__ __forceinline__ void store_pack(T* to, const float (&v)[VEC]) {
     } else {
         store_all(to, v);
     }
-}
-
-// 1 / sqrt(x) to about the last bit: the instruction's 22 bits and a step of Newton's, without the branches for
-// subnormal numbers of a root and a quotient.
-__device__ __forceinline__ float inverse_root(float x) {
-    const float y = rsqrtf(x);
-    return y * (1.5f - 0.5f * x * y * y);
 }
 
 // Of a vector over the columns what a lane holds.
@@ -217,6 +205,8 @@ __device__ __forceinline__ void backward(const LayerNormBackwardParams& p) {
     float* partial = p.partial + (u64)blockIdx.x * 2 * D;
     add_warps(partial, dgamma);
     add_warps(partial + D, dbeta);
+    __shared__ u32 ticket;
+    add_columns<D>({p.dgamma, p.dbeta, p.partial, p.arrivals, p.group}, threadIdx.x, WARPS * WARP, &ticket, [] { __syncthreads(); });
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BACKWARD_BLOCKS)
@@ -224,22 +214,3 @@ layer_norm_backward(const LayerNormBackwardParams p) { backward<false>(p); }
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BACKWARD_BLOCKS)
 layer_norm_backward_residual(const LayerNormBackwardParams p) { backward<true>(p); }
-
-// A block WARP columns; each of its warps every SUM_WARPS-th part.
-extern "C" __global__ void __launch_bounds__(SUM_WARPS * 32) layer_norm_backward_sum(const ColumnSumParams p) {
-    __shared__ float sums[SUM_WARPS][WARP];
-    const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, i = blockIdx.x * WARP + lane;
-    float sum = 0.0f;
-    if (i < 2 * D) {
-#pragma unroll 4
-        for (u32 c = warp; c < p.parts; c += SUM_WARPS) sum += p.partial[(u64)c * 2 * D + i];
-    }
-    sums[warp][lane] = sum;
-    // The first warp reads them all.
-    __syncthreads();
-    if (warp != 0 || i >= 2 * D) return;
-    float total = 0.0f;
-#pragma unroll
-    for (u32 w = 0; w < SUM_WARPS; ++w) total += sums[w][lane];
-    (i < D ? p.dgamma[i] : p.dbeta[i - D]) = total;
-}

@@ -2,7 +2,7 @@
 //
 // Given: VEC, elements moved at once; 1, or as many as fill 16 bytes, when D is a multiple of VEC and all operands are
 //        aligned to VEC elements.
-// A thread moves VEC elements of one row; blocks of THREADS threads, any grid. Every element of y that a kernel names is
+// A thread moves VEC elements of one row; blocks of THREADS threads, any grid along x. Every element of y that a kernel names is
 // overwritten (or added to by the kernel whose name says so), no other is touched. Deterministic.
 
 using Elements = Pack<T, VEC>;
@@ -19,6 +19,10 @@ struct RunParams {
     u32 unused;
 };
 
+struct JoinedRuns {
+    const RunParams* all;  // one for each y of the grid
+};
+
 // f(packed offset, other offset) for every pack of elements of the run, offsets in packs.
 template <class F>
 __device__ __forceinline__ void for_run(const RunParams& p, F f) {
@@ -32,21 +36,24 @@ __device__ __forceinline__ void for_run(const RunParams& p, F f) {
 }
 
 // y packed, x in ranges.
-extern "C" __global__ void select_rows(const RunParams p) {
+extern "C" __global__ void select_rows(const JoinedRuns runs) {
+    const RunParams p = runs.all[blockIdx.y];
     for_run(p, [&](u64 packed, u64 other) {
         reinterpret_cast<Elements*>(p.y)[packed] = reinterpret_cast<const Elements*>(p.x)[other];
     });
 }
 
 // x packed, y in ranges.
-extern "C" __global__ void scatter_rows(const RunParams p) {
+extern "C" __global__ void scatter_rows(const JoinedRuns runs) {
+    const RunParams p = runs.all[blockIdx.y];
     for_run(p, [&](u64 packed, u64 other) {
         reinterpret_cast<Elements*>(p.y)[other] = reinterpret_cast<const Elements*>(p.x)[packed];
     });
 }
 
 // x packed, y in ranges, added to.
-extern "C" __global__ void scatter_rows_accumulate(const RunParams p) {
+extern "C" __global__ void scatter_rows_accumulate(const JoinedRuns runs) {
+    const RunParams p = runs.all[blockIdx.y];
     for_run(p, [&](u64 packed, u64 other) {
         Elements sum = reinterpret_cast<Elements*>(p.y)[other];
         const Elements x = reinterpret_cast<const Elements*>(p.x)[packed];

@@ -94,6 +94,59 @@ __device__ __forceinline__ F block_sum(F x) {
     return total;
 }
 
+// Whether the caller's is the last of `count` arrivals, the others' stores before theirs being visible then; the count begins
+// anew. The threads that `sync` joins call it together, `first` being one of them; `ticket` is theirs in shared memory.
+template <class Sync>
+__device__ __forceinline__ bool arrives_last(u32* arrivals, u32 count, bool first, volatile u32* ticket, Sync sync) {
+    sync();
+    if (first) {
+        __threadfence();
+        *ticket = atomicInc(arrivals, count - 1);
+        __threadfence();
+    }
+    sync();
+    return *ticket == count - 1;
+}
+
+// The gradients of a layer normalisation's parameters, as sums over rows: what the blocks of a launch have of them.
+struct ColumnSums {
+    float* dgamma;   // [WIDE]
+    float* dbeta;    // [WIDE]
+    float* partial;  // [blocks, 2, WIDE]
+    u32* arrivals;   // [groups + 1], zero before and after
+    u32 group;       // blocks whose parts are added before those of others are
+};
+
+// Adds `count` parts, `stride` apart from `from` on: into the first of them, or with `last` into the gradients.
+template <u32 WIDE>
+__device__ __forceinline__ void add_column_parts(const ColumnSums& to, u32 thread, u32 threads, float* from, u64 stride, u32 count, bool last) {
+    for (u32 i = thread; i < 2 * WIDE; i += threads) {
+        float total = 0.0f;
+#pragma unroll 4
+        for (u32 c = 0; c < count; ++c) total += from[c * stride + i];
+        (!last ? from[i] : i < WIDE ? to.dgamma[i] : to.dbeta[i - WIDE]) = total;
+    }
+}
+
+// After the block's part was stored: the last block of a group to come adds the group's, the last of these the groups'. The
+// threads that `sync` joins call it together.
+template <u32 WIDE, class Sync>
+__device__ __forceinline__ void add_columns(const ColumnSums& to, u32 thread, u32 threads, volatile u32* ticket, Sync sync) {
+    const u32 groups = (gridDim.x + to.group - 1) / to.group, group = blockIdx.x / to.group, first = group * to.group;
+    const u32 members = min(to.group, gridDim.x - first);
+    if (!arrives_last(to.arrivals + group, members, thread == 0, ticket, sync)) return;
+    add_column_parts<WIDE>(to, thread, threads, to.partial + (u64)first * 2 * WIDE, 2 * WIDE, members, groups == 1);
+    if (groups == 1 || !arrives_last(to.arrivals + groups, groups, thread == 0, ticket, sync)) return;
+    add_column_parts<WIDE>(to, thread, threads, to.partial, (u64)to.group * 2 * WIDE, groups, true);
+}
+
+// 1 / sqrt(x) to about the last bit: the instruction's 22 bits and a step of Newton's, without the branches for
+// subnormal numbers of a root and a quotient.
+__device__ __forceinline__ float inverse_root(float x) {
+    const float y = rsqrtf(x);
+    return y * (1.5f - 0.5f * x * y * y);
+}
+
 #ifdef ELEMENT_BF16
 
 constexpr float LOG2_E = 1.4426950408889634f;

@@ -55,7 +55,7 @@ fn differentiable(op: &Op, operands: usize) -> Vec<usize> {
         },
         Op::Linear(ops::Linear { epilogue }) | Op::Conv2d(ops::Conv2d { epilogue, .. }) => match epilogue {
             Epilogue::None => (0..operands).collect(),
-            Epilogue::Gelu | Epilogue::Residual => vec![],
+            Epilogue::Gelu | Epilogue::Residual | Epilogue::Norm { .. } => vec![],
         },
         Op::ScaleSegments(_)
         | Op::GatherTokens(_)
@@ -329,7 +329,7 @@ fn normalised(activation: &Op, other: Other, fused: bool) -> (Vec<&'static str>,
     let results: Vec<ValueId> = grads.into_iter().flatten().chain([loss]).collect();
     results.iter().for_each(|&v| bench.result(v));
     if fused {
-        fuse(&mut bench.graph);
+        fuse(&mut bench.graph, &backend);
     }
     let ops = bench.graph.nodes.iter().map(|n| n.op.name()).collect();
     let mut runner = bench.compile(backend, CpuBackend::poison_arena).expect("compiles");
@@ -371,7 +371,7 @@ fn residual(stride: usize, fused: bool) -> (Vec<&'static str>, Vec<Vec<f64>>) {
     let results: Vec<ValueId> = grads.into_iter().flatten().chain([loss]).collect();
     results.iter().for_each(|&v| bench.result(v));
     if fused {
-        fuse(&mut bench.graph);
+        fuse(&mut bench.graph, &backend);
     }
     let ops = bench.graph.nodes.iter().map(|n| n.op.name()).collect();
     let mut runner = bench.compile(backend, CpuBackend::poison_arena).expect("compiles");

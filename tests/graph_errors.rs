@@ -3,14 +3,15 @@
 
 use saip_engine::Error;
 use saip_engine::ir::{
-    AttentionLayout, Binding, ConvGeometry, Epilogue, FeatureMap, Graph, Op, ParamSegment, Region, RowRun,
-    Scalar, SegmentRun, Segments, TokenLayout, TokenView, ValueId, ops,
+    AttentionLayout, Binding, ConvGeometry, Epilogue, FeatureMap, Graph, InputEpilogue, Op, ParamSegment,
+    Region, RowRun, Scalar, SegmentRun, Segments, TokenLayout, TokenView, ValueId, ops,
 };
 use saip_engine::tensor::DType;
 
 const PATH: &str = "encoder.blocks.3.attn.qkv";
 
 /// An operand: floats of a shape, or an index.
+#[derive(Clone)]
 enum Of<'a> {
     F(&'a [usize]),
     I(&'a [usize]),
@@ -88,9 +89,22 @@ fn linear() {
         &[F(&[4, 3]), F(&[5, 3]), F(&[5]), F(&[4, 3])],
         &["residual", "[4, 5]", "[4, 3]"],
     );
-    let input = |gelu| Op::LinearBackwardInput(ops::LinearBackwardInput { gelu });
-    refused(input(false), &[F(&[4, 5]), F(&[6, 3])], &["[4, 5]", "[6, 3]"]);
-    refused(input(true), &[F(&[4, 5]), F(&[5, 3]), F(&[4, 2])], &["GELU", "[4, 3]", "[4, 2]"]);
+    let input = |epilogue| Op::LinearBackwardInput(ops::LinearBackwardInput { epilogue });
+    refused(input(InputEpilogue::None), &[F(&[4, 5]), F(&[6, 3])], &["[4, 5]", "[6, 3]"]);
+    let wrong = [F(&[4, 5]), F(&[5, 3]), F(&[4, 2])];
+    refused(input(InputEpilogue::Gelu), &wrong, &["GELU", "[4, 3]", "[4, 2]"]);
+    refused(input(InputEpilogue::Add), &wrong, &["other gradient", "[4, 3]", "[4, 2]"]);
+    let norm = |rest: &[Of<'static>]| {
+        let operands = [F(&[4, 5]), F(&[5, 3]), F(&[4, 3]), F(&[3]), F(&[4])];
+        [&operands[..], rest].concat()
+    };
+    accepted(input(InputEpilogue::Norm { residual: true }), &norm(&[F(&[4]), F(&[4, 3])]));
+    refused(input(InputEpilogue::Norm { residual: false }), &norm(&[F(&[3])]), &["rstd", "4", "[3]"]);
+    refused(input(InputEpilogue::Norm { residual: true }), &norm(&[F(&[4])]), &["7 operands", "got 6"]);
+    let norm = |rest: &[Of<'static>]| [&[F(&[4, 3]), F(&[5, 3]), F(&[5]), F(&[4, 5])], rest].concat();
+    accepted(op(Epilogue::Norm { eps: 1e-6 }), &norm(&[F(&[5]), F(&[5])]));
+    refused(op(Epilogue::Norm { eps: 1e-6 }), &norm(&[F(&[4]), F(&[5])]), &["gamma", "5", "[4]"]);
+    refused(op(Epilogue::Norm { eps: 1e-6 }), &norm(&[F(&[5])]), &["6 operands", "got 5"]);
     let weight = |w: &[usize]| Op::LinearBackwardWeight(ops::LinearBackwardWeight { weight: w.to_vec() });
     refused(weight(&[5, 3]), &[F(&[4, 5]), F(&[3, 3])], &["[4, 5]", "[3, 3]", "[5, 3]"]);
     refused(weight(&[5, 2]), &[F(&[4, 5]), F(&[4, 3])], &["[5, 2]"]);

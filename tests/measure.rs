@@ -12,7 +12,7 @@ use saip_engine::cuda::{
     Measured, ProductId, Sources, TensorMap, Tuner, VmDriver, Work,
 };
 use saip_engine::error::{Error, Result};
-use saip_engine::ir::{Epilogue, Op, Region, Role, ops};
+use saip_engine::ir::{Epilogue, InputEpilogue, Op, Region, Role, ops};
 use saip_engine::tensor::DType;
 use std::sync::{Arc, Mutex};
 
@@ -210,7 +210,11 @@ fn the_library_is_asked_for_the_product_that_the_op_is() {
     let forward = Op::from(ops::Linear { epilogue: Epilogue::None });
     let cases = [
         (forward, vec![x.clone(), w.clone(), zero], [rows, narrow, wide]),
-        (ops::LinearBackwardInput { gelu: false }.into(), vec![dy.clone(), w], [rows, wide, narrow]),
+        (
+            ops::LinearBackwardInput { epilogue: InputEpilogue::None }.into(),
+            vec![dy.clone(), w],
+            [rows, wide, narrow],
+        ),
         (ops::LinearBackwardWeight { weight: vec![narrow, wide] }.into(), vec![dy, x], [narrow, wide, rows]),
     ];
     for dtype in [DType::F32, DType::Bf16] {
@@ -226,7 +230,7 @@ fn the_library_is_asked_for_the_product_that_the_op_is() {
 #[test]
 fn a_product_that_the_library_does_faster_is_the_librarys() {
     let inputs = [integers(19, 6, 2), integers(6, 13, 3)];
-    let op = Op::from(ops::LinearBackwardInput { gelu: false });
+    let op = Op::from(ops::LinearBackwardInput { epilogue: InputEpilogue::None });
     let run = |library: bool| {
         let (backend, seen) = backend(DType::F32, false, usize::MAX);
         let tuner = Tuner::new(

@@ -3,8 +3,8 @@
 use super::device::{Device, DeviceOptions, parse_dtype};
 use super::plan_ranks::{self, Asked, PlanRanksArgs};
 use super::step::StepArgs;
-use crate::backend::Backend;
-use crate::cuda::PlanningBackend;
+use crate::backend::{Backend, OpMeasure};
+use crate::cuda::{PlanningBackend, planned_ops};
 use crate::error::{Error, Result};
 use crate::files::atomic;
 use crate::ir::dump;
@@ -79,13 +79,27 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         // Whether there are kernels for all of it.
         backend.compile(plan.clone())?;
     }
+    let work = if args.device == "cuda" { Some(work(&planned_ops(&plan)?)) } else { None };
     println!("{} at batch {}, scale {scale}, on {}", args.step.preset, objective.batch(), backend.name());
     print(&plan);
+    work.iter().for_each(|work| println!("{work}"));
     if let Some(path) = &args.svg {
         atomic::write(path, memory_svg(&memory_picture(&plan)).as_bytes())?;
         println!("picture: {}", path.display());
     }
     Ok(())
+}
+
+/// How much of everything a step is.
+fn work(ops: &[OpMeasure]) -> String {
+    let launches: usize = ops.iter().map(|o| o.launches).sum();
+    let bytes: u64 = ops.iter().map(|o| o.least_bytes).sum();
+    let flops: u64 = ops.iter().map(|o| o.flops).sum();
+    format!(
+        "{launches} kernel launches of a recent GPU, {} read and written at least, {:.2} TFLOP of matrix products",
+        human_bytes(bytes),
+        flops as f64 / 1e12
+    )
 }
 
 /// What the plan is made for; a CUDA device need not be there.

@@ -11,8 +11,9 @@ use crate::ir::{ConvGeometry, FeatureMap, ops};
 use crate::tensor::Shape;
 
 use super::buffers::{Io, Operand};
+use super::column_sums::column_sums;
 use super::gemm::{self, Mat, Start};
-use super::linear::{Finish, column_sums, product, product_gelu_grad};
+use super::linear::{Finish, product, product_gelu_grad};
 use super::par::{Tile, for_rows};
 use super::real::Real;
 use super::simd::{axpy, vectorize};

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use crate::ir::{ConvGeometry, FeatureMap, ops};
 
-use super::linear::column_sums;
+use super::column_sums::column_sums;
 use super::par::for_rows;
 use super::pointwise::add;
 use super::real::Real;

@@ -9,7 +9,7 @@ use crate::tensor::Shape;
 use rayon::prelude::*;
 
 use super::buffers::{Io, Operand};
-use super::linear::column_sums;
+use super::column_sums::column_sums;
 use super::par::{row_tasks, rows_per_task};
 use super::real::Real;
 use super::simd::{sum_by, sum_pairs, vectorize};

@@ -4,12 +4,13 @@
 //! with the residual.
 
 use super::kernel::{Kernel, cols, rows};
-use crate::ir::{Epilogue, ops};
+use crate::ir::{Epilogue, InputEpilogue, ops};
 use crate::tensor::Shape;
-use rayon::prelude::*;
 
 use super::buffers::{Io, Operand};
+use super::column_sums::column_sums;
 use super::gemm::{self, Mat, Start};
+use super::layer_norm::{Backward, backward_workspace, layer_norm, layer_norm_backward};
 use super::par::Tile;
 use super::real::Real;
 use super::simd::vectorize;
@@ -119,15 +120,40 @@ fn each_row<T: Real>(mut piece: Tile<'_, T>, mut f: impl FnMut(usize, &mut [T]))
     );
 }
 
-/// `dx: [M, K] = dy w`, `dy: [M, N]`, `w: [N, K]`; with `pre: [M, K]` times `gelu'(pre)`.
+/// What is done to the gradient of an input; both are like it.
+pub enum FinishInput<'a, T> {
+    None,
+    /// Times GELU's slope at what is given.
+    Gelu(&'a [T]),
+    /// Plus what is given.
+    Add(&'a [T]),
+}
+
+/// `dx: [M, K] = dy w` and what follows it, `dy: [M, N]`, `w: [N, K]`.
 pub fn linear_backward_input<T: Real>(
     dx: &mut [T],
     dy: &[T],
     w: &[T],
-    pre: Option<&[T]>,
+    finish: FinishInput<'_, T>,
     [m, n, k]: [usize; 3],
 ) {
-    product_gelu_grad(Tile::new(dx, m, k), Mat::rows(dy, n), Mat::rows(w, k), pre, n);
+    let (dx, dy, w) = (Tile::new(dx, m, k), Mat::rows(dy, n), Mat::rows(w, k));
+    let other = match finish {
+        FinishInput::None => return product_gelu_grad(dx, dy, w, None, n),
+        FinishInput::Gelu(pre) => return product_gelu_grad(dx, dy, w, Some(pre), n),
+        FinishInput::Add(other) => other,
+    };
+    gemm::gemm_then(dx, None, dy, w, n, Start::Zero, &|i, j, dx, _| {
+        each_row(
+            dx,
+            #[inline(always)]
+            |r, dx| {
+                for (d, &o) in dx.iter_mut().zip(&other[(i + r) * k + j..]) {
+                    *d += o;
+                }
+            },
+        );
+    });
 }
 
 /// `dx = dy w`, times `gelu'(pre)` where given; `w: [depth, ..]`.
@@ -160,36 +186,6 @@ pub fn linear_backward_weight<T: Real>(dw: &mut [T], db: &mut [T], dy: &[T], x: 
     column_sums(db, dy, m);
 }
 
-/// Columns that one task sums: whole cache lines.
-const COLUMNS: usize = 32;
-/// Rows summed before their sum is added to the total, so that rounding grows with the square root of a small number.
-const ROWS: usize = 128;
-
-/// `sums: [N]` of `x: [rows, N]`.
-pub fn column_sums<T: Real>(sums: &mut [T], x: &[T], rows: usize) {
-    let n = sums.len();
-    sums.par_chunks_mut(COLUMNS).enumerate().for_each(|(t, sums)| {
-        vectorize(
-            #[inline(always)]
-            || {
-                let first = t * COLUMNS;
-                sums.fill(T::ZERO);
-                for block in x[..rows * n].chunks(ROWS * n) {
-                    let mut partial = [T::ZERO; COLUMNS];
-                    for row in block.chunks_exact(n) {
-                        for (p, &x) in partial.iter_mut().zip(&row[first..first + sums.len()]) {
-                            *p += x;
-                        }
-                    }
-                    for (s, p) in sums.iter_mut().zip(partial) {
-                        *s += p;
-                    }
-                }
-            },
-        );
-    });
-}
-
 pub(super) fn finish<'a, T: Real>(io: &mut Io<'a, T>, epilogue: Epilogue) -> Finish<'a, T> {
     match epilogue {
         Epilogue::None => Finish::None,
@@ -198,7 +194,8 @@ pub(super) fn finish<'a, T: Real>(io: &mut Io<'a, T>, epilogue: Epilogue) -> Fin
             [] => Finish::GeluOnly,
             pre => Finish::Gelu(pre),
         },
-        Epilogue::Residual => Finish::Residual(io.operand(3)),
+        // What is behind the sum is done to all of it.
+        Epilogue::Residual | Epilogue::Norm { .. } => Finish::Residual(io.operand(3)),
     }
 }
 
@@ -213,20 +210,47 @@ impl<T: Real> Kernel<T> for ops::Linear {
         let (y, finish) = (io.output(0), finish(io, *epilogue));
         let size = [rows(io.input_shape(0)), n, k];
         linear(y, finish, io.input(0), io.input(1), io.input(2), size);
+        if let Epilogue::Norm { eps } = *epilogue {
+            let (n, mean, rstd) = (io.output(1), io.output(2), io.output(3));
+            layer_norm(n, mean, rstd, y, io.input(4), io.input(5), eps);
+        }
     }
 }
 
 impl<T: Real> Kernel<T> for ops::LinearBackwardInput {
-    fn workspace(&self, _: &[&Shape], _: &[&Shape], _: usize) -> usize {
-        0
+    fn workspace(&self, inputs: &[&Shape], _: &[&Shape], _: usize) -> usize {
+        match self.epilogue {
+            InputEpilogue::Norm { .. } => {
+                let (m, k) = inputs[2].as_matrix();
+                m * k + backward_workspace(m, k)
+            }
+            _ => 0,
+        }
     }
 
     fn execute(&self, io: &mut Io<'_, T>) {
-        let ops::LinearBackwardInput { gelu } = self;
         let (n, k) = io.input_shape(1).as_weight();
-        let (dx, pre) = (io.output(0), gelu.then(|| io.input(2)));
-        let size = [rows(io.input_shape(0)), n, k];
-        linear_backward_input(dx, io.input(0), io.input(1), pre, size);
+        let (dx, size) = (io.output(0), [rows(io.input_shape(0)), n, k]);
+        let (dy, w) = (io.input(0), io.input(1));
+        match self.epilogue {
+            InputEpilogue::None => linear_backward_input(dx, dy, w, FinishInput::None, size),
+            InputEpilogue::Gelu => linear_backward_input(dx, dy, w, FinishInput::Gelu(io.input(2)), size),
+            InputEpilogue::Add => linear_backward_input(dx, dy, w, FinishInput::Add(io.input(2)), size),
+            InputEpilogue::Norm { residual } => {
+                let (dgamma, dbeta) = (io.output(1), io.output(2));
+                let (normal, workspace) = io.workspace().split_at_mut(size[0] * k);
+                linear_backward_input(normal, dy, w, FinishInput::None, size);
+                let op = Backward {
+                    dy: normal,
+                    x: io.input(2),
+                    gamma: io.input(3),
+                    mean: io.input(4),
+                    rstd: io.input(5),
+                    residual: residual.then(|| io.operand(6)),
+                };
+                layer_norm_backward(dx, dgamma, dbeta, &op, workspace);
+            }
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 mod attention;
 mod batch_norm;
 mod buffers;
+mod column_sums;
 mod conv;
 mod dense_loss;
 mod depthwise_conv;

@@ -11,8 +11,8 @@ use rayon::prelude::*;
 
 use crate::ir::ops::{self, Temperature};
 
+use super::column_sums::column_sums;
 use super::gemm::{Mat, Start, gemm_serial};
-use super::linear::column_sums;
 use super::par::{Slots, Tile, for_rows};
 use super::real::Real;
 use super::simd::{axpy, dot, max, sum_by, vectorize};

@@ -2,8 +2,8 @@
 
 use super::testing::{HostTensor, check_gradient, check_op, random, run_op};
 use crate::ir::{
-    AttentionLayout, ConvGeometry, Epilogue, Op, ParamSegment, RowRun, Scalar, SegmentRun, Segments,
-    TokenLayout, TokenView, ops,
+    AttentionLayout, ConvGeometry, Epilogue, InputEpilogue, Op, ParamSegment, RowRun, Scalar, SegmentRun,
+    Segments, TokenLayout, TokenView, ops,
 };
 use crate::tensor::DType;
 
@@ -59,12 +59,14 @@ fn linear() {
         check_op(&ops::Linear { epilogue: Epilogue::Residual }.into(), &[x.clone(), w.clone(), b, r.clone()]);
     assert_close(&out[0], &naive.iter().zip(float(&r)).map(|(y, r)| y + r).collect::<Vec<_>>());
 
-    let dx = check_op(&ops::LinearBackwardInput { gelu: false }.into(), &[r.clone(), w.clone()]);
+    let dx =
+        check_op(&ops::LinearBackwardInput { epilogue: InputEpilogue::None }.into(), &[r.clone(), w.clone()]);
     check_gradient(&plain, &inputs, float(&r), 0, &dx[0]);
     let dw = check_op(&ops::LinearBackwardWeight { weight: vec![n, k] }.into(), &[r.clone(), x.clone()]);
     check_gradient(&plain, &inputs, float(&r), 1, &dw[0]);
     check_gradient(&plain, &inputs, float(&r), 2, &dw[1]);
-    let fused = check_op(&ops::LinearBackwardInput { gelu: true }.into(), &[r, w, x.clone()]);
+    let fused =
+        check_op(&ops::LinearBackwardInput { epilogue: InputEpilogue::Gelu }.into(), &[r, w, x.clone()]);
     assert_close(&fused[0], &run_op::<f64>(&ops::GeluBackward.into(), &[tensor(&[m, k], &dx[0]), x])[0]);
 }
 

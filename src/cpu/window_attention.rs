@@ -13,8 +13,8 @@ use rayon::prelude::*;
 use crate::ir::{FeatureMap, ops};
 
 use super::attention::softmax;
+use super::column_sums::column_sums;
 use super::gemm::{Mat, Start, gemm_serial};
-use super::linear::column_sums;
 use super::par::{Slots, Tile};
 use super::real::Real;
 use super::simd::{dot, max, vectorize};

@@ -119,6 +119,24 @@ impl Choices {
         self.measured.insert(key, choice);
     }
 
+    /// The tile that holds whole rows of `product`, for what follows a row; None where there is none. Where little is multiplied
+    /// one that stores beside it.
+    pub fn rows_tile(&self, product: &Product, element: DType) -> Option<Tile> {
+        const DEEP: u32 = 384;
+        let p = &product.params;
+        let mut tiles = HOPPER_TILES.iter().filter(|t| t.holds_rows() && t.n == p.n);
+        let by_turns = |t: &&Tile| matches!(t.tier, Tier::Wgmma { turns, .. } if turns == (p.k <= DEEP));
+        let first = tiles.clone().next();
+        let tile = tiles.find(by_turns).or(first)?;
+        self.takes_hopper(product, element).then_some(*tile)
+    }
+
+    /// Whether there is such a tile for products of `columns` columns.
+    pub fn finishes_rows(&self, columns: usize, element: DType) -> bool {
+        let fits = |t: &Tile| t.holds_rows() && t.n as usize == columns;
+        self.hopper && element == DType::Bf16 && HOPPER_TILES.iter().any(fits)
+    }
+
     fn takes_hopper(&self, product: &Product, element: DType) -> bool {
         self.hopper && element == DType::Bf16 && product.is_copied(element)
     }

@@ -6,7 +6,7 @@ use super::kernel::{Call, Family, Given, kernel_params};
 use super::lower::{Lower, Lowered, Operands};
 use super::pixels::{Pixels, Reach};
 use super::product::{Finish, Gather, Product};
-use crate::ir::{ConvGeometry, FeatureMap, ops};
+use crate::ir::{ConvGeometry, FeatureMap, InputEpilogue, ops};
 use crate::plan::OperandType;
 use std::sync::Arc;
 
@@ -100,7 +100,8 @@ impl Lower for ops::Conv2dBackwardInput {
     fn lower(&self, o: &Operands<'_>) -> Lowered {
         let &ops::Conv2dBackwardInput { ref geometry, gelu } = self;
         if is_linear(geometry) {
-            return gemm::backward_input(o, gelu);
+            let epilogue = if gelu { InputEpilogue::Gelu } else { InputEpilogue::None };
+            return gemm::backward_input(o, epilogue);
         }
         let (_, outputs) = o.inputs[0].rows_width()?;
         let (_, channels) = o.outputs[0].rows_width()?;

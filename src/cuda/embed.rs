@@ -13,6 +13,8 @@ use std::mem::offset_of;
 kernel_params! {
     pub const LAYOUTS;
     PatchParams { rows: u64, image: u64, keep: u64, count: u64, kept: u32, height: u32, width: u32, unused: u32 }
+    JoinedPatches { all: u64 }
+    JoinedViews { all: u64 }
     PixelParams { rows: u64, image: u64, inverse: u64, count: u64, height: u32, width: u32 }
     EmbedParams {
         stream: u64, rows: u64, token: u64, token_position: u64, positions: u64, keep: u64, images: u64, tokens: u32,
@@ -170,7 +172,7 @@ impl Lower for ops::PatchRows {
     fn lower(&self, o: &Operands<'_>) -> Lowered {
         let &ops::PatchRows { kept, .. } = self;
         let images = o.inputs.len() - usize::from(kept.is_some());
-        let (mut calls, mut row) = (Vec::with_capacity(images), 0);
+        let (mut all, mut vec, mut row, mut most) = (Vec::with_capacity(images), VALUES, 0, 0);
         for (i, image) in o.inputs[..images].iter().enumerate() {
             let &[count, _, height, width] = image.shape.dims() else {
                 return Err(format!("takes images [B, 3, H, W], not {}", image.shape));
@@ -182,15 +184,22 @@ impl Lower for ops::PatchRows {
             };
             let count = count as u64 * u64::from(each);
             let rows = o.outputs[0].at + row * VALUES * o.outputs[0].dtype.bytes() as u64;
-            let vec = vector(16, o.element(), &[rows, image.at]);
+            vec = vec.min(vector(16, o.element(), &[rows, image.at]));
             let params =
                 PatchParams { rows, image: image.at, keep, count, kept: each, height, width, unused: 0 };
             if count > 0 {
-                calls.push(call("patch_rows", count * VALUES / vec, vec, &params));
+                all.push(params);
             }
             row += count;
+            most = most.max(count);
         }
-        Ok(calls)
+        let joined = |table, count| {
+            let views = JoinedPatches { all: 0 };
+            let mut call = call("patch_rows", most * VALUES / vec, vec, &views).table(0, table);
+            call.grid[1] = count;
+            call
+        };
+        Ok(layout::joined(&all, joined))
     }
 }
 
@@ -242,7 +251,8 @@ impl Lower for ops::EmbedTokens {
         let ops::EmbedTokens { layout } = self;
         let (_, width) = o.outputs[0].rows_width()?;
         let bytes = u64::from(width) * o.element().bytes() as u64;
-        let (mut calls, mut stream, mut rows) = (Vec::new(), o.outputs[0].at, o.inputs[0].at);
+        let (mut stream, mut rows) = (o.outputs[0].at, o.inputs[0].at);
+        let (mut all, mut vec, mut most) = (Vec::new(), u64::from(width), 0);
         for (v, view) in layout.views.iter().enumerate() {
             let (images, tokens) = (view.count as u64, width_u32(view.tokens)?);
             let [token_position, positions] =
@@ -253,15 +263,30 @@ impl Lower for ops::EmbedTokens {
             };
             let token = o.inputs[1].at;
             let addresses = [stream, rows, token, token_position, positions];
-            let vec = vector(u64::from(width), o.element(), &addresses);
-            let params =
-                EmbedParams { stream, rows, token, token_position, positions, keep, images, tokens, width };
+            vec = vec.min(vector(u64::from(width), o.element(), &addresses));
+            all.push(EmbedParams {
+                stream,
+                rows,
+                token,
+                token_position,
+                positions,
+                keep,
+                images,
+                tokens,
+                width,
+            });
             let count = images * (u64::from(tokens) + 1);
-            calls.push(call("embed_tokens", count * u64::from(width) / vec, vec, &params));
+            most = most.max(count);
             stream += count * bytes;
             rows += images * u64::from(tokens) * bytes;
         }
-        Ok(calls)
+        let joined = |table, count| {
+            let views = JoinedViews { all: 0 };
+            let mut call = call("embed_tokens", most * u64::from(width) / vec, vec, &views).table(0, table);
+            call.grid[1] = count;
+            call
+        };
+        Ok(layout::joined(&all, joined))
     }
 }
 

@@ -3,11 +3,14 @@
 use super::choices::{Choice, Choices};
 use super::driver::{LibraryProduct, TensorMap};
 use super::kernel::{Call, Family, Given};
+use super::layer_norm::{self, LayerNormBackwardParams, LayerNormParams};
 use super::lower::{Lowered, Operands};
 use super::pixels::Pixels;
-use super::product::{Alignment, Finish, Gather, GemmSm90Params, PixelGemmParams, Product, SplitSumParams};
+use super::product::{
+    Alignment, Finish, Gather, GemmParams, GemmSm90Params, NormParams, PixelGemmParams, Product,
+};
 use super::tile::{HOPPER_TILES, PLAIN_TILES, TENSOR_TILES, Tier, Tile};
-use crate::ir::{ConvGeometry, Epilogue};
+use crate::ir::{ConvGeometry, Epilogue, InputEpilogue};
 use crate::tensor::DType;
 use std::mem::offset_of;
 use std::sync::Arc;
@@ -37,7 +40,7 @@ impl Product {
             }
         };
         if let Tier::Wgmma { blocks, .. } = tile.tier {
-            return Ok(self.call_sm90(&tile, multiprocessors * blocks));
+            return Ok(self.arriving(self.call_sm90(&tile, multiprocessors * blocks), &tile));
         }
         let p = &self.params;
         let blocks = match u32::try_from(tile.items(p.m, p.n).max(1)) {
@@ -55,7 +58,23 @@ impl Product {
         (call.grid[2], call.shared) = (self.splits.max(1), tile.shared);
         call.given =
             given(&tile, [self.a_trans, self.b_trans], self.alignment(element), self.finish, &self.gather);
-        Ok(call)
+        Ok(self.arriving(call, &tile))
+    }
+
+    /// `call`, with counts of arrivals where it adds up what its splits have.
+    fn arriving(&self, call: Call, tile: &Tile) -> Call {
+        let p = &self.params;
+        let (sums, adders) = match self.finish {
+            Finish::Partial => (tile.items(p.m, p.n) as usize, self.splits),
+            Finish::NormBackward => (1, call.grid[0]),
+            _ => return call,
+        };
+        if p.sum == 0 {
+            return call;
+        }
+        let counts = sums * (adders.div_ceil(p.group.max(1)) as usize + 1);
+        let params = if call.family == Family::GemmSm90 { offset_of!(GemmSm90Params, gemm) } else { 0 };
+        call.table(params + offset_of!(GemmParams, arrivals), vec![0; counts * size_of::<u32>()])
     }
 
     /// A call for every tile that computes the product; those whose grid is too large are left out.
@@ -98,10 +117,11 @@ impl Product {
     fn call_sm90(&self, tile: &Tile, resident: u32) -> Call {
         let p = self.params;
         let none = [0; 16];
-        let (splits, unused) = (self.splits, [0; 13]);
-        let params =
-            GemmSm90Params { a: none, b: none, y: none, pre: none, other: none, gemm: p, splits, unused };
+        let (splits, norm, unused) = (self.splits, self.norm, [0; 9]);
+        let [a, b, y, pre, other, normal] = [none; 6];
+        let params = GemmSm90Params { a, b, y, pre, other, normal, gemm: p, norm, splits, unused };
         let items = tile.items(p.m, p.n) * u64::from(self.splits);
+        let resident = if self.finish == Finish::NormBackward { ROW_BLOCKS } else { resident };
         // At most as many blocks as are resident at once, which is a number of 32 bits.
         let blocks = items.clamp(1, u64::from(resident.max(1))) as u32;
         let mut call = Call::new(Family::GemmSm90, "gemm_sm90", blocks, tile.threads, &params);
@@ -126,6 +146,7 @@ impl Product {
             (offset_of!(GemmSm90Params, y), p.y),
             (offset_of!(GemmSm90Params, pre), p.pre),
             (offset_of!(GemmSm90Params, other), p.other),
+            (offset_of!(GemmSm90Params, normal), self.norm.y),
         ];
         // The rows of a warp by the 128 bytes of a swizzled row.
         let boxes =
@@ -171,6 +192,30 @@ pub fn linear(o: &Operands<'_>, epilogue: Epilogue) -> Lowered {
     Ok(vec![product.call(o.element(), o.choices)?])
 }
 
+/// The same with a residual, and the layer normalisation of what it gives: within the product where a tile holds whole rows.
+pub fn linear_norm(o: &Operands<'_>, eps: f64) -> Lowered {
+    let (m, k) = o.inputs[0].rows_width()?;
+    let n = count_u32(o.inputs[2].count())?;
+    let mut product = Product::new(m, n, k);
+    let p = &mut product.params;
+    (p.a, p.b, p.bias, p.other, p.y) =
+        (o.inputs[0].at, o.inputs[1].at, o.inputs[2].at, o.inputs[3].at, o.outputs[0].at);
+    let [gamma, beta] = [4, 5].map(|i: usize| o.inputs[i].at);
+    let [y, mean, rstd] = [1, 2, 3].map(|i: usize| o.outputs[i].at);
+    let (x, eps) = (p.y, eps as f32);
+    product.norm = NormParams { y, gamma, beta, mean, rstd, eps, unused: 0 };
+    product.tile = o.choices.rows_tile(&product, o.element());
+    if product.tile.is_some() {
+        product.finish = Finish::Norm;
+        return Ok(vec![product.call(o.element(), o.choices)?]);
+    }
+    (product.finish, product.norm) = (Finish::Residual, bytemuck::Zeroable::zeroed());
+    let mut calls = vec![product.call(o.element(), o.choices)?];
+    let params = LayerNormParams { y, mean, rstd, x, gamma, beta, rows: m, eps };
+    calls.extend(layer_norm::forward(&params, n, o.element())?);
+    Ok(calls)
+}
+
 /// Bias and epilogue of a layer with operands `x, w, bias, (residual)`.
 pub fn with_epilogue(product: &mut Product, o: &Operands<'_>, epilogue: Epilogue) {
     let p = &mut product.params;
@@ -178,22 +223,81 @@ pub fn with_epilogue(product: &mut Product, o: &Operands<'_>, epilogue: Epilogue
     match epilogue {
         Epilogue::None => {}
         Epilogue::Gelu => (product.finish, p.pre) = (Finish::Gelu, o.outputs[1].at),
-        Epilogue::Residual => (product.finish, p.other) = (Finish::Residual, o.inputs[3].at),
+        // Behind the sum comes what is done to whole rows.
+        Epilogue::Residual | Epilogue::Norm { .. } => {
+            (product.finish, p.other) = (Finish::Residual, o.inputs[3].at)
+        }
     }
 }
 
-/// `dx = dy w`, with `gelu` times the slope at operand 2.
-pub fn backward_input(o: &Operands<'_>, gelu: bool) -> Lowered {
+/// `dx = dy w` and what is done to it with operand 2.
+pub fn backward_input(o: &Operands<'_>, epilogue: InputEpilogue) -> Lowered {
     let (m, k) = o.inputs[0].rows_width()?;
     let (_, n) = o.outputs[0].rows_width()?;
     let mut product = Product::new(m, n, k);
     product.b_trans = true;
     let p = &mut product.params;
     (p.y, p.a, p.b) = (o.outputs[0].at, o.inputs[0].at, o.inputs[1].at);
-    if gelu {
-        (product.finish, p.other) = (Finish::GeluBackward, o.inputs[2].at);
+    match epilogue {
+        // Behind the product comes what is done to whole rows.
+        InputEpilogue::None | InputEpilogue::Norm { .. } => {}
+        InputEpilogue::Gelu => (product.finish, p.other) = (Finish::GeluBackward, o.inputs[2].at),
+        InputEpilogue::Add => (product.finish, p.other) = (Finish::Residual, o.inputs[2].at),
     }
     Ok(vec![product.call(o.element(), o.choices)?])
+}
+
+/// Blocks of a product that sums columns of what it stores, on every device: the order of the sums depends on them.
+const ROW_BLOCKS: u32 = 132;
+
+/// Bytes of scratch memory of [`backward_input_norm`]: of partial sums over rows, and of the gradient that the product has where
+/// another kernel goes on with it.
+pub fn backward_input_norm_workspace(rows: usize, width: usize, element: DType) -> [usize; 2] {
+    let own = ROW_BLOCKS as usize * 2 * width * size_of::<f32>();
+    let parts = own.max(layer_norm::backward_workspace(rows, width, element));
+    [parts.next_multiple_of(256), rows * width * element.bytes()]
+}
+
+/// `dx` of a layer whose input is a layer normalisation's output, and the gradient of that; with `residual` plus operand 6.
+pub fn backward_input_norm(o: &Operands<'_>, residual: bool) -> Lowered {
+    let (rows, k) = o.inputs[0].rows_width()?;
+    let (_, n) = o.outputs[0].rows_width()?;
+    let mut product = Product::new(rows, n, k);
+    product.b_trans = true;
+    let [dy, w, x, gamma, mean, rstd] = [0, 1, 2, 3, 4, 5].map(|i: usize| o.inputs[i].at);
+    let [dx, dgamma, dbeta] = [0, 1, 2].map(|i: usize| o.outputs[i].at);
+    let r = if residual { o.inputs[6].at } else { 0 };
+    let p = &mut product.params;
+    (p.a, p.b, p.y, p.other, p.partial) = (dy, w, dx, x, o.scratch);
+    (p.sum, p.rows, p.group) = (dgamma, dbeta, group(ROW_BLOCKS));
+    product.norm = NormParams { y: r, gamma, beta: 0, mean, rstd, eps: 0.0, unused: 0 };
+    product.tile = o.choices.rows_tile(&product, o.element()).filter(|_| residual);
+    if product.tile.is_some() {
+        product.finish = Finish::NormBackward;
+        return Ok(vec![product.call(o.element(), o.choices)?]);
+    }
+    let [parts, _] = backward_input_norm_workspace(rows as usize, n as usize, o.element());
+    let normal = o.scratch + parts as u64;
+    let mut product = Product { b_trans: true, ..Product::new(rows, n, k) };
+    (product.params.a, product.params.b, product.params.y) = (dy, w, normal);
+    let mut calls = vec![product.call(o.element(), o.choices)?];
+    let params = LayerNormBackwardParams {
+        dx,
+        dgamma,
+        dbeta,
+        partial: o.scratch,
+        arrivals: 0,
+        dy: normal,
+        x,
+        gamma,
+        mean,
+        rstd,
+        residual: r,
+        rows,
+        group: 1,
+    };
+    calls.extend(layer_norm::backward(params, n, o.element())?);
+    Ok(calls)
 }
 
 /// How a weight's gradient, `m` by `n` summed over `k` rows, is split: `(splits, rows of each)`. The tile has no say, so
@@ -256,21 +360,15 @@ pub fn weight_gradient(o: &Operands<'_>, n: u32, gather: Gather, channels: u32) 
     (product.splits, product.gather) = (splits, gather);
     let p = &mut product.params;
     (p.a, p.b, p.partial, p.each) = (o.inputs[0].at, o.inputs[1].at, o.scratch, each);
-    let sum = SplitSumParams {
-        sum: o.outputs[0].at,
-        rows: o.outputs[1].at,
-        partial: o.scratch,
-        m,
-        n,
-        splits,
-        channels,
-    };
-    let blocks = (u64::from(m) * u64::from(n) + u64::from(m)).div_ceil(256);
-    let mut add = Call::new(Family::Gemm, "split_sum", count_u32(blocks)?, 256, &sum);
-    let multiply = product.call(o.element(), o.choices)?;
-    // The same text, so that one module has both.
-    (add.family, add.given) = (multiply.family, multiply.given.clone());
-    Ok(vec![multiply, add])
+    (p.sum, p.rows) = (o.outputs[0].at, o.outputs[1].at);
+    (p.channels, p.group) = (channels, group(splits));
+    Ok(vec![product.call(o.element(), o.choices)?])
+}
+
+/// How many of `splits` parts are added before those of others are: few enough that the block which adds them is soon done.
+fn group(splits: u32) -> u32 {
+    const FEW: u32 = 8;
+    if splits <= FEW { splits.max(1) } else { (1..splits).find(|g| g * g >= splits).unwrap_or(splits) }
 }
 
 /// `dw = dy^T x` and the column sums of `dy`.
@@ -284,12 +382,15 @@ fn count_u32(n: u64) -> Result<u32, String> {
 }
 
 /// Forms of the recipes' products: transpositions and what follows.
-const FORMS: [(bool, bool, Finish); 6] = [
+const FORMS: [(bool, bool, Finish); 9] = [
     (false, false, Finish::None),
     (false, false, Finish::Gelu),
     (false, false, Finish::Residual),
     (false, true, Finish::None),
     (false, true, Finish::GeluBackward),
+    (false, true, Finish::Residual),
+    (false, false, Finish::Norm),
+    (false, true, Finish::NormBackward),
     (true, true, Finish::Partial),
 ];
 
@@ -317,11 +418,13 @@ pub fn variants_sm90() -> Vec<Given> {
     all
 }
 
-fn with_every_form(tiles: &[Tile]) -> Vec<Given> {
+fn with_every_form(tiles: &'static [Tile]) -> Vec<Given> {
     let aligned = Alignment { a: true, b: true, y: true };
-    let forms = |tile| {
-        FORMS
-            .map(|(a_trans, b_trans, finish)| given(tile, [a_trans, b_trans], aligned, finish, &Gather::None))
+    let forms = |tile: &'static Tile| {
+        let forms = FORMS.iter().filter(|form| tile.holds_rows() || !form.2.is_of_rows());
+        forms.map(|&(a_trans, b_trans, finish)| {
+            given(tile, [a_trans, b_trans], aligned, finish, &Gather::None)
+        })
     };
     tiles.iter().flat_map(forms).collect()
 }

@@ -6,6 +6,7 @@ use super::pointwise::vector;
 use crate::ir::ops;
 use crate::plan::OperandType;
 use crate::tensor::DType;
+use std::mem::offset_of;
 
 kernel_params! {
     pub const LAYOUTS;
@@ -13,16 +14,13 @@ kernel_params! {
         y: u64, mean: u64, rstd: u64, x: u64, gamma: u64, beta: u64, rows: u32, eps: f32,
     }
     LayerNormBackwardParams {
-        dx: u64, partial: u64, dy: u64, x: u64, gamma: u64, mean: u64, rstd: u64, residual: u64, rows: u32,
-        unused: u32,
+        dx: u64, dgamma: u64, dbeta: u64, partial: u64, arrivals: u64, dy: u64, x: u64, gamma: u64, mean: u64, rstd: u64,
+        residual: u64, rows: u32, group: u32,
     }
-    ColumnSumParams { dgamma: u64, dbeta: u64, partial: u64, parts: u32, unused: u32 }
 }
 
 /// Warps of a block.
 const WARPS: u32 = 8;
-/// Warps of a block that adds partial sums.
-const SUM_WARPS: u32 = 32;
 /// Multiprocessors of a large GPU. The order of sums depends on the grid, so grids do not depend on the GPU that is there.
 const MULTIPROCESSORS: u32 = 132;
 
@@ -51,35 +49,38 @@ fn grid(rows: usize, resident: u32) -> u32 {
 }
 
 /// Bytes of scratch memory of the backward pass.
-fn backward_workspace(rows: usize, width: usize, element: DType) -> usize {
+pub fn backward_workspace(rows: usize, width: usize, element: DType) -> usize {
     grid(rows, backward_blocks(width, element)) as usize * 2 * width * size_of::<f32>()
 }
 
 /// The forward pass over rows of `width`.
-fn forward(params: &LayerNormParams, width: usize, element: DType) -> Vec<Call> {
+///
+/// # Errors
+/// More of either than the kernels take.
+pub fn forward(params: &LayerNormParams, width: u32, element: DType) -> Lowered {
+    check(params.rows, width)?;
+    let width = width as usize;
     let addresses = [params.y, params.x, params.gamma, params.beta];
     let blocks = grid(params.rows as usize, forward_blocks(width, element));
-    vec![call("layer_norm", [blocks, WARPS * 32], params, width, element, &addresses)]
+    Ok(vec![call("layer_norm", [blocks, WARPS * 32], params, width, element, &addresses)])
 }
 
-/// The backward pass: `dx` with a partial sum a block, then the sums of those.
-fn backward(
-    params: &LayerNormBackwardParams,
-    [dgamma, dbeta]: [u64; 2],
-    width: usize,
-    element: DType,
-) -> Vec<Call> {
-    let p = *params;
-    let parts = grid(p.rows as usize, backward_blocks(width, element));
-    let sum = ColumnSumParams { dgamma, dbeta, partial: p.partial, parts, unused: 0 };
-    let columns = (2 * width as u32).div_ceil(32);
+/// The backward pass: `dx` with a partial sum a block, which the last blocks add up.
+///
+/// # Errors
+/// More rows or columns than the kernels take.
+pub fn backward(params: LayerNormBackwardParams, width: u32, element: DType) -> Lowered {
+    check(params.rows, width)?;
+    let width = width as usize;
+    let parts = grid(params.rows as usize, backward_blocks(width, element));
+    // About as many groups as a group has blocks.
+    let group = (1..parts).find(|g| g * g >= parts).unwrap_or(1);
+    let p = LayerNormBackwardParams { group, ..params };
     let kernel = if p.residual == 0 { "layer_norm_backward" } else { "layer_norm_backward_residual" };
-    // Both calls with the same constants, so that one module has both.
     let addresses = [p.dx, p.dy, p.x, p.gamma, p.residual];
-    vec![
-        call(kernel, [parts, WARPS * 32], params, width, element, &addresses),
-        call("layer_norm_backward_sum", [columns, SUM_WARPS * 32], &sum, width, element, &addresses),
-    ]
+    let arrivals = vec![0; (parts.div_ceil(group) as usize + 1) * size_of::<u32>()];
+    let call = call(kernel, [parts, WARPS * 32], &p, width, element, &addresses);
+    Ok(vec![call.table(offset_of!(LayerNormBackwardParams, arrivals), arrivals)])
 }
 
 /// Rows are counted in 32 bits, with a grid's turn beyond the last.
@@ -105,11 +106,10 @@ impl Lower for ops::LayerNorm {
         let y = outputs[0].at;
         let ops::LayerNorm { eps } = self;
         let (rows, width) = inputs[0].rows_width()?;
-        check(rows, width)?;
         let [x, gamma, beta] = [0, 1, 2].map(|i: usize| inputs[i].at);
         let (mean, rstd) = (outputs[1].at, outputs[2].at);
         let params = LayerNormParams { y, mean, rstd, x, gamma, beta, rows, eps: *eps as f32 };
-        Ok(forward(&params, width as usize, o.element()))
+        forward(&params, width, o.element())
     }
 }
 
@@ -124,12 +124,14 @@ impl Lower for ops::LayerNormBackward {
         let y = outputs[0].at;
         let ops::LayerNormBackward { residual } = self;
         let (rows, width) = inputs[0].rows_width()?;
-        check(rows, width)?;
         let [dy, x, gamma, mean, rstd] = [0, 1, 2, 3, 4].map(|i: usize| inputs[i].at);
         let residual = if *residual { inputs[5].at } else { 0 };
         let params = LayerNormBackwardParams {
             dx: y,
+            dgamma: outputs[1].at,
+            dbeta: outputs[2].at,
             partial: scratch,
+            arrivals: 0,
             dy,
             x,
             gamma,
@@ -137,9 +139,9 @@ impl Lower for ops::LayerNormBackward {
             rstd,
             residual,
             rows,
-            unused: 0,
+            group: 1,
         };
-        Ok(backward(&params, [outputs[1].at, outputs[2].at], width as usize, o.element()))
+        backward(params, width, o.element())
     }
 }
 
@@ -155,7 +157,6 @@ fn given(width: usize, element: DType, addresses: &[u64]) -> Given {
         ("D", width),
         ("VEC", vector(width as u64, element, addresses) as usize),
         ("WARPS", WARPS as usize),
-        ("SUM_WARPS", SUM_WARPS as usize),
         ("FORWARD_BLOCKS", forward_blocks(width, element) as usize),
         ("BACKWARD_BLOCKS", backward_blocks(width, element) as usize),
     ]

@@ -12,6 +12,7 @@ kernel_params! {
     RunParams {
         y: u64, x: u64, first: u64, start: u64, stride: u64, len: u32, count: u32, width: u32, unused: u32,
     }
+    JoinedRuns { all: u64 }
     PositionParams { y: u64, x: u64, pos: u64, images: u64, each: u64 }
     TokenParams { y: u64, x: u64, index: u64, rows: u64, kept: u32, tokens: u32, width: u32, unused: u32 }
 }
@@ -36,11 +37,12 @@ fn call<P: KernelParams>(kernel: &'static str, params: &P, rows: u64, at: Rows) 
     Call::new(Family::Layout, kernel, blocks(threads), THREADS, params).given("VEC", vec as usize)
 }
 
+/// One launch for all runs.
 fn runs(kernel: &'static str, at: Rows, runs: &[RowRun]) -> Vec<Call> {
-    let mut first = 0;
-    let mut calls = Vec::with_capacity(runs.len());
+    let (mut first, mut most) = (0, 0);
+    let mut all = Vec::with_capacity(runs.len());
     for run in runs.iter().filter(|r| r.rows() > 0) {
-        let params = RunParams {
+        all.push(RunParams {
             y: at.y,
             x: at.x,
             first,
@@ -50,11 +52,21 @@ fn runs(kernel: &'static str, at: Rows, runs: &[RowRun]) -> Vec<Call> {
             count: narrow(run.count),
             width: at.width,
             unused: 0,
-        };
-        calls.push(call(kernel, &params, run.rows() as u64, at));
+        });
         first += run.rows() as u64;
+        most = most.max(run.rows() as u64);
     }
-    calls
+    joined(&all, |table, count| {
+        let mut call = call(kernel, &JoinedRuns { all: 0 }, most, at).table(0, table);
+        call.grid[1] = count;
+        call
+    })
+}
+
+/// Launches whose blocks take their parameters from a table, by their number along y: as few as a grid allows.
+pub fn joined<P: KernelParams>(all: &[P], call: impl Fn(Vec<u8>, u32) -> Call) -> Vec<Call> {
+    const MOST: usize = 65535;
+    all.chunks(MOST).map(|some| call(bytemuck::cast_slice(some).to_vec(), some.len() as u32)).collect()
 }
 
 /// The rows of `list`, one after the other.

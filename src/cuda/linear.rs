@@ -1,9 +1,12 @@
 //! Linear layers, by the products of `kernels/gemm.cu`.
 
 use super::driver::LibraryProduct;
-use super::gemm::{backward_input, backward_weight, linear, weight_workspace};
+use super::gemm::{
+    backward_input, backward_input_norm, backward_input_norm_workspace, backward_weight, linear, linear_norm,
+    weight_workspace,
+};
 use super::lower::{Lower, Lowered, Operand, Operands};
-use crate::ir::ops;
+use crate::ir::{Epilogue, InputEpilogue, ops};
 use crate::plan::OperandType;
 
 /// Addresses and types of a product of the first two operands, if they are of one type; rows and width of the first, width of
@@ -22,7 +25,10 @@ impl Lower for ops::Linear {
     }
 
     fn lower(&self, o: &Operands<'_>) -> Lowered {
-        linear(o, self.epilogue)
+        match self.epilogue {
+            Epilogue::Norm { eps } => linear_norm(o, eps),
+            other => linear(o, other),
+        }
     }
 
     fn product(&self, inputs: &[Operand<'_>], outputs: &[Operand<'_>]) -> Option<LibraryProduct> {
@@ -32,12 +38,22 @@ impl Lower for ops::Linear {
 }
 
 impl Lower for ops::LinearBackwardInput {
-    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
-        0
+    fn workspace(&self, inputs: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        match self.epilogue {
+            InputEpilogue::Norm { .. } => {
+                let (rows, width) = inputs[2].shape.as_matrix();
+                let [parts, normal] = backward_input_norm_workspace(rows, width, inputs[2].dtype);
+                parts + normal
+            }
+            _ => 0,
+        }
     }
 
     fn lower(&self, o: &Operands<'_>) -> Lowered {
-        backward_input(o, self.gelu)
+        match self.epilogue {
+            InputEpilogue::Norm { residual } => backward_input_norm(o, residual),
+            other => backward_input(o, other),
+        }
     }
 
     fn product(&self, inputs: &[Operand<'_>], outputs: &[Operand<'_>]) -> Option<LibraryProduct> {

@@ -196,7 +196,8 @@ fn seconds(measured: Measured) -> Result<f64> {
     measured.seconds.ok_or_else(|| Error::invariant("measure", "a timed device told no time"))
 }
 
-fn op_measure(step: &Step, launches: usize, measured: Measured) -> OpMeasure {
+/// What is told of an op before anything is timed, with what was.
+pub(super) fn op_measure(step: &Step, launches: usize, measured: Measured) -> OpMeasure {
     let shapes = |slots: &'_ [Slot]| slots.iter().map(|s| s.shape.clone()).collect::<Vec<_>>();
     let (inputs, outputs) = (shapes(&step.inputs), shapes(&step.outputs));
     let operands = step.inputs.iter().chain(&step.outputs);

@@ -71,7 +71,7 @@ pub use nccl::{Communicator, Nccl, NcclChoice, Seat, UniqueId, nccl, pin_nccl};
 pub use nvrtc::CompiledKernel;
 pub use occupancy::{ARCHITECTURES, Architecture, architecture};
 pub use pixels::Pixels;
-pub use planning::{Collected, PlanningBackend};
+pub use planning::{Collected, PlanningBackend, planned_ops};
 pub use probe::{Gpu, Installed, cublaslt_version, installed};
 pub use product::{Finish, Gather, GemmParams, Product};
 pub use products::{PlannedProduct, products};

@@ -2,13 +2,14 @@
 
 use super::choices::Choices;
 use super::compiler::Wanted;
-use super::driver::DeviceInfo;
+use super::driver::{DeviceInfo, Measured};
 use super::kernel::Call;
 use super::launch::want;
 use super::lower::{Lower, Operands};
+use super::measure::op_measure;
 use super::program::with_shapes;
 use super::sources::Sources;
-use crate::backend::{Backend, HostSlice, HostSliceMut, NullBackend, ProgramId};
+use crate::backend::{Backend, HostSlice, HostSliceMut, NullBackend, OpMeasure, ProgramId};
 use crate::error::{Error, Result};
 use crate::ir::{Op, Region, Rules};
 use crate::plan::{OperandType, Plan, Slot, Space, Step, Target};
@@ -52,12 +53,15 @@ impl Collected {
 /// Of all devices that are supported the one with the most ways to compute a product: an H200.
 const RICHEST: ((u32, u32), u32) = ((9, 0), 132);
 
+fn richest() -> DeviceInfo {
+    let (capability, multiprocessors) = RICHEST;
+    DeviceInfo { name: String::new(), capability, multiprocessors }
+}
+
 impl PlanningBackend {
     /// Plans for kernels that compute in `dtype`.
     pub fn new(dtype: DType) -> Self {
-        let (capability, multiprocessors) = RICHEST;
-        let device = DeviceInfo { name: String::new(), capability, multiprocessors };
-        PlanningBackend { null: NullBackend::new(dtype), choices: Choices::new(&device), collected: None }
+        PlanningBackend { null: NullBackend::new(dtype), choices: Choices::new(&richest()), collected: None }
     }
 
     /// The same for compute capability `capability`; adds to `collected` the kernels of every plan.
@@ -75,6 +79,10 @@ impl Target for PlanningBackend {
 
     fn in_place(&self, op: &Op) -> &'static [usize] {
         op.facts().in_place
+    }
+
+    fn finishes_rows(&self, columns: usize) -> bool {
+        self.choices.finishes_rows(columns, self.null.dtype())
     }
 }
 
@@ -120,6 +128,19 @@ const BASE: u64 = 1 << 40;
 /// What CUDA takes: blocks along the axes of a grid, and bytes of shared memory of the largest block.
 const MOST_BLOCKS: [u32; 3] = [i32::MAX as u32, 65535, 65535];
 const MOST_SHARED: u32 = 227 << 10;
+
+/// The ops of `plan` in its order, as they would be launched on the device with the most ways to compute a product; nothing is
+/// timed.
+///
+/// # Errors
+/// [`Error::Device`] naming the path of a step that no kernel takes.
+pub fn planned_ops(plan: &Plan) -> Result<Vec<OpMeasure>> {
+    let choices = Choices::new(&richest());
+    plan.steps
+        .iter()
+        .map(|step| Ok(op_measure(step, lowered(step, &choices)?.len(), Measured::default())))
+        .collect()
+}
 
 /// The calls of a step on operands that are nowhere.
 ///

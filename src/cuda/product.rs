@@ -9,9 +9,9 @@ use std::sync::Arc;
 kernel_params! {
     pub const LAYOUTS;
     GemmParams {
-        y: u64, pre: u64, partial: u64, a: u64, b: u64, bias: u64, other: u64, m: u32, n: u32, k: u32, each: u32,
+        y: u64, pre: u64, partial: u64, a: u64, b: u64, bias: u64, other: u64, sum: u64, rows: u64, arrivals: u64, m: u32,
+        n: u32, k: u32, each: u32, channels: u32, group: u32,
     }
-    SplitSumParams { sum: u64, rows: u64, partial: u64, m: u32, n: u32, splits: u32, channels: u32 }
 }
 
 kernel_params! {
@@ -22,9 +22,12 @@ kernel_params! {
 
 kernel_params! {
     pub const SM90_LAYOUTS;
+    /// What [`Finish::Norm`] and [`Finish::NormBackward`] read and give besides.
+    NormParams { y: u64, gamma: u64, beta: u64, mean: u64, rstd: u64, eps: f32, unused: u32 }
     /// The maps are the driver's to make.
     GemmSm90Params {
-        a: [u64; 16], b: [u64; 16], y: [u64; 16], pre: [u64; 16], other: [u64; 16], gemm: GemmParams, splits: u32, unused: [u32; 13],
+        a: [u64; 16], b: [u64; 16], y: [u64; 16], pre: [u64; 16], other: [u64; 16], normal: [u64; 16], gemm: GemmParams,
+        norm: NormParams, splits: u32, unused: [u32; 9],
     }
 }
 
@@ -40,6 +43,18 @@ pub enum Finish {
     Wide = 5,
     /// Added to what is there, in f32.
     Add = 6,
+    /// As Residual, and its layer normalisation; of tiles that are as wide as the product, on sm_90a alone.
+    Norm = 7,
+    /// The gradient of a layer normalisation whose output's gradient the sums are, of the same tiles: y is the gradient of
+    /// `other`, to which that at `norm.y` is added.
+    NormBackward = 8,
+}
+
+impl Finish {
+    /// Whether it is of whole rows, which a tile must hold.
+    pub fn is_of_rows(self) -> bool {
+        matches!(self, Finish::Norm | Finish::NormBackward)
+    }
 }
 
 /// Which operand is read as a convolution sees its pixels: GATHER of the kernel.
@@ -78,6 +93,8 @@ pub struct Product {
     pub finish: Finish,
     pub gather: Gather,
     pub splits: u32,
+    /// With [`Finish::Norm`] and [`Finish::NormBackward`].
+    pub norm: NormParams,
     /// None: the choice is made when it is called.
     pub tile: Option<Tile>,
 }
@@ -85,14 +102,14 @@ pub struct Product {
 impl Product {
     /// `m` by `n` over `k`, both operands stored along `k`, nothing done to the sums.
     pub fn new(m: u32, n: u32, k: u32) -> Self {
-        let params = GemmParams { y: 0, pre: 0, partial: 0, a: 0, b: 0, bias: 0, other: 0, m, n, k, each: k };
         Product {
-            params,
+            params: GemmParams { m, n, k, each: k, channels: n, group: 1, ..bytemuck::Zeroable::zeroed() },
             a_trans: false,
             b_trans: false,
             finish: Finish::None,
             gather: Gather::None,
             splits: 1,
+            norm: bytemuck::Zeroable::zeroed(),
             tile: None,
         }
     }
@@ -115,7 +132,10 @@ impl Product {
         Alignment {
             a: is(&[across(self.a_trans, p.m, matches!(self.gather, Gather::A(_)))], &[p.a]),
             b: is(&[across(self.b_trans, p.n, matches!(self.gather, Gather::B(_)))], &[p.b]),
-            y: is(&[p.n, rows], &[p.y, p.pre, p.partial, p.other, p.bias]),
+            y: is(
+                &[p.n, rows],
+                &[p.y, p.pre, p.partial, p.other, p.bias, self.norm.y, self.norm.gamma, self.norm.beta],
+            ),
         }
     }
 

@@ -350,6 +350,10 @@ impl<D: Driver> Target for CudaBackend<D> {
     fn in_place(&self, op: &Op) -> &'static [usize] {
         op.facts().in_place
     }
+
+    fn finishes_rows(&self, columns: usize) -> bool {
+        self.choices.finishes_rows(columns, self.dtype)
+    }
 }
 
 impl<D: Driver> Backend for CudaBackend<D> {

@@ -181,7 +181,7 @@ fn params(e: &Extent, temperatures: u64, center: u64) -> PrototypeSm90Params {
 
 /// A map of rows `width` wide, in boxes of `box_rows`.
 fn map(at: u64, rows: u32, width: u32, box_rows: u32) -> TensorMap {
-    TensorMap { at, rows, columns: width, box_rows, box_columns: EACH }
+    TensorMap { at, rows, columns: width, box_rows, box_columns: EACH, windows: None }
 }
 
 /// A launch over blocks that multiply; `wide` without values.

@@ -85,6 +85,15 @@ impl Tile {
         given
     }
 
+    /// Whether it can do what follows a whole row of as many columns as it has.
+    pub fn holds_rows(&self) -> bool {
+        // A warp has 16 rows, and a box for each of their panels; it takes registers that the sums of 256 columns and a second
+        // block of a multiprocessor leave none of.
+        let holds = |turns: bool, boxes: u32| self.m == if turns { 64 } else { 128 } && boxes * 64 == self.n;
+        matches!(self.tier, Tier::Wgmma { turns, boxes, blocks: 1, .. } if holds(turns, boxes))
+            && self.n <= 192
+    }
+
     /// Tiles that cover `m` by `n`.
     pub fn items(&self, m: u32, n: u32) -> u64 {
         u64::from(m.div_ceil(self.m)) * u64::from(n.div_ceil(self.n))

@@ -21,7 +21,8 @@ pub use maps::{ConvGeometry, FeatureMap};
 pub(crate) use op::for_op;
 pub use op::{Op, OpKind};
 pub use ops::{
-    AttentionLayout, Epilogue, ParamSegment, RowRun, SegmentRun, Segments, TokenLayout, TokenView,
+    AttentionLayout, Epilogue, InputEpilogue, ParamSegment, RowRun, SegmentRun, Segments, TokenLayout,
+    TokenView,
 };
 pub use resample::resample_weights;
 pub use rules::{Activation, Applies, Facts, Fusion, PATCH, PATCH_VALUES, Role, Rules};

@@ -70,7 +70,7 @@ pub enum Applies {
 }
 
 /// An op on one value that the op computing this value may take over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fusion {
     /// GELU of the first output; the value before it stays the second.
     Gelu,
@@ -78,6 +78,10 @@ pub enum Fusion {
     GeluBackward,
     /// Plus one more operand.
     Add,
+    /// Layer normalisation of the first output, which stays the first, by gamma and beta; then what it gives.
+    Norm { eps: f64 },
+    /// The gradient of the layer normalisation whose output's gradient this is: by its x, gamma, mean and rstd.
+    NormBackward,
 }
 
 /// What is true of an op whatever its operands are.

@@ -17,7 +17,7 @@ pub fn compile(mut graph: Graph, again: bool, target: &dyn Target) -> Result<Pla
         recompute(&mut graph);
         verify(&graph, "recomputation")?;
     }
-    fuse(&mut graph);
+    fuse(&mut graph, target);
     verify(&graph, "fusion")?;
     plan(&graph, target)
 }

@@ -1,6 +1,7 @@
 //! Fusion of neighbouring ops into one kernel's work, after differentiation.
 
 use super::activate::activate;
+use super::target::Target;
 use crate::ir::{Fusion, Graph, Node, Op, Rules, ValueId};
 
 /// Removes nodes none of whose outputs is read or lives in a region.
@@ -22,13 +23,15 @@ pub fn eliminate_dead(graph: &mut Graph) {
 }
 
 /// Fuses, wherever the intermediate value has no other reader: normalisation + activation, forward and backward; then
-/// linear or conv2d + GELU (the value before GELU stays an output for the backward pass), linear + residual add,
-/// backward input + GELU backward, layer norm backward + add of the residual's gradient, scatter of rows + add, depthwise
-/// conv2d or its backward input + add.
-pub fn fuse(graph: &mut Graph) {
+/// linear or conv2d + GELU (the value before GELU stays an output for the backward pass), linear + residual add (+ layer norm,
+/// of which the sum stays an output), backward input + GELU backward or + add of another reader's gradient, layer norm
+/// backward + add of the residual's gradient, scatter of rows + add, depthwise conv2d or its backward input + add. What is done
+/// to whole rows only where `target` does it within the product: layer norm behind a linear layer, layer norm backward behind
+/// backward input.
+pub fn fuse(graph: &mut Graph, target: &dyn Target) {
     eliminate_dead(graph);
     activate(graph);
-    let mut f = Fuser::new(graph);
+    let mut f = Fuser::new(graph, target);
     for n in 0..f.graph.nodes.len() {
         f.visit(n);
     }
@@ -39,6 +42,7 @@ pub fn fuse(graph: &mut Graph) {
 
 struct Fuser<'a> {
     graph: &'a mut Graph,
+    target: &'a dyn Target,
     uses: Vec<usize>,
     /// First node that reads each value.
     first_use: Vec<usize>,
@@ -48,7 +52,7 @@ struct Fuser<'a> {
 }
 
 impl<'a> Fuser<'a> {
-    fn new(graph: &'a mut Graph) -> Self {
+    fn new(graph: &'a mut Graph, target: &'a dyn Target) -> Self {
         let mut first_use = vec![usize::MAX; graph.values.len()];
         for (n, node) in graph.nodes.iter().enumerate().rev() {
             for i in &node.inputs {
@@ -57,24 +61,35 @@ impl<'a> Fuser<'a> {
         }
         let producer = graph.values.iter().map(|v| v.producer.map(|p| p.0.index())).collect();
         let (uses, removed) = (graph.use_counts(), vec![false; graph.nodes.len()]);
-        Fuser { graph, uses, first_use, producer, removed }
+        Fuser { graph, target, uses, first_use, producer, removed }
     }
 
     fn visit(&mut self, n: usize) {
         match self.graph.nodes[n].op.facts().fusion {
             Some(Fusion::Gelu) => self.gelu(n),
+            Some(fusion @ Fusion::Norm { .. }) if self.finishes_rows(n) => self.norm(n, fusion),
+            Some(Fusion::NormBackward) if self.finishes_rows(n) => {
+                let (dy, extra) = (self.graph.nodes[n].inputs[0], self.graph.nodes[n].inputs[1..].to_vec());
+                self.take_over(n, Fusion::NormBackward, &extra, dy);
+            }
+            Some(Fusion::Norm { .. } | Fusion::NormBackward) => {}
             Some(Fusion::GeluBackward) => {
                 let [dy, pre] = [self.graph.nodes[n].inputs[0], self.graph.nodes[n].inputs[1]];
-                self.take_over(n, Fusion::GeluBackward, pre, dy);
+                self.take_over(n, Fusion::GeluBackward, &[pre], dy);
             }
             Some(Fusion::Add) => {
                 let [a, b] = [self.graph.nodes[n].inputs[0], self.graph.nodes[n].inputs[1]];
-                if !self.take_over(n, Fusion::Add, a, b) {
-                    self.take_over(n, Fusion::Add, b, a);
+                if !self.take_over(n, Fusion::Add, &[a], b) {
+                    self.take_over(n, Fusion::Add, &[b], a);
                 }
             }
             None => {}
         }
+    }
+
+    /// Whether a product does what the node at `n` does to whole rows.
+    fn finishes_rows(&self, n: usize) -> bool {
+        self.target.finishes_rows(self.graph.shape(self.graph.nodes[n].inputs[0]).as_matrix().1)
     }
 
     /// The node computing `v`, when its first output is `v`, unbound, and `readers` is all that reads it.
@@ -98,8 +113,26 @@ impl<'a> Fuser<'a> {
         self.removed[n] = true;
     }
 
-    /// The op at `n`, of `v` and the other operand `extra`, moves into the node that computes `v`.
-    fn take_over(&mut self, n: usize, fusion: Fusion, extra: ValueId, v: ValueId) -> bool {
+    /// The normalisation at `n` moves into the epilogue of the node before it, which stays in place with all its readers.
+    fn norm(&mut self, n: usize, fusion: Fusion) {
+        let node = self.graph.nodes[n].clone();
+        let &[x, gamma, beta] = &node.inputs[..] else { return };
+        let given = |v: &ValueId| self.producer[v.index()].is_none();
+        let Some(p) = self.sole_producer(x, None).filter(|_| given(&gamma) && given(&beta)) else { return };
+        let Some(op) = self.graph.nodes[p].op.fused(fusion) else { return };
+        let at = &mut self.graph.nodes[p];
+        at.op = op;
+        at.inputs.extend([gamma, beta]);
+        at.outputs.extend(&node.outputs);
+        for o in &node.outputs {
+            self.producer[o.index()] = Some(p);
+        }
+        self.uses[x.index()] -= 1;
+        self.removed[n] = true;
+    }
+
+    /// The op at `n`, of `v` and the other operands `extra`, moves into the node that computes `v`.
+    fn take_over(&mut self, n: usize, fusion: Fusion, extra: &[ValueId], v: ValueId) -> bool {
         let Some(p) = self.sole_producer(v, Some(1)) else { return false };
         let Some(op) = self.graph.nodes[p].op.fused(fusion) else { return false };
         let others_later = self.graph.nodes[p].outputs[1..].iter().all(|o| self.first_use[o.index()] > n);
@@ -109,11 +142,11 @@ impl<'a> Fuser<'a> {
         others_later
     }
 
-    /// Node `p` and its only reader `n` become one node at `n`'s place with `n`'s output.
-    fn merge(&mut self, p: usize, n: usize, op: Op, extra: ValueId) {
+    /// Node `p` and its only reader `n` become one node at `n`'s place, with `n`'s outputs for the first of `p`'s.
+    fn merge(&mut self, p: usize, n: usize, op: Op, extra: &[ValueId]) {
         let Node { mut inputs, mut outputs, path, block, .. } = self.graph.nodes[p].clone();
-        inputs.push(extra);
-        outputs[0] = self.graph.nodes[n].outputs[0];
+        inputs.extend(extra);
+        outputs.splice(..1, self.graph.nodes[n].outputs.iter().copied());
         for o in &outputs {
             self.producer[o.index()] = Some(n);
         }

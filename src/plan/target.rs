@@ -17,4 +17,10 @@ pub trait Target {
 
     /// Inputs whose memory the op may reuse for its first output when they are not needed afterwards.
     fn in_place(&self, op: &Op) -> &'static [usize];
+
+    /// Whether its products of `columns` columns do what follows a whole row before they store it: layer normalisation behind a
+    /// layer, and its gradient behind the gradient of a layer's input, are then fused with them.
+    fn finishes_rows(&self, _columns: usize) -> bool {
+        false
+    }
 }

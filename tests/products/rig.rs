@@ -128,6 +128,8 @@ impl Placed {
         if p.bias != 0 {
             p.bias = singles;
         }
+        // Parts are compared, not what they add up to.
+        (p.sum, p.rows) = (0, 0);
         let partial = matches!(product.finish, Finish::Partial | Finish::Wide | Finish::Add);
         let row_sums = if product.finish == Finish::Partial { m } else { 0 };
         let part_bytes = 4 * (m * n + row_sums);

@@ -23,7 +23,10 @@ impl Rules for Conv2d {
     fn shapes(&self, cx: &Cx<'_>) -> Shapes {
         let Conv2d { geometry: g, epilogue } = self;
         let epilogue = *epilogue;
-        cx.arity(if epilogue == Epilogue::Residual { 4 } else { 3 })?;
+        if let Epilogue::Norm { .. } = epilogue {
+            return cx.err("has no normalisation behind it".into());
+        }
+        cx.arity(epilogue.operands())?;
         let [o, c] = conv_weight(cx, 1, g)?;
         cx.matrix(0, "x", g.rows(), c)?;
         cx.vector(2, "the bias", o)?;

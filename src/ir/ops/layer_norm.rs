@@ -12,7 +12,7 @@ pub struct LayerNorm {
 
 impl Rules for LayerNorm {
     fn facts(&self) -> Facts {
-        Facts::new(Slots::from(1), Slots::from(1))
+        Facts::new(Slots::from(1), Slots::from(1)).fusion(Fusion::Norm { eps: self.eps })
     }
 
     fn shapes(&self, cx: &Cx<'_>) -> Shapes {
@@ -41,7 +41,11 @@ pub struct LayerNormBackward {
 
 impl Rules for LayerNormBackward {
     fn facts(&self) -> Facts {
-        Facts::new(Slots::only(&[2, 3, 4]), Slots::from(1)).in_place(if self.residual { &[5] } else { &[] })
+        let facts = Facts::new(Slots::only(&[2, 3, 4]), Slots::from(1));
+        match self.residual {
+            true => facts.in_place(&[5]),
+            false => facts.fusion(Fusion::NormBackward),
+        }
     }
 
     fn shapes(&self, cx: &Cx<'_>) -> Shapes {

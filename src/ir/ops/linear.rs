@@ -6,13 +6,18 @@ use crate::ir::vjp::{Gradient, Gradients, Vjp};
 use crate::tensor::Shape;
 
 /// What a linear layer or a convolution does to its result before storing it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Epilogue {
     None,
     /// Outputs `gelu(y)` and `y`.
     Gelu,
     /// One more input `r: [M, N]`; outputs `r + y`.
     Residual,
+    /// Three more inputs `r: [M, N]`, `gamma: [N]`, `beta: [N]`; outputs `r + y`, and its layer normalisation `[M, N]` with
+    /// `mean: [M]` and `rstd: [M]`.
+    Norm {
+        eps: f64,
+    },
 }
 
 impl Epilogue {
@@ -24,6 +29,16 @@ impl Epilogue {
             // The value before GELU is for the backward pass.
             Epilogue::Gelu => facts.droppable(&[1]),
             Epilogue::Residual => facts.in_place(&[3]),
+            Epilogue::Norm { .. } => Facts::new(Slots::only(&[2, 4, 5]), Slots::from(2)).in_place(&[3]),
+        }
+    }
+
+    /// Operands of a product with it.
+    pub(super) fn operands(self) -> usize {
+        match self {
+            Epilogue::None | Epilogue::Gelu => 3,
+            Epilogue::Residual => 4,
+            Epilogue::Norm { .. } => 6,
         }
     }
 
@@ -32,13 +47,15 @@ impl Epilogue {
         match (self, next) {
             (Epilogue::None, Fusion::Gelu) => Some(Epilogue::Gelu),
             (Epilogue::None, Fusion::Add) => Some(Epilogue::Residual),
-            (Epilogue::None, Fusion::GeluBackward) | (Epilogue::Gelu | Epilogue::Residual, _) => None,
+            (Epilogue::Residual, Fusion::Norm { eps }) => Some(Epilogue::Norm { eps }),
+            (Epilogue::None, Fusion::GeluBackward | Fusion::Norm { .. } | Fusion::NormBackward)
+            | (Epilogue::Gelu | Epilogue::Residual | Epilogue::Norm { .. }, _) => None,
         }
     }
 }
 
-/// `x: [M, K]`, `w: [N, K..]`, `b: [N]`, (`r: [M, N]` with a residual) -> `y: [M, N]` (and the value before GELU; it is
-/// not stored, its memory empty, when nothing reads it).
+/// `x: [M, K]`, `w: [N, K..]`, `b: [N]`, and what the epilogue reads -> `y: [M, N]`, and what the epilogue gives besides (the
+/// value before GELU is not stored, its memory empty, when nothing reads it).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Linear {
     pub epilogue: Epilogue,
@@ -51,7 +68,7 @@ impl Rules for Linear {
 
     fn shapes(&self, cx: &Cx<'_>) -> Shapes {
         let epilogue = self.epilogue;
-        cx.arity(if epilogue == Epilogue::Residual { 4 } else { 3 })?;
+        cx.arity(epilogue.operands())?;
         let (m, k) = cx.rows_cols(0);
         let (n, wk) = cx.shape(1).as_weight();
         if k != wk {
@@ -76,33 +93,71 @@ impl<O: OpSet + From<LinearBackwardInput> + From<LinearBackwardWeight>> Gradient
             return vjp.refuse("differentiate before fusing");
         }
 
-        let dx = vjp.wanted_input(LinearBackwardInput { gelu: false }, &[dy, vjp.inputs[1]])?;
+        let op = LinearBackwardInput { epilogue: InputEpilogue::None };
+        let dx = vjp.wanted_input(op, &[dy, vjp.inputs[1]])?;
         let weight = vjp.graph().shape(vjp.inputs[1]).dims().to_vec();
         vjp.with_weight(dx, LinearBackwardWeight { weight }, dy)
     }
 }
 
-/// `dy: [M, N]`, `w: [N, K..]`, (`pre: [M, K]`) -> `dx: [M, K] = dy w`, with `gelu` times `gelu'(pre)`.
+/// What is done to the gradient of a linear layer's input before it is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InputEpilogue {
+    None,
+    /// One more input `pre: [M, K]`; times `gelu'(pre)`.
+    Gelu,
+    /// One more input `r: [M, K]`; plus `r`, what the input's other readers gave.
+    Add,
+    /// The input is a layer normalisation's output, of which this is the gradient as well: inputs `x: [M, K]`, `gamma: [K]`,
+    /// `mean: [M]`, `rstd: [M]`, (`r: [M, K]`, added to dx); outputs the gradient of `x`, `dgamma: [K]`, `dbeta: [K]`.
+    Norm {
+        residual: bool,
+    },
+}
+
+/// `dy: [M, N]`, `w: [N, K..]`, and what the epilogue reads -> `dx: [M, K] = dy w`, and what the epilogue does and gives.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LinearBackwardInput {
-    pub gelu: bool,
+    pub epilogue: InputEpilogue,
 }
 
 impl Rules for LinearBackwardInput {
     fn facts(&self) -> Facts {
-        Facts::new(Slots::NONE, Slots::NONE)
+        match self.epilogue {
+            InputEpilogue::Norm { residual } => {
+                let facts = Facts::new(Slots::only(&[3, 4, 5]), Slots::from(1));
+                facts.in_place(if residual { &[6] } else { &[] })
+            }
+            _ => Facts::new(Slots::NONE, Slots::NONE),
+        }
     }
 
     fn shapes(&self, cx: &Cx<'_>) -> Shapes {
-        let LinearBackwardInput { gelu } = self;
-        cx.arity(if *gelu { 3 } else { 2 })?;
+        let LinearBackwardInput { epilogue } = *self;
+        cx.arity(match epilogue {
+            InputEpilogue::None => 2,
+            InputEpilogue::Gelu | InputEpilogue::Add => 3,
+            InputEpilogue::Norm { residual } => 6 + usize::from(residual),
+        })?;
         let (m, n) = cx.rows_cols(0);
         let (wn, k) = cx.shape(1).as_weight();
         if n != wn {
             return cx.err(format!("dy {} does not fit the weight {}", cx.shape(0), cx.shape(1)));
         }
-        if *gelu {
-            cx.matrix(2, "the value before GELU", m, k)?;
+        match epilogue {
+            InputEpilogue::None => {}
+            InputEpilogue::Gelu => cx.matrix(2, "the value before GELU", m, k)?,
+            InputEpilogue::Add => cx.matrix(2, "the other gradient", m, k)?,
+            InputEpilogue::Norm { residual } => {
+                cx.matrix(2, "x", m, k)?;
+                cx.vector(3, "gamma", k)?;
+                cx.vector(4, "mean", m)?;
+                cx.vector(5, "rstd", m)?;
+                if residual {
+                    cx.matrix(6, "the residual", m, k)?;
+                }
+                return Ok(vec![vec![m, k], vec![k], vec![k]]);
+            }
         }
         Ok(vec![vec![m, k]])
     }
@@ -112,7 +167,14 @@ impl Rules for LinearBackwardInput {
     }
 
     fn fused(&self, next: Fusion) -> Option<Self> {
-        (!self.gelu && next == Fusion::GeluBackward).then_some(LinearBackwardInput { gelu: true })
+        let epilogue = match (self.epilogue, next) {
+            (InputEpilogue::None, Fusion::GeluBackward) => InputEpilogue::Gelu,
+            (InputEpilogue::None, Fusion::Add) => InputEpilogue::Add,
+            (InputEpilogue::None, Fusion::NormBackward) => InputEpilogue::Norm { residual: false },
+            (InputEpilogue::Norm { residual: false }, Fusion::Add) => InputEpilogue::Norm { residual: true },
+            _ => return None,
+        };
+        Some(LinearBackwardInput { epilogue })
     }
 }
 
@@ -161,6 +223,12 @@ pub(super) fn epilogue_outputs(cx: &Cx<'_>, epilogue: Epilogue, m: usize, n: usi
         Epilogue::Residual => {
             cx.matrix(3, "the residual", m, n)?;
             vec![vec![m, n]]
+        }
+        Epilogue::Norm { .. } => {
+            cx.matrix(3, "the residual", m, n)?;
+            cx.vector(4, "gamma", n)?;
+            cx.vector(5, "beta", n)?;
+            vec![vec![m, n], vec![m, n], vec![m], vec![m]]
         }
     })
 }

@@ -5,7 +5,7 @@ use super::table::{GRIDS, MATRICES, cases, token_layouts, token_operands};
 use super::{Case, Derivative, Expected, Function};
 use crate::common::reference::forward;
 use crate::common::tensor::{Gen, Input};
-use saip_engine::ir::{Epilogue, Op, OpKind, ops};
+use saip_engine::ir::{Epilogue, InputEpilogue, Op, OpKind, ops};
 
 /// Builds a case of backward op `op` with operands `inputs` from the derivative it stands for.
 pub(super) fn case(
@@ -87,22 +87,63 @@ pub(super) fn behind_gelu(inner: impl Into<Op>) -> Function {
 
 pub fn linear_input() -> Vec<Case> {
     let mut out = Vec::new();
-    for gelu in [false, true] {
+    // Widths of rows that a tile holds, and others.
+    for (m, k, n) in [(20, 192, 392), (140, 192, 16), (130, 128, 16), (5, 7, 3)] {
+        out.push(norm_input([m, k, n], true));
+    }
+    out.push(norm_input([9, 64, 8], false));
+    for epilogue in [InputEpilogue::None, InputEpilogue::Gelu, InputEpilogue::Add] {
         for (m, k, n) in MATRICES {
-            let name = format!("{m}x{k}->{n} gelu {gelu}");
+            let name = format!("{m}x{k}->{n} {epilogue:?}");
             let mut g = Gen::new(&format!("linear_backward_input/{name}"));
             let at = vec![g.normal(&[m, k]), g.scaled(&[n, k], 0.5), g.normal(&[n])];
             let (x, w) = (at[0].clone(), at[1].clone());
             let mut derivative = derivative(&mut g, ops::Linear { epilogue: Epilogue::None }, at, &[0]);
             let mut inputs = vec![dy(&derivative), w];
-            if gelu {
-                derivative.forward = behind_gelu(ops::Linear { epilogue: Epilogue::None });
-                inputs.push(x);
+            match epilogue {
+                InputEpilogue::None | InputEpilogue::Norm { .. } => {}
+                InputEpilogue::Gelu => {
+                    derivative.forward = behind_gelu(ops::Linear { epilogue: Epilogue::None });
+                    inputs.push(x);
+                }
+                InputEpilogue::Add => {
+                    let other = g.normal(&[m, k]);
+                    derivative.plus = Some(other.float().clone());
+                    inputs.push(other);
+                }
             }
-            out.push(case(name, ops::LinearBackwardInput { gelu }, inputs, derivative));
+            out.push(case(name, ops::LinearBackwardInput { epilogue }, inputs, derivative));
         }
     }
     out
+}
+
+/// Through a layer of a layer normalisation's output.
+fn norm_input([m, k, n]: [usize; 3], residual: bool) -> Case {
+    let epilogue = InputEpilogue::Norm { residual };
+    let name = format!("{m}x{k}->{n} {epilogue:?}");
+    let mut g = Gen::new(&format!("linear_backward_input/{name}"));
+    let norm = Op::from(ops::LayerNorm { eps: 1e-5 });
+    let x = g.tensor(&[m, k], |g| g.gauss() + 1.0).into();
+    let at = vec![x, g.uniform(&[k], 0.5, 1.5), g.normal(&[k])];
+    let (stats, w, zero) = (forward(&norm, &at), g.scaled(&[n, k], 0.5), g.scaled(&[n], 0.0));
+    let layer = Op::from(ops::Linear { epilogue: Epilogue::None });
+    let (weight, linear) = (w.clone(), layer.clone());
+    let normal: Input = stats[0].clone().into();
+    let mut derivative = derivative(&mut g, layer, vec![normal, w.clone(), zero.clone()], &[0, 1, 2]);
+    derivative.at = at.clone();
+    derivative.forward = Box::new(move |x| {
+        let normal = forward(&norm, x).swap_remove(0).into();
+        forward(&linear, &[normal, weight.clone(), zero.clone()])
+    });
+    let [x, gamma, _] = <[Input; 3]>::try_from(at).expect("three operands");
+    let mut inputs = vec![dy(&derivative), w, x, gamma, stats[1].clone().into(), stats[2].clone().into()];
+    if residual {
+        let r = g.normal(&[m, k]);
+        derivative.plus = Some(r.float().clone());
+        inputs.push(r);
+    }
+    case(name, ops::LinearBackwardInput { epilogue }, inputs, derivative)
 }
 
 pub fn linear_weight() -> Vec<Case> {

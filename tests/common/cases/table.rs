@@ -223,6 +223,16 @@ fn linear() -> Vec<Case> {
             }));
         }
     }
+    // Widths of rows that a tile holds, and others.
+    for (m, k, n) in [(70, 24, 64), (130, 16, 128), (33, 72, 192), (140, 392, 192), (3, 5, 7), (9, 16, 40)] {
+        let epilogue = Epilogue::Norm { eps: 1e-5 };
+        out.push(case(format!("{epilogue:?} {m}x{k}->{n}"), ops::Linear { epilogue }, |g| {
+            // Rows away from 0, as behind other layers.
+            let r = g.tensor(&[m, n], |g| g.gauss() + 3.0).into();
+            let w = g.scaled(&[n, k], 0.5);
+            vec![g.normal(&[m, k]), w, g.normal(&[n]), r, g.uniform(&[n], 0.5, 1.5), g.normal(&[n])]
+        }));
+    }
     // A patch embedding: the weight has four dimensions.
     out.push(case("patch embedding".into(), ops::Linear { epilogue: Epilogue::None }, |g| {
         vec![g.normal(&[4, 768]), g.scaled(&[5, 3, 16, 16], 0.05), g.normal(&[5])]

@@ -5,7 +5,7 @@
 use crate::common::check::{Precision, growth};
 use crate::common::reference::forward;
 use crate::common::tensor::{Input, Tensor};
-use saip_engine::ir::{AttentionLayout, Epilogue, Op, Role, Rules, ops};
+use saip_engine::ir::{AttentionLayout, Epilogue, InputEpilogue, Op, Role, Rules, ops};
 
 /// Number of terms in the longest sum inside the op.
 pub fn longest_sum(op: &Op, x: &[Input]) -> usize {
@@ -48,9 +48,13 @@ pub fn longest_sum(op: &Op, x: &[Input]) -> usize {
         Op::EmbedTokensBackward(_) | Op::RestoreTokensBackward(_) | Op::SumImages(_) => rows(0),
         Op::ResizePositions(ops::ResizePositions { from, .. }) => from[0] * from[1],
         Op::ResizePositionsBackward(ops::ResizePositionsBackward { to, .. }) => to[0] * to[1],
+        Op::Linear(ops::Linear { epilogue: Epilogue::Norm { .. } }) => cols(0).max(count(2)),
         Op::Linear(_) | Op::L2Normalize(_) | Op::L2NormalizeBackward(_) | Op::ScaleRowsBackward(_) => cols(0),
         Op::DynamicConv(_) => cols(0),
         Op::SoftCrossEntropyBackward(_) => cols(1),
+        Op::LinearBackwardInput(ops::LinearBackwardInput { epilogue: InputEpilogue::Norm { .. } }) => {
+            cols(0).max(rows(0)).max(cols(2))
+        }
         Op::LinearBackwardInput(_) => cols(0),
         Op::LinearBackwardWeight(_) | Op::Conv2dBackwardWeight(_) | Op::DepthwiseConv2dBackwardWeight(_) => {
             rows(0)
@@ -154,6 +158,19 @@ fn magnitudes(op: &Op, x: &[Input], outputs: &[Tensor]) -> Vec<Tensor> {
             let y = forward(op, &absolute(x)).swap_remove(1);
             vec![y.map(|v| 1.13 * v), y]
         }
+        // A sum with a residual, and its normalisation.
+        Op::Linear(ops::Linear { epilogue: Epilogue::Norm { eps } }) => {
+            let residual = ops::Linear { epilogue: Epilogue::Residual };
+            let y = forward(&residual.into(), &absolute(&x[..4])).swap_remove(0);
+            // Roundoff of y is that of its terms.
+            let mut all = magnitudes(
+                &ops::LayerNorm { eps: *eps }.into(),
+                &[y.clone().into(), x[4].clone(), x[5].clone()],
+                &outputs[1..],
+            );
+            all.insert(0, y);
+            all
+        }
         Op::WeightedSum(ops::WeightedSum { weights }) => {
             let sum = weights.iter().zip(x).map(|(w, l)| (w * l.float().data[0]).abs()).sum();
             vec![Tensor::new([1], vec![sum])]
@@ -223,7 +240,8 @@ fn magnitudes(op: &Op, x: &[Input], outputs: &[Tensor]) -> Vec<Tensor> {
             outputs.iter().map(|o| o.map(|v| v.abs().max(1e-3))).collect()
         }
         Op::AdamW(_) => largest(1.0),
-        Op::EmbedTokensBackward(_)
+        Op::Conv2d(ops::Conv2d { epilogue: Epilogue::Norm { .. }, .. })
+        | Op::EmbedTokensBackward(_)
         | Op::ResizePositionsBackward(_)
         | Op::LinearBackwardInput(_)
         | Op::LinearBackwardWeight(_)
@@ -256,7 +274,14 @@ fn magnitudes(op: &Op, x: &[Input], outputs: &[Tensor]) -> Vec<Tensor> {
 
 /// Output `slot` is stored in the narrow type, or summed from factors that were rounded to it.
 fn narrow(op: &Op, slot: usize) -> bool {
-    let rounded_factors = matches!(op, Op::PrototypeCrossEntropy(_) | Op::PrototypeCrossEntropyBackward(_));
+    // With a normalisation behind a layer: of what the layer stores.
+    let rounded_factors = matches!(
+        op,
+        Op::PrototypeCrossEntropy(_)
+            | Op::PrototypeCrossEntropyBackward(_)
+            | Op::Linear(ops::Linear { epilogue: Epilogue::Norm { .. } })
+            | Op::LinearBackwardInput(ops::LinearBackwardInput { epilogue: InputEpilogue::Norm { .. } })
+    );
     rounded_factors || op.facts().output_role(slot) == Role::Element
 }
 

@@ -23,6 +23,12 @@ pub fn epilogue(y: Tensor, epilogue: Epilogue, x: &[Input]) -> Vec<Tensor> {
         Epilogue::None => vec![y],
         Epilogue::Gelu => vec![y.map(gelu), y],
         Epilogue::Residual => vec![add(x[3].float(), &y)],
+        Epilogue::Norm { eps } => {
+            let y = add(x[3].float(), &y);
+            let mut out = layer_norm(&[y.clone().into(), x[4].clone(), x[5].clone()], eps);
+            out.insert(0, y);
+            out
+        }
     }
 }
 
