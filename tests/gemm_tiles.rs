@@ -188,7 +188,7 @@ fn check_windows(tile: Tile, g: &ConvGeometry, channels: u32, others: u32) {
     let product = Product { tile: Some(tile), finish: Finish::Wide, gather, ..new };
     let w = integers(others, depth, 7);
     equal(both_of(product, DType::Bf16, HOPPER, [&x, &w], [&view, &w]), &what, [windows, others]);
-    if channels % 64 != 0 {
+    if !channels.is_multiple_of(64) {
         return;
     }
     let gather = Gather::B(shared);

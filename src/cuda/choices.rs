@@ -137,6 +137,11 @@ impl Choices {
         self.hopper && element == DType::Bf16 && HOPPER_TILES.iter().any(fits)
     }
 
+    /// Whether a product goes by tensor copies with little padding, so that it is better done in parts that all do.
+    pub fn copies(&self, product: &Product, element: DType) -> bool {
+        self.takes_hopper(product, element) && (self.newest || !is_padded(product))
+    }
+
     fn takes_hopper(&self, product: &Product, element: DType) -> bool {
         self.hopper && element == DType::Bf16 && product.is_copied(element)
     }
@@ -159,10 +164,14 @@ impl Choices {
         };
         let tile = HOPPER_TILES.iter().min_by_key(|t| cost(t)).unwrap_or(&small);
         // What mostly computes padding is better done in small pieces, or by a gather that needs none along k.
-        let (k, deep) = (u64::from(product.params.k), product.copied_depth());
-        let wasteful = tile.covered(m, n) > 2 * small.covered(m, n) || 2 * deep > 3 * k;
+        let wasteful = tile.covered(m, n) > 2 * small.covered(m, n) || is_padded(product);
         if wasteful && !self.newest { small } else { *tile }
     }
+}
+
+/// Whether more than a third of what is copied along k is padding.
+fn is_padded(product: &Product) -> bool {
+    2 * product.copied_depth() > 3 * u64::from(product.params.k)
 }
 
 /// Names what the choice of a tile depends on. Large extents are rounded up to three significant bits, so that the
@@ -254,7 +263,7 @@ mod tests {
         };
         let weight = |g: &ConvGeometry, channels| {
             let pixels = Pixels::new(g, channels).unwrap();
-            let new = Product::new(64, pixels.depth(), pixels.windows);
+            let new = Product::new(512, pixels.depth(), pixels.windows);
             Product { gather: Gather::B(pixels.into()), a_trans: true, b_trans: true, ..new }
         };
         let odd = sizes(&[FeatureMap { count: 800, height: 9, width: 12 }], 2);
@@ -279,7 +288,8 @@ mod tests {
             assert!(!choices.candidates(&other, DType::F32).contains(&wide));
         }
         // What was measured of one is not used for another that cannot be computed that way.
-        let halves = sizes(&[FeatureMap { count: 400, ..same.maps[0] }; 2], 1);
+        let half = |height, width| FeatureMap { count: 400, height, width };
+        let halves = sizes(&[half(8, 8), half(4, 16)], 1);
         let of = |g| key(&forward(g, 64), DType::Bf16);
         assert_ne!(of(&same), of(&halves));
         assert_eq!(of(&same), "bf16 nt 57344x64x576 none /1 pixels of a 3x3/1 by windows");

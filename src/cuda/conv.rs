@@ -1,13 +1,15 @@
-//! Dense convolutions as matrix products over (tap, channel), all sizes of maps in one product. A convolution of one tap
-//! and stride 1 is a linear layer.
+//! Dense convolutions as matrix products over (tap, channel), all sizes of maps in one product; where tensor copies see the
+//! windows on maps of one size, but for the weight's gradient a product a size. A convolution of one tap and stride 1 is a
+//! linear layer.
 
 use super::gemm::{self};
 use super::kernel::{Call, Family, Given, kernel_params};
 use super::lower::{Lower, Lowered, Operands};
-use super::pixels::{Pixels, Reach};
+use super::pixels::{Pixels, Reach, sizes};
 use super::product::{Finish, Gather, Product};
 use crate::ir::{ConvGeometry, FeatureMap, InputEpilogue, ops};
 use crate::plan::OperandType;
+use crate::tensor::DType;
 use std::sync::Arc;
 
 kernel_params! {
@@ -29,6 +31,34 @@ struct Taps {
     count: [usize; 2],
     /// Below 0 they are read in reverse.
     step: isize,
+}
+
+/// The products that `make` makes of a convolution: one of all maps, or one of each size if all of those go by tensor copies.
+/// `make` is also given the rows of the convolution's input and output before the maps that it is for.
+fn by_size(
+    o: &Operands<'_>,
+    geometry: &ConvGeometry,
+    make: impl Fn(&ConvGeometry, [u64; 2]) -> Result<Product, String>,
+) -> Result<Vec<Product>, String> {
+    let (mut alone, mut before) = (Vec::new(), [0; 2]);
+    for maps in sizes(&geometry.maps) {
+        let part = ConvGeometry { maps: maps.to_vec(), ..*geometry };
+        let product = make(&part, before)?;
+        if !o.choices.copies(&product, o.element()) {
+            return Ok(vec![make(geometry, [0; 2])?]);
+        }
+        alone.push(product);
+        before = [before[0] + part.rows() as u64, before[1] + part.output_rows() as u64];
+    }
+    Ok(alone)
+}
+
+/// Moves what is stored of a product, and what is read with it, `elements` on.
+fn store_behind(product: &mut Product, elements: u64, dtype: DType) {
+    let p = &mut product.params;
+    for at in [&mut p.y, &mut p.pre, &mut p.other].into_iter().filter(|at| **at != 0) {
+        *at += elements * dtype.bytes() as u64;
+    }
 }
 
 /// Brings `taps` of the weight `[outputs, channels, kernel, kernel]` at operand 1 into the order that a product reads.
@@ -77,14 +107,22 @@ impl Lower for ops::Conv2d {
         }
         let (_, channels) = o.inputs[0].rows_width()?;
         let (_, outputs) = o.outputs[0].rows_width()?;
-        let pixels = Pixels::new(geometry, channels)?;
-        let mut product = Product::new(pixels.windows, outputs, pixels.depth());
-        product.gather = Gather::A(Arc::new(pixels));
-        (product.params.a, product.params.b) = (o.inputs[0].at, o.scratch);
-        gemm::with_epilogue(&mut product, o, epilogue);
+        let products = by_size(o, geometry, |part, [read, written]| {
+            let pixels = Pixels::new(part, channels)?;
+            let mut product = Product::new(pixels.windows, outputs, pixels.depth());
+            product.gather = Gather::A(Arc::new(pixels));
+            let x = o.inputs[0].at + read * u64::from(channels) * o.element().bytes() as u64;
+            (product.params.a, product.params.b) = (x, o.scratch);
+            gemm::with_epilogue(&mut product, o, epilogue);
+            store_behind(&mut product, written * u64::from(outputs), o.element());
+            Ok(product)
+        })?;
         let taps = Taps { first: [0; 2], count: [geometry.kernel; 2], step: 1 };
-        let permuted = permute(o, o.scratch, [outputs, channels], geometry.kernel, &taps, false);
-        Ok(vec![permuted, product.call(o.element(), o.choices)?])
+        let mut calls = vec![permute(o, o.scratch, [outputs, channels], geometry.kernel, &taps, false)];
+        for product in products {
+            calls.push(product.call(o.element(), o.choices)?);
+        }
+        Ok(calls)
     }
 }
 
@@ -110,19 +148,21 @@ impl Lower for ops::Conv2dBackwardInput {
         let largest = |of: fn(&FeatureMap) -> usize| geometry.maps.iter().map(of).max().unwrap_or(0);
         let [lines, columns] = [largest(|m| m.height), largest(|m| m.width)].map(|n| n.min(geometry.stride));
         for place in (0..lines).flat_map(|down| (0..columns).map(move |across| [down, across])) {
-            let pixels = Pixels::backward(geometry, outputs, place)?;
-            if pixels.windows == 0 {
-                continue;
-            }
+            let products = by_size(o, geometry, |part, [written, read]| {
+                let pixels = Pixels::backward(part, outputs, place)?;
+                let mut product = Product::new(pixels.windows, channels, pixels.depth());
+                product.gather = Gather::A(Arc::new(pixels));
+                let p = &mut product.params;
+                let dy = o.inputs[0].at + read * u64::from(outputs) * o.element().bytes() as u64;
+                (p.y, p.a, p.b) = (o.outputs[0].at, dy, weight);
+                if gelu {
+                    (product.finish, p.other) = (Finish::GeluBackward, o.inputs[2].at);
+                }
+                store_behind(&mut product, written * u64::from(channels), o.element());
+                Ok(product)
+            })?;
+            let Some(depth) = products.iter().find(|p| p.params.m > 0).map(|p| p.params.k) else { continue };
             let [down, across] = place.map(|at| Reach::new(geometry, at));
-            let depth = pixels.depth();
-            let mut product = Product::new(pixels.windows, channels, depth);
-            product.gather = Gather::A(Arc::new(pixels));
-            let p = &mut product.params;
-            (p.y, p.a, p.b) = (o.outputs[0].at, o.inputs[0].at, weight);
-            if gelu {
-                (product.finish, p.other) = (Finish::GeluBackward, o.inputs[2].at);
-            }
             // Where no tap reaches, the product over nothing leaves 0.
             if depth > 0 {
                 let last = |r: Reach| r.tap + geometry.stride * (r.taps - 1);
@@ -133,7 +173,9 @@ impl Lower for ops::Conv2dBackwardInput {
                 };
                 calls.push(permute(o, weight, [outputs, channels], geometry.kernel, &taps, true));
             }
-            calls.push(product.call(o.element(), o.choices)?);
+            for product in products {
+                calls.push(product.call(o.element(), o.choices)?);
+            }
             weight += u64::from(channels) * u64::from(depth) * o.inputs[1].dtype.bytes() as u64;
         }
         Ok(calls)
@@ -165,4 +207,59 @@ impl Lower for ops::Conv2dBackwardWeight {
 /// Constants with which the recipes compile the kernels.
 pub fn variants() -> Vec<Given> {
     vec![Vec::new()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::choices::Choices;
+    use crate::cuda::driver::DeviceInfo;
+    use crate::cuda::lower::Operand;
+    use crate::ir::Epilogue;
+    use crate::tensor::Shape;
+
+    /// Kernels of a convolution and of its input's gradient over maps of two sizes on a device, with the addresses of what tensor
+    /// copies fetch and store.
+    fn calls(capability: (u32, u32), channels: usize) -> [Vec<(&'static str, Vec<u64>)>; 2] {
+        let map = |count, height| FeatureMap { count, height, width: 4 };
+        let geometry =
+            ConvGeometry { maps: vec![map(300, 6), map(200, 6), map(7000, 2)], kernel: 3, stride: 1 };
+        let device = DeviceInfo { name: "test".into(), capability, multiprocessors: 132 };
+        let choices = Choices::new(&device);
+        let (rows, outputs) = (geometry.rows(), 128);
+        let [x, w, y] = [
+            Shape::from([rows, channels]),
+            Shape::from([outputs, channels, 3, 3]),
+            Shape::from([rows, outputs]),
+        ];
+        let bias = Shape::from([outputs]);
+        let operand = |at, shape, dtype| Operand { at, shape, dtype };
+        let [x, w, y] =
+            [(1 << 32, &x), (2 << 32, &w), (3 << 32, &y)].map(|(at, s)| operand(at, s, DType::Bf16));
+        let bias = operand(4 << 32, &bias, DType::F32);
+        let lowered = |inputs: &[Operand<'_>], outputs: &[Operand<'_>], op: &dyn Lower| {
+            let calls = op.lower(&Operands { inputs, outputs, scratch: 5 << 32, choices: &choices }).unwrap();
+            calls.iter().map(|c| (c.kernel, c.maps.iter().map(|m| m.1.at).collect())).collect()
+        };
+        let forward = ops::Conv2d { geometry: geometry.clone(), epilogue: Epilogue::None };
+        let backward = ops::Conv2dBackwardInput { geometry, gelu: false };
+        [lowered(&[x, w, bias], &[y], &forward), lowered(&[y, w], &[x], &backward)]
+    }
+
+    #[test]
+    fn sizes_of_maps_go_by_themselves_where_tensor_copies_see_them() {
+        let permute = ("permute_weight", vec![]);
+        // Of the first size there are 12,000 rows of 64 channels, and of 128.
+        let [x, y] = [12_000 * 64 * 2, 12_000 * 128 * 2];
+        let sm90 = |a, b| ("gemm_sm90", vec![a, 5 << 32, b]);
+        let forward = [sm90(1 << 32, 3 << 32), sm90((1 << 32) + x, (3 << 32) + y)];
+        let backward = [sm90(3 << 32, 1 << 32), sm90((3 << 32) + y, (1 << 32) + x)];
+        let [got_forward, got_backward] = calls((9, 0), 64);
+        assert_eq!((&got_forward[0], &got_forward[1..]), (&permute, &forward[..]));
+        assert_eq!((&got_backward[0], &got_backward[1..]), (&permute, &backward[..]));
+        // One product on older cards, and where copies do not see channels.
+        for all in [calls((8, 0), 64), calls((9, 0), 60)].into_iter().flatten() {
+            assert_eq!(all.iter().map(|c| c.0).collect::<Vec<_>>(), ["permute_weight", "gemm"]);
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::driver::{TensorMap, Windows};
 use super::kernel::{Given, kernel_params};
-use crate::ir::ConvGeometry;
+use crate::ir::{ConvGeometry, FeatureMap};
 
 kernel_params! {
     pub const LAYOUTS;
@@ -68,16 +68,24 @@ fn divisor(by: usize) -> [u32; 3] {
     [by as u32, magic as u32, shift]
 }
 
+/// Stretches of neighbouring maps of one size: those of several views are one to a product.
+pub fn sizes(maps: &[FeatureMap]) -> impl Iterator<Item = &[FeatureMap]> {
+    maps.chunk_by(|a, b| (a.height, a.width) == (b.height, b.width))
+}
+
+/// Maps of one size as one.
+fn merged(maps: &[FeatureMap]) -> FeatureMap {
+    FeatureMap { count: maps.iter().map(|m| m.count).sum(), ..maps[0] }
+}
+
 /// Sizes of maps whose tables fit the shared memory beside the tiles.
 const MOST_MAPS: usize = 64;
 
 /// Rows are counted in 31 bits, and every block keeps the table of sizes.
 fn countable(g: &ConvGeometry) -> Result<(), String> {
-    if g.maps.len() > MOST_MAPS {
-        return Err(format!(
-            "takes at most {MOST_MAPS} sizes of maps, not {}: use fewer views",
-            g.maps.len()
-        ));
+    let sizes = sizes(&g.maps).count();
+    if sizes > MOST_MAPS {
+        return Err(format!("takes at most {MOST_MAPS} sizes of maps, not {sizes}: use fewer views"));
     }
     let rows = g.rows().max(g.output_rows());
     if rows <= i32::MAX as usize {
@@ -95,7 +103,8 @@ impl Pixels {
         countable(g)?;
         let before = (g.kernel / 2) as u32;
         let (mut maps, mut first, mut start) = (Vec::with_capacity(g.maps.len()), 0, 0);
-        for (map, out) in g.maps.iter().zip(g.outputs()) {
+        for map in sizes(&g.maps).map(merged) {
+            let out = map.strided(g.stride);
             maps.push(PixelMap {
                 first: first as u32,
                 windows: divisor(out.positions()),
@@ -134,7 +143,8 @@ impl Pixels {
         countable(g)?;
         let [vertical, horizontal] = [down, across].map(|at| Reach::new(g, at));
         let (mut maps, mut windows, mut start, mut to) = (Vec::with_capacity(g.maps.len()), 0, 0, 0);
-        for (map, out) in g.maps.iter().zip(g.outputs()) {
+        for map in sizes(&g.maps).map(merged) {
+            let out = map.strided(g.stride);
             let high = map.height.saturating_sub(down).div_ceil(g.stride);
             let wide = map.width.saturating_sub(across).div_ceil(g.stride);
             if high * wide > 0 {
@@ -295,6 +305,22 @@ mod tests {
                 assert_eq!(found, want, "kernel {kernel} stride {stride} position {position}");
             }
         }
+    }
+
+    #[test]
+    fn neighbouring_maps_of_one_size_are_one() {
+        let map = |count, height| FeatureMap { count, height, width: 3 };
+        let of = |maps: &[FeatureMap], stride| ConvGeometry { maps: maps.to_vec(), kernel: 3, stride };
+        for stride in [1, 2] {
+            let apart = of(&[map(2, 4), map(1, 4), map(3, 1), map(1, 1), map(5, 4)], stride);
+            let one = of(&[map(3, 4), map(4, 1), map(5, 4)], stride);
+            assert_eq!(Pixels::new(&apart, 8), Pixels::new(&one, 8));
+            // Maps of one line have nothing of the second class between those that do.
+            let class = |g| Pixels::backward(g, 8, [stride - 1, 0]).unwrap();
+            assert_eq!(class(&apart), class(&one));
+            assert_eq!(class(&one).maps.len(), 4 - stride);
+        }
+        assert!(Pixels::new(&of(&[map(1, 2); 2], 1), 8).unwrap().windows().is_some());
     }
 
     #[test]

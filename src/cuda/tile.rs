@@ -113,7 +113,7 @@ pub const TENSOR_TILES: [Tile; 4] = [
     Tile::mma(64, 64, [2, 2], 4),
     Tile::mma(32, 32, [2, 1], 3),
 ];
-/// Besides those for products that read pixels, which `wgmma` does not compute: a warp of 64 by 64 outputs reads two thirds of
+/// Besides those for products that read pixels, of which `wgmma` computes those that tensor copies see as windows: a warp of 64 by 64 outputs reads two thirds of
 /// the shared memory a product that one of 64 by 32 reads, which is what the latter waits for on Hopper.
 pub const PIXEL_TILE: Tile = Tile::mma(128, 256, [2, 4], 4);
 pub const HOPPER_TILES: [Tile; 6] = [

@@ -238,7 +238,7 @@ fn pixel(pixels: &Pixels, window: u32, index: u32) -> Option<usize> {
     let inside = (0..i64::from(w.width)).contains(&x) && (0..i64::from(w.height)).contains(&y);
     let image = i64::from(window / (across * high));
     let row = (image * i64::from(w.height) + y) * i64::from(w.width) + x;
-    inside.then_some(row as usize * pixels.channels as usize + channel as usize)
+    inside.then(|| row as usize * pixels.channels as usize + channel as usize)
 }
 
 fn normal_cdf(x: f64) -> f64 {

@@ -33,6 +33,7 @@ fn convs() -> Vec<(ConvGeometry, usize, usize)> {
         (strided(&[map(2, 10, 12), map(1, 7, 16)], 3, 2), 3, 32),
         // What tensor copies see as windows, also those of the weight's gradient: they are of 64 channels.
         (same(2, 3, 5, 3), 64, 8),
+        (strided(&[map(2, 3, 5), map(1, 3, 5), map(1, 4, 2)], 3, 1), 8, 16),
     ]
 }
 
