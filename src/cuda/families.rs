@@ -10,12 +10,11 @@ impl Family {
     /// Headers of `kernels/` that the file builds on, behind the prelude.
     const fn headers(self) -> &'static [&'static str] {
         match self {
-            Family::Attention | Family::Conv | Family::PrototypeCe => &["mma.cuh"],
+            Family::Attention | Family::Conv | Family::DepthwiseConv | Family::PrototypeCe => &["mma.cuh"],
             Family::AttentionResident => &["mma.cuh", "attention_rows.cuh"],
             Family::Gemm => &["mma.cuh", "gemm_epilogue.cuh"],
             Family::GemmSm90 => &["mma.cuh", "gemm_epilogue.cuh", "sm90.cuh"],
             Family::DenseLoss
-            | Family::DepthwiseConv
             | Family::Embed
             | Family::LayerNorm
             | Family::Layout
