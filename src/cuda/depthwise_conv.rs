@@ -2,8 +2,8 @@
 
 use super::kernel::{Call, Family, Given, KernelParams, kernel_params};
 use super::lower::{Lower, Lowered, Operands};
-use super::pointwise::{columns, vector};
-use crate::ir::{ConvGeometry, ops};
+use super::pointwise::vector;
+use crate::ir::{ConvGeometry, FeatureMap, ops};
 use crate::plan::OperandType;
 use crate::tensor::DType;
 
@@ -13,51 +13,100 @@ const MOST_MAPS: usize = 8;
 kernel_params! {
     pub const LAYOUTS;
     DepthwiseMap {
-        height: u32, width: u32, out_height: u32, out_width: u32, row: u32, out_row: u32, strip: u32, line: u32,
+        height: u32, width: u32, out_height: u32, out_width: u32, row: u32, out_row: u32, images: u32, strips: u32,
+        units: u32, block: u32,
     }
     DepthwiseMaps { count: u32, width: u32, map: [DepthwiseMap; MOST_MAPS] }
-    DepthwiseParams { y: u64, x: u64, w: u64, bias: u64, residual: u64, strips: u64, maps: DepthwiseMaps }
-    DepthwiseOrderParams { y: u64, w: u64, width: u32, turned: u32 }
-    DepthwiseWeightParams {
-        partial: u64, dy: u64, x: u64, lines: u32, chunk: u32, bias: u32, unused: u32, maps: DepthwiseMaps,
-    }
-    DepthwiseSumParams { dw: u64, db: u64, partial: u64, chunks: u32, width: u32 }
+    DepthwiseParams { y: u64, x: u64, w: u64, bias: u64, residual: u64, turned: u32, unused: u32, maps: DepthwiseMaps }
+    DepthwiseWeightParams { partial: u64, dy: u64, x: u64, maps: DepthwiseMaps }
+    DepthwiseSumParams { dw: u64, db: u64, partial: u64, blocks: u32, width: u32 }
 }
 
-/// Threads of a block, and lanes of a warp.
-const THREADS: u32 = 256;
-const WARP: u32 = 32;
-/// Positions of a line that a thread computes.
-const OUT: usize = 4;
+/// Lanes of a warp, each a channel.
+const WARP: usize = 32;
+/// SUM_WARPS of the kernels.
+const SUM_WARPS: u32 = 32;
 /// Largest window whose weights fit the registers of a thread.
 const MOST_KERNEL: usize = 7;
+/// Lines that a warp convolves at least, if there are as many: what loading the weights is worth.
+const LINES: usize = 16;
+/// Blocks of a weight's gradient that keep a large GPU busy to the end.
+const WEIGHT_BLOCKS: usize = 1056;
+
+/// What the kernels of a geometry are compiled with, beside the kernel's size and stride.
+#[derive(Clone, Copy)]
+struct Tile {
+    /// Columns of a strip.
+    out: usize,
+    /// Warps of a block.
+    warps: usize,
+    /// Lines that a warp has under way and in use.
+    depth: usize,
+}
+
+impl Tile {
+    /// The largest that fits the 48 KiB of shared memory of a block on any GPU.
+    ///
+    /// # Errors
+    /// For a larger window or stride than the kernels take.
+    fn new(kernel: usize, stride: usize, element: DType) -> Result<Tile, String> {
+        const MOST_SHARED: usize = 48 << 10;
+        let fits = |t: &Tile| {
+            let pixels = (t.out - 1).saturating_mul(stride).saturating_add(kernel);
+            let line =
+                pixels.saturating_mul(stride).saturating_add(t.out).saturating_mul(WARP * element.bytes());
+            let weight = kernel * kernel * WARP * size_of::<f32>();
+            line.saturating_mul(t.depth * t.warps) <= MOST_SHARED
+                && pixels * WARP * element.bytes() * t.depth * t.warps + weight <= MOST_SHARED
+        };
+        let all = [(4, 8, 4), (4, 8, 2), (4, 4, 2), (2, 4, 2), (1, 4, 2), (1, 1, 2)];
+        let tile = all.into_iter().map(|(out, warps, depth)| Tile { out, warps, depth }).find(fits);
+        tile.filter(|_| kernel <= MOST_KERNEL).ok_or_else(|| {
+            format!(
+                "takes windows of at most {MOST_KERNEL} whose lines fit shared memory, not of {kernel} at a stride of {stride}"
+            )
+        })
+    }
+
+    /// Units that each warp takes of maps that a strip walks down in `steps`, and blocks, to give each about `lines`.
+    fn units(self, out: &FeatureMap, steps: usize, lines: usize) -> (usize, usize) {
+        let all = out.width.div_ceil(self.out) * out.count;
+        let units = ((lines + steps / 2) / steps).clamp(1, all);
+        (units, all.div_ceil(units * self.warps))
+    }
+}
 
 /// One op's geometry on the device.
 struct Shape<'a> {
     geometry: &'a ConvGeometry,
+    tile: Tile,
     maps: DepthwiseMaps,
-    strips: u64,
-    lines: u32,
+    /// Of all maps, for each WARP channels.
+    blocks: u32,
 }
 
 impl<'a> Shape<'a> {
+    /// Each warp walks down about `lines`, of `more` than a map's for each unit.
+    ///
     /// # Errors
     /// For more sizes of maps, larger windows or more rows than the kernels take.
-    fn new(geometry: &'a ConvGeometry, width: u32) -> Result<Self, String> {
-        if geometry.maps.len() > MOST_MAPS || geometry.kernel > MOST_KERNEL {
-            return Err(format!(
-                "takes at most {MOST_MAPS} sizes of maps and windows of {MOST_KERNEL}, not {} and {}",
-                geometry.maps.len(),
-                geometry.kernel
-            ));
+    fn new(
+        geometry: &'a ConvGeometry,
+        width: u32,
+        tile: Tile,
+        (more, lines): (usize, usize),
+    ) -> Result<Self, String> {
+        if geometry.maps.len() > MOST_MAPS {
+            return Err(format!("takes at most {MOST_MAPS} sizes of maps, not {}", geometry.maps.len()));
         }
         let small = |n: usize| {
             // Positions around a map are counted in 32 bits with a sign.
             u32::try_from(n).ok().filter(|n| *n < 1 << 31).ok_or(format!("takes at most {} rows", 1u32 << 31))
         };
         let mut maps = DepthwiseMaps { count: 0, width, map: [bytemuck::Zeroable::zeroed(); MOST_MAPS] };
-        let (mut row, mut out_row, mut strip, mut line) = (0, 0, 0, 0);
+        let (mut row, mut out_row, mut block) = (0, 0, 0);
         for (to, (map, out)) in maps.map.iter_mut().zip(geometry.maps.iter().zip(geometry.outputs())) {
+            let (units, blocks) = tile.units(&out, out.height + more, lines);
             *to = DepthwiseMap {
                 height: small(map.height)?,
                 width: small(map.width)?,
@@ -65,124 +114,95 @@ impl<'a> Shape<'a> {
                 out_width: small(out.width)?,
                 row: small(row)?,
                 out_row: small(out_row)?,
-                strip: small(strip)?,
-                line: small(line)?,
+                images: small(map.count)?,
+                strips: small(out.width.div_ceil(tile.out))?,
+                units: small(units)?,
+                block: small(block)?,
             };
             maps.count += 1;
             row += map.rows();
             out_row += out.rows();
-            line += out.count * out.height;
-            strip += out.count * out.height * out.width.div_ceil(OUT);
+            block += blocks;
         }
         small(row)?;
-        Ok(Shape { geometry, maps, strips: u64::from(small(strip)?), lines: small(line)? })
+        Ok(Shape { geometry, tile, maps, blocks: small(block)? })
     }
 
-    fn taps(&self) -> u32 {
-        (self.geometry.kernel * self.geometry.kernel) as u32
-    }
-
-    fn call<P: KernelParams>(
-        &self,
-        kernel: &'static str,
-        threads: u64,
-        vec: u64,
-        params: &P,
-    ) -> Result<Call, String> {
-        let blocks = u32::try_from(threads.div_ceil(u64::from(THREADS)).max(1));
-        let blocks = blocks.map_err(|_| format!("takes at most {} blocks of threads", u32::MAX))?;
-        let mut call = Call::new(Family::DepthwiseConv, kernel, blocks, THREADS, params);
-        call.given = given(self.geometry.kernel, self.geometry.stride, vec as usize, FEW);
-        Ok(call)
-    }
-
-    /// The weight at `w` in the kernels' order, in scratch memory.
-    fn order(&self, o: &Operands<'_>, w: u64, turned: bool, vec: u64) -> Result<Call, String> {
-        let width = self.maps.width;
-        let params = DepthwiseOrderParams { y: o.scratch, w, width, turned: u32::from(turned) };
-        self.call("depthwise_order", u64::from(self.taps()) * u64::from(width), vec, &params)
+    /// A call with a warp for each strip and WARP channels.
+    fn call<P: KernelParams>(&self, kernel: &'static str, vec: u64, params: &P) -> Call {
+        let threads = (self.tile.warps * WARP) as u32;
+        let mut call = Call::new(Family::DepthwiseConv, kernel, self.blocks, threads, params);
+        call.grid[1] = self.maps.width.div_ceil(WARP as u32);
+        call.given = given(self.geometry.kernel, self.geometry.stride, vec as usize, self.tile);
+        call
     }
 }
 
-/// `columns` is of the weight's gradient alone.
-fn given(kernel: usize, stride: usize, vec: usize, columns: u32) -> Given {
-    vec![("KERNEL", kernel), ("STRIDE", stride), ("VEC", vec), ("OUT", OUT), ("COLUMNS", columns as usize)]
+fn given(kernel: usize, stride: usize, vec: usize, tile: Tile) -> Given {
+    let Tile { out, warps, depth } = tile;
+    vec![
+        ("KERNEL", kernel),
+        ("STRIDE", stride),
+        ("VEC", vec),
+        ("OUT", out),
+        ("WARPS", warps),
+        ("DEPTH", depth),
+    ]
 }
 
-/// The convolution with the weight `w`, or with it turned by half.
+/// The kernel of that name over `x` with the weight `w`, or with it turned by half.
 fn convolve(
     o: &Operands<'_>,
-    shape: &Shape<'_>,
-    [y, x, w]: [u64; 3],
-    [bias, residual]: [u64; 2],
+    geometry: &ConvGeometry,
+    kernel: &'static str,
+    [y, x, w, bias, residual]: [u64; 5],
     turned: bool,
 ) -> Lowered {
-    let width = u64::from(shape.maps.width);
-    let vec = vector(width, o.element(), &[y, x, residual, o.scratch]);
+    let width = o.inputs[0].rows_width()?.1;
+    let tile = Tile::new(geometry.kernel, geometry.stride, o.element())?;
+    let shape = Shape::new(geometry, width, tile, (0, LINES))?;
+    let vec = vector(u64::from(width), o.element(), &[x]);
     let params =
-        DepthwiseParams { y, x, w: o.scratch, bias, residual, strips: shape.strips, maps: shape.maps };
-    let order = shape.order(o, w, turned, vec)?;
-    Ok(vec![order, shape.call("depthwise_conv", shape.strips * (width / vec), vec, &params)?])
+        DepthwiseParams { y, x, w, bias, residual, turned: u32::from(turned), unused: 0, maps: shape.maps };
+    Ok(vec![shape.call(kernel, vec, &params)])
 }
 
-/// COLUMNS of the kernels that do not use it.
-const FEW: u32 = 8;
-
-/// Channels of a thread of the weight's gradient: registers hold a line of taps and a line of a window of each.
-fn weight_vector(width: u32, kernel: usize, element: DType, addresses: &[u64]) -> u32 {
-    let fits = vector(u64::from(width), element, addresses) as u32;
-    if kernel > 3 { fits.min(4) } else { fits }
-}
-
-/// Lines of a block of the weight's gradient, and blocks of a pack of channels: enough for a large GPU, but with work enough
-/// that their sums are few beside what they read.
-fn chunks(geometry: &ConvGeometry, width: u32, element: DType) -> (usize, usize) {
-    const BLOCKS: usize = 1056;
-    let lines: usize = geometry.outputs().map(|m| m.count * m.height).sum();
-    // As the planner aligns operands; others have as many chunks, and more blocks of each.
-    let packs = width / weight_vector(width, geometry.kernel, element, &[]);
-    let wanted = BLOCKS.div_ceil(packs.div_ceil(columns(packs)).max(1) as usize);
-    let sums = geometry.kernel * geometry.kernel + 1;
-    let least = (8 * sums * lines).div_ceil(geometry.output_rows().max(1));
-    let chunk = lines.div_ceil(wanted).max(least).max(1);
-    (chunk, lines.div_ceil(chunk).max(1))
+/// How a weight's gradient is cut: ticks that a unit takes beside its lines, and ticks of a warp.
+fn weight_lines(geometry: &ConvGeometry, width: usize, tile: Tile) -> (usize, usize) {
+    // AFTER of the kernels.
+    let more = (geometry.kernel / 2 + geometry.stride - 1) / geometry.stride;
+    let strips = |m: &FeatureMap| m.count * m.width.div_ceil(tile.out);
+    let ticks: usize = geometry.outputs().map(|m| strips(&m) * (m.height + more)).sum();
+    let warps = WEIGHT_BLOCKS.div_ceil(width.div_ceil(WARP).max(1)) * tile.warps;
+    (more, ticks.div_ceil(warps))
 }
 
 impl Lower for ops::DepthwiseConv2d {
-    fn workspace(&self, inputs: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
-        inputs[1].shape.count() * inputs[1].dtype.bytes()
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
     }
 
     /// `y`.
     fn lower(&self, o: &Operands<'_>) -> Lowered {
-        let ops::DepthwiseConv2d { geometry, residual } = self;
-        let shape = Shape::new(geometry, o.inputs[0].rows_width()?.1)?;
-        let added = [o.inputs[2].at, if *residual { o.inputs[3].at } else { 0 }];
-        convolve(o, &shape, [o.outputs[0].at, o.inputs[0].at, o.inputs[1].at], added, false)
+        let residual = if self.residual { o.inputs[3].at } else { 0 };
+        let at = [o.outputs[0].at, o.inputs[0].at, o.inputs[1].at, o.inputs[2].at, residual];
+        convolve(o, &self.geometry, "depthwise_conv", at, false)
     }
 }
 
 impl Lower for ops::DepthwiseConv2dBackwardInput {
-    fn workspace(&self, inputs: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
-        inputs[1].shape.count() * inputs[1].dtype.bytes()
+    fn workspace(&self, _: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
+        0
     }
 
     /// `dx`.
     fn lower(&self, o: &Operands<'_>) -> Lowered {
-        let ops::DepthwiseConv2dBackwardInput { geometry, residual } = self;
-        let residual = if *residual { o.inputs[2].at } else { 0 };
-        let (rows, width) = o.outputs[0].rows_width()?;
-        let shape = Shape::new(geometry, width)?;
-        let [y, x, w] = [o.outputs[0].at, o.inputs[0].at, o.inputs[1].at];
-        if geometry.stride == 1 {
-            return convolve(o, &shape, [y, x, w], [0, residual], true);
-        }
-        let vec = vector(u64::from(width), o.element(), &[y, x, residual, o.scratch]);
-        let strips = u64::from(rows);
-        let params = DepthwiseParams { y, x, w: o.scratch, bias: 0, residual, strips, maps: shape.maps };
-        let order = shape.order(o, w, false, vec)?;
-        let threads = strips * (u64::from(width) / vec);
-        Ok(vec![order, shape.call("depthwise_conv_gather", threads, vec, &params)?])
+        // With stride 1 it is the convolution of dy with the weight turned.
+        let same = self.geometry.stride == 1;
+        let kernel = if same { "depthwise_conv" } else { "depthwise_conv_spread" };
+        let residual = if self.residual { o.inputs[2].at } else { 0 };
+        let at = [o.outputs[0].at, o.inputs[0].at, o.inputs[1].at, 0, residual];
+        convolve(o, &self.geometry, kernel, at, same)
     }
 }
 
@@ -190,43 +210,29 @@ impl Lower for ops::DepthwiseConv2dBackwardWeight {
     fn workspace(&self, inputs: &[OperandType<'_>], _: &[OperandType<'_>]) -> usize {
         let ops::DepthwiseConv2dBackwardWeight { geometry } = self;
         let width = inputs[0].shape.as_matrix().1;
-        let taps = geometry.kernel * geometry.kernel;
-        // Wider rows are refused.
-        let chunks = chunks(geometry, u32::try_from(width).unwrap_or(u32::MAX), inputs[0].dtype).1;
-        chunks * (taps + 1) * width * size_of::<f32>()
+        // What the kernels do not take is refused when it is lowered.
+        let Ok(tile) = Tile::new(geometry.kernel, geometry.stride, inputs[0].dtype) else { return 0 };
+        let (more, lines) = weight_lines(geometry, width, tile);
+        let blocks: usize = geometry.outputs().map(|m| tile.units(&m, m.height + more, lines).1).sum();
+        blocks * (geometry.kernel * geometry.kernel + 1) * width * size_of::<f32>()
     }
 
     /// `dw` and `db`.
     fn lower(&self, o: &Operands<'_>) -> Lowered {
         let ops::DepthwiseConv2dBackwardWeight { geometry } = self;
         let width = o.inputs[0].rows_width()?.1;
-        let shape = Shape::new(geometry, width)?;
-        let element = o.inputs[0].dtype;
-        let (chunk, count) = chunks(geometry, width, element);
+        let tile = Tile::new(geometry.kernel, geometry.stride, o.element())?;
+        let shape = Shape::new(geometry, width, tile, weight_lines(geometry, width as usize, tile))?;
+        let (dy, x) = (o.inputs[0].at, o.inputs[1].at);
+        let params = DepthwiseWeightParams { partial: o.scratch, dy, x, maps: shape.maps };
+        let vec = vector(u64::from(width), o.element(), &[dy, x]);
+        let weight = shape.call("depthwise_conv_weight", vec, &params);
         let (dw, db) = (o.outputs[0].at, o.outputs[1].at);
-        let params = DepthwiseWeightParams {
-            partial: o.scratch,
-            dy: o.inputs[0].at,
-            x: o.inputs[1].at,
-            lines: shape.lines,
-            chunk: chunk as u32,
-            bias: u32::from(db != 0),
-            unused: 0,
-            maps: shape.maps,
-        };
-        let vec = weight_vector(width, geometry.kernel, element, &[params.dy, params.x, o.scratch]);
-        let (packs, beside) = (width / vec, columns(width / vec));
-        let mut weight = shape.call("depthwise_conv_weight", 1, u64::from(vec), &params)?;
-        weight.given = given(geometry.kernel, geometry.stride, vec as usize, beside);
-        // At most a few blocks more than wanted: far below what a grid has.
-        weight.grid = [packs.div_ceil(beside), count as u32, 1];
-        let line = beside * geometry.kernel as u32;
-        weight.block[0] = THREADS / line * line;
-        let params = DepthwiseSumParams { dw, db, partial: o.scratch, chunks: count as u32, width };
-        let columns = u64::from(shape.taps() + 1) * u64::from(width);
-        let mut sum = shape.call("depthwise_conv_weight_sum", 1, 1, &params)?;
-        sum.grid[0] =
-            u32::try_from(columns.div_ceil(u64::from(WARP))).map_err(|_| "has too many channels")?;
+        let params = DepthwiseSumParams { dw, db, partial: o.scratch, blocks: shape.blocks, width };
+        let columns = (geometry.kernel * geometry.kernel + 1) as u64 * u64::from(width);
+        let mut sum = shape.call("depthwise_conv_weight_sum", vec, &params);
+        sum.grid = [u32::try_from(columns.div_ceil(WARP as u64)).map_err(|_| "has too many channels")?, 1, 1];
+        sum.block[0] = SUM_WARPS * WARP as u32;
         Ok(vec![weight, sum])
     }
 }
@@ -234,10 +240,9 @@ impl Lower for ops::DepthwiseConv2dBackwardWeight {
 /// Constants with which the recipes compile the kernels.
 pub fn variants(bf16: bool) -> Vec<Given> {
     let element = if bf16 { DType::Bf16 } else { DType::F32 };
-    let vec = 16 / element.bytes();
-    let of = |(kernel, stride)| {
-        let wide = weight_vector(512, kernel, element, &[]) as usize;
-        [given(kernel, stride, vec, FEW), given(kernel, stride, wide, 32)]
+    let of = |(k, s)| {
+        let tile = Tile::new(k, s, element).ok();
+        tile.into_iter().flat_map(move |tile| [16 / element.bytes(), 1].map(|vec| given(k, s, vec, tile)))
     };
-    [(3, 1), (3, 2), (7, 1)].into_iter().flat_map(of).chain([given(3, 1, 1, FEW)]).collect()
+    [(3, 1), (3, 2), (7, 1)].into_iter().flat_map(of).collect()
 }

@@ -10,7 +10,7 @@ impl Family {
     /// Headers of `kernels/` that the file builds on, behind the prelude.
     const fn headers(self) -> &'static [&'static str] {
         match self {
-            Family::Attention | Family::Conv | Family::PrototypeCe => &["mma.cuh"],
+            Family::Attention | Family::Conv | Family::DepthwiseConv | Family::PrototypeCe => &["mma.cuh"],
             Family::AttentionResident => &["mma.cuh", "attention_rows.cuh"],
             Family::WindowAttention => &["windows.cuh"],
             Family::WindowAttentionResident => &["mma.cuh", "attention_rows.cuh", "windows.cuh"],
@@ -18,7 +18,6 @@ impl Family {
             Family::GemmSm90 => &["mma.cuh", "gemm_epilogue.cuh", "sm90.cuh"],
             Family::PrototypeCeSm90 => &["mma.cuh", "sm90.cuh", "prototype_rows.cuh"],
             Family::DenseLoss
-            | Family::DepthwiseConv
             | Family::Embed
             | Family::LayerNorm
             | Family::Layout
