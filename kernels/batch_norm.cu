@@ -202,7 +202,7 @@ extern "C" __global__ void __launch_bounds__(1024) batch_norm_combine(const Batc
 }
 
 // y = (x - mean) gamma / sqrt(var + eps) + beta, and what follows it.
-extern "C" __global__ void __launch_bounds__(256, VEC == 8 ? 3 : 4) batch_norm_apply(const BatchNormParams p) {
+extern "C" __global__ void __launch_bounds__(256, 3) batch_norm_apply(const BatchNormParams p) {
     const u32 c = (blockIdx.y * COLUMNS + threadIdx.x % COLUMNS) * VEC;
     if (c >= p.channels) return;
     const Chunk chunk = p.chunks[blockIdx.x];
@@ -259,7 +259,7 @@ __device__ __forceinline__ void add_rows(float (&all)[3][VEC], const Elements (&
 
 // Sums over a chunk of dy (of what is normalised), of dy (x - mean) and of x - mean. The last is what rounding the mean left: it counts where the
 // mean is large against the deviation. Without a number of blocks the compiler spills to have more.
-extern "C" __global__ void __launch_bounds__(256, VEC == 8 ? 2 : 4)
+extern "C" __global__ void __launch_bounds__(256, VEC == 8 ? 2 : 3)
 batch_norm_backward_sums(const BatchNormBackwardParams p) {
     __shared__ float sums[3][VEC][THREADS];
     const u32 c = (blockIdx.y * COLUMNS + threadIdx.x % COLUMNS) * VEC, line = threadIdx.x / COLUMNS;
@@ -353,7 +353,7 @@ extern "C" __global__ void __launch_bounds__(1024) batch_norm_backward_combine(c
 }
 
 // dx = gamma / sqrt(var + eps) (dy - shift) - slope (x - mean - rest).
-extern "C" __global__ void __launch_bounds__(256, VEC == 8 ? 2 : 4) batch_norm_backward_apply(const BatchNormBackwardParams p) {
+extern "C" __global__ void __launch_bounds__(256, VEC == 8 ? 2 : 3) batch_norm_backward_apply(const BatchNormBackwardParams p) {
     const u32 c = (blockIdx.y * COLUMNS + threadIdx.x % COLUMNS) * VEC;
     if (c >= p.channels) return;
     const Chunk chunk = p.chunks[blockIdx.x];
