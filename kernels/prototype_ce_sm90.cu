@@ -144,9 +144,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) prototype_gradients(con
         if (threadIdx.x != 0) return;
         copy_rows(at, &p.student_rows, first);
         copy_tiles(at, turn, &p.student_stream, nullptr, 0, tiles);
+        // What the ring holds besides may come before the rows.
+        const u32 ahead = min(STAGES / 2, expert_tiles);
+        copy_tiles(at, turn, &p.expert_stream, &p.expert_values, 0, ahead);
         barrier_wait(at.rows_empty, 0);
         copy_rows(at, &p.expert_rows, first);
-        copy_tiles(at, turn, &p.expert_stream, &p.expert_values, 0, expert_tiles);
+        copy_tiles(at, turn, &p.expert_stream, &p.expert_values, ahead, expert_tiles);
         return;
     }
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(MANY));
