@@ -63,19 +63,23 @@ struct DepthwiseSumParams {
 
 // A warp's units, and its channels.
 struct Work {
+    u32 block;  // of its channels
     u32 map, unit, end;
     u32 base, channels;  // first of them, and how many of the WARP exist
 };
 
 __device__ __forceinline__ Work work_of_warp(const DepthwiseMaps& maps) {
     Work work;
+    // Blocks that start one after the other read other channels of the same rows, so that memory is read in long pieces.
+    const u32 at = blockIdx.y * gridDim.x + blockIdx.x;
+    work.block = at / gridDim.y;
     work.map = 0;
-    while (work.map + 1 < maps.count && blockIdx.x >= maps.map[work.map + 1].block) ++work.map;
+    while (work.map + 1 < maps.count && work.block >= maps.map[work.map + 1].block) ++work.map;
     const DepthwiseMap& m = maps.map[work.map];
     const u32 all = m.strips * m.images;
-    work.unit = ((blockIdx.x - m.block) * WARPS + threadIdx.x / WARP) * m.units;
+    work.unit = ((work.block - m.block) * WARPS + threadIdx.x / WARP) * m.units;
     work.end = min(work.unit + m.units, all);
-    work.base = blockIdx.y * WARP;
+    work.base = at % gridDim.y * WARP;
     work.channels = min(maps.width - work.base, WARP);
     return work;
 }
@@ -273,6 +277,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) depthwise_conv(const De
     }
 }
 
+#if STRIDE > 1
+
 // The gradient of a strided convolution's input: a line of dy meets all lines of taps, STRIDE lines of dx are done with it.
 extern "C" __global__ void __launch_bounds__(THREADS, 2) depthwise_conv_spread(const DepthwiseParams p) {
     // Lines that are open at a time; columns of a strip.
@@ -325,6 +331,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) depthwise_conv_spread(c
         }
     }
 }
+
+#endif
 
 // Lines of dy and x of a strip. A tick brings a line of dy, and AFTER ticks later the lines of x at its place, when all
 // lines of dy that they touch are there; a map takes AFTER ticks more than it has lines of dy.
@@ -416,7 +424,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) depthwise_conv_weight(c
         add_strip(sums, bias, strip, work, p, m, rings[warp]);
     }
     float* shared = reinterpret_cast<float*>(&rings[0][0]);
-    float* to = p.partial + (u64)blockIdx.x * (TAPS + 1) * width + work.base + lane;
+    float* to = p.partial + (u64)work.block * (TAPS + 1) * width + work.base + lane;
 #pragma unroll
     for (u32 ky = 0; ky <= KERNEL; ++ky) {
         const u32 columns = ky < KERNEL ? KERNEL : 1;
