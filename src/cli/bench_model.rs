@@ -56,9 +56,9 @@ impl Totals {
     fn add(&mut self, op: &ModelledOp, machine: &Machine) {
         self.ops += 1;
         self.launches += op.launches.len();
-        self.bytes += op.least_bytes;
-        self.flops += op.flops;
-        self.floor_seconds += machine.floor_seconds(op.flops, op.least_bytes);
+        self.bytes += op.op.least_bytes;
+        self.flops += op.op.flops;
+        self.floor_seconds += machine.floor_seconds(op.op.flops, op.op.least_bytes);
         for launch in &op.launches {
             let p = machine.predict(&launch.work);
             self.seconds += p.seconds;
@@ -102,7 +102,7 @@ impl ModelledStep {
     fn families(&self) -> Vec<(&'static str, Totals)> {
         let mut families: BTreeMap<&str, Totals> = BTreeMap::new();
         for op in &self.ops {
-            families.entry(op.op).or_default().add(op, self.machine);
+            families.entry(op.op.op).or_default().add(op, self.machine);
         }
         let mut families: Vec<_> = families.into_iter().collect();
         families.sort_by(|a, b| b.1.seconds.total_cmp(&a.1.seconds));
@@ -121,7 +121,7 @@ pub fn run(args: &BenchOpsArgs, name: &str) -> Result<()> {
     let asked = Asked { step: &args.step, batch, scale: args.scale, dtype, recompute };
     let mut step = ModelledStep::new(machine(name)?, &asked)?;
     if let Some(text) = &args.filter {
-        step.ops.retain(|op| format!("{} {}", op.op, op.shape).contains(text.as_str()));
+        step.ops.retain(|op| format!("{} {}", op.op.op, op.op.shape).contains(text.as_str()));
     }
     if step.ops.is_empty() {
         return Err(nothing_left(args));
@@ -290,8 +290,9 @@ fn record(op: &ModelledOp, machine: &Machine) -> Value {
         })
     };
     json!({
-        "path": op.path, "op": op.op, "shape": op.shape.to_string(), "flops": op.flops, "least_bytes": op.least_bytes,
-        "floor_seconds": machine.floor_seconds(op.flops, op.least_bytes),
+        "path": op.op.path, "op": op.op.op, "shape": op.op.shape.to_string(), "flops": op.op.flops,
+        "least_bytes": op.op.least_bytes,
+        "floor_seconds": machine.floor_seconds(op.op.flops, op.op.least_bytes),
         "launches": op.launches.iter().map(launch).collect::<Vec<_>>(),
     })
 }

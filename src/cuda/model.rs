@@ -3,16 +3,16 @@
 
 use super::choices::Choices;
 use super::compiler::{Compiler, Stages};
-use super::driver::DeviceInfo;
+use super::driver::{DeviceInfo, Measured};
 use super::kernel::{Call, Given};
+use super::measure::op_measure;
 use super::occupancy::Architecture;
 use super::planning::lowered_at;
 use super::sass;
 use super::vm::VmDriver;
-use crate::backend::OpKernel;
+use crate::backend::{OpKernel, OpMeasure};
 use crate::error::{Error, Result};
 use crate::plan::{LaunchWork, Machine, Plan, Slot, Space, Step};
-use crate::tensor::Shape;
 use rayon::prelude::*;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -23,16 +23,8 @@ const SAMPLED: u64 = 3;
 /// An op of a plan.
 #[derive(Clone, Debug)]
 pub struct ModelledOp {
-    pub path: String,
-    pub op: &'static str,
-    /// Of its first operand, or of its first output.
-    pub shape: Shape,
-    /// Rows, columns and depth, if it is one plain product.
-    pub product: Option<[u64; 3]>,
-    /// Of its matrix products.
-    pub flops: u64,
-    /// Bytes of all its operands.
-    pub least_bytes: u64,
+    /// Nothing of it is timed.
+    pub op: OpMeasure,
     pub launches: Vec<ModelledLaunch>,
 }
 
@@ -104,7 +96,10 @@ pub fn modelled(plan: &Plan, machine: &Machine, compiler: &Compiler) -> Result<M
         unique.par_iter().map(sample).collect::<Result<_>>()?;
     let op = |(step, (_, calls)): (&Step, &(Places, Vec<Call>))| {
         let first = firsts[&calls.iter().map(key).collect::<Vec<_>>()];
-        modelled_op(step, sampled[&first].clone())
+        ModelledOp {
+            op: op_measure(step, calls.len(), Measured::default()),
+            launches: sampled[&first].clone(),
+        }
     };
     let image = |(source, call): &(String, &Call)| Image {
         file: call.family.file(),
@@ -164,7 +159,8 @@ impl Sampler<'_> {
         }
         let moved: f64 = launches.iter().map(|l| l.work.blocks * l.work.bytes).sum();
         // Every operand crosses the device memory once, what is left for the next launch of the op twice.
-        let memory = least_bytes(step) as f64 + 2.0 * step.workspace.1 as f64;
+        let least = op_measure(step, calls.len(), Measured::default()).least_bytes;
+        let memory = least as f64 + 2.0 * step.workspace.1 as f64;
         for l in &mut launches {
             l.work.memory = memory.min(moved) * l.work.blocks * l.work.bytes / moved.max(1.0);
         }
@@ -208,23 +204,5 @@ impl Sampler<'_> {
             memory: 0.0,
         };
         Ok(ModelledLaunch { kernel, work })
-    }
-}
-
-fn least_bytes(step: &Step) -> u64 {
-    step.inputs.iter().chain(&step.outputs).map(|s| (s.shape.count() * s.dtype.bytes()) as u64).sum()
-}
-
-fn modelled_op(step: &Step, launches: Vec<ModelledLaunch>) -> ModelledOp {
-    let shapes = |slots: &'_ [Slot]| slots.iter().map(|s| s.shape.clone()).collect::<Vec<_>>();
-    let (inputs, outputs) = (shapes(&step.inputs), shapes(&step.outputs));
-    ModelledOp {
-        path: step.path.clone(),
-        op: step.op.name(),
-        shape: inputs.first().unwrap_or(&outputs[0]).clone(),
-        product: None,
-        flops: step.op.matrix_flops(&inputs.iter().collect::<Vec<_>>(), &outputs.iter().collect::<Vec<_>>()),
-        least_bytes: least_bytes(step),
-        launches,
     }
 }
