@@ -28,7 +28,7 @@ const WARP: usize = 32;
 const SUM_WARPS: u32 = 32;
 /// Largest window whose weights fit the registers of a thread.
 const MOST_KERNEL: usize = 7;
-/// Lines that a warp convolves at least, if there are as many: what loading the weights is worth.
+/// Lines that a warp walks down at least, if there are as many: what loading weights or storing their gradients is worth.
 const LINES: usize = 16;
 /// Blocks of a weight's gradient that keep a large GPU busy to the end.
 const WEIGHT_BLOCKS: usize = 1056;
@@ -44,12 +44,29 @@ struct Tile {
     depth: usize,
 }
 
+/// A narrow strip and a wide one, columns. Per column, small windows cost a wide strip four fifths of the instructions.
+const NARROW: usize = 4;
+const WIDE: usize = 8;
+
 impl Tile {
-    /// The largest that fits the 48 KiB of shared memory of a block on any GPU.
+    /// For the maps of `geometry`: wide strips where little of them lies outside of the maps.
+    ///
+    /// # Errors
+    /// Those of [`Tile::fitting`].
+    fn new(geometry: &ConvGeometry, element: DType) -> Result<Tile, String> {
+        let ConvGeometry { kernel, stride, .. } = *geometry;
+        let columns = |out: usize| {
+            geometry.outputs().map(|m| m.count * m.height * m.width.div_ceil(out) * out).sum::<usize>()
+        };
+        let wide = kernel <= 3 && stride == 1 && columns(WIDE) * 4 <= columns(NARROW) * 5;
+        Tile::fitting(kernel, stride, if wide { WIDE } else { NARROW }, element)
+    }
+
+    /// The largest of up to `out` columns that fits the 48 KiB of shared memory of a block on any GPU.
     ///
     /// # Errors
     /// For a larger window or stride than the kernels take.
-    fn new(kernel: usize, stride: usize, element: DType) -> Result<Tile, String> {
+    fn fitting(kernel: usize, stride: usize, out: usize, element: DType) -> Result<Tile, String> {
         const MOST_SHARED: usize = 48 << 10;
         let fits = |t: &Tile| {
             let pixels = (t.out - 1).saturating_mul(stride).saturating_add(kernel);
@@ -59,7 +76,7 @@ impl Tile {
             line.saturating_mul(t.depth * t.warps) <= MOST_SHARED
                 && pixels * WARP * element.bytes() * t.depth * t.warps + weight <= MOST_SHARED
         };
-        let all = [(4, 8, 4), (4, 8, 2), (4, 4, 2), (2, 4, 2), (1, 4, 2), (1, 1, 2)];
+        let all = [(out, 8, 4), (out, 8, 2), (NARROW, 4, 2), (2, 4, 2), (1, 4, 2), (1, 1, 2)];
         let tile = all.into_iter().map(|(out, warps, depth)| Tile { out, warps, depth }).find(fits);
         tile.filter(|_| kernel <= MOST_KERNEL).ok_or_else(|| {
             format!(
@@ -159,7 +176,7 @@ fn convolve(
     turned: bool,
 ) -> Lowered {
     let width = o.inputs[0].rows_width()?.1;
-    let tile = Tile::new(geometry.kernel, geometry.stride, o.element())?;
+    let tile = Tile::new(geometry, o.element())?;
     let shape = Shape::new(geometry, width, tile, (0, LINES))?;
     let vec = vector(u64::from(width), o.element(), &[x]);
     let params =
@@ -174,7 +191,7 @@ fn weight_lines(geometry: &ConvGeometry, width: usize, tile: Tile) -> (usize, us
     let strips = |m: &FeatureMap| m.count * m.width.div_ceil(tile.out);
     let ticks: usize = geometry.outputs().map(|m| strips(&m) * (m.height + more)).sum();
     let warps = WEIGHT_BLOCKS.div_ceil(width.div_ceil(WARP).max(1)) * tile.warps;
-    (more, ticks.div_ceil(warps))
+    (more, ticks.div_ceil(warps).max(LINES))
 }
 
 impl Lower for ops::DepthwiseConv2d {
@@ -211,7 +228,7 @@ impl Lower for ops::DepthwiseConv2dBackwardWeight {
         let ops::DepthwiseConv2dBackwardWeight { geometry } = self;
         let width = inputs[0].shape.as_matrix().1;
         // What the kernels do not take is refused when it is lowered.
-        let Ok(tile) = Tile::new(geometry.kernel, geometry.stride, inputs[0].dtype) else { return 0 };
+        let Ok(tile) = Tile::new(geometry, inputs[0].dtype) else { return 0 };
         let (more, lines) = weight_lines(geometry, width, tile);
         let blocks: usize = geometry.outputs().map(|m| tile.units(&m, m.height + more, lines).1).sum();
         blocks * (geometry.kernel * geometry.kernel + 1) * width * size_of::<f32>()
@@ -221,7 +238,7 @@ impl Lower for ops::DepthwiseConv2dBackwardWeight {
     fn lower(&self, o: &Operands<'_>) -> Lowered {
         let ops::DepthwiseConv2dBackwardWeight { geometry } = self;
         let width = o.inputs[0].rows_width()?.1;
-        let tile = Tile::new(geometry.kernel, geometry.stride, o.element())?;
+        let tile = Tile::new(geometry, o.element())?;
         let shape = Shape::new(geometry, width, tile, weight_lines(geometry, width as usize, tile))?;
         let (dy, x) = (o.inputs[0].at, o.inputs[1].at);
         let params = DepthwiseWeightParams { partial: o.scratch, dy, x, maps: shape.maps };
@@ -240,9 +257,9 @@ impl Lower for ops::DepthwiseConv2dBackwardWeight {
 /// Constants with which the recipes compile the kernels.
 pub fn variants(bf16: bool) -> Vec<Given> {
     let element = if bf16 { DType::Bf16 } else { DType::F32 };
-    let of = |(k, s)| {
-        let tile = Tile::new(k, s, element).ok();
+    let of = |(k, s, out)| {
+        let tile = Tile::fitting(k, s, out, element).ok();
         tile.into_iter().flat_map(move |tile| [16 / element.bytes(), 1].map(|vec| given(k, s, vec, tile)))
     };
-    [(3, 1), (3, 2), (7, 1)].into_iter().flat_map(of).collect()
+    [(3, 1, NARROW), (3, 1, WIDE), (3, 2, NARROW), (7, 1, NARROW)].into_iter().flat_map(of).collect()
 }

@@ -107,18 +107,22 @@ pub fn conv2d_weight() -> Vec<Case> {
         .collect()
 }
 
-/// Channels in whole blocks of registers, in parts of them, and both; windows wider than the map; many images.
+/// Channels in whole warps, in whole accesses, and in parts of both; windows wider than the map, strips of many images and
+/// parts of strips, several of them to a warp; sizes that no stride divides.
 pub fn depthwise_conv2d() -> Vec<Case> {
-    let all: [(&[FeatureMap], usize, usize, usize); 9] = [
+    let all: [(&[FeatureMap], usize, usize, usize); 12] = [
         (&[map(1, 1, 1)], 1, 1, 1),
         (&[map(2, 4, 3)], 3, 1, 5),
-        (&[map(1, 3, 12)], 3, 1, 41),
+        (&[map(1, 3, 15)], 3, 1, 41),
         (&[map(1, 5, 4)], 7, 1, 8),
         (&[map(1, 9, 13), map(2, 2, 2)], 7, 1, 32),
         (&[map(2, 6, 4)], 3, 2, 9),
         (&[map(1, 7, 5), map(3, 2, 3)], 3, 2, 107),
-        (&[map(1, 8, 11)], 7, 2, 3),
+        (&[map(2, 8, 11)], 7, 2, 3),
         (&[map(70, 2, 1)], 3, 1, 2),
+        (&[map(3, 2, 9), map(1, 11, 6)], 3, 1, 40),
+        (&[map(1, 5, 17), map(5, 3, 9)], 3, 2, 16),
+        (&[map(2, 3, 6)], 7, 1, 72),
     ];
     all.into_iter()
         .enumerate()
