@@ -187,7 +187,7 @@ fn convolve(
 /// How a weight's gradient is cut: ticks that a unit takes beside its lines, and ticks of a warp.
 fn weight_lines(geometry: &ConvGeometry, width: usize, tile: Tile) -> (usize, usize) {
     // AFTER of the kernels.
-    let more = (geometry.kernel / 2 + geometry.stride - 1) / geometry.stride;
+    let more = (geometry.kernel / 2).div_ceil(geometry.stride);
     let strips = |m: &FeatureMap| m.count * m.width.div_ceil(tile.out);
     let ticks: usize = geometry.outputs().map(|m| strips(&m) * (m.height + more)).sum();
     let warps = WEIGHT_BLOCKS.div_ceil(width.div_ceil(WARP).max(1)) * tile.warps;
