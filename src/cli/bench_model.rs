@@ -1,7 +1,6 @@
 //! `saip-engine bench ops --model`: what a step's launches would take on a device that need not be there.
 
 use super::baseline::Figures;
-use super::bench_ops::nothing_left;
 use super::bench_ops_groups::{BenchOpsArgs, MODELLED_BATCH};
 use super::plan_ranks::machine;
 use super::step::StepArgs;
@@ -11,7 +10,7 @@ use crate::cuda::{
     modelled,
 };
 use crate::error::{Error, Result};
-use crate::files::atomic;
+use crate::files::{atomic, disk};
 use crate::plan::{self, Bound, FITTED, LaunchWork, Machine};
 use crate::report::table::table;
 use crate::step::StepOptions;
@@ -124,7 +123,7 @@ pub fn run(args: &BenchOpsArgs, name: &str) -> Result<()> {
         step.ops.retain(|op| format!("{} {}", op.op.op, op.op.shape).contains(text.as_str()));
     }
     if step.ops.is_empty() {
-        return Err(nothing_left(args));
+        return Err(args.nothing_left());
     }
     let mut figures = Figures::default();
     for (name, totals) in step.families() {
@@ -157,7 +156,7 @@ pub fn run(args: &BenchOpsArgs, name: &str) -> Result<()> {
 
 /// Writes machine code as files for a disassembler, and `index.json`, which tells what they are, into a new folder.
 fn write_images(folder: &Path, images: &[Image]) -> Result<()> {
-    std::fs::create_dir(folder).map_err(|e| Error::io(folder, "create the folder", e))?;
+    disk::create_dir(folder).map_err(|e| Error::io(folder, "create the folder", e))?;
     let mut index = Vec::new();
     for (i, image) in images.iter().enumerate() {
         let name = format!("{i:03}-{}.cubin", image.file.trim_end_matches(".cu"));

@@ -60,7 +60,7 @@ pub fn run(args: &BenchOpsArgs) -> Result<i32> {
         groups.retain(|g| g.name().contains(text.as_str()));
     }
     if groups.is_empty() {
-        return Err(nothing_left(args));
+        return Err(args.nothing_left());
     }
     let mut figures = Figures::default();
     groups.iter().for_each(|g| g.figures(&mut figures));
@@ -83,12 +83,6 @@ pub fn run(args: &BenchOpsArgs) -> Result<i32> {
     println!("{device}: {} ops of {} at batch {batch}", measures.len(), args.step.preset);
     print(&groups, args, ceilings.as_ref());
     figures.settle(&args.kept).map(|()| 0)
-}
-
-/// The error for a filter that nothing passes.
-pub(super) fn nothing_left(args: &BenchOpsArgs) -> Error {
-    let text = args.filter.as_deref().unwrap_or_default();
-    Error::usage(format!("--filter {text}: no op of {} has that in its name and shape", args.step.preset))
 }
 
 /// Ops of one kind and shape together, the heaviest first.

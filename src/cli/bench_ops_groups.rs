@@ -5,6 +5,7 @@ use super::cuda::CudaArgs;
 use super::device::{parse_dtype, parse_target};
 use super::step::StepArgs;
 use crate::backend::{OpCounts, OpKernel, OpMeasure};
+use crate::error::Error;
 use crate::tensor::DType;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -66,6 +67,14 @@ pub struct BenchOpsArgs {
     pub json: bool,
     #[command(flatten)]
     pub cuda: CudaArgs,
+}
+
+impl BenchOpsArgs {
+    /// The error for a filter that nothing passes.
+    pub(super) fn nothing_left(&self) -> Error {
+        let text = self.filter.as_deref().unwrap_or_default();
+        Error::usage(format!("--filter {text}: no op of {} has that in its name and shape", self.step.preset))
+    }
 }
 
 /// Images of a step that is interpreted, and of one that is modelled.

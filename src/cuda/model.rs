@@ -17,7 +17,7 @@ use rayon::prelude::*;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
-/// Blocks of a launch that run.
+/// Blocks of a launch that run; of those whose blocks are all resident at once, and share the work alike, one.
 const SAMPLED: u64 = 3;
 
 /// An op of a plan.
@@ -151,7 +151,7 @@ struct Sampler<'a> {
 
 impl Sampler<'_> {
     fn step(&self, step: &Step, places: &Places, calls: &[Call]) -> Result<Vec<ModelledLaunch>> {
-        let mut driver = VmDriver::sampling(self.device.clone(), SAMPLED, self.machine.latencies());
+        let mut driver = VmDriver::sampling(self.device.clone(), self.machine.latencies());
         driver.pretend(BASE, places.bytes)?;
         let mut launches = Vec::with_capacity(calls.len());
         for call in calls {
@@ -185,7 +185,9 @@ impl Sampler<'_> {
             resident_blocks: resident,
             occupancy: Some(self.limits.occupancy(threads, resident)),
         };
-        let report = driver.sample(&stages.ptx, call)?;
+        let at_once = u64::from(self.machine.multiprocessors) * u64::from(resident);
+        let sampled = if kernel.blocks <= at_once { 1 } else { SAMPLED };
+        let report = driver.sample(&stages.ptx, call, sampled)?;
         let c = &report.counts;
         let each = |n: u64| n as f64 / report.ran.max(1) as f64;
         let text = sass::instructions(&stages.cubin, call.kernel).ok_or_else(lost)?;

@@ -47,9 +47,9 @@ impl VmDriver {
         }
     }
 
-    /// An interpreter that claims to be `device` and runs `blocks` of the blocks of each launch, for what they do: products
-    /// are counted and not computed, nothing is checked.
-    pub(super) fn sampling(device: DeviceInfo, blocks: u64, latencies: plan::Latencies) -> Self {
+    /// An interpreter that claims to be `device` and runs launches for what they do: products are counted and not computed,
+    /// nothing is checked.
+    pub(super) fn sampling(device: DeviceInfo, latencies: plan::Latencies) -> Self {
         let l = latencies;
         let latencies = ptx_vm::Latencies {
             arithmetic: l.arithmetic,
@@ -64,7 +64,6 @@ impl VmDriver {
             check_uninitialised: false,
             check_registers: false,
             check_races: false,
-            sample: blocks,
             products: false,
             latencies: Some(latencies),
             ..Options::default()
@@ -86,11 +85,12 @@ impl VmDriver {
         }
     }
 
-    /// Runs a call of PTX; tells what its sample did.
+    /// Runs `blocks` blocks of a call of PTX; tells what they did.
     ///
     /// # Errors
     /// Those of the launch.
-    pub(super) fn sample(&mut self, ptx: &str, call: &Call) -> Result<Sampled> {
+    pub(super) fn sample(&mut self, ptx: &str, call: &Call, blocks: u64) -> Result<Sampled> {
+        self.options.sample = blocks;
         let module = self.load(ptx.as_bytes(), call.kernel, call.shared)?;
         let (number, name) = &self.kernels[module.0];
         let module = self.modules[*number].clone();

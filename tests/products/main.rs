@@ -119,7 +119,8 @@ fn every_way_to_compute_the_products_of_the_presets_agrees() {
     let real = forms::real();
     // The list is what it is for: all that may follow a product is in it.
     let finishes: BTreeSet<u32> = real.iter().map(|f| f.product.finish as u32).collect();
-    assert_eq!(finishes, (0..=Finish::Add as u32).collect());
+    // Sums are left in f32, or added to such, on devices without warpgroups alone: by prototypes.
+    assert_eq!(finishes, (0..=Finish::Partial as u32).collect());
     let results = if device::is_gpu() { on_gpu(&real) } else { interpreted(&forms::reduced(real)) };
     let mut failures = Vec::new();
     for result in results {
@@ -182,7 +183,12 @@ fn a_defect_is_told_by_tile_shape_and_place() {
             ["(map, column, row, box())", "(map, column, row ^ 1, box())"],
             "\n    Y row 0 column 0: ",
         ),
-        (wide, "gemm_sm90", ["if (row >= p.m ||", "if (row > p.m ||"], "wrote behind its output"),
+        (
+            wide,
+            "gemm_sm90",
+            ["if (row >= p.m || col >= p.n)", "if (row > p.m || col >= p.n)"],
+            "wrote behind its output",
+        ),
         (
             partial.clone(),
             "gemm_sm90",
