@@ -108,10 +108,16 @@ __device__ __forceinline__ void take_rows(Columns& all, const Elements* v) {
     const float part = N / all.n, weight = (all.n - N) * part;
 #pragma unroll
     for (int j = 0; j < VEC; ++j) {
-        float mean = 0.0f, squares = 0.0f;
+        float x[N], squares = 0.0f;
 #pragma unroll
-        for (u32 i = 0; i < N; ++i) mean += to_float(v[i].at[j]);
-        mean *= 1.0f / N;
+        for (u32 i = 0; i < N; ++i) x[i] = to_float(v[i].at[j]);
+        // In pairs: the mean of equal values is theirs exactly.
+#pragma unroll
+        for (u32 step = 1; step < N; step *= 2) {
+#pragma unroll
+            for (u32 i = 0; i + step < N; i += 2 * step) x[i] += x[i + step];
+        }
+        const float mean = x[0] * (1.0f / N);
 #pragma unroll
         for (u32 i = 0; i < N; ++i) {
             const float apart = to_float(v[i].at[j]) - mean;
@@ -353,23 +359,17 @@ extern "C" __global__ void __launch_bounds__(1024) batch_norm_backward_combine(c
 }
 
 // dx = gamma / sqrt(var + eps) (dy - shift) - slope (x - mean - rest).
-extern "C" __global__ void __launch_bounds__(256, VEC == 8 ? 2 : 3) batch_norm_backward_apply(const BatchNormBackwardParams p) {
+extern "C" __global__ void __launch_bounds__(256, 2) batch_norm_backward_apply(const BatchNormBackwardParams p) {
     const u32 c = (blockIdx.y * COLUMNS + threadIdx.x % COLUMNS) * VEC;
     if (c >= p.channels) return;
     const Chunk chunk = p.chunks[blockIdx.x];
-    float mean[VEC], factor[VEC], beta[VEC], slope[VEC], rest[VEC];
+    float mean[VEC], factor[VEC], beta[VEC], shift[VEC], slope[VEC], rest[VEC];
     load_all(mean, p.mean + (u64)chunk.group * p.channels + c);
     load_forward(factor, beta, p, chunk.group, c);
     const float* terms = p.terms + (u64)chunk.group * 3 * p.channels + c;
     load_all(slope, terms + p.channels);
     load_all(rest, terms + 2 * (u64)p.channels);
-    {
-        float shift[VEC];
-        load_all(shift, terms);
-        // All of the gradient that is the same for every row.
-#pragma unroll
-        for (int j = 0; j < VEC; ++j) rest[j] = slope[j] * rest[j] - factor[j] * shift[j];
-    }
+    load_all(shift, terms);
     const u64 at = (u64)chunk.first * p.channels + c;
 #pragma unroll 1
     for (u32 row = threadIdx.x / COLUMNS; row < chunk.rows; row += OF_EACH * LINES) {
@@ -385,7 +385,7 @@ extern "C" __global__ void __launch_bounds__(256, VEC == 8 ? 2 : 3) batch_norm_b
                 const float apart = to_float(x[i].at[j]) - mean[j];
                 float d = to_float(dy[i].at[j]);
                 if (THEN) d = through(d, apart * factor[j] + beta[j]);
-                dx[j] = factor[j] * d - slope[j] * apart + rest[j];
+                dx[j] = factor[j] * (d - shift[j]) - slope[j] * (apart - rest[j]);
             }
             store_all(p.dx + at + (u64)(row + i * LINES) * p.channels, dx);
         }
