@@ -16,8 +16,10 @@ import re
 import subprocess
 import sys
 
-SECTION = re.compile(r"^\s*\.section\s+\.text\.([A-Za-z0-9_]+)")
-INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P[0-9T]+\s+)?([A-Z0-9_.]+)")
+# Where a kernel's text begins, and an instruction of it behind its address and its predicate.
+LINE = re.compile(
+    r"^[ \t]*(?:\.section[ \t]+\.text\.([A-Za-z0-9_]+)|/\*[0-9a-f]+\*/[ \t]+(?:@!?U?P[0-9T]+[ \t]+)?([A-Z0-9_.]+))", re.M
+)
 
 
 class Kernel:
@@ -49,17 +51,15 @@ def kernels(folder, nvdisasm):
     with open(os.path.join(folder, "index.json"), encoding="utf-8") as file:
         index = json.load(file)
     for entry in index:
-        command = [nvdisasm, "-c", os.path.join(folder, entry["image"])]
+        command = [nvdisasm, "-c", "-ndf", os.path.join(folder, entry["image"])]
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         counts = collections.OrderedDict()
         current = None
-        for line in text.splitlines():
-            section = SECTION.match(line)
+        for section, instruction in LINE.findall(text):
             if section:
-                current = counts.setdefault(section.group(1), collections.Counter())
-            found = INSTRUCTION.match(line)
-            if found and current is not None:
-                current[found.group(1)] += 1
+                current = counts.setdefault(section, collections.Counter())
+            elif current is not None:
+                current[instruction] += 1
         for name, counted in counts.items():
             yield Kernel(name, entry["file"], entry["given"], entry["bf16"], counted)
 
